@@ -1,0 +1,1 @@
+"""Typed options: the schema, the loader and the check command."""

@@ -1,0 +1,1 @@
+"""Pictures in: resizing, data sets, loaders and preparation."""

@@ -1,0 +1,1 @@
+"""Trained networks as integers: conversion, packing, graphs, engines, upscaling."""

@@ -1,0 +1,25 @@
+"""The expected failures, which the command line prints as one line each instead of a traceback."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class InputError(Exception):
+    """Bad usage, options or input (exit code 2). The message names the file or key and the remedy."""
+
+
+class OptionsError(InputError):
+    """Every problem found in an option file, at once.
+
+    Attributes:
+        problems: one line each, ``FILE: key: problem; remedy``.
+    """
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        self.problems = list(problems)
+        super().__init__("\n".join(self.problems))
+
+
+class WorkError(Exception):
+    """The request was sound but the work failed (exit code 1)."""

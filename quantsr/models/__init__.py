@@ -1,0 +1,1 @@
+"""BasicSR model classes: what one training step does."""

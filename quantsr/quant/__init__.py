@@ -1,0 +1,1 @@
+"""Quantization: integer ranges, pure numerics, quantizers, layers, calibration."""
