@@ -1,0 +1,172 @@
+"""The command line: ``quantsr COMMAND ...``.
+
+Each command is a module with ``add_arguments(parser)`` and ``run(args) -> int``, imported only when it is chosen: upscaling
+never loads torch, and a command whose packages are absent says what to install. Exit codes: 0 done, 1 the work failed,
+2 bad usage, options or input, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from typing import NoReturn
+
+from quantsr import __version__
+from quantsr.errors import InputError, OptionsError, WorkError
+
+DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+
+# Packages of the extra [train]; every other third-party package is a base dependency.
+TRAIN_PACKAGES = frozenset(
+    {
+        "basicsr",
+        "lmdb",
+        "matplotlib",
+        "onnxruntime",
+        "pydantic",
+        "skimage",
+        "tensorboard",
+        "torch",
+        "torchvision",
+        "yaml",
+    }
+)
+
+
+@dataclass(frozen=True)
+class Command:
+    """One subcommand: the module that implements it and its line in ``quantsr --help``."""
+
+    module: str
+    help: str
+
+
+COMMANDS = {
+    "train": Command("quantsr.train", "train a network from an option file"),
+    "test": Command("quantsr.test", "evaluate a network: PSNR and SSIM at every depth on every set"),
+    "check": Command("quantsr.config.check", "report every problem of an option file without running it"),
+    "prepare": Command("quantsr.data.prepare", "prepare data sets: bicubic pictures, sub-images, LMDB"),
+    "upscale": Command("quantsr.deploy.upscale_cli", "upscale pictures"),
+    "export": Command("quantsr.deploy.export", "convert a checkpoint to a packed file, ONNX or OpenVINO"),
+    "bench": Command("quantsr.deploy.bench", "measure the speed of a network on this machine"),
+    "cost": Command("quantsr.analysis.cost", "count parameters, bytes, MACs and BitOPs"),
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what was wrong in one line, as every other expected failure does."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(BAD_INPUT, f"error: {self.prog}: {message}; see '{self.prog} --help'\n")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code.
+
+    Args:
+        argv: the words after ``quantsr``; those of the process where None.
+
+    Raises:
+        SystemExit: for ``--help``, ``--version`` (0) and bad usage (2), as argparse does.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    top = _top_parser()
+    args = top.parse_args(words)
+    if args.command is None:
+        top.print_help(sys.stderr)
+        return BAD_INPUT
+    if args.command not in COMMANDS:
+        top.error(f"unknown command {args.command!r}; the commands are {', '.join(COMMANDS)}")
+
+    debug = args.debug or "--debug" in args.rest
+    _set_up_logging(debug)
+    try:
+        return _run(args.command, args.rest)
+    except (InputError, WorkError, ImportError, OSError, KeyboardInterrupt) as error:
+        if debug:
+            raise
+        return _report(error, args.command)
+
+
+def _top_parser() -> argparse.ArgumentParser:
+    listing = "\n".join(f"  {name:<9} {command.help}" for name, command in COMMANDS.items())
+    parser = _Parser(
+        prog="quantsr",
+        description="Train, compare and ship low-bit super-resolution networks.",
+        epilog=f"commands:\n{listing}\n\n'quantsr COMMAND --help' explains one of them.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"quantsr {__version__}")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of a failure")
+    parser.add_argument("command", nargs="?", metavar="COMMAND", help="one of those below")
+    parser.add_argument("rest", nargs=argparse.REMAINDER, metavar="...", help="the command's own arguments")
+    return parser
+
+
+def _run(name: str, words: list[str]) -> int:
+    module = import_module(COMMANDS[name].module)
+    parser = _Parser(prog=f"quantsr {name}", description=COMMANDS[name].help.capitalize() + ".")
+    module.add_arguments(parser)
+    parser.add_argument("--debug", action="store_true", help="show the traceback of a failure")
+    code = module.run(parser.parse_args(words))
+    sys.stdout.flush()  # a closed pipe shows here, where it is still caught
+    return int(code)
+
+
+def _report(error: BaseException, command: str) -> int:
+    """Print an expected failure as one line (one per problem of an option file) and return its exit code."""
+    if isinstance(error, KeyboardInterrupt):
+        return _say("interrupted", INTERRUPTED)
+    if isinstance(error, BrokenPipeError):  # the reader (`| head`) has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return DONE
+    if isinstance(error, OptionsError):
+        for problem in error.problems:
+            _say(problem, BAD_INPUT)
+        return BAD_INPUT
+    if isinstance(error, InputError):
+        return _say(str(error), BAD_INPUT)
+    if isinstance(error, ImportError):
+        return _say(_missing_package(error, command), BAD_INPUT)
+    return _say(str(error), FAILED)
+
+
+def _say(message: str, code: int) -> int:
+    print(f"error: {message}", file=sys.stderr)
+    return code
+
+
+def _missing_package(error: ImportError, command: str) -> str:
+    """The line that says which package a command lacks and how to install it.
+
+    Raises:
+        ImportError: the error itself where no installation would mend it.
+    """
+    package = (error.name or "").partition(".")[0]
+    if isinstance(error, ModuleNotFoundError) and package in TRAIN_PACKAGES:
+        line = f"'quantsr {command}' needs {package}; install it with: pip install \"quantsr[train]\""
+        return (
+            line
+            if sys.version_info < (3, 13)
+            else f"{line} on Python 3.10-3.12 (basicsr cannot be built on newer ones)"
+        )
+    if "libGL" in str(error) or "libgthread" in str(error):  # opencv-python on a machine without a desktop
+        return (
+            f"OpenCV: {error}; mend it with: pip install --force-reinstall --no-deps opencv-python-headless"
+        )
+    if isinstance(error, ModuleNotFoundError) and package and package != "quantsr":
+        return f"'quantsr {command}' needs {package}; install it with: pip install --upgrade quantsr"
+    raise error
+
+
+def _set_up_logging(debug: bool) -> None:
+    """The project's own messages from INFO (DEBUG with ``--debug``) on, other packages' from WARNING on, to stderr."""
+    logging.basicConfig(
+        level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S"
+    )
+    logging.getLogger("quantsr").setLevel(logging.DEBUG if debug else logging.INFO)
