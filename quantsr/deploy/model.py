@@ -1,0 +1,201 @@
+"""The converted network: integer codes, steps and architecture as plain numpy data. Imports no torch.
+
+A layer computes, on its float input `a` of shape (C, H, W) (method: RLQ, `u = (a + tau) / v`):
+
+    codes = clip(round_half_even((a + tau[c]) / act_step), qmin, qmax)             integers
+    S     = sum over taps and channels of (codes - zero_point[c]) * weight_codes   integers, padded with 0
+    out   = (act_step * weight_step[o]) * S + bias[o]                              float32
+
+Layers that stay in float have `bits_w` 32 (or 16: float16 values held as float32) and no steps.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quantsr.errors import InputError
+
+FORMAT_VERSION = 1
+
+Float = NDArray[np.float32]
+Codes = NDArray[np.int8]
+
+
+def code_range(bits: int, signed: bool) -> tuple[int, int]:
+    """(qmin, qmax) of a code: (-8, 7) for 4 signed bits, (0, 15) unsigned.
+
+    The same table as `quantsr.quant.ranges.IntRange`, repeated because upscaling must not import torch; a test compares the two.
+    """
+    if not 2 <= bits <= 8:
+        raise ValueError(f"bits of an integer code must be 2..8, got {bits}")
+    half = 1 << (bits - 1)
+    return (-half, half - 1) if signed else (0, 2 * half - 1)
+
+
+@dataclass(frozen=True, eq=False)
+class QuantizedLayer:
+    """One layer's parameters. O outputs, I inputs; weight (O, I, kh, kw) for a conv, (O, I) for a linear."""
+
+    name: str
+    weight: Codes | Float
+    """int8 codes where `bits_w` <= 8, else float32."""
+    bias: Float
+    """(O,)"""
+    bits_w: int = 32
+    weight_step: Float | None = None
+    """(1,) per tensor or (O,) per output channel; None for a float layer."""
+    bits_a: int = 32
+    act_step: Float | None = None
+    """(1,); None where the input is not quantized."""
+    act_tau: Float | None = None
+    """(I,) shift added before quantization, not subtracted after; None means 0."""
+    act_signed: bool = True
+    act_zero_point: NDArray[np.int32] | None = None
+    """(I,) code that stands for 0 (and so the padding); None means 0."""
+
+    @property
+    def integer(self) -> bool:
+        """True where both operands are integer codes."""
+        return self.bits_w <= 8 and self.bits_a <= 8
+
+    @property
+    def kind(self) -> str:
+        return "conv" if self.weight.ndim == 4 else "linear"
+
+    @property
+    def out_channels(self) -> int:
+        return int(self.weight.shape[0])
+
+    @property
+    def in_channels(self) -> int:
+        return int(self.weight.shape[1])
+
+    @property
+    def act_range(self) -> tuple[int, int]:
+        """(qmin, qmax) of the input codes."""
+        return code_range(self.bits_a, self.act_signed)
+
+    def tau(self) -> Float:
+        """(I,) tau, zeros where there is none."""
+        return np.zeros(self.in_channels, np.float32) if self.act_tau is None else self.act_tau
+
+    def zero_point(self) -> NDArray[np.int32]:
+        """(I,) zero point, zeros where there is none."""
+        return np.zeros(self.in_channels, np.int32) if self.act_zero_point is None else self.act_zero_point
+
+    def float_weight(self) -> Float:
+        """The weight as float32, dequantized where it is held as codes."""
+        if self.bits_w > 8:
+            return self.weight.astype(np.float32)
+        assert self.weight_step is not None
+        step = self.weight_step.reshape(-1, *[1] * (self.weight.ndim - 1))
+        return self.weight.astype(np.float32) * step
+
+    def describe(self) -> dict[str, Any]:
+        """The layer's row of the manifest."""
+        per_channel = self.weight_step is not None and self.weight_step.size > 1
+        return {
+            "name": self.name,
+            "kind": self.kind,
+            "shape": list(self.weight.shape),
+            "bits_w": self.bits_w,
+            "bits_a": self.bits_a,
+            "signed": self.act_signed,
+            "granularity": "channel" if per_channel else "tensor",
+        }
+
+
+class ConvLayer(QuantizedLayer):
+    """A conv with stride 1 and padding k // 2; weight (O, I, k, k)."""
+
+
+class LinearLayer(QuantizedLayer):
+    """A linear layer; weight (O, I)."""
+
+
+@dataclass(frozen=True)
+class Header:
+    """What the network is, beyond its layers."""
+
+    arch: Mapping[str, Any]
+    """The network's constructor arguments and its `type`, as `net.arch_options()` gives them."""
+    scale: int
+    depths: tuple[int, ...]
+    """Depths that can be run, descending."""
+    num_block: int
+    shortcuts: tuple[float, ...]
+    """One learned shortcut scalar s per block of the full network."""
+    ranking: tuple[int, ...] | None = None
+    """Block indices, kept first; None where the blocks were never ranked (then only full depth runs)."""
+    res_scale: float = 1.0
+    img_range: float = 255.0
+    rgb_mean: tuple[float, float, float] = (0.4488, 0.4371, 0.4040)
+    head_tail_bits: int = 32
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    format_version: int = FORMAT_VERSION
+
+    def blocks_kept(self, depth: int) -> tuple[int, ...]:
+        """Ascending indices of the blocks that run at `depth`.
+
+        Raises InputError naming the depths there are.
+        """
+        if depth not in self.depths:
+            raise InputError(f"depth: {depth} is not in this network; choose one of {list(self.depths)}")
+        if depth == self.num_block:
+            return tuple(range(self.num_block))
+        if self.ranking is None:
+            raise InputError(
+                f"depth: the blocks of this network were never ranked; only depth {self.num_block} can run"
+            )
+        # The released code keeps one block more than the paper says (method: DQA).
+        extra = 1 if self.arch.get("depth_rule", "exact") == "released" else 0
+        return tuple(sorted(self.ranking[: depth + extra]))
+
+
+@dataclass(frozen=True, eq=False)
+class PackedModel:
+    """A converted network. `layers` is keyed by module name, in order of execution."""
+
+    header: Header
+    layers: Mapping[str, QuantizedLayer]
+
+    def depth_or_default(self, depth: int | None) -> int:
+        """`depth`, or the deepest one where None; InputError where there is no such depth."""
+        chosen = self.header.depths[0] if depth is None else depth
+        self.header.blocks_kept(chosen)
+        return chosen
+
+    @property
+    def manifest(self) -> list[dict[str, Any]]:
+        """One row per layer: name, kind, shape, bits, sign, granularity."""
+        return [layer.describe() for layer in self.layers.values()]
+
+    def restrict(self, depth: int) -> PackedModel:
+        """The same network without the layers that neither `depth` nor any smaller depth runs."""
+        self.header.blocks_kept(depth)
+        depths = tuple(d for d in self.header.depths if d <= depth)
+        used = {i for d in depths for i in self.header.blocks_kept(d)}
+        layers = {
+            name: layer
+            for name, layer in self.layers.items()
+            if not name.startswith("body.") or int(name.split(".")[1]) in used
+        }
+        return PackedModel(replace(self.header, depths=depths), layers)
+
+
+def upsample_stages(scale: int) -> list[tuple[str, int]]:
+    """EDSR's upsampler: (name of the conv, factor of the pixel shuffle behind it), in order.
+
+    Powers of two take one x2 stage each, 3 takes one x3 stage, 1 none. Raises InputError for others.
+    """
+    if scale == 3:
+        return [("upsample.0", 3)]
+    if scale < 1 or scale & (scale - 1):
+        raise InputError(f"scale: {scale} has no upsampler; use 3 or a power of two")
+    return [(f"upsample.{2 * i}", 2) for i in range(int(math.log2(scale)))]
