@@ -1,1 +1,32 @@
-"""Typed options: the schema, the loader and the check command."""
+"""Option files: what they may hold (schema), how they are read (yaml, load), what is checked before anything is built (paths,
+networks) and the page that documents them (docs). The schema imports neither torch nor BasicSR."""
+
+from quantsr.config.load import load_options
+from quantsr.config.schema import (
+    DatasetOptions,
+    DistillOptions,
+    LoggerOptions,
+    MetricOptions,
+    NetworkOptions,
+    OptimizerOptions,
+    Options,
+    PathOptions,
+    SchedulerOptions,
+    TrainOptions,
+    ValOptions,
+)
+
+__all__ = [
+    "DatasetOptions",
+    "DistillOptions",
+    "LoggerOptions",
+    "MetricOptions",
+    "NetworkOptions",
+    "OptimizerOptions",
+    "Options",
+    "PathOptions",
+    "SchedulerOptions",
+    "TrainOptions",
+    "ValOptions",
+    "load_options",
+]

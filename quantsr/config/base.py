@@ -1,0 +1,26 @@
+"""What every section of the options shares: strict types, no unknown keys, no changes after loading."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict
+
+
+def whole_number(value: Any) -> Any:
+    """Let a float without a fraction stand for an integer: BasicSR's files write ``val_freq: !!float 5e3``."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return value
+
+
+Int = Annotated[int, BeforeValidator(whole_number)]
+"""An integer; 5e3 and 5000.0 count as one, "5000" and true do not."""
+
+
+class Section(BaseModel):
+    """One section of the options. Frozen; an unknown key and a value of another type are errors."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, protected_namespaces=()
+    )

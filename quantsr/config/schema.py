@@ -1,0 +1,181 @@
+"""The options as a whole. Everything a run needs to know is one frozen :class:`Options` object."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from quantsr.config.base import Int, Section
+from quantsr.config.sections import (
+    DatasetOptions,
+    DistillOptions,
+    DistOptions,
+    IOBackendOptions,
+    LoggerOptions,
+    LossOptions,
+    MetricOptions,
+    NetworkOptions,
+    OptimizerOptions,
+    PathOptions,
+    SchedulerOptions,
+    TrainOptions,
+    ValOptions,
+    WandbOptions,
+)
+
+__all__ = [
+    "DatasetOptions",
+    "DistOptions",
+    "DistillOptions",
+    "IOBackendOptions",
+    "LoggerOptions",
+    "LossOptions",
+    "MetricOptions",
+    "NetworkOptions",
+    "OptimizerOptions",
+    "Options",
+    "PathOptions",
+    "SchedulerOptions",
+    "TrainOptions",
+    "ValOptions",
+    "WandbOptions",
+    "dataset_phase",
+]
+
+_DATASET_KEY = re.compile(r"(train|val|test)(?:_\w+)?")
+
+
+def dataset_phase(key: str) -> str | None:
+    """What the data set of that key is for: ``"train"``, ``"val"``, ``"test"``; None where the key is not one of a data set."""
+    match = _DATASET_KEY.fullmatch(key)
+    return match.group(1) if match and key != f"{match.group(1)}_" and not key.startswith("train_") else None
+
+
+class Options(Section):
+    """All options of one run. Made by :func:`quantsr.config.load_options`, never changed afterwards."""
+
+    name: str = Field(min_length=1, pattern=r"^[^/\\]+$", description="Name of the run, and of its folder.")
+    model_type: Literal["QuantSRModel", "SRModel"] = Field(
+        "QuantSRModel",
+        description="`QuantSRModel`; `SRModel`, the name in BasicSR's files, means the same here.",
+    )
+    scale: Literal[2, 3, 4] = Field(description="Upscaling factor: 2, 3 or 4; equals `network_g.upscale`.")
+    num_gpu: Literal["auto"] | Int = Field(
+        "auto",
+        description="CUDA devices: `auto` (all there are), 0 (CPU) or a number; without CUDA the CPU is used, with a warning.",
+    )
+    manual_seed: Int = Field(0, ge=0, description="Seed of every random number.")
+    slimmable_version: Literal[0, 1, 2] | None = Field(
+        None,
+        description="QuantSR's key: test one depth only, as its released code cuts it; 0 full, 1 half, 2 quarter.",
+    )
+    datasets: dict[str, DatasetOptions] = Field(
+        description="Data sets by key: `train`, `val`, `val_*`, `test`, `test_*`."
+    )
+    network_g: NetworkOptions = Field(description="The network.")
+    network_teacher: NetworkOptions | None = Field(None, description="Float teacher for `train.distill`.")
+    path: PathOptions = Field(default_factory=PathOptions, description="Checkpoints and folders.")
+    train: TrainOptions | None = Field(None, description="Training; needed by `quantsr train`.")
+    val: ValOptions | None = Field(None, description="Evaluation.")
+    logger: LoggerOptions = Field(default_factory=LoggerOptions, description="Logs and checkpoints.")
+    dist_params: DistOptions = Field(default_factory=DistOptions, description="Training on several devices.")
+    find_unused_parameters: bool = Field(False, description="Passed to torch's DistributedDataParallel.")
+    auto_resume: bool = Field(
+        False, description="Resume from the newest training state of the run of this name, if there is one."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _derive(cls, value: Any) -> Any:
+        """Fill in what follows from elsewhere: the phase of each data set, the border of each metric."""
+        if not isinstance(value, dict):
+            return value
+        value = dict(value)
+        datasets, val = value.get("datasets"), value.get("val")
+        if isinstance(datasets, dict):
+            value["datasets"] = {
+                key: {"phase": dataset_phase(str(key)) or "test", **entry}
+                if isinstance(entry, dict)
+                else entry
+                for key, entry in datasets.items()
+            }
+        if (
+            isinstance(val, dict)
+            and isinstance(val.get("metrics"), dict)
+            and isinstance(value.get("scale"), int)
+        ):
+            border = {"crop_border": value["scale"]}
+            metrics = {k: {**border, **m} if isinstance(m, dict) else m for k, m in val["metrics"].items()}
+            value["val"] = {**val, "metrics": metrics}
+        return value
+
+    def sets(self, *phases: str) -> dict[str, DatasetOptions]:
+        """The data sets for these phases (``"train"``, ``"val"``, ``"test"``), by key, in the order of the file."""
+        return {key: dataset for key, dataset in self.datasets.items() if dataset.phase in phases}
+
+    def evaluation_sets(self) -> dict[str, DatasetOptions]:
+        """What a test run evaluates: the `test` sets, or the `val` sets where there are none."""
+        return self.sets("test") or self.sets("val")
+
+    @property
+    def experiment_folder(self) -> str:
+        """Folder of this training run."""
+        return os.path.join(self.path.experiments_root, self.name)
+
+    @property
+    def results_folder(self) -> str:
+        """Folder of this test run."""
+        return os.path.join(self.path.results_root, self.name)
+
+    def dump(self) -> dict[str, Any]:
+        """The options as plain dicts, lists and scalars, in the layout of an option file; loading them gives equal options."""
+        plain = self.model_dump(exclude_none=True)
+        for key in ("network_g", "network_teacher"):
+            network = getattr(self, key)
+            if network is not None:
+                plain[key] = _plain(network.flat())
+        for dataset in plain["datasets"].values():
+            del dataset["phase"]
+        return plain
+
+    def config_hash(self) -> str:
+        """Twelve hexadecimal digits that change with any option but those that only say how to resume."""
+        plain = self.dump()
+        plain.pop("auto_resume", None)
+        plain["path"].pop("resume_state", None)
+        return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:12]
+
+    def basicsr_dict(self, is_train: bool) -> dict[str, Any]:
+        """The options as BasicSR's classes expect them after its own parsing: a fresh dict that they may change.
+
+        ``num_gpu`` stays ``"auto"`` where it is; who knows the devices replaces it.
+        """
+        opt = self.dump()
+        for key, dataset in opt["datasets"].items():
+            dataset.update(phase=self.datasets[key].phase, scale=self.scale)
+        root = self.experiment_folder if is_train else self.results_folder
+        opt["path"].update(log=root, visualization=os.path.join(root, "visualization"))
+        if is_train:
+            opt["path"].update(
+                experiments_root=root,
+                models=os.path.join(root, "models"),
+                training_states=os.path.join(root, "training_states"),
+            )
+        else:
+            opt["path"]["results_root"] = root
+        opt.update(is_train=is_train, dist=False, rank=0, world_size=1, root_path=os.curdir)
+        return opt
+
+
+def _plain(value: Any) -> Any:
+    """Tuples as lists, so that the value can be written as YAML and JSON."""
+    if isinstance(value, dict):
+        return {key: _plain(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(entry) for entry in value]
+    return value
