@@ -1,0 +1,88 @@
+"""The integer reference: plain integer arithmetic on PyTorch, exact, at any depth.
+
+Why float32 matrix products are exact integer sums here: codes and weights are integers of at most 9 bits, so every product is an integer, and
+as long as no partial sum can exceed 2**24 (`FoldedConv.sum_bound`) every one of them is a float32 without rounding, in whatever order and with
+or without fused multiply-add. Otherwise float64 is used, exact to 2**53. The conv is written as unfold and matrix product because a conv
+kernel may transform its operands (Winograd), which would round. TF32 keeps 11 significant bits, so it would be exact as well.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from quantsr.deploy.fold import FoldedConv, FoldedNet, fold
+from quantsr.deploy.model import PackedModel
+
+Image = np.ndarray
+
+_EXACT_FLOAT32 = 2**24
+_STRIP_VALUES = 2**25  # unfolded values held at once, 128 MB of float32
+
+
+def run(model: PackedModel, image: Image, depth: int | None = None) -> Image:
+    """Upscale a uint8 RGB picture (H, W, 3) to uint8 (H*s, W*s, 3). Raises InputError for an unknown depth."""
+    return run_folded(fold(model, depth), image)
+
+
+@torch.inference_mode()
+def run_folded(net: FoldedNet, image: Image) -> Image:
+    """As `run`, for a network folded once and used for many pictures."""
+    pixels = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None]  # (1, 3, H, W)
+    x = pixels.to(torch.float32)
+    if not net.pixels_are_codes:
+        x = x * float(net.pixel_scale) + _channels(net.pixel_shift)
+    stream = start = conv(net.head, x)
+    for block in net.blocks:
+        branch = conv(block.conv2, conv(block.conv1, stream))
+        stream = stream * float(block.stream_scale) + branch
+    x = conv(net.conv_after_body, stream) + start * float(net.skip_scale)
+    for layer in net.tail:
+        x = conv(layer, x)
+    return x[0].permute(1, 2, 0).to(torch.uint8).numpy()
+
+
+def conv(layer: FoldedConv, x: Tensor) -> Tensor:
+    """One folded conv on (1, I, H, W), float values or integer-valued codes; returns (1, O, H*shuffle, W*shuffle) float32."""
+    if layer.codes_in is not None:
+        x = x.round().clamp(*layer.codes_in)
+        if layer.zero_point is not None:
+            x = x - _channels(layer.zero_point)
+    sums = integer_sums(x, layer) if layer.integer else float_sums(x, layer)
+    y = sums * _channels(layer.scale) + _channels(layer.bias)
+    if layer.codes_out is not None:
+        if layer.low is not None:
+            y = torch.maximum(y, _channels(layer.low))
+        y = y.round().clamp(*layer.codes_out)
+    elif layer.relu:
+        y = y.relu()
+    return F.pixel_shuffle(y, layer.shuffle) if layer.shuffle > 1 else y
+
+
+def integer_sums(codes: Tensor, layer: FoldedConv) -> Tensor:
+    """The exact integer conv of (1, I, H, W) codes, as float32 (rounded to it once where the sums need more than 24 bits)."""
+    exact = torch.float32 if layer.sum_bound < _EXACT_FLOAT32 else torch.float64
+    weight = torch.from_numpy(layer.weight).to(exact).flatten(1)  # (O, I*k*k)
+    size = layer.weight.shape[-1]
+    height, width = codes.shape[-2:]
+    padded = F.pad(codes, [size // 2] * 4)  # codes are padded with 0, after quantization
+    rows = max(1, _STRIP_VALUES // (weight.shape[1] * width))
+    strips = []
+    for top in range(0, height, rows):
+        strip = padded[:, :, top : top + rows + size - 1]
+        columns = F.unfold(strip, size)[0].to(exact)  # (I*k*k, rows*W)
+        strips.append((weight @ columns).view(1, len(weight), -1, width))
+    return torch.cat(strips, 2).to(torch.float32)
+
+
+def float_sums(x: Tensor, layer: FoldedConv) -> Tensor:
+    """The conv of a layer that is not fully integer, in float32."""
+    weight = torch.from_numpy(layer.weight.astype(np.float32))
+    return F.conv2d(x, weight, padding=weight.shape[-1] // 2)
+
+
+def _channels(values: np.ndarray) -> Tensor:
+    """(C,) as (1, C, 1, 1) float32."""
+    return torch.from_numpy(np.asarray(values, np.float32)).view(1, -1, 1, 1)
