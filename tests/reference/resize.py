@@ -26,10 +26,12 @@ def resize_line(line: list[int], scale: float) -> list[int]:
         centre = i / scale + 0.5 * (1 - 1 / scale)
         first, last = math.ceil(centre - 2 / shrink), math.floor(centre + 2 / shrink)
         weights = [kernel(shrink * (centre - j)) for j in range(first, last + 1)]
-        value = 0.0
+        value = weight_sum = 0.0
+        for weight in weights:  # not sum(), which compensates from Python 3.12 on
+            weight_sum += weight
         for j, weight in zip(range(first, last + 1), weights, strict=True):
             k = (j - 1) % (2 * n)  # the line, then the line mirrored, for ever
-            value += weight / sum(weights) * line[k if k < n else 2 * n - 1 - k]
+            value += weight / weight_sum * line[k if k < n else 2 * n - 1 - k]
         rounded = math.floor(abs(value) + 0.5)
         result.append(0 if value < 0 else min(255, rounded))
     return result
