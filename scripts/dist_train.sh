@@ -1,0 +1,41 @@
+#!/bin/sh
+# Train on several machines with torchrun: start this on each of them, with the same arguments but NODE_RANK.
+#
+#   NNODES=2 NODE_RANK=0 MASTER_ADDR=first-host sh scripts/dist_train.sh options/train/X.yml [ARGS of 'quantsr train']
+#
+# Variables:
+#   NNODES        machines, default 1
+#   NODE_RANK     number of this one, 0 .. NNODES-1, default 0
+#   NPROC         processes on each, default: one per GPU, or 1 where there is none
+#   MASTER_ADDR   the first machine, default 127.0.0.1
+#   MASTER_PORT   a free port of it, default 29500
+set -eu
+root=$(CDPATH='' cd -- "$(dirname -- "$0")/.." && pwd)
+
+case ${1-} in
+*.yml | *.yaml) ;;
+*)
+    echo "error: name an option file; usage: NNODES=2 NODE_RANK=0 MASTER_ADDR=host sh scripts/dist_train.sh X.yml [ARGS]" >&2
+    exit 2
+    ;;
+esac
+if [ "${NNODES:-1}" -gt 1 ] && [ -z "${MASTER_ADDR-}" ]; then
+    echo "error: MASTER_ADDR: name the first machine; every machine must be able to reach it" >&2
+    exit 2
+fi
+
+option_file=$1
+shift
+if [ -f "$PWD/$option_file" ]; then option_file=$PWD/$option_file; fi
+
+python=$(sh "$root/scripts/setup_env.sh")
+PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH}
+export PYTHONPATH
+cd "$root"
+if [ -z "${NPROC-}" ]; then
+    NPROC=$("$python" -c 'import torch; print(max(1, torch.cuda.device_count()))')
+fi
+exec "$python" -m torch.distributed.run \
+    --nnodes="${NNODES:-1}" --node_rank="${NODE_RANK:-0}" --nproc_per_node="$NPROC" \
+    --master_addr="${MASTER_ADDR:-127.0.0.1}" --master_port="${MASTER_PORT:-29500}" \
+    -m quantsr train -opt "$option_file" "$@"
