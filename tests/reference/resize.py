@@ -11,9 +11,9 @@ def kernel(x: float) -> float:
     """Keys' cubic kernel, a = -1/2."""
     x = abs(x)
     if x <= 1:
-        return 1.5 * x**3 - 2.5 * x**2 + 1
+        return 1.5 * (x * x * x) - 2.5 * (x * x) + 1
     if x <= 2:
-        return -0.5 * x**3 + 2.5 * x**2 - 4 * x + 2
+        return -0.5 * (x * x * x) + 2.5 * (x * x) - 4 * x + 2
     return 0.0
 
 
