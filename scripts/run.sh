@@ -1,5 +1,5 @@
 # Read by train.sh and test.sh, which set $root to the checkout.
-# shellcheck shell=sh
+# shellcheck shell=sh disable=SC2154
 
 # run_quantsr COMMAND DEFAULT_OPTION_FILE [ARGS]: run it in the environment of scripts/setup_env.sh.
 #
@@ -34,7 +34,7 @@ run_quantsr() {
     # This checkout's code, also where the environment holds another copy of the package.
     PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH}
     export PYTHONPATH
-    cd "$root"
+    cd "$root" || exit 1
     if [ "${NPROC:-1}" -gt 1 ]; then
         exec "$python" -m torch.distributed.run --standalone --nproc_per_node="$NPROC" -m quantsr "$command" "$@"
     fi
