@@ -41,8 +41,8 @@ class FoldedConv:
     """
 
     name: str
-    weight: Codes | Float
-    """(O, I, kh, kw) int8 codes, or float32."""
+    weight: Codes | Float | NDArray[np.float16]
+    """(O, I, kh, kw) int8 codes, or float32 or float16 values."""
     scale: Float
     bias: Float
     codes_in: tuple[int, int] | None
@@ -229,7 +229,7 @@ def _conv(
 ) -> FoldedConv:
     return FoldedConv(
         layer.name,
-        layer.weight,
+        layer.weight.astype(np.float16) if layer.bits_w == 16 else layer.weight,
         np.broadcast_to(scale, bias.shape).astype(np.float32),
         bias.astype(np.float32),
         layer.act_range if layer.bits_a <= 8 else None,

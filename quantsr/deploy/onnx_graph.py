@@ -1,0 +1,174 @@
+"""ONNX graphs of a converted network, written node by node; one static depth each, any batch, height and width, uint8 in and out.
+
+A conv is `DequantizeLinear(codes) * DequantizeLinear(weight codes) -> Conv -> Mul(scale) -> Add(bias)` with dequantization scale 1: the Conv
+then adds integers, which float32 does without rounding (see `integer.py`), so that every runtime that computes it in float32 or in integers gives
+the same sums, and the real scale is applied once behind it, as in the reference. `QuantizeLinear` (scale 1) rounds half to even and saturates,
+`Clip` keeps the codes of fewer bits in their range. Pixel shuffles act on the codes.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from quantsr.deploy.files import write_atomically
+from quantsr.deploy.fold import FoldedConv, FoldedNet, fold
+from quantsr.deploy.model import PackedModel
+
+INPUT, OUTPUT = "image", "upscaled"
+_OPSET, _IR = 17, 8
+_OPSET_INT4, _IR_INT4 = 21, 10
+
+
+def build(model: PackedModel, depth: int | None = None, *, int4: bool = False) -> onnx.ModelProto:
+    """The network at `depth` (default: its deepest) as a checked ONNX model, uint8 (N, H, W, 3) to uint8 (N, H*s, W*s, 3), RGB.
+
+    With `int4`, weights of at most 4 bits are int4 tensors (opset 21, half the file). Raises InputError for an unknown depth.
+    """
+    header = model.header
+    depth = model.depth_or_default(depth)
+    graph = _Graph(int4=int4)
+    graph.network(fold(model, depth))
+    proto = helper.make_model(
+        graph.finish(header.scale),
+        opset_imports=[helper.make_opsetid("", _OPSET_INT4 if int4 else _OPSET)],
+        ir_version=_IR_INT4 if int4 else _IR,
+        producer_name="quantsr",
+    )
+    helper.set_model_props(
+        proto, {"depth": str(depth), "scale": str(header.scale), "arch": str(header.arch.get("type"))}
+    )
+    onnx.checker.check_model(proto, full_check=True)
+    return proto
+
+
+def save(proto: onnx.ModelProto, path: str | Path) -> None:
+    """Write the graph to `path`, whole or not at all."""
+    write_atomically(path, proto.SerializeToString())
+
+
+class _Graph:
+    """Nodes and initialisers in the making. Every method takes and returns names of values."""
+
+    def __init__(self, *, int4: bool) -> None:
+        self.int4 = int4
+        self.nodes: list[onnx.NodeProto] = []
+        self.constants: dict[str, onnx.TensorProto] = {}
+
+    def network(self, net: FoldedNet) -> None:
+        """The whole network from INPUT to OUTPUT."""
+        x = self.node("Transpose", [INPUT], "pixels", perm=[0, 3, 1, 2])
+        stream = start = self.conv(net.head, self.head_input(net, x))
+        for i, block in enumerate(net.blocks):
+            codes = self.codes(block.conv1, stream)
+            branch = self.conv(block.conv2, self.conv(block.conv1, codes))
+            scaled = self.node("Mul", [stream, self.scalar(block.stream_scale)], f"stream.{i}.scaled")
+            stream = self.node("Add", [scaled, branch], f"stream.{i + 1}")
+        y = self.conv(net.conv_after_body, self.codes(net.conv_after_body, stream))
+        skip = self.node("Mul", [start, self.scalar(net.skip_scale)], "long_skip.scaled")
+        x = self.codes(net.tail[0], self.node("Add", [y, skip], "long_skip"))
+        for layer in net.tail:
+            x = self.conv(layer, x)
+        self.node("Transpose", [x], OUTPUT, perm=[0, 2, 3, 1])
+
+    def head_input(self, net: FoldedNet, pixels: str) -> str:
+        """What the head conv multiplies: codes less their zero point, or centred float pixels."""
+        if net.pixels_are_codes:
+            return pixels
+        x = self.node("Cast", [pixels], "pixels.float", to=TensorProto.FLOAT)
+        if net.pixel_scale != 1:
+            x = self.node("Mul", [x, self.scalar(net.pixel_scale)], "pixels.scaled")
+        x = self.node("Add", [x, self.channels("pixels.shift", net.pixel_shift)], "pixels.centred")
+        return self.codes(net.head, x)
+
+    def conv(self, layer: FoldedConv, x: str) -> str:
+        """One folded conv, from its codes (or float input) to the next conv's codes (or float)."""
+        name = layer.name
+        if layer.codes_in is not None:
+            x = self.dequantize(layer, x)
+        pad = layer.weight.shape[-1] // 2
+        y = self.node(
+            "Conv",
+            [x, self.weight(layer)],
+            f"{name}.sum",
+            pads=[pad] * 4,
+            kernel_shape=layer.weight.shape[2:],
+        )
+        y = self.node("Mul", [y, self.channels(f"{name}.scale", layer.scale)], f"{name}.scaled")
+        y = self.node("Add", [y, self.channels(f"{name}.bias", layer.bias)], f"{name}.out")
+        if layer.low is not None:
+            y = self.node("Max", [y, self.channels(f"{name}.low", layer.low)], f"{name}.limited")
+        if layer.codes_out is not None:
+            y = self.quantize(f"{name}.codes", y, layer.codes_out)
+        elif layer.relu:
+            y = self.node("Relu", [y], f"{name}.relu")
+        if layer.shuffle > 1:
+            y = self.node("DepthToSpace", [y], f"{name}.shuffled", blocksize=layer.shuffle, mode="CRD")
+        return y
+
+    def codes(self, reader: FoldedConv, x: str) -> str:
+        """The float value `x` as `reader` wants it: as its codes, or as it is."""
+        return x if reader.codes_in is None else self.quantize(f"{reader.name}.input", x, reader.codes_in)
+
+    def quantize(self, name: str, x: str, limits: tuple[int, int]) -> str:
+        """QuantizeLinear with scale 1, then Clip to `limits` where they are narrower than the 8-bit type."""
+        dtype = np.dtype(np.uint8 if limits[0] >= 0 else np.int8)
+        zero = self.constant(f"zero.{dtype}", np.zeros((), dtype))
+        whole = limits == (np.iinfo(dtype).min, np.iinfo(dtype).max)
+        y = self.node("QuantizeLinear", [x, self.scalar(1), zero], name if whole else f"{name}.wide")
+        if whole:
+            return y
+        low, high = (self.constant(f"limit.{dtype}.{v}", np.array(v, dtype)) for v in limits)
+        return self.node("Clip", [y, low, high], name)
+
+    def dequantize(self, layer: FoldedConv, codes: str) -> str:
+        assert layer.codes_in is not None
+        dtype = np.dtype(np.uint8 if layer.codes_in[0] >= 0 else np.int8)
+        name = f"{layer.name}.input.value"
+        if layer.zero_point is None:
+            zero = self.constant(f"zero.{dtype}", np.zeros((), dtype))
+            return self.node("DequantizeLinear", [codes, self.scalar(1), zero], name)
+        zero = self.constant(f"{layer.name}.zero_point", layer.zero_point.astype(dtype))
+        ones = self.constant(f"{layer.name}.input.scale", np.ones(len(layer.zero_point), np.float32))
+        return self.node("DequantizeLinear", [codes, ones, zero], name, axis=1)
+
+    def weight(self, layer: FoldedConv) -> str:
+        """The weight as float32, from int8, int4, float16 or float32 initialisers."""
+        name, weight = f"{layer.name}.weight", layer.weight
+        if weight.dtype == np.float16:
+            return self.node("Cast", [self.constant(name, weight)], f"{name}.value", to=TensorProto.FLOAT)
+        if weight.dtype == np.float32:
+            return self.constant(name, weight)
+        if self.int4 and weight.min() >= -8 and weight.max() <= 7:
+            self.constants[name] = helper.make_tensor(name, TensorProto.INT4, weight.shape, weight.ravel())
+        else:
+            self.constant(name, weight)
+        return self.node("DequantizeLinear", [name, self.scalar(1)], f"{name}.value")
+
+    def channels(self, name: str, values: NDArray[np.float32]) -> str:
+        """(C,) as a constant (1, C, 1, 1)."""
+        return self.constant(name, values.astype(np.float32).reshape(1, -1, 1, 1))
+
+    def scalar(self, value: float | np.float32) -> str:
+        value = np.float32(value)
+        return self.constant(f"scalar.{value!r}", np.array(value, np.float32))
+
+    def constant(self, name: str, value: NDArray[np.generic]) -> str:
+        self.constants.setdefault(name, numpy_helper.from_array(value, name))
+        return name
+
+    def node(self, op: str, inputs: list[str], output: str, **attributes: object) -> str:
+        self.nodes.append(helper.make_node(op, inputs, [output], name=output, **attributes))
+        return output
+
+    def finish(self, scale: int) -> onnx.GraphProto:
+        """The graph with its dynamic input and output."""
+        image = helper.make_tensor_value_info(INPUT, TensorProto.UINT8, ["n", "height", "width", 3])
+        upscaled = helper.make_tensor_value_info(
+            OUTPUT, TensorProto.UINT8, ["n", f"height*{scale}", f"width*{scale}", 3]
+        )
+        return helper.make_graph(self.nodes, "quantsr", [image], [upscaled], list(self.constants.values()))
