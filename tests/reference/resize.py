@@ -26,7 +26,7 @@ def resize_line(line: list[int], scale: float) -> list[int]:
         centre = i / scale + 0.5 * (1 - 1 / scale)
         first = math.floor(centre - 2 / shrink)
         last = first + math.ceil(4 / shrink) + 1
-        weights = [kernel(shrink * (centre - j)) for j in range(first, last + 1)]
+        weights = [shrink * kernel(shrink * (centre - j)) for j in range(first, last + 1)]
         value = weight_sum = 0.0
         for weight in weights:  # not sum(), which compensates from Python 3.12 on
             weight_sum += weight
