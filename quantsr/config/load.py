@@ -1,12 +1,18 @@
-"""From an option file to :class:`Options`."""
+"""From an option file to :class:`Options`, or to the list of everything that is wrong with it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
-import yaml
+from pydantic import ValidationError
 
+from quantsr.config.folders import check_checkpoints, check_dataset, expand_paths
+from quantsr.config.layers import apply_overrides, drop_nulls, read_layers
+from quantsr.config.problems import Problems
 from quantsr.config.schema import Options
+from quantsr.config.translate import add_validation_errors
+from quantsr.errors import InputError, OptionsError
 
 
 def load_options(
@@ -16,6 +22,54 @@ def load_options(
     is_train: bool = True,
     check_paths: bool = True,
 ) -> Options:
-    """Read an option file."""
-    with open(path, encoding="utf-8") as file:
-        return Options.model_validate(yaml.safe_load(file))
+    """Read, merge and check an option file.
+
+    Args:
+        path: the file; it may inherit from others under ``_base_``.
+        overrides: ``a.b=value`` each, as ``--set`` takes them; they win over the file.
+        force_yml: ``a:b=value`` each, as BasicSR's ``--force_yml`` takes them.
+        is_train: whether the options are for training (the section ``train`` and the training set are needed, data
+            sets for tests are not looked at) or for a test (the other way round).
+        check_paths: whether the folders and files it names must exist.
+
+    Raises:
+        OptionsError: with one line ``FILE: key: problem; remedy`` for every problem, all at once.
+    """
+    options, problems = _gather(path, overrides, force_yml)
+    checked = _validate(options, problems)
+    from quantsr.config.rules import check_rules, evaluated_keys
+
+    check_rules(options, is_train, problems)
+    datasets = options.get("datasets")
+    if check_paths and isinstance(datasets, dict):
+        for key in evaluated_keys(datasets, is_train):
+            if isinstance(datasets[key], dict):
+                check_dataset(key, datasets[key], problems)
+    if check_paths:
+        check_checkpoints(options.get("path"), is_train, problems)
+    problems.raise_if_any()
+    assert checked is not None  # no problem was noted, so it was valid
+    return checked
+
+
+def _gather(path: str, overrides: Sequence[str], force_yml: Sequence[str]) -> tuple[dict[str, Any], Problems]:
+    try:
+        options, origins = read_layers(path)
+    except OptionsError:
+        raise
+    except InputError as error:
+        raise OptionsError([str(error)]) from None
+    problems = Problems(path, origins)
+    apply_overrides(options, force_yml, "--force_yml", ":", problems)
+    apply_overrides(options, overrides, "--set", ".", problems)
+    options = drop_nulls(options)
+    expand_paths(options)
+    return options, problems
+
+
+def _validate(options: dict[str, Any], problems: Problems) -> Options | None:
+    try:
+        return Options.model_validate(options)
+    except ValidationError as error:
+        add_validation_errors(error, problems)
+        return None

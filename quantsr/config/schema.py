@@ -13,19 +13,21 @@ from pydantic import Field, model_validator
 from quantsr.config.base import Int, Section
 from quantsr.config.sections import (
     DatasetOptions,
-    DistillOptions,
     DistOptions,
     IOBackendOptions,
     LoggerOptions,
-    LossOptions,
     MetricOptions,
     NetworkOptions,
-    OptimizerOptions,
     PathOptions,
-    SchedulerOptions,
-    TrainOptions,
     ValOptions,
     WandbOptions,
+)
+from quantsr.config.training import (
+    DistillOptions,
+    LossOptions,
+    OptimizerOptions,
+    SchedulerOptions,
+    TrainOptions,
 )
 
 __all__ = [
@@ -61,32 +63,37 @@ class Options(Section):
 
     name: str = Field(min_length=1, pattern=r"^[^/\\]+$", description="Name of the run, and of its folder.")
     model_type: Literal["QuantSRModel", "SRModel"] = Field(
-        "QuantSRModel",
+        default="QuantSRModel",
         description="`QuantSRModel`; `SRModel`, the name in BasicSR's files, means the same here.",
     )
     scale: Literal[2, 3, 4] = Field(description="Upscaling factor: 2, 3 or 4; equals `network_g.upscale`.")
     num_gpu: Literal["auto"] | Int = Field(
-        "auto",
+        default="auto",
         description="CUDA devices: `auto` (all there are), 0 (CPU) or a number; without CUDA the CPU is used, with a warning.",
     )
-    manual_seed: Int = Field(0, ge=0, description="Seed of every random number.")
+    manual_seed: Int = Field(default=0, ge=0, description="Seed of every random number.")
     slimmable_version: Literal[0, 1, 2] | None = Field(
-        None,
+        default=None,
         description="QuantSR's key: test one depth only, as its released code cuts it; 0 full, 1 half, 2 quarter.",
     )
     datasets: dict[str, DatasetOptions] = Field(
         description="Data sets by key: `train`, `val`, `val_*`, `test`, `test_*`."
     )
     network_g: NetworkOptions = Field(description="The network.")
-    network_teacher: NetworkOptions | None = Field(None, description="Float teacher for `train.distill`.")
+    network_teacher: NetworkOptions | None = Field(
+        default=None, description="Float teacher for `train.distill`."
+    )
     path: PathOptions = Field(default_factory=PathOptions, description="Checkpoints and folders.")
-    train: TrainOptions | None = Field(None, description="Training; needed by `quantsr train`.")
-    val: ValOptions | None = Field(None, description="Evaluation.")
+    train: TrainOptions | None = Field(default=None, description="Training; needed by `quantsr train`.")
+    val: ValOptions | None = Field(default=None, description="Evaluation.")
     logger: LoggerOptions = Field(default_factory=LoggerOptions, description="Logs and checkpoints.")
     dist_params: DistOptions = Field(default_factory=DistOptions, description="Training on several devices.")
-    find_unused_parameters: bool = Field(False, description="Passed to torch's DistributedDataParallel.")
+    find_unused_parameters: bool = Field(
+        default=False, description="Passed to torch's DistributedDataParallel."
+    )
     auto_resume: bool = Field(
-        False, description="Resume from the newest training state of the run of this name, if there is one."
+        default=False,
+        description="Resume from the newest training state of the run of this name, if there is one.",
     )
 
     @model_validator(mode="before")

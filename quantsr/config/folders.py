@@ -1,0 +1,143 @@
+"""Whether the folders and files that the options name are there."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from quantsr.config.problems import Problems
+
+PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm")
+_ROOTS = ("dataroot_gt", "dataroot_lq")
+_CHECKPOINTS = (
+    "pretrain_network_g",
+    "fp_pretrain_network_g",
+    "pretrain_network_teacher",
+    "resume_state",
+)
+
+
+def expand_paths(options: dict[str, Any]) -> None:
+    """Replace ``~`` and environment variables (``$DATA``) in every path of the options, in place."""
+    datasets = options.get("datasets")
+    for dataset in datasets.values() if isinstance(datasets, dict) else ():
+        if isinstance(dataset, dict):
+            _expand(dataset, (*_ROOTS, "meta_info_file"))
+    if isinstance(options.get("path"), dict):
+        _expand(options["path"], (*_CHECKPOINTS, "experiments_root", "results_root"))
+
+
+def _expand(section: dict[str, Any], keys: tuple[str, ...]) -> None:
+    for key in keys:
+        value = section.get(key)
+        if isinstance(value, str):
+            section[key] = os.path.expanduser(os.path.expandvars(value))
+        elif isinstance(value, list):
+            section[key] = [
+                os.path.expanduser(os.path.expandvars(v)) if isinstance(v, str) else v for v in value
+            ]
+
+
+def check_checkpoints(section: Any, is_train: bool, problems: Problems) -> None:
+    """Every checkpoint that the run will read must be a file."""
+    if not isinstance(section, dict):
+        return
+    for key in _CHECKPOINTS if is_train else _CHECKPOINTS[:1]:
+        value = section.get(key)
+        if isinstance(value, str) and not os.path.isfile(value):
+            what = "is a folder" if os.path.isdir(value) else "does not exist"
+            remedy = (
+                "train it first, or correct the path" if key == "pretrain_network_g" else "correct the path"
+            )
+            problems.add(("path", key), f"{value!r} {what}{_seen_from(value)}; {remedy}")
+
+
+def check_dataset(key: str, dataset: dict[str, Any], problems: Problems) -> None:
+    """The folders of one data set must exist and hold pictures, and its pairs must be pairs."""
+    lmdb = isinstance(dataset.get("io_backend"), dict) and dataset["io_backend"].get("type") == "lmdb"
+    names: dict[str, list[str]] = {}
+    for root in _ROOTS:
+        value = dataset.get(root)
+        for folder in [value] if isinstance(value, str) else value if isinstance(value, list) else []:
+            if isinstance(folder, str):
+                found = _check_folder((key, root), folder, lmdb, problems)
+                names[root] = names.get(root, []) + found
+    meta = dataset.get("meta_info_file")
+    if isinstance(meta, str) and not os.path.isfile(meta):
+        problems.add(("datasets", key, "meta_info_file"), f"{meta!r} does not exist; correct the path")
+    if not lmdb and meta is None and names.get("dataroot_gt") and names.get("dataroot_lq"):
+        _check_pairs(
+            key, dataset.get("filename_tmpl", "{}"), names["dataroot_gt"], names["dataroot_lq"], problems
+        )
+
+
+def count_pictures(dataset: Any) -> int | None:
+    """How many ground-truth pictures a data set has (an entry of ``Options.datasets``); None where it does not say."""
+    if dataset.type == "SkimageDataset":
+        return 3
+    if dataset.meta_info_file is not None:
+        return _count_lines(dataset.meta_info_file)
+    roots = dataset.dataroot_gt or dataset.dataroot_lq
+    folders = [roots] if isinstance(roots, str) else roots or []
+    if not folders or not all(os.path.isdir(folder) for folder in folders):
+        return None
+    if dataset.io_backend.type == "lmdb":
+        return sum(_count_lines(os.path.join(folder, "meta_info.txt")) or 0 for folder in folders)
+    return sum(len(_pictures(folder)) for folder in folders)
+
+
+def _check_folder(key: tuple[str, str], folder: str, lmdb: bool, problems: Problems) -> list[str]:
+    """Note what is wrong with a folder; return the names of its pictures."""
+    if not os.path.isdir(folder):
+        what = "is a file" if os.path.isfile(folder) else "does not exist"
+        remedy = "correct the path or put the pictures there"
+        problems.add(("datasets", *key), f"folder {folder!r} {what}{_seen_from(folder)}; {remedy}")
+        return []
+    if lmdb:
+        if not folder.rstrip("/").endswith(".lmdb"):
+            problems.add(
+                ("datasets", *key), f"{folder!r} must end in '.lmdb'; make one with 'quantsr prepare lmdb'"
+            )
+        elif not os.path.isfile(os.path.join(folder, "meta_info.txt")):
+            problems.add(
+                ("datasets", *key), f"{folder!r} has no meta_info.txt; make it with 'quantsr prepare lmdb'"
+            )
+        return []
+    pictures = _pictures(folder)
+    if not pictures:
+        problems.add(
+            ("datasets", *key), f"no pictures in folder {folder!r}; correct the path or put them there"
+        )
+    return pictures
+
+
+def _check_pairs(key: str, template: Any, gt: list[str], lq: list[str], problems: Problems) -> None:
+    if not isinstance(template, str) or "{}" not in template:
+        return
+    stems = {os.path.splitext(name)[0] for name in lq}
+    absent = [name for name in gt if template.replace("{}", os.path.splitext(name)[0]) not in stems]
+    if absent:
+        first = template.replace("{}", os.path.splitext(absent[0])[0])
+        remedy = "correct filename_tmpl or add the pictures"
+        where = ("datasets", key, "dataroot_lq")
+        problems.add(
+            where,
+            f"{len(absent)} of {len(gt)} pictures lack their pair ({first!r} for {absent[0]!r}); {remedy}",
+        )
+
+
+def _pictures(folder: str) -> list[str]:
+    return sorted(name for name in os.listdir(folder) if name.lower().endswith(PICTURES))
+
+
+def _count_lines(path: str) -> int | None:
+    try:
+        with open(path, encoding="utf-8") as file:
+            return sum(1 for line in file if line.strip())
+    except OSError:
+        return None
+
+
+def _seen_from(path: str) -> str:
+    """Where a relative path starts, which a wrong current directory makes worth saying."""
+    return "" if os.path.isabs(path) else f" (seen from {os.getcwd()})"

@@ -1,0 +1,122 @@
+"""Putting an option file together: what it inherits (``_base_``), then what the command line sets."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from quantsr.config.problems import KeyPath, Problems
+from quantsr.config.yaml_file import parse_yaml, read_yaml
+from quantsr.errors import InputError
+
+BASE_KEY = "_base_"
+
+
+def read_layers(path: str) -> tuple[dict[str, Any], dict[KeyPath, str]]:
+    """Read an option file on top of the files it names under ``_base_`` (one or a list; relative to the file itself).
+
+    Sections are merged key by key, anything else is replaced, and ``key: null`` takes an inherited key away.
+
+    Returns:
+        The merged options, and for each key the file its value comes from.
+
+    Raises:
+        InputError: a file cannot be read, or inherits from itself.
+    """
+    origins: dict[KeyPath, str] = {}
+    return _read(path, (), origins), origins
+
+
+def _read(path: str, children: tuple[str, ...], origins: dict[KeyPath, str]) -> dict[str, Any]:
+    chain = (*children, path)
+    if any(os.path.realpath(path) == os.path.realpath(child) for child in children):
+        raise InputError(f"{children[-1]}: {BASE_KEY}: {' -> '.join(chain)} runs in a circle; remove one")
+    own = read_yaml(path)
+    bases = own.pop(BASE_KEY, None)
+    bases = [bases] if isinstance(bases, str) else bases or []
+    if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
+        raise InputError(f"{path}: {BASE_KEY}: must be a file name or a list of them, got {bases!r}")
+    options: dict[str, Any] = {}
+    for base in bases:
+        base_path = os.path.normpath(os.path.join(os.path.dirname(path), os.path.expanduser(base)))
+        if not os.path.exists(base_path):
+            raise InputError(
+                f"{path}: {BASE_KEY}: {base_path!r} does not exist; paths are relative to this file"
+            )
+        merge(options, _read(base_path, chain, origins))
+    merge(options, own)
+    _note(own, path, origins)
+    return options
+
+
+def merge(target: dict[str, Any], source: dict[str, Any]) -> None:
+    """Merge ``source`` into ``target`` in place: sections key by key; null removes a key that is there."""
+    for key, value in source.items():
+        if value is None and key in target:
+            del target[key]
+        elif isinstance(value, dict) and isinstance(target.get(key), dict):
+            merge(target[key], value)
+        else:
+            target[key] = copy.deepcopy(value)
+
+
+def _note(section: dict[str, Any], name: str, origins: dict[KeyPath, str], prefix: KeyPath = ()) -> None:
+    """Note ``name`` as the origin of every key of a section."""
+    for key, value in section.items():
+        path = (*prefix, key)
+        origins[path] = name
+        if isinstance(value, dict):
+            _note(value, name, origins, path)
+
+
+def apply_overrides(
+    options: dict[str, Any], entries: Sequence[str], flag: str, separator: str, problems: Problems
+) -> None:
+    """Set single keys from the command line, in place; the value is read as YAML.
+
+    Args:
+        options: the merged file.
+        entries: ``a.b=value`` for ``--set``, ``a:b=value`` for BasicSR's ``--force_yml``.
+        flag: the name of the argument, for messages.
+        separator: what stands between keys, ``"."`` or ``":"``.
+        problems: collects entries that cannot be understood.
+    """
+    for entry in entries:
+        name, equals, text = entry.partition("=")
+        keys = tuple(part.strip() for part in name.split(separator))
+        if not equals or not all(keys):
+            problems.add(
+                (), f"{flag} {entry!r} is not understood; write {flag} train{separator}total_iter=1000"
+            )
+            continue
+        try:
+            value = None if text.strip().lower() in ("none", "~", "") else parse_yaml(text, f"{flag} {entry}")
+        except InputError as error:
+            problems.lines.append(str(error))
+            continue
+        _set(options, keys, value, flag, problems)
+
+
+def _set(options: dict[str, Any], keys: KeyPath, value: Any, flag: str, problems: Problems) -> None:
+    section = options
+    for depth, key in enumerate(keys[:-1], start=1):
+        if section.get(key) is None:
+            section[key] = {}
+            problems.origins[keys[:depth]] = flag
+        if not isinstance(section[key], dict):
+            problems.add(
+                keys[:depth], f"is no section, so {flag} {'.'.join(keys)} cannot be set; check the key"
+            )
+            return
+        section = section[key]
+    section[keys[-1]] = value
+    _note({keys[-1]: value}, flag, problems.origins, keys[:-1])
+
+
+def drop_nulls(value: Any) -> Any:
+    """Without keys whose value is null: "not given", so that the default holds. Lists are left as they are."""
+    if not isinstance(value, dict):
+        return value
+    return {key: drop_nulls(entry) for key, entry in value.items() if entry is not None}

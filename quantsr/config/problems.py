@@ -1,0 +1,66 @@
+"""Collecting every problem of an option file, each with the file it comes from, the key and the remedy."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+from quantsr.errors import OptionsError
+
+KeyPath = tuple[str, ...]
+
+
+def did_you_mean(word: str, candidates: Iterable[str]) -> str:
+    """A remedy for a misspelt word: the nearest candidate, or the list of them where none is near."""
+    names = sorted({str(name) for name in candidates})
+    near = difflib.get_close_matches(word, names, n=1, cutoff=0.6)
+    if not near:  # 'Upscale' for 'upscale', 'bits_w' for 'nbits_w'
+        near = [name for name in names if len(word) > 2 and (word.lower() in name.lower())][:1]
+    if near:
+        return f"did you mean {near[0]!r}?"
+    if not names:
+        return "there is nothing to choose from"
+    shown = ", ".join(names[:12]) + (", ..." if len(names) > 12 else "")
+    return f"choose from {shown}" if len(names) > 1 else f"the only choice is {shown}"
+
+
+class Problems:
+    """A list of problems, without repetitions.
+
+    Args:
+        main: the option file that was asked for.
+        origins: for each key, the file (or ``--set``) that its value comes from.
+    """
+
+    def __init__(self, main: str, origins: dict[KeyPath, str] | None = None) -> None:
+        self.main = main
+        self.origins = origins if origins is not None else {}
+        self.lines: list[str] = []
+
+    def add(self, key: Iterable[str | int], problem: str) -> None:
+        """Note ``problem`` ("what is wrong; what to do") of a key, given as its parts from the top."""
+        parts = tuple(str(part) for part in key)
+        line = f"{self.origin(parts)}: {'.'.join(parts)}: {problem}" if parts else f"{self.main}: {problem}"
+        if line not in self.lines:
+            self.lines.append(line)
+
+    def origin(self, key: KeyPath) -> str:
+        """Where the key was written, or, of a key that is absent, the file that wrote the nearest section above it."""
+        if key in self.origins:
+            return self.origins[key]
+        for length in range(len(key) - 1, 0, -1):
+            source = self.origins.get(key[:length], "--")
+            if not source.startswith(
+                "--"
+            ):  # a section that only an argument opened is to be completed in the file
+                return source
+        return self.main
+
+    def raise_if_any(self) -> None:
+        """Raise all of them.
+
+        Raises:
+            OptionsError: there is at least one.
+        """
+        if self.lines:
+            raise OptionsError(self.lines)

@@ -1,0 +1,68 @@
+"""What is registered: networks, quantizers, losses, metrics, data sets. Imports torch, and only when asked."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Callable, Iterable
+from typing import Any
+
+DATASET_TYPES = ("CroppedImageDataset", "PairedImageDataset", "SkimageDataset")
+"""The data set types that the project's loaders build."""
+
+
+def networks() -> dict[str, Callable[..., Any]]:
+    """Every network by the name under which an option file asks for it."""
+    import quantsr.archs
+    from quantsr.basicsr_compat import ARCH_REGISTRY
+
+    for module in pkgutil.iter_modules(quantsr.archs.__path__):
+        if module.name.endswith("_arch"):
+            importlib.import_module(f"quantsr.archs.{module.name}")
+    return dict(iter(ARCH_REGISTRY))
+
+
+def quantizers() -> list[str]:
+    """The names of the quantizers."""
+    from quantsr.quant import QUANTIZER_REGISTRY
+
+    return _names(QUANTIZER_REGISTRY)
+
+
+def losses() -> dict[str, Callable[..., Any]]:
+    """Every loss by name."""
+    from quantsr.basicsr_compat import LOSS_REGISTRY
+
+    return dict(iter(LOSS_REGISTRY))
+
+
+def metrics() -> list[str]:
+    """The names of the metrics."""
+    from quantsr.basicsr_compat import METRIC_REGISTRY
+
+    return _names(METRIC_REGISTRY)
+
+
+def parameters(target: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    """The keyword arguments that a class or function takes.
+
+    Where a class hands ``**kwargs`` on to its base class, those of the base class too.
+    """
+    found: dict[str, inspect.Parameter] = {}
+    owners: Iterable[Any] = target.__mro__ if isinstance(target, type) else (target,)
+    for owner in owners:
+        function = owner.__dict__.get("__init__") if isinstance(owner, type) else owner
+        if function is None:
+            continue
+        signature = list(inspect.signature(function).parameters.values())
+        for parameter in signature[1:] if isinstance(owner, type) else signature:
+            if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
+                found.setdefault(parameter.name, parameter)
+        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in signature):
+            break
+    return found
+
+
+def _names(registry: Any) -> list[str]:
+    return [str(name) for name in registry.keys()]  # noqa: SIM118 (BasicSR's registries iterate over pairs)

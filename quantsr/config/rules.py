@@ -1,0 +1,169 @@
+"""Rules between keys, which types alone cannot state. They read the raw options, so that they are checked even
+where other keys are wrong, and leave to the schema what the schema says."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from quantsr.config import registries
+from quantsr.config.networks import check_depth_list, check_network, network_depths
+from quantsr.config.problems import Problems, did_you_mean
+from quantsr.config.schema import dataset_phase
+
+
+def check_rules(options: dict[str, Any], is_train: bool, problems: Problems) -> None:
+    """Note every breach."""
+    datasets = _section(options, "datasets")
+    for key, dataset in datasets.items():
+        _check_dataset(key, dataset, options.get("scale"), problems)
+    if is_train:
+        _check_training(options, problems)
+    elif not any(dataset_phase(key) in ("val", "test") for key in datasets):
+        problems.add(("datasets",), "no test set; add one under the key test_1 (or val)")
+    if not is_train and "pretrain_network_g" not in _section(options, "path"):
+        problems.add(("path", "pretrain_network_g"), "missing; name the checkpoint to test")
+    _check_registered(options, problems)
+    scale = options.get("scale")
+    bound = check_network("network_g", options.get("network_g"), scale, problems)
+    check_network("network_teacher", options.get("network_teacher"), scale, problems)
+    if bound is not None:
+        _check_depths(options, bound, problems)
+
+
+def evaluated_keys(datasets: dict[str, Any], is_train: bool) -> list[str]:
+    """The data sets that a run will read: training and validation sets, or the test sets (validation sets where none)."""
+    phases = {key: dataset_phase(key) for key in datasets}
+    if is_train:
+        return [key for key, phase in phases.items() if phase in ("train", "val")]
+    tests = [key for key, phase in phases.items() if phase == "test"]
+    return tests or [key for key, phase in phases.items() if phase == "val"]
+
+
+def _section(options: dict[str, Any], key: str) -> dict[str, Any]:
+    value = options.get(key)
+    return value if isinstance(value, dict) else {}
+
+
+def _check_dataset(key: str, dataset: Any, scale: Any, problems: Problems) -> None:
+    path = ("datasets", key)
+    phase = dataset_phase(key)
+    if phase is None:
+        near = did_you_mean(key, ("train", "val", "test", "val_1", "test_1"))
+        problems.add(
+            path, f"unknown key of a data set; {near}" if "mean" in near else f"no such phase; {near}"
+        )
+    if not isinstance(dataset, dict):
+        return
+    if phase is not None and dataset.get("phase", phase) != phase:
+        problems.add((*path, "phase"), f"is {dataset['phase']!r} but the key says {phase!r}; leave it out")
+    kind = dataset.get("type")
+    if isinstance(kind, str) and kind not in registries.DATASET_TYPES:
+        near = did_you_mean(kind, registries.DATASET_TYPES)
+        problems.add((*path, "type"), f"no data set type {kind!r}; {near}")
+    needed = {"PairedImageDataset": ("dataroot_gt", "dataroot_lq"), "CroppedImageDataset": ("dataroot_gt",)}
+    for root in needed.get(str(kind), ()):
+        if root not in dataset:
+            problems.add((*path, root), f"missing; {kind} needs this folder")
+    if kind == "PairedImageDataset":
+        for root in needed[kind]:
+            if isinstance(dataset.get(root), list):
+                problems.add(
+                    (*path, root), "PairedImageDataset takes one folder; use CroppedImageDataset for several"
+                )
+    if kind == "SkimageDataset" and phase == "train":
+        problems.add((*path, "type"), "SkimageDataset is for val and test; train on CroppedImageDataset")
+    template = dataset.get("filename_tmpl")
+    if isinstance(template, str) and "{}" not in template:
+        problems.add(
+            (*path, "filename_tmpl"), f"needs '{{}}' where the picture's name goes, got {template!r}"
+        )
+    if phase == "train":
+        size = dataset.get("gt_size")
+        if size is None:
+            problems.add((*path, "gt_size"), "missing; training needs a crop size, for example 192")
+        elif isinstance(size, (int, float)) and isinstance(scale, int) and scale > 0 and size % scale:
+            problems.add(
+                (*path, "gt_size"),
+                f"{size} is no multiple of scale {scale}; use {int(size // scale * scale)}",
+            )
+
+
+def _check_training(options: dict[str, Any], problems: Problems) -> None:
+    datasets = _section(options, "datasets")
+    if "train" not in options:
+        problems.add(("train",), "missing; training needs this section (optim_g, scheduler, total_iter)")
+    if "train" not in datasets:
+        problems.add(("datasets", "train"), "missing; add the pictures to train on")
+    if any(dataset_phase(key) == "val" for key in datasets) and "val_freq" not in _section(options, "val"):
+        problems.add(("val", "val_freq"), "missing; say after how many iterations to validate")
+    train = _section(options, "train")
+    total = train.get("total_iter")
+    scheduler = _section(train, "scheduler")
+    periods = scheduler.get("periods")
+    if (
+        isinstance(periods, list)
+        and all(isinstance(p, (int, float)) for p in periods)
+        and isinstance(total, (int, float))
+    ) and sum(periods) < total:
+        problems.add(
+            ("train", "scheduler", "periods"),
+            f"end at {sum(periods)}, before total_iter {total}; lengthen them",
+        )
+    distill = _section(train, "distill")
+    learns = any(
+        isinstance(distill.get(key), (int, float)) and distill[key] > 0
+        for key in ("output_weight", "feature_weight")
+    )
+    path = _section(options, "path")
+    if learns and "network_teacher" not in options:
+        problems.add(("network_teacher",), "missing; train.distill needs a teacher (type: EDSR, ...)")
+    if learns and "pretrain_network_teacher" not in path:
+        problems.add(
+            ("path", "pretrain_network_teacher"), "missing; train.distill needs the teacher's checkpoint"
+        )
+    if "network_teacher" in options and not learns:
+        problems.add(
+            ("train", "distill"),
+            "missing or all zero although there is a teacher; set output_weight or remove network_teacher",
+        )
+
+
+def _check_registered(options: dict[str, Any], problems: Problems) -> None:
+    metrics = _section(_section(options, "val"), "metrics")
+    for key, metric in metrics.items():
+        kind = metric.get("type") if isinstance(metric, dict) else None
+        if isinstance(kind, str) and kind not in (known := registries.metrics()):
+            problems.add(
+                ("val", "metrics", key, "type"),
+                f"no metric {kind!r} is registered; {did_you_mean(kind, known)}",
+            )
+    loss = _section(_section(options, "train"), "pixel_opt")
+    kind = loss.get("type")
+    if not isinstance(kind, str):
+        return
+    known_losses = registries.losses()
+    if kind not in known_losses:
+        problems.add(
+            ("train", "pixel_opt", "type"),
+            f"no loss {kind!r} is registered; {did_you_mean(kind, known_losses)}",
+        )
+        return
+    accepted = registries.parameters(known_losses[kind])
+    if "eps" in loss and "eps" not in accepted:
+        problems.add(("train", "pixel_opt", "eps"), f"not an option of {kind}; remove it")
+
+
+def _check_depths(options: dict[str, Any], bound: dict[str, Any], problems: Problems) -> None:
+    depths, blocks = network_depths(bound), bound.get("num_block")
+    wanted = _section(options, "val").get("depths")
+    if isinstance(wanted, list) and isinstance(blocks, int):
+        if depths is None:
+            problems.add(("val", "depths"), "this network has one depth only; remove the key")
+        else:
+            check_depth_list(("val", "depths"), wanted, blocks, problems)
+    weights = _section(options, "train").get("depth_weights")
+    if isinstance(weights, list) and depths is not None and len(weights) != len(depths):
+        problems.add(
+            ("train", "depth_weights"),
+            f"{len(weights)} weights for the {len(depths)} depths {depths}; give one each",
+        )

@@ -1,0 +1,170 @@
+"""The sections of an option file that say how to train. Names and meanings are BasicSR's wherever it has the key."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from quantsr.config.base import Int, Section
+
+
+class OptimizerOptions(Section):
+    """The optimizer."""
+
+    type: Literal["Adam", "AdamW"] = Field(default="Adam", description="`Adam` or `AdamW`.")
+    lr: float = Field(gt=0, description="Learning rate at the start.")
+    betas: list[float] = Field(
+        default_factory=lambda: [0.9, 0.99], min_length=2, max_length=2, description="Adam's two decay rates."
+    )
+    weight_decay: float = Field(default=0.0, ge=0, description="Weight decay.")
+
+    @field_validator("betas")
+    @classmethod
+    def _below_one(cls, value: list[float]) -> list[float]:
+        if not all(0 <= beta < 1 for beta in value):
+            raise ValueError("must lie in [0, 1); for example [0.9, 0.99]")
+        return value
+
+
+class SchedulerOptions(Section):
+    """The learning-rate schedule, BasicSR's; counts optimizer steps from the start of the run."""
+
+    type: Literal["MultiStepLR", "MultiStepRestartLR", "CosineAnnealingRestartLR"] = Field(
+        description="Kind of schedule."
+    )
+    milestones: list[Int] | None = Field(
+        default=None, description="MultiStep: iterations after which the rate is multiplied by `gamma`."
+    )
+    gamma: float | None = Field(
+        default=None, gt=0, description="MultiStep: that factor; BasicSR's default is 0.1."
+    )
+    restarts: list[Int] | None = Field(
+        default=None, description="MultiStep: iterations at which the rate starts again; default `[0]`."
+    )
+    periods: list[Int] | None = Field(
+        default=None,
+        min_length=1,
+        description="Cosine: length of each cycle; default one cycle of `total_iter`.",
+    )
+    restart_weights: list[float] | None = Field(
+        default=None, description="Factor of the starting rate at each restart; default 1 each."
+    )
+    eta_min: float | None = Field(default=None, ge=0, description="Cosine: lowest learning rate; default 0.")
+
+    @model_validator(mode="after")
+    def _belongs(self) -> SchedulerOptions:
+        cosine = self.type == "CosineAnnealingRestartLR"
+        foreign = ("milestones", "gamma", "restarts") if cosine else ("periods", "eta_min")
+        given = [key for key in foreign if getattr(self, key) is not None]
+        if given:
+            raise ValueError(f"{', '.join(given)} not an option of {self.type}; remove it or change the type")
+        if not cosine and self.milestones is None:
+            raise ValueError(f"milestones missing; {self.type} needs a list of iterations")
+        cycles = len(self.periods or [0]) if cosine else len(self.restarts or [0])
+        if self.restart_weights is not None and len(self.restart_weights) != cycles:
+            raise ValueError(f"restart_weights must have {cycles} entries, one per cycle")
+        return self
+
+    def kwargs(self) -> dict[str, Any]:
+        """The arguments of the scheduler's constructor, without those that keep its default."""
+        return self.model_dump(exclude={"type"}, exclude_none=True)
+
+
+class LossOptions(Section):
+    """A pixel loss of BasicSR."""
+
+    type: str = Field(
+        default="L1Loss",
+        description="Name in BasicSR's loss registry: `L1Loss`, `MSELoss`, `CharbonnierLoss`.",
+    )
+    loss_weight: float = Field(default=1.0, gt=0, description="Factor.")
+    reduction: Literal["mean", "sum"] = Field(default="mean", description="`mean` or `sum` over pixels.")
+    eps: float | None = Field(default=None, gt=0, description="`CharbonnierLoss`: its epsilon.")
+
+    def kwargs(self) -> dict[str, Any]:
+        """The arguments of the loss's constructor, without those that keep its default."""
+        return self.model_dump(exclude={"type"}, exclude_none=True)
+
+
+class DistillOptions(Section):
+    """Learning from the float teacher `network_teacher` (QuantSR's losses)."""
+
+    output_weight: float = Field(
+        default=0.0, ge=0, description="Weight of the L1 distance between student's and teacher's output."
+    )
+    feature_weight: float = Field(
+        default=0.0, ge=0, description="Weight of the feature loss; QuantSR uses 1e-4."
+    )
+    points: Int = Field(
+        default=4, gt=0, description="How many blocks, evenly spread, are compared by the feature loss."
+    )
+
+
+class TrainOptions(Section):
+    """Training: stage 1 at full depth, then the ranking of blocks, then stage 2 at all depths together."""
+
+    total_iter: Int = Field(gt=0, description="Optimizer steps of both stages together.")
+    stage1_fraction: float = Field(
+        default=0.6, ge=0, le=1, description="Share of `total_iter` that stage 1 takes."
+    )
+    warmup_iter: Int = Field(default=-1, ge=-1, description="Steps of linear warm-up; -1 none.")
+    ema_decay: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="Decay per step of the averaged copy of the weights; 0 keeps none.",
+    )
+    optim_g: OptimizerOptions = Field(description="The optimizer.")
+    step_lr_mult: float = Field(
+        default=1.0, gt=0, description="Factor of the learning rate for quantizer steps and thresholds (tau)."
+    )
+    scheduler: SchedulerOptions = Field(description="The learning-rate schedule.")
+    pixel_opt: LossOptions = Field(
+        default_factory=LossOptions, description="The loss between output and ground truth."
+    )
+    distill: DistillOptions | None = Field(default=None, description="Distillation; needs `network_teacher`.")
+    depth_weights: list[float] | None = Field(
+        default=None,
+        description="Stage 2: weight of each depth's loss, deepest first; default equal, together 1.",
+    )
+    grad_clip_norm: float | None = Field(
+        default=None, gt=0, description="Largest norm of the gradient; none by default."
+    )
+    accumulate: Int = Field(
+        default=1, gt=0, description="Batches whose gradients are added up for one optimizer step."
+    )
+    precision: Literal["bf16", "fp32"] = Field(
+        default="bf16", description="Arithmetic of float layers; quantizers always use FP32."
+    )
+    channels_last: bool = Field(default=True, description="Channels-last memory layout.")
+    compile: bool | Literal["auto"] = Field(
+        default="auto", description="Whether to use torch.compile; `auto` decides by the device."
+    )
+    exact_fp32: bool = Field(
+        default=False,
+        description="Forbid TF32 and other shortcuts, and choose deterministic kernels, on CUDA.",
+    )
+    calibration_batches: Int = Field(
+        default=1, gt=0, description="Training batches from which steps and signs are initialised."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_cycle(cls, value: Any) -> Any:
+        scheduler = value.get("scheduler") if isinstance(value, dict) else None
+        if not isinstance(scheduler, dict) or scheduler.get("type") != "CosineAnnealingRestartLR":
+            return value
+        if scheduler.get("periods") is not None or "total_iter" not in value:
+            return value
+        return {**value, "scheduler": {**scheduler, "periods": [value["total_iter"]]}}
+
+    @property
+    def stage1_iter(self) -> int:
+        """Optimizer steps of stage 1 (full depth)."""
+        return round(self.total_iter * self.stage1_fraction)
+
+    @property
+    def stage2_iter(self) -> int:
+        """Optimizer steps of stage 2 (all depths)."""
+        return self.total_iter - self.stage1_iter

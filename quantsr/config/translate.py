@@ -1,0 +1,90 @@
+"""Turning what pydantic reports into one line per key."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import ValidationError
+from pydantic.fields import FieldInfo
+
+from quantsr.config.base import Section
+from quantsr.config.problems import Problems, did_you_mean
+from quantsr.config.schema import Options
+from quantsr.config.wording import section_of, takes
+
+
+def add_validation_errors(error: ValidationError, problems: Problems) -> None:
+    """Note every error of the schema under its dotted key; branches of a union become one problem."""
+    for item in error.errors(include_url=False):
+        key, field, siblings = _locate(item["loc"])
+        if item["type"] == "extra_forbidden":
+            problems.add(key, f"unknown option; {_suggest(key, siblings)}")
+        elif item["type"] == "missing":
+            hint = f" ({_first_sentence(field.description)})" if field is not None else ""
+            problems.add(key, f"missing; add {takes(field) if field is not None else 'it'}{hint}")
+        elif item["type"] == "value_error":
+            problems.add(key, item["msg"].removeprefix("Value error, "))
+        elif field is not None and key:
+            problems.add(
+                key, f"must be {takes(field)}, got {show(item['input'])}{_quotes(field, item['input'])}"
+            )
+        else:
+            problems.add(key, f"{item['msg'][:1].lower()}{item['msg'][1:]}, got {show(item['input'])}")
+
+
+def show(value: Any) -> str:
+    """A value as one would find it in the file, shortened."""
+    text = {True: "true", False: "false"}[value] if isinstance(value, bool) else repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _locate(loc: tuple[str | int, ...]) -> tuple[tuple[str, ...], FieldInfo | None, list[str]]:
+    """The key of an error, its field (None for an unknown key) and the keys that could stand there.
+
+    What pydantic adds behind the key - a branch of a union, an index of a list - is left away.
+    """
+    section: type[Section] | None = Options
+    key: list[str] = []
+    field: FieldInfo | None = None
+    siblings: list[str] = []
+    parts = list(loc)
+    while parts and section is not None:
+        part = str(parts.pop(0))
+        key.append(part)
+        siblings = [name for name in section.model_fields if name not in ("phase", "kwargs")]
+        field = section.model_fields.get(part)
+        if field is None:
+            break
+        section, many = section_of(field.annotation)
+        if many and parts:
+            key.append(str(parts.pop(0)))
+    return tuple(key), field, siblings
+
+
+def _suggest(key: tuple[str, ...], siblings: list[str]) -> str:
+    """The nearest key of the same section, or the section in which a key of exactly this name belongs."""
+    nearest = did_you_mean(key[-1], siblings)
+    if nearest.startswith("did you mean"):
+        return nearest
+    for name, field in Options.model_fields.items():
+        section, many = section_of(field.annotation)
+        if section is not None and not many and key[-1] in section.model_fields and name != key[0]:
+            return f"did you mean '{name}.{key[-1]}'?"
+    return f"did you mean {key[-1]!r} at the top?" if key[-1] in Options.model_fields else nearest
+
+
+def _first_sentence(text: str | None) -> str:
+    return (text or "").split(";")[0].rstrip(".")
+
+
+def _quotes(field: FieldInfo, value: Any) -> str:
+    """The remedy where quotes are missing or too many."""
+    wanted = takes(field)
+    if isinstance(value, str) and "number" in wanted:
+        try:
+            float(value)
+        except ValueError:
+            return ""
+        return "; remove the quotes"
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return "; put it in quotes" if number and wanted.startswith("text") else ""

@@ -1,0 +1,160 @@
+"""Reading YAML as data only: no tag runs anything, a key given twice is an error, 1e-4 is a number.
+
+The text is parsed into nodes and the nodes become dicts, lists and scalars here, so that none of the YAML
+library's constructors takes part. Errors are one line and name the file and the line.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from typing import Any
+
+import yaml
+
+from quantsr.errors import InputError
+
+_TAG = "tag:yaml.org,2002:"
+_MAX_NODES = 100_000  # aliases can stand for more text than a machine can hold
+_INT = re.compile(r"[-+]?[0-9][0-9_]*")
+_FLOAT = re.compile(
+    r"[-+]?(?:[0-9][0-9_]*\.[0-9_]*|\.[0-9][0-9_]*)(?:[eE][-+]?[0-9]+)?"
+    r"|[-+]?[0-9][0-9_]*[eE][-+]?[0-9]+|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)"
+)
+_FALSE = {"no", "false", "off"}
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 without its surprises: no dates, no base-60 or octal numbers; ``1e-4`` is a float."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [
+        (tag, regexp) for tag, regexp in rules if tag.removeprefix(_TAG) not in ("timestamp", "int", "float")
+    ]
+    for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+for _tag, _pattern in (("int", _INT), ("float", _FLOAT)):
+    _Loader.add_implicit_resolver(_TAG + _tag, re.compile(f"(?:{_pattern.pattern})$"), list("-+.0123456789"))
+
+
+def read_yaml(path: str) -> dict[str, Any]:
+    """Read an option file into plain dicts, lists and scalars. Keys are text, as written.
+
+    Raises:
+        InputError: the file cannot be read, is not YAML, or holds no keys.
+    """
+    try:
+        with open(path, encoding="utf-8") as file:
+            text = file.read()
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file{_neighbour(path)}") from None
+    except IsADirectoryError:
+        raise InputError(f"{path}: is a folder; give an option file (.yml)") from None
+    except UnicodeDecodeError:
+        raise InputError(f"{path}: is not UTF-8 text; give an option file (.yml)") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); check its permissions") from None
+    value = parse_yaml(text, path)
+    if not isinstance(value, dict):
+        what = "is empty" if value is None else "holds no keys"
+        raise InputError(f"{path}: {what}; an option file has lines like 'scale: 4'")
+    return value
+
+
+def parse_yaml(text: str, where: str) -> Any:
+    """Parse YAML text; ``where`` names it in errors.
+
+    Raises:
+        InputError: ``WHERE: line N: problem; remedy``.
+    """
+    try:
+        node = yaml.compose(text, Loader=_Loader)
+        return None if node is None else _Plain(where).value(node, ())
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = f"line {mark.line + 1}: " if mark else ""
+        problem = " ".join(filter(None, (error.problem, error.context))) or "not YAML"
+        raise InputError(f"{where}: {line}{problem}; correct the YAML") from None
+    except yaml.YAMLError as error:
+        raise InputError(f"{where}: {str(error).splitlines()[0]}; correct the YAML") from None
+    except RecursionError:
+        raise InputError(f"{where}: nested too deeply; an option file has three or four levels") from None
+
+
+class _Plain:
+    """Turns nodes into plain values."""
+
+    def __init__(self, where: str) -> None:
+        self.where = where
+        self.nodes = 0
+
+    def fail(self, node: yaml.Node, message: str) -> InputError:
+        return InputError(f"{self.where}: line {node.start_mark.line + 1}: {message}")
+
+    def value(self, node: yaml.Node, parents: tuple[yaml.Node, ...]) -> Any:
+        self.nodes += 1
+        if self.nodes > _MAX_NODES:
+            raise self.fail(node, f"more than {_MAX_NODES} values; write fewer aliases")
+        if any(node is parent for parent in parents):
+            raise self.fail(node, "an alias that contains itself; remove it")
+        if isinstance(node, yaml.MappingNode) and node.tag == _TAG + "map":
+            return self.mapping(node, (*parents, node))
+        if isinstance(node, yaml.SequenceNode) and node.tag == _TAG + "seq":
+            return [self.value(child, (*parents, node)) for child in node.value]
+        if isinstance(node, yaml.ScalarNode):
+            return self.scalar(node)
+        raise self.fail(node, f"tag {_tag_name(node.tag)} is not allowed; write plain values")
+
+    def mapping(self, node: yaml.MappingNode, parents: tuple[yaml.Node, ...]) -> dict[str, Any]:
+        own: dict[str, Any] = {}
+        merged: dict[str, Any] = {}
+        for key_node, value_node in node.value:
+            if not isinstance(key_node, yaml.ScalarNode):
+                raise self.fail(key_node, "a key must be a word; quote it if it is meant as text")
+            if key_node.tag == _TAG + "merge":
+                value = self.value(value_node, parents)
+                for source in value if isinstance(value, list) else [value]:
+                    if not isinstance(source, dict):
+                        raise self.fail(value_node, "'<<' takes a section or a list of sections")
+                    merged = {**source, **merged}
+            elif key_node.value in own:
+                raise self.fail(key_node, f"key {key_node.value!r} is given twice; remove one")
+            else:
+                own[key_node.value] = self.value(value_node, parents)
+        return {**merged, **own}
+
+    def scalar(self, node: yaml.ScalarNode) -> Any:
+        tag, text = node.tag.removeprefix(_TAG), node.value
+        if tag == "str":
+            return text
+        if tag == "null":
+            return None
+        if tag == "bool" and text.lower() in _FALSE | {"yes", "true", "on"}:
+            return text.lower() not in _FALSE
+        try:
+            if tag == "int":
+                return int(text.replace("_", ""))
+            if tag == "float":
+                return float(text.replace("_", "").replace(".inf", "inf").replace(".nan", "nan").lower())
+        except ValueError:
+            pass
+        if tag in ("bool", "int", "float"):
+            raise self.fail(node, f"{text!r} is no {tag}; correct the value or remove the tag")
+        raise self.fail(node, f"tag {_tag_name(node.tag)} is not allowed; write plain values")
+
+
+def _tag_name(tag: str) -> str:
+    return tag.replace(_TAG, "!!") if tag.startswith(_TAG) else tag
+
+
+def _neighbour(path: str) -> str:
+    """A file of a similar name in the same folder, as a remedy."""
+    folder = os.path.dirname(path)
+    try:
+        names = os.listdir(folder or os.curdir)
+    except OSError:
+        return f"; there is no folder {folder!r} either" if folder else ""
+    close = difflib.get_close_matches(os.path.basename(path), names, n=1)
+    return f"; did you mean {os.path.join(folder, close[0])!r}?" if close else "; check the name"
