@@ -1,0 +1,68 @@
+"""The arithmetic of learned-step quantizers as pure functions.
+
+Symbols as in QuantSR (NeurIPS 2023), section 3.2: ``a`` the value, ``tau`` the redistribution offset, ``v`` the step,
+``u = (a + tau) / v`` the position on the integer axis, ``[Qn, Qp]`` the range of codes.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+_TANH_HALF = math.tanh(0.5)
+
+SIGN_TOLERANCE = 1e-5
+"""An activation is signed when its calibration minimum lies below minus this."""
+
+
+def quantize(x: Tensor, step: Tensor, qmin: int, qmax: int) -> Tensor:
+    """Codes ``round(clip(x / step, qmin, qmax))``, half to even, as floats of integer value; shape of ``x``."""
+    return (x / step).clamp(qmin, qmax).round()
+
+
+def dequantize(codes: Tensor, step: Tensor) -> Tensor:
+    """Values ``codes * step``."""
+    return codes * step
+
+
+def fake_quantize(x: Tensor, step: Tensor, qmin: int, qmax: int) -> Tensor:
+    """``dequantize(quantize(x))``; no gradient of its own (see :mod:`quantsr.quant.autograd`)."""
+    return dequantize(quantize(x, step, qmin, qmax), step)
+
+
+def soft_round(u: Tensor) -> Tensor:
+    """``phi(u) = floor(u) + (tanh(frac(u) - 1/2) / tanh(1/2) + 1) / 2``: RLQ's smooth stand-in for ``round``.
+
+    Continuous, equal to ``u`` at integers and half way between them. QuantSR, section 3.2 (redistribution-driven
+    backward); ``ours_operator.py`` in the released code.
+    """
+    floor = u.floor()
+    return floor + (torch.tanh(u - floor - 0.5) / _TANH_HALF + 1.0) / 2.0
+
+
+def soft_round_grad(u: Tensor) -> Tensor:
+    """``phi'(u) = sech^2(frac(u) - 1/2) / (2 tanh(1/2))``: 0.851 at integers, 1.082 half way, mean 1."""
+    t = torch.tanh(u - u.floor() - 0.5)
+    return (1.0 - t * t) / (2.0 * _TANH_HALF)
+
+
+def initial_step(mean_abs: Tensor, qmax: int) -> Tensor:
+    """``v = 2 * mean|x| / sqrt(Qp)``, the start of LSQ (Esser et al., 2020) and of RLQ.
+
+    Args:
+        mean_abs: mean of the absolute values that are to be quantized, any shape.
+        qmax: largest code.
+    """
+    return 2.0 * mean_abs / math.sqrt(qmax)
+
+
+def step_gradient_scale(numel: int, qmax: int) -> float:
+    """``g = 1 / sqrt(numel * Qp)``, by which the gradient of a step is scaled (LSQ, section 2.2).
+
+    Args:
+        numel: how many values share the step.
+        qmax: largest code.
+    """
+    return 1.0 / math.sqrt(numel * qmax)

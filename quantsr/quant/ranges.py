@@ -1,0 +1,53 @@
+"""Integer ranges: the only place that turns a bit-width into bounds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+MIN_BITS = 2
+MAX_BITS = 8
+FLOAT_BITS = 32
+"""The bit-width that means "not quantized"."""
+
+
+def check_bits(bits: int, what: str = "bits") -> int:
+    """Return ``bits`` if it is 2..8 or 32 (float).
+
+    Raises:
+        ValueError: otherwise; the message names ``what``.
+    """
+    if bits != FLOAT_BITS and not MIN_BITS <= bits <= MAX_BITS:
+        raise ValueError(f"{what} must be {MIN_BITS}..{MAX_BITS}, or {FLOAT_BITS} for float, got {bits}")
+    return bits
+
+
+@dataclass(frozen=True)
+class IntRange:
+    """The integers from ``qmin`` to ``qmax``, both included.
+
+    >>> IntRange.of(bits=4, signed=True)
+    IntRange(qmin=-8, qmax=7)
+    >>> IntRange.of(bits=4, signed=False)
+    IntRange(qmin=0, qmax=15)
+    """
+
+    qmin: int
+    qmax: int
+
+    @classmethod
+    def of(cls, bits: int, signed: bool) -> IntRange:
+        """Two's complement when signed, natural numbers otherwise (``Qn``, ``Qp`` of QuantSR).
+
+        Raises:
+            ValueError: if ``bits`` is not 2..8.
+        """
+        if not MIN_BITS <= bits <= MAX_BITS:
+            raise ValueError(f"bits must be {MIN_BITS}..{MAX_BITS}, got {bits}")
+        if signed:
+            return cls(-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+        return cls(0, 2**bits - 1)
+
+    @property
+    def levels(self) -> int:
+        """How many codes there are."""
+        return self.qmax - self.qmin + 1

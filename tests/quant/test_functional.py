@@ -1,0 +1,72 @@
+"""Ranges and the pure maths."""
+
+import math
+
+import pytest
+import torch
+
+from quantsr.quant import IntRange, functional
+from quantsr.quant.ranges import check_bits
+from tests.reference import rlq
+
+
+@pytest.mark.parametrize(
+    ("bits", "signed", "bounds"),
+    [
+        (2, True, (-2, 1)),
+        (4, True, (-8, 7)),
+        (8, True, (-128, 127)),
+        (2, False, (0, 3)),
+        (8, False, (0, 255)),
+    ],
+)
+def test_int_range(bits, signed, bounds):
+    r = IntRange.of(bits, signed)
+    assert (r.qmin, r.qmax) == bounds
+    assert r.levels == 2**bits
+
+
+@pytest.mark.parametrize("bits", [0, 1, 9, 32])
+def test_int_range_refuses_other_bits(bits):
+    with pytest.raises(ValueError, match=r"bits must be 2\.\.8"):
+        IntRange.of(bits, signed=True)
+
+
+def test_check_bits_names_the_option():
+    assert check_bits(32) == 32
+    with pytest.raises(ValueError, match="nbits_w must be"):
+        check_bits(16, "nbits_w")
+
+
+def test_quantize_rounds_half_to_even_and_clips():
+    x = torch.tensor([-9.0, -2.5, -1.5, 0.5, 1.5, 2.4, 9.0])
+    assert functional.quantize(x, torch.tensor(1.0), -2, 3).tolist() == [-2, -2, -2, 0, 2, 2, 3]
+
+
+def test_fake_quantize_is_dequantized_codes_to_the_last_bit():
+    x, step = torch.randn(1000) * 10, torch.tensor(0.37)
+    codes = functional.quantize(x, step, -8, 7)
+    assert torch.equal(functional.fake_quantize(x, step, -8, 7), functional.dequantize(codes, step))
+
+
+def test_soft_round_meets_the_staircase_at_integers_and_half_way():
+    u = torch.arange(-8, 8, 0.5, dtype=torch.float64)
+    torch.testing.assert_close(functional.soft_round(u), u, rtol=0, atol=1e-15)
+
+
+def test_soft_round_gradient_is_its_derivative():
+    u = torch.linspace(-7.9, 7.9, 997, dtype=torch.float64, requires_grad=True)
+    (expected,) = torch.autograd.grad(rlq.phi(u).sum(), u)
+    torch.testing.assert_close(functional.soft_round_grad(u.detach()), expected, rtol=1e-12, atol=0)
+
+
+def test_soft_round_gradient_has_mean_one_and_the_stated_ends():
+    u = (torch.arange(100000, dtype=torch.float64) + 0.5) / 100000
+    assert functional.soft_round_grad(u).mean().item() == pytest.approx(1.0, abs=1e-9)
+    ends = functional.soft_round_grad(torch.tensor([0.0, 0.5], dtype=torch.float64))
+    assert ends.tolist() == pytest.approx([0.851, 1.082], abs=5e-4)
+
+
+def test_initial_step_and_gradient_scale():
+    assert functional.initial_step(torch.tensor(3.0), 7).item() == pytest.approx(6 / math.sqrt(7))
+    assert functional.step_gradient_scale(100, 7) == pytest.approx(1 / math.sqrt(700))

@@ -1,0 +1,46 @@
+"""The slow, obvious twins of the quantizers: each formula of QuantSR (NeurIPS 2023), section 3.2, as it is printed.
+
+Rounding is written as a value plus the difference of two equal terms, so that plain autograd yields the gradient.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def phi(u: Tensor) -> Tensor:
+    """The soft staircase; its floor carries no gradient."""
+    low = u.floor().detach()
+    return low + (torch.tanh(u - low - 0.5) / math.tanh(0.5) + 1) / 2
+
+
+def quantize_with_gradient(u: Tensor, *, soft: bool) -> Tensor:
+    """``round(u)`` whose derivative is that of ``phi`` (soft) or 1."""
+    stand_in = phi(u) if soft else u
+    return u.round().detach() + (stand_in - stand_in.detach())
+
+
+def scale_gradient(v: Tensor, g: float) -> Tensor:
+    """``v``, whose gradient arrives multiplied by ``g``."""
+    return v.detach() + (v * g - (v * g).detach())
+
+
+def clip(u: Tensor, low: int, high: int) -> Tensor:
+    """``u`` within the bounds; the bounds themselves pass the gradient.
+
+    Written out because ``torch.clamp`` does not: its gradient at a bound was 1 in PyTorch 1.8, which the released code
+    pins, and is 0 in 2.15.
+    """
+    return torch.where(u < low, torch.full_like(u, low), torch.where(u > high, torch.full_like(u, high), u))
+
+
+def fake_quantize(
+    a: Tensor, tau: Tensor | None, v: Tensor, qmin: int, qmax: int, *, soft: bool, numel: int
+) -> Tensor:
+    """``v * round(clip((a + tau) / v, qmin, qmax))``; ``numel`` values share one step."""
+    v = scale_gradient(v, 1 / math.sqrt(numel * qmax))
+    shifted = a if tau is None else a + tau
+    return quantize_with_gradient(clip(shifted / v, qmin, qmax), soft=soft) * v
