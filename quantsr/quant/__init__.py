@@ -1,1 +1,44 @@
-"""Quantization: integer ranges, pure numerics, quantizers, layers, calibration."""
+"""Quantization: integer ranges, pure numerics, quantizers, layers, calibration.
+
+Read functional.py for the formulae, quantizers.py for what has state, autograd.py and kernels.py for how it is made fast.
+"""
+
+from quantsr.quant.calibrate import calibrate, calibrating, layer_steps
+from quantsr.quant.kernels import get_compile, set_compile
+from quantsr.quant.layers import QuantConv2d, QuantizedLayer, QuantLinear, quantized_layers, set_exact_fp32
+from quantsr.quant.prepare import Rule, manifest, manifest_table, prepare
+from quantsr.quant.quantizers import (
+    QUANTIZER_REGISTRY,
+    ActivationQuantizer,
+    Quantizer,
+    WeightQuantizer,
+    get_quantizer,
+    step_parameters,
+)
+from quantsr.quant.ranges import FLOAT_BITS, IntRange, check_bits
+
+__all__ = [
+    "FLOAT_BITS",
+    "QUANTIZER_REGISTRY",
+    "ActivationQuantizer",
+    "IntRange",
+    "QuantConv2d",
+    "QuantLinear",
+    "QuantizedLayer",
+    "Quantizer",
+    "Rule",
+    "WeightQuantizer",
+    "calibrate",
+    "calibrating",
+    "check_bits",
+    "get_compile",
+    "get_quantizer",
+    "layer_steps",
+    "manifest",
+    "manifest_table",
+    "prepare",
+    "quantized_layers",
+    "set_compile",
+    "set_exact_fp32",
+    "step_parameters",
+]

@@ -1,0 +1,242 @@
+"""Autograd functions of quantized layers: closed-form gradients that save nothing but their inputs.
+
+What a float convolution saves for backward is its input and its weight; so do these. Codes and the position ``u`` on the
+integer axis are computed again in backward, which costs one fused pass instead of four stored tensors.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from quantsr.quant.functional import step_gradient_scale
+from quantsr.quant.kernels import MIN_STEP, bounds_on, kernel
+from quantsr.quant.ranges import IntRange
+
+
+class QuantizedWeight(NamedTuple):
+    """A layer's weight, quantized once per step and used by every depth."""
+
+    values: Tensor
+    """Fake-quantized FP32 weight; carries the gradient."""
+    codes: Tensor | None
+    """Integer codes in the compute type, no gradient; None for a quantizer whose values are no multiples of a step."""
+    step: Tensor
+    """Step, detached, (1,) or (O, 1, ...); anything where ``codes`` is None."""
+
+
+class ActivationQuant(NamedTuple):
+    """What the layer functions need to know of an activation quantizer."""
+
+    tau: Tensor
+    step: Tensor
+    range: IntRange
+    soft: bool
+    channel_dim: int
+
+
+def _view_per_channel(tau: Tensor, dim: int, channel_dim: int) -> Tensor:
+    """``(C,)`` as a tensor that broadcasts against ``dim`` dimensions."""
+    shape = [1] * dim
+    shape[channel_dim] = -1
+    return tau.reshape(shape)
+
+
+class _FakeQuantizeActivation(torch.autograd.Function):
+    """RLQ / LSQ on an activation: ``v * round(clip((x + tau) / v))``."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, tau: Tensor, step: Tensor, spec: ActivationQuant) -> Tensor:
+        ctx.save_for_backward(x, tau, step)
+        ctx.spec = spec
+        bounds = bounds_on(spec.range.qmin, spec.range.qmax, x.device)
+        run = kernel("activation_values", x.device.type)
+        out: Tensor = run(x, _view_per_channel(tau, x.dim(), spec.channel_dim), step, bounds, x.dtype)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        x, tau, step = ctx.saved_tensors
+        return (*_activation_gradients(x, tau, step, ctx.spec, grads[0]), None)
+
+
+def _activation_gradients(
+    x: Tensor, tau: Tensor, step: Tensor, spec: ActivationQuant, grad: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    bounds = bounds_on(spec.range.qmin, spec.range.qmax, x.device)
+    run = kernel("activation_backward", x.device.type)
+    view = _view_per_channel(tau, x.dim(), spec.channel_dim)
+    grad_x, grad_tau, grad_step = run(x, view, step, bounds, grad, spec.soft, spec.channel_dim)
+    scale = step_gradient_scale(x.numel(), spec.range.qmax)
+    return grad_x, grad_tau, (grad_step.sum() * scale).reshape(step.shape)
+
+
+class _QuantizeWeight(torch.autograd.Function):
+    """RLQ / LSQ on a weight: FP32 values with a gradient, codes without."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, weight: Tensor, step: Tensor, bits_range: IntRange, soft: bool, dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(weight, step)
+        ctx.range, ctx.soft = bits_range, soft
+        bounds = bounds_on(bits_range.qmin, bits_range.qmax, weight.device)
+        values, codes = kernel("weight_values", weight.device.type)(weight, step, bounds, dtype)
+        ctx.mark_non_differentiable(codes)
+        return values, codes
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        weight, step = ctx.saved_tensors
+        bounds = bounds_on(ctx.range.qmin, ctx.range.qmax, weight.device)
+        run = kernel("weight_backward", weight.device.type)
+        grad_weight, grad_step = run(weight, step, bounds, grads[0], ctx.soft)
+        scale = step_gradient_scale(weight.numel() // step.numel(), ctx.range.qmax)
+        if step.numel() == 1:
+            grad_step = grad_step.sum()
+        return grad_weight, (grad_step * scale).reshape(step.shape), None, None, None
+
+
+class _ConvOnCodes(torch.autograd.Function):
+    """A convolution whose operands are integer codes and whose steps are multiplied in after it.
+
+    Codes of up to 8 bits are exact in bfloat16, so every product is exact and accumulates in FP32 on the matrix units.
+    The quantized weight enters twice, as values (for the gradient) and as codes (for the arithmetic).
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        tau: Tensor,
+        step: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        codes_w: Tensor,
+        step_w: Tensor,
+        spec: ActivationQuant,
+        conv: tuple[Any, ...],
+        relu: bool,
+    ) -> Tensor:
+        codes_x = _codes(x, tau, step, spec, codes_w.dtype)
+        z = torch.ops.aten.convolution(codes_x, codes_w, None, *conv)
+        scale = _view_per_channel((step.clamp_min(MIN_STEP) * step_w.flatten()).reshape(-1), z.dim(), 1)
+        run = kernel("scale_bias", x.device.type)
+        out: Tensor = run(z, scale, _view_per_channel(bias, z.dim(), 1), relu)
+        # The output of a ReLU is the next layer's input, which that layer saves anyway: no second copy.
+        ctx.save_for_backward(x, tau, step, weight, out if relu else None)
+        ctx.spec, ctx.conv, ctx.dtype = spec, conv, codes_w.dtype
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        x, tau, step, weight, out = ctx.saved_tensors
+        grad = grads[0]
+        if out is not None:
+            grad = kernel("relu_backward", x.device.type)(grad, out)
+        codes_x = _codes(x, tau, step, ctx.spec, ctx.dtype)
+        need_x = any(ctx.needs_input_grad[:3])
+        grad_q, grad_w, grad_b = torch.ops.aten.convolution_backward(
+            grad.to(ctx.dtype),
+            codes_x,
+            weight.to(ctx.dtype),
+            [weight.shape[0]],
+            *ctx.conv,
+            [need_x, ctx.needs_input_grad[3], ctx.needs_input_grad[4]],
+        )
+        if grad_w is not None:
+            grad_w = grad_w.float() * step.clamp_min(MIN_STEP)
+        if grad_b is not None:
+            grad_b = grad_b.float()
+        grad_x = grad_tau = grad_step = None
+        if need_x:
+            grad_x, grad_tau, grad_step = _activation_gradients(x, tau, step, ctx.spec, grad_q)
+        return grad_x, grad_tau, grad_step, grad_w, grad_b, None, None, None, None, None
+
+
+def _codes(x: Tensor, tau: Tensor, step: Tensor, spec: ActivationQuant, dtype: torch.dtype) -> Tensor:
+    bounds = bounds_on(spec.range.qmin, spec.range.qmax, x.device)
+    run = kernel("activation_codes", x.device.type)
+    codes: Tensor = run(x, _view_per_channel(tau, x.dim(), spec.channel_dim), step, bounds, dtype)
+    return codes
+
+
+class _ShortcutAdd(torch.autograd.Function):
+    """``shortcut * x + res_scale * residual`` in one pass; saves ``x``, which the block's first layer saves too."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, residual: Tensor, shortcut: Tensor, res_scale: float) -> Tensor:
+        ctx.save_for_backward(x, shortcut)
+        ctx.res_scale = res_scale
+        out: Tensor = kernel("shortcut_add", x.device.type)(x, residual, shortcut, res_scale)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        x, shortcut = ctx.saved_tensors
+        grad = grads[0]
+        grad_x, grad_s = kernel("shortcut_backward", x.device.type)(grad, x, shortcut)
+        grad_r = grad if ctx.res_scale == 1 else grad * ctx.res_scale
+        return grad_x, grad_r, grad_s, None
+
+
+def fake_quantize_activation(x: Tensor, spec: ActivationQuant) -> Tensor:
+    """Fake-quantize an activation; see :class:`ActivationQuant`. Type and shape of ``x``."""
+    out: Tensor = _FakeQuantizeActivation.apply(x, spec.tau, spec.step, spec)
+    return out
+
+
+def quantize_weight(
+    weight: Tensor, step: Tensor, bits_range: IntRange, soft: bool, dtype: torch.dtype
+) -> QuantizedWeight:
+    """Quantize a weight once.
+
+    Args:
+        weight: (O, ...) FP32.
+        step: (1,) or (O,).
+        bits_range: the codes' range.
+        soft: RLQ's smooth gradient of rounding instead of the straight-through one.
+        dtype: type of the codes.
+    """
+    view = step if step.numel() == 1 else step.reshape(-1, *[1] * (weight.dim() - 1))
+    values, codes = _QuantizeWeight.apply(weight, view, bits_range, soft, dtype)
+    return QuantizedWeight(values, codes, view.detach().clamp_min(MIN_STEP))
+
+
+def conv2d_on_codes(
+    x: Tensor,
+    spec: ActivationQuant,
+    weight: QuantizedWeight,
+    bias: Tensor | None,
+    *,
+    stride: tuple[int, ...],
+    padding: tuple[int, ...],
+    dilation: tuple[int, ...],
+    groups: int,
+    relu: bool = False,
+) -> Tensor:
+    """Quantized convolution computed on integer codes. (B, C, H, W) to (B, O, H', W') in the type of the codes.
+
+    Args:
+        x: float activation, not yet quantized.
+        spec: the input quantizer.
+        weight: from :func:`quantize_weight`, codes in the type that the convolution is to run in.
+        bias: (O,) or None.
+        stride, padding, dilation, groups: as ``torch.nn.functional.conv2d``.
+        relu: apply ReLU to the result, without another pass.
+    """
+    if bias is None:
+        bias = torch.zeros(weight.values.shape[0], device=x.device)
+    conv = (list(stride), list(padding), list(dilation), False, [0] * len(stride), groups)
+    out: Tensor = _ConvOnCodes.apply(
+        x, spec.tau, spec.step, weight.values, bias, weight.codes, weight.step, spec, conv, relu
+    )
+    return out
+
+
+def shortcut_add(x: Tensor, residual: Tensor, shortcut: Tensor, res_scale: float) -> Tensor:
+    """``shortcut * x + res_scale * residual``; shapes and type of ``x``, ``shortcut`` (1,)."""
+    out: Tensor = _ShortcutAdd.apply(x, residual, shortcut, res_scale)
+    return out

@@ -1,0 +1,81 @@
+"""Calibration: the explicit phase that gives quantizers their first steps and signs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from quantsr.quant.layers import quantized_layers
+
+
+@contextmanager
+def calibrating(net: nn.Module) -> Iterator[None]:
+    """Within it, every forward of ``net`` is a calibration batch: quantizers observe, then quantize with what they saw.
+
+    Earlier statistics are forgotten on entry.
+    """
+    layers = quantized_layers(net).values()
+    for layer in layers:
+        layer.calibrating = True
+        reset = getattr(layer.input_quantizer, "reset", None)
+        if reset is not None:
+            reset()
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.calibrating = False
+
+
+@torch.no_grad()
+def calibrate(net: nn.Module, batches: Iterable[Tensor]) -> nn.Module:
+    """Set every quantizer of ``net`` from sample inputs (QuantSR does the same, unasked, in its first training step).
+
+    Each batch runs at full depth in FP32; a layer sees its input as the quantized layers before it make it.
+
+    Args:
+        net: a network with quantized layers; its training mode is kept.
+        batches: (B, 3, H, W) in [0, 1].
+
+    Returns:
+        ``net``.
+
+    Raises:
+        ValueError: if there is no batch, or a quantized layer was never reached.
+    """
+    seen = 0
+    with calibrating(net):
+        for batch in batches:
+            net(batch)
+            seen += 1
+    if not seen:
+        raise ValueError("calibration needs at least one batch of pictures")
+    missed = [
+        name
+        for name, layer in quantized_layers(net).items()
+        for q in (layer.weight_quantizer, layer.input_quantizer)
+        if q is not None and not q.is_calibrated
+    ]
+    if missed:
+        raise ValueError(f"calibration did not reach {', '.join(missed)}: the network's forward skips them")
+    return net
+
+
+def layer_steps(net: nn.Module) -> dict[str, float]:
+    """Steps of every quantizer as scalars for a log: ``LAYER/step_w``, ``LAYER/step_a``, ``LAYER/tau_abs_mean``.
+
+    Per-channel steps give their mean.
+    """
+    values: dict[str, float] = {}
+    for name, layer in quantized_layers(net).items():
+        if layer.weight_quantizer is not None:
+            values[f"{name}/step_w"] = float(layer.weight_quantizer.step.detach().mean())
+        if layer.input_quantizer is not None:
+            values[f"{name}/step_a"] = float(layer.input_quantizer.step.detach().mean())
+            tau = getattr(layer.input_quantizer, "tau", None)
+            if tau is not None:
+                values[f"{name}/tau_abs_mean"] = float(tau.detach().abs().mean())
+    return values

@@ -1,0 +1,192 @@
+"""The elementwise passes of training, each fused into one loop by ``torch.compile`` where a compiler is at hand.
+
+Every function here is plain PyTorch, right without compilation; compiling only merges its operations, so that a pass
+reads and writes each tensor once. Arithmetic is FP32 whatever the storage type (FP64 stays FP64, for tests).
+
+``bounds`` is a pair of 0-dim FP32 tensors ``(Qn, Qp)`` rather than two integers: one compiled kernel then serves every
+bit-width.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import shutil
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from quantsr.quant.functional import soft_round_grad
+
+logger = logging.getLogger(__name__)
+
+Bounds = tuple[Tensor, Tensor]
+CompileMode = bool | Literal["auto"]
+
+MIN_STEP = 1e-8
+"""Steps are used as ``max(step, MIN_STEP)``: a step that an update drove below zero can recover."""
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x if x.dtype == torch.float64 else x.float()
+
+
+# --- activations: x is (B, C, H, W) with tau (1, C, 1, 1), or (..., C) with tau (C,) ---------------------------------
+
+
+def activation_codes(x: Tensor, tau: Tensor, step: Tensor, bounds: Bounds, dtype: torch.dtype) -> Tensor:
+    """Codes of ``x + tau`` in ``dtype``; codes of up to 8 bits are exact in bfloat16."""
+    u = (_wide(x) + tau) / step.clamp_min(MIN_STEP)
+    return torch.minimum(torch.maximum(u, bounds[0]), bounds[1]).round().to(dtype)
+
+
+def activation_values(x: Tensor, tau: Tensor, step: Tensor, bounds: Bounds, dtype: torch.dtype) -> Tensor:
+    """Fake-quantized ``x + tau`` in ``dtype``."""
+    v = step.clamp_min(MIN_STEP)
+    u = (_wide(x) + tau) / v
+    return (torch.minimum(torch.maximum(u, bounds[0]), bounds[1]).round() * v).to(dtype)
+
+
+def activation_backward(
+    x: Tensor, tau: Tensor, step: Tensor, bounds: Bounds, grad: Tensor, soft: bool, channel_dim: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of :func:`activation_values` (QuantSR section 3.2; LSQ where ``soft`` is false).
+
+    Returns:
+        gradient of ``x`` (type of ``x``), of ``tau`` (C,), and of the step as per-channel sums (C,), unscaled.
+    """
+    g = _wide(grad)
+    u = (_wide(x) + tau) / step.clamp_min(MIN_STEP)
+    clipped = torch.minimum(torch.maximum(u, bounds[0]), bounds[1])
+    slope = (clipped == u).to(u.dtype)
+    if soft:
+        slope = slope * soft_round_grad(u)
+    grad_x = g * slope
+    dims = [d for d in range(x.dim()) if d != channel_dim % x.dim()]
+    return grad_x.to(x.dtype), grad_x.sum(dims), (g * (clipped.round() - u * slope)).sum(dims)
+
+
+# --- weights: w is (O, ...), step () or (O, 1, ...) ------------------------------------------------------------------
+
+
+def weight_values(w: Tensor, step: Tensor, bounds: Bounds, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Fake-quantized FP32 weights, and their codes in ``dtype``."""
+    v = step.clamp_min(MIN_STEP)
+    codes = torch.minimum(torch.maximum(w / v, bounds[0]), bounds[1]).round()
+    return codes * v, codes.to(dtype)
+
+
+def weight_backward(
+    w: Tensor, step: Tensor, bounds: Bounds, grad: Tensor, soft: bool
+) -> tuple[Tensor, Tensor]:
+    """Gradients of ``w`` and, as one sum per output channel (O,), of the step, unscaled."""
+    u = w / step.clamp_min(MIN_STEP)
+    clipped = torch.minimum(torch.maximum(u, bounds[0]), bounds[1])
+    slope = (clipped == u).to(u.dtype)
+    if soft:
+        slope = slope * soft_round_grad(u)
+    grad_step = (grad * (clipped.round() - u * slope)).flatten(1).sum(1)
+    return grad * slope, grad_step
+
+
+# --- around the convolution ------------------------------------------------------------------------------------------
+
+
+def scale_bias(z: Tensor, scale: Tensor, bias: Tensor, relu: bool) -> Tensor:
+    """``scale * z + bias``, then ReLU if asked; type of ``z``."""
+    out = _wide(z) * scale + bias
+    return (out.clamp_min(0) if relu else out).to(z.dtype)
+
+
+def relu_backward(grad: Tensor, out: Tensor) -> Tensor:
+    """Gradient before a ReLU whose output is ``out``."""
+    return torch.where(out > 0, grad, torch.zeros_like(grad))
+
+
+def shortcut_add(x: Tensor, residual: Tensor, shortcut: Tensor, res_scale: float) -> Tensor:
+    """``shortcut * x + res_scale * residual`` (QuantSR section 3.3); type of ``x``."""
+    return (_wide(x) * shortcut + _wide(residual) * res_scale).to(x.dtype)
+
+
+def shortcut_backward(grad: Tensor, x: Tensor, shortcut: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients of ``shortcut * x``: of ``x`` in its type, of ``shortcut`` (1,)."""
+    g = _wide(grad)
+    return (g * shortcut).to(x.dtype), (g * _wide(x)).sum().reshape(1)
+
+
+# --- choosing between the compiled and the plain form ----------------------------------------------------------------
+
+_EAGER: dict[str, Callable[..., Any]] = {
+    f.__name__: f
+    for f in (
+        activation_codes,
+        activation_values,
+        activation_backward,
+        weight_values,
+        weight_backward,
+        scale_bias,
+        relu_backward,
+        shortcut_add,
+        shortcut_backward,
+    )
+}
+_mode: CompileMode = False
+
+
+def set_compile(mode: CompileMode) -> None:
+    """Choose how the passes run: ``True`` compiled, ``False`` plain, ``"auto"`` compiled where it works here.
+
+    Raises:
+        ValueError: for anything else.
+    """
+    global _mode
+    if mode not in (True, False, "auto"):
+        raise ValueError(f"compile must be auto, true or false, got {mode!r}")
+    _mode = mode
+
+
+def get_compile() -> CompileMode:
+    """The mode set by :func:`set_compile`; the start is ``False``."""
+    return _mode
+
+
+@functools.cache
+def compiler_works(device_type: str) -> bool:
+    """Whether ``torch.compile`` can build and run a kernel for this kind of device (tried once)."""
+    if device_type == "cpu" and not (shutil.which("g++") or shutil.which("clang++") or shutil.which("c++")):
+        logger.info("no C++ compiler: quantizers run uncompiled (slower, same results)")
+        return False
+    try:
+        probe = torch.compile(relu_backward)
+        x = torch.ones(8, device=device_type)
+        probe(x, x)
+    except Exception as error:  # a compiler has many ways to fail; all of them mean "run plain"
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        logger.warning("torch.compile does not work here (%s): quantizers run uncompiled", reason[0])
+        return False
+    return True
+
+
+@functools.cache
+def _compiled(name: str) -> Callable[..., Any]:
+    return torch.compile(_EAGER[name])
+
+
+def kernel(name: str, device_type: str) -> Callable[..., Any]:
+    """The function of this module called ``name``, compiled or plain as :func:`set_compile` says."""
+    if _mode is False or (_mode == "auto" and not compiler_works(device_type)):
+        return _EAGER[name]
+    return _compiled(name)
+
+
+@functools.cache
+def bounds_on(qmin: int, qmax: int, device: torch.device) -> Bounds:
+    """``(qmin, qmax)`` as tensors on ``device``, made once."""
+    # Made outside any inference mode: a cached inference tensor could not be saved for backward later.
+    with torch.inference_mode(False):
+        return (
+            torch.tensor(float(qmin), device=device),
+            torch.tensor(float(qmax), device=device),
+        )

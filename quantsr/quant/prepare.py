@@ -1,0 +1,140 @@
+"""From a float network to a quantized one by rules, and the manifest of what is quantized to what."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from quantsr.quant.layers import QuantConv2d, QuantizedLayer, QuantLinear
+from quantsr.quant.quantizers import Granularity
+from quantsr.quant.ranges import FLOAT_BITS
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Which layers to quantize, and how.
+
+    Attributes:
+        pattern: of module names, as the shell's: ``body.*.conv[12]``.
+        nbits_w, nbits_a: 2..8, or 32 for float.
+        quantizer: a name in ``QUANTIZER_REGISTRY``.
+        weight_granularity: ``tensor`` or ``channel``.
+    """
+
+    pattern: str
+    nbits_w: int
+    nbits_a: int
+    quantizer: str = "RLQ"
+    weight_granularity: Granularity = "tensor"
+
+
+def prepare(net: nn.Module, rules: Sequence[Rule]) -> nn.Module:
+    """Replace every ``nn.Conv2d`` and ``nn.Linear`` that a rule names by its quantized form, keeping its parameters.
+
+    The first rule that matches a layer decides.
+
+    Returns:
+        ``net``, changed in place.
+
+    Raises:
+        ValueError: if a rule matches no layer, which is a misspelt pattern.
+    """
+    layers = {n: m for n, m in net.named_modules() if type(m) in (nn.Conv2d, nn.Linear)}
+    used: set[str] = set()
+    for name, layer in layers.items():
+        for rule in rules:
+            if fnmatch.fnmatchcase(name, rule.pattern):
+                used.add(rule.pattern)
+                parent, _, child = name.rpartition(".")
+                setattr(net.get_submodule(parent), child, _quantized(layer, rule))
+                break
+    for rule in rules:
+        if rule.pattern not in used:
+            raise ValueError(
+                f"rule {rule.pattern!r} matches no layer; layers are {', '.join(layers) or 'none'}"
+            )
+    return net
+
+
+def _quantized(layer: nn.Module, rule: Rule) -> nn.Module:
+    how: dict[str, Any] = {
+        "bias": layer.bias is not None,
+        "nbits_w": rule.nbits_w,
+        "nbits_a": rule.nbits_a,
+        "quantizer": rule.quantizer,
+        "weight_granularity": rule.weight_granularity,
+    }
+    new: QuantConv2d | QuantLinear
+    if isinstance(layer, nn.Conv2d):
+        if layer.padding_mode != "zeros":
+            raise ValueError(
+                f"a quantized convolution pads with zeros, got padding_mode={layer.padding_mode!r}"
+            )
+        new = QuantConv2d(
+            layer.in_channels,
+            layer.out_channels,
+            layer.kernel_size,  # type: ignore[arg-type]
+            layer.stride,  # type: ignore[arg-type]
+            layer.padding,  # type: ignore[arg-type]
+            layer.dilation,  # type: ignore[arg-type]
+            layer.groups,
+            **how,
+        )
+    else:
+        assert isinstance(layer, nn.Linear)
+        new = QuantLinear(layer.in_features, layer.out_features, **how)
+    # The float layer's own parameters, not copies: whoever holds them (an optimizer, tied weights) keeps them.
+    new.weight = layer.weight  # type: ignore[assignment]
+    new.bias = layer.bias
+    return new
+
+
+def manifest(net: nn.Module) -> list[dict[str, Any]]:
+    """Every convolution and linear layer with its bits, in the order of the network.
+
+    Returns:
+        records with ``name``, ``kind``, ``shape`` of the weight, ``bits_w``, ``bits_a`` (32 = float), ``signed`` (None
+        where the input is float), ``granularity`` and ``quantizer`` (None where nothing is quantized).
+    """
+    records = []
+    for name, module in net.named_modules():
+        if not isinstance(module, (nn.Conv2d, nn.Linear)):
+            continue
+        record: dict[str, Any] = {
+            "name": name,
+            "kind": "conv" if isinstance(module, nn.Conv2d) else "linear",
+            "shape": list(module.weight.shape),
+            "bits_w": FLOAT_BITS,
+            "bits_a": FLOAT_BITS,
+            "signed": None,
+            "granularity": None,
+            "quantizer": None,
+        }
+        if isinstance(module, QuantizedLayer):
+            record["bits_w"], record["bits_a"] = module.nbits_w, module.nbits_a
+            if module.weight_quantizer is not None:
+                record["granularity"] = module.weight_quantizer.granularity
+            if module.input_quantizer is not None:
+                record["signed"] = module.input_quantizer.range.qmin < 0
+            if module.weight_quantizer is not None or module.input_quantizer is not None:
+                record["quantizer"] = module.quantizer
+        records.append(record)
+    return records
+
+
+def manifest_table(net: nn.Module) -> str:
+    """:func:`manifest` as a table for people, a line for each layer."""
+    rows = [("layer", "weight", "bits_w", "bits_a", "input", "quantizer")]
+    for r in manifest(net):
+        sign = {None: "float", True: "signed", False: "unsigned"}[r["signed"]]
+        how = f"{r['quantizer']}/{r['granularity']}" if r["quantizer"] else "-"
+        shape = "x".join(map(str, r["shape"]))
+        rows.append((r["name"], shape, str(r["bits_w"]), str(r["bits_a"]), sign, how))
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows
+    )

@@ -1,0 +1,163 @@
+"""RLQ and LSQ, compiled or not, against their slow twin."""
+
+import pytest
+import torch
+
+from quantsr.quant import IntRange, QuantConv2d, QuantLinear, calibrate, get_quantizer
+from tests.reference import rlq
+
+METHODS = [("RLQ", True), ("LSQ", False)]
+
+
+def activation(method, bits, channels, x, channel_dim=1):
+    q = get_quantizer(method).activation(bits=bits, channels=channels, channel_dim=channel_dim)
+    q.observe(x)
+    return q
+
+
+@pytest.mark.parametrize(("method", "soft"), METHODS)
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize("signed", [True, False])
+def test_activation_forward_is_exact_and_gradients_agree(method, soft, bits, signed):
+    torch.manual_seed(bits)
+    x = torch.randn(2, 5, 6, 7) * 3
+    x = x if signed else x.relu()
+    q = activation(method, bits, 5, x)
+    assert bool(q.signed) is signed
+    if method == "RLQ":
+        q.tau.data.normal_(0, 0.3)
+    upstream = torch.randn_like(x)
+
+    a = x.clone().requires_grad_()
+    out = q(a)
+    out.backward(upstream)
+
+    b, tau, v = (t.detach().clone().requires_grad_() for t in (x, q.tau.view(1, -1, 1, 1), q.step))
+    r = IntRange.of(bits, signed)
+    expected = rlq.fake_quantize(b, tau, v, r.qmin, r.qmax, soft=soft, numel=x.numel())
+    expected.backward(upstream)
+
+    assert torch.equal(out, expected)
+    torch.testing.assert_close(a.grad, b.grad, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(q.step.grad, v.grad, rtol=1e-4, atol=1e-6)
+    if method == "RLQ":
+        torch.testing.assert_close(q.tau.grad, tau.grad.flatten(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("method", "soft"), METHODS)
+def test_activation_gradients_in_double_precision(method, soft):
+    torch.manual_seed(1)
+    x = torch.randn(3, 4, 9, dtype=torch.float64) * 2
+    q = activation(method, 4, 9, x, channel_dim=-1).double()
+    upstream = torch.randn_like(x)
+    a = x.clone().requires_grad_()
+    q(a).backward(upstream)
+    b, v = x.clone().requires_grad_(), q.step.detach().clone().requires_grad_()
+    rlq.fake_quantize(b, q.tau.detach(), v, -8, 7, soft=soft, numel=x.numel()).backward(upstream)
+    torch.testing.assert_close(a.grad, b.grad, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(q.step.grad, v.grad, rtol=1e-10, atol=0)
+
+
+@pytest.mark.parametrize(("method", "soft"), METHODS)
+@pytest.mark.parametrize("granularity", ["tensor", "channel"])
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_weight_forward_is_exact_and_gradients_agree(method, soft, granularity, bits):
+    torch.manual_seed(bits)
+    w = torch.randn(6, 5, 3, 3)
+    q = get_quantizer(method).weight(bits=bits, out_channels=6, granularity=granularity)
+    q.calibrate(w)
+    upstream = torch.randn_like(w)
+    a = w.clone().requires_grad_()
+    out = q(a)
+    out.backward(upstream)
+
+    v = q.step.detach().clone().requires_grad_()
+    b = w.clone().requires_grad_()
+    r = IntRange.of(bits, True)
+    view = v if granularity == "tensor" else v.view(-1, 1, 1, 1)
+    expected = rlq.fake_quantize(b, None, view, r.qmin, r.qmax, soft=soft, numel=w.numel() // v.numel())
+    expected.backward(upstream)
+
+    assert torch.equal(out, expected)
+    torch.testing.assert_close(a.grad, b.grad, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(q.step.grad, v.grad, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("bits", range(2, 9))
+def test_never_more_than_two_to_the_bits_codes(bits):
+    torch.manual_seed(0)
+    x = torch.randn(4, 8, 32, 32) * 50
+    q = activation("RLQ", bits, 8, x)
+    q.tau.data.normal_(0, 5)
+    w = get_quantizer("RLQ").weight(bits=bits, out_channels=64, granularity="tensor")
+    weight = torch.randn(64, 64, 3, 3)
+    w.calibrate(weight)
+    assert q(x).unique().numel() <= 2**bits
+    assert w(weight).unique().numel() <= 2**bits
+    assert w.codes(weight).unique().numel() <= 2**bits
+
+
+def test_codes_are_the_truth():
+    torch.manual_seed(0)
+    x = torch.randn(2, 8, 5, 5)
+    q = activation("RLQ", 4, 8, x)
+    assert torch.equal(q.codes(x).float() * q.step, q(x))
+
+
+def test_initial_state_is_the_papers():
+    x = torch.rand(2, 3, 4, 4)
+    q = activation("RLQ", 4, 3, x)
+    assert not q.signed
+    assert q.step.item() == pytest.approx(2 * x.mean().item() / 15**0.5, rel=1e-6)
+    q = activation("RLQ", 4, 3, x - 0.5)
+    assert q.signed
+    assert q.step.item() == pytest.approx(2 * (x - 0.5).abs().mean().item() / 7**0.5, rel=1e-6)
+
+
+def test_statistics_of_several_batches_are_averaged():
+    q = get_quantizer("RLQ").activation(bits=4, channels=1, channel_dim=1)
+    q.observe(torch.ones(1, 1, 2, 2))
+    q.observe(3 * torch.ones(1, 1, 2, 2))
+    assert q.step.item() == pytest.approx(2 * 2 / 15**0.5)
+
+
+def test_sign_survives_a_checkpoint():
+    q = activation("RLQ", 4, 3, torch.rand(1, 3, 4, 4))
+    other = get_quantizer("RLQ").activation(bits=4, channels=3, channel_dim=1)
+    other.load_state_dict(q.state_dict())
+    assert other.range == IntRange.of(4, signed=False)
+    assert other.is_calibrated
+
+
+@pytest.mark.parametrize(
+    "layer", [QuantConv2d(3, 4, 3, nbits_w=4, nbits_a=4), QuantLinear(3, 4, nbits_w=4, nbits_a=4)]
+)
+def test_an_uncalibrated_layer_refuses_to_run(layer):
+    with pytest.raises(RuntimeError, match="not calibrated"):
+        layer(torch.rand(1, 3, 8, 3))
+
+
+def test_a_step_below_zero_can_recover():
+    x = torch.randn(1, 2, 4, 4)
+    q = activation("RLQ", 4, 2, x)
+    q.step.data.fill_(-0.1)
+    out = q(x)
+    assert out.isfinite().all()
+    out.backward(torch.randn_like(out))
+    assert q.step.grad.abs().item() > 0
+
+
+def test_unknown_quantizer_lists_the_known():
+    with pytest.raises(ValueError, match="choose from LSQ, RLQ"):
+        get_quantizer("RQL")
+
+
+def test_calibration_needs_batches_and_reaches_every_layer():
+    layer = QuantConv2d(3, 4, 3, nbits_w=4, nbits_a=4)
+    with pytest.raises(ValueError, match="at least one batch"):
+        calibrate(layer, [])
+    net = torch.nn.Sequential(layer)
+    net.add_module("unused", torch.nn.Identity())
+    net.unused.hidden = QuantConv2d(3, 4, 3, nbits_w=4, nbits_a=4)
+    with pytest.raises(ValueError, match=r"unused\.hidden"):
+        calibrate(net, [torch.rand(1, 3, 8, 8)])
