@@ -1,0 +1,71 @@
+"""Depth: which blocks a sub-network keeps (QuantSR's depth-dynamic architecture, section 3.3)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from torch import Tensor
+
+DepthRule = Literal["exact", "released"]
+"""``exact``: a sub-network of depth d has d blocks. ``released``: it has d + 1 below full depth, as the test script of
+the released code counts (17 and 9 of 32)."""
+
+
+def default_depths(num_block: int) -> tuple[int, ...]:
+    """``(2N, N, N/2)``, deepest first, for a network of ``2N`` blocks; fewer where they coincide or reach 0.
+
+    >>> default_depths(32)
+    (32, 16, 8)
+    """
+    return tuple(sorted({num_block, num_block // 2, num_block // 4} - {0}, reverse=True))
+
+
+def check_depths(depths: Sequence[int], num_block: int) -> tuple[int, ...]:
+    """``depths`` deepest first.
+
+    Raises:
+        ValueError: unless all are different, in 1..num_block, and ``num_block`` is among them.
+    """
+    ordered = tuple(sorted(depths, reverse=True))
+    if len(set(ordered)) != len(ordered) or not ordered or not all(1 <= d <= num_block for d in ordered):
+        raise ValueError(f"depths must be different numbers in 1..{num_block}, got {list(depths)}")
+    if ordered[0] != num_block:
+        raise ValueError(f"depths must contain the full depth {num_block}, got {list(depths)}")
+    return ordered
+
+
+def rank_by_shortcut(shortcuts: Sequence[Tensor]) -> tuple[int, ...]:
+    """Block indices, the most important first: a large learned shortcut marks a residual branch that matters little.
+
+    Ties keep the order of the network.
+
+    Args:
+        shortcuts: one scalar tensor for each block.
+    """
+    values = [float(s.detach()) for s in shortcuts]
+    return tuple(sorted(range(len(values)), key=lambda i: (values[i], i)))
+
+
+def check_ranking(ranking: Sequence[int], num_block: int) -> tuple[int, ...]:
+    """``ranking`` as a tuple.
+
+    Raises:
+        ValueError: unless it is a permutation of all block indices.
+    """
+    order = tuple(int(i) for i in ranking)
+    if sorted(order) != list(range(num_block)):
+        raise ValueError(f"ranking must name each of the {num_block} blocks once, got {list(ranking)}")
+    return order
+
+
+def blocks_kept(ranking: Sequence[int], depth: int, rule: DepthRule = "exact") -> tuple[int, ...]:
+    """Indices, in the order of the network, of the blocks that the sub-network of ``depth`` runs.
+
+    Raises:
+        ValueError: if ``depth`` is not in 1..number of blocks.
+    """
+    if not 1 <= depth <= len(ranking):
+        raise ValueError(f"depth must be 1..{len(ranking)}, got {depth}")
+    count = depth + 1 if rule == "released" and depth < len(ranking) else depth
+    return tuple(sorted(ranking[:count]))
