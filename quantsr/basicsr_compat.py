@@ -60,7 +60,9 @@ __all__ = [
     "MSRResNet",
     "MultiStepRestartLR",
     "PairedImageDataset",
+    "Registry",
     "SwinIR",
+    "Upsample",
     "bgr2ycbcr",
     "calculate_psnr",
     "calculate_ssim",
@@ -160,6 +162,7 @@ def _refuse_init_dist(*args: Any, **kwargs: Any) -> NoReturn:
 _enter_packages()
 try:
     with importable():
+        from basicsr.archs.arch_util import Upsample
         from basicsr.archs.edsr_arch import EDSR
         from basicsr.archs.srresnet_arch import MSRResNet
         from basicsr.archs.swinir_arch import SwinIR
@@ -179,6 +182,7 @@ try:
             LOSS_REGISTRY,
             METRIC_REGISTRY,
             MODEL_REGISTRY,
+            Registry,
         )
 except ImportError as error:
     raise InputError(f"basicsr: cannot be imported ({error}); {_REMEDY}") from error
