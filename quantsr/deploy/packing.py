@@ -1,0 +1,181 @@
+"""Packed networks: one `.safetensors` file whose size is what the bits promise. Loading runs no code and imports no torch.
+
+Layout (docs/formats.md has the tables):
+- one tensor `<layer>.weight` per layer: U8 stream of codes (`bitstream.py`), or F16/F32 values of a layer that stays in float
+- one tensor `values`, F32: the shortcuts, then layer by layer bias, weight step, input step, tau
+- metadata `quantsr`: the header as JSON, layers as rows; `crc32`: checksum of that JSON and of all tensor bytes
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save as serialize
+
+from quantsr.deploy import bitstream
+from quantsr.deploy.files import write_atomically
+from quantsr.deploy.header import LayerRow, check_structure, header_from_json, header_to_json
+from quantsr.deploy.model import FORMAT_VERSION, ConvLayer, Float, LinearLayer, PackedModel, QuantizedLayer
+from quantsr.errors import InputError
+
+_FLOAT_TYPES = {16: np.dtype(np.float16), 32: np.dtype(np.float32)}
+_VALUES = "values"
+
+
+def save(model: PackedModel, path: str | Path, coding: str | None = None) -> int:
+    """Write `model` to `path`, whole or not at all, and return the size in bytes.
+
+    `coding` forces "dense" or "huffman" codes; by default each layer takes the smaller. Raises InputError where `path` cannot be written.
+    """
+    data = to_bytes(model, coding)
+    write_atomically(path, data)
+    return len(data)
+
+
+def to_bytes(model: PackedModel, coding: str | None = None) -> bytes:
+    """The file's content; see `save`."""
+    tensors: dict[str, np.ndarray[Any, Any]] = {}
+    rows: list[LayerRow] = []
+    values = [np.asarray(model.header.shortcuts, np.float32)]
+    for layer in model.layers.values():
+        row = LayerRow.of(layer)
+        if layer.bits_w <= 8:
+            row.coding, data = bitstream.encode(
+                np.ascontiguousarray(layer.weight).reshape(-1), layer.bits_w, coding
+            )
+            stored: np.ndarray[Any, Any] = np.frombuffer(data, np.uint8)
+        else:
+            stored = layer.weight.astype(_FLOAT_TYPES[layer.bits_w])
+        tensors[f"{layer.name}.weight"] = stored
+        values += [part for part in _float_parts(layer) if part is not None]
+        rows.append(row)
+    tensors[_VALUES] = np.concatenate([part.astype(np.float32).reshape(-1) for part in values])
+    text = header_to_json(model.header, rows)
+    metadata = {"format": "quantsr", "quantsr": text, "crc32": _checksum(text, tensors)}
+    return bytes(serialize(tensors, metadata))
+
+
+def load(path: str | Path) -> PackedModel:
+    """Read a packed network. Raises InputError, one line, for a file that is missing, foreign, truncated, corrupt or of a newer version."""
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path}: there is no such file; give a network written by 'quantsr export'")
+    try:
+        with safe_open(str(path), framework="numpy") as file:
+            metadata = file.metadata() or {}
+            if "quantsr" not in metadata:
+                raise InputError(
+                    f"{path}: is not a packed quantsr network; write one with 'quantsr export -m CKPT -o OUT.safetensors'"
+                )
+            raw = _parse(path, metadata["quantsr"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    except (SafetensorError, OSError, TypeError, AttributeError) as error:
+        # The numpy front end meets data types that numpy lacks (bfloat16) with an AttributeError or TypeError.
+        raise InputError(
+            f"{path}: is not a readable safetensors file ({error}); fetch or export it again"
+        ) from error
+    try:
+        if metadata.get("crc32") != _checksum(metadata["quantsr"], tensors):
+            raise ValueError("its checksum is wrong")
+        header, rows = header_from_json(raw)
+        layers = _layers(rows, tensors, header.num_block)
+        shortcuts = tuple(float(s) for s in tensors[_VALUES][: header.num_block])
+        model = PackedModel(replace(header, shortcuts=shortcuts), layers)
+        check_structure(model)
+    except ValueError as error:
+        raise InputError(f"{path}: is corrupt: {error}; fetch or export it again") from error
+    return model
+
+
+def is_packed(path: str | Path) -> bool:
+    """True where the name says that `load` should read the file."""
+    return Path(path).suffix == ".safetensors"
+
+
+def counted_bytes(model: PackedModel) -> int:
+    """Sum of the bits of all weights, plus 4 bytes per float value (bias, steps, taus, shortcuts): what the dense file should take."""
+    bits = sum(layer.weight.size * layer.bits_w for layer in model.layers.values())
+    floats = len(model.header.shortcuts) + sum(
+        part.size for layer in model.layers.values() for part in _float_parts(layer) if part is not None
+    )
+    return -(-bits // 8) + 4 * floats
+
+
+def _parse(path: Path, text: str) -> dict[str, Any]:
+    try:
+        raw = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: is corrupt: its header is not JSON; fetch or export it again") from error
+    version = raw.get("format_version") if isinstance(raw, dict) else None
+    if not isinstance(version, int) or isinstance(version, bool) or version < 1:
+        raise InputError(f"{path}: is corrupt: its header has no format version; fetch or export it again")
+    if version > FORMAT_VERSION:
+        raise InputError(
+            f"{path}: has format version {version}, this quantsr reads up to {FORMAT_VERSION}; update quantsr"
+        )
+    return raw
+
+
+def _layers(rows: list[LayerRow], tensors: dict[str, Any], num_block: int) -> dict[str, QuantizedLayer]:
+    values = tensors.get(_VALUES)
+    if values is None or values.dtype != np.float32 or values.ndim != 1:
+        raise ValueError("tensor 'values' is missing or of the wrong type")
+    if not np.isfinite(values).all():
+        raise ValueError("it holds values that are not finite")
+    if len(values) != num_block + sum(row.float_count for row in rows):
+        raise ValueError("tensor 'values' has the wrong length")
+    if set(tensors) != {_VALUES, *(f"{row.name}.weight" for row in rows)}:
+        raise ValueError("its tensors are not those of its header")
+    rest = iter(np.split(values, np.cumsum([num_block, *(n for row in rows for n in row.float_counts)]))[1:])
+    return {row.name: _layer(row, tensors[f"{row.name}.weight"], rest) for row in rows}
+
+
+def _layer(row: LayerRow, stored: np.ndarray[Any, Any], values: Iterator[Float]) -> QuantizedLayer:
+    bias, weight_step, act_step, tau = (
+        part.copy() if part.size else None for part in (next(values) for _ in range(4))
+    )
+    assert bias is not None
+    if row.bits_w <= 8:
+        if stored.dtype != np.uint8 or stored.ndim != 1:
+            raise ValueError(f"{row.name}.weight is not a stream of bytes")
+        try:
+            weight: np.ndarray[Any, Any] = bitstream.decode(
+                stored.tobytes(), row.bits_w, row.count, row.coding
+            )
+        except ValueError as error:
+            raise ValueError(f"{row.name}.weight: {error}") from error
+        weight = weight.reshape(row.shape)
+    else:
+        if (
+            stored.dtype != _FLOAT_TYPES[row.bits_w]
+            or list(stored.shape) != row.shape
+            or not np.isfinite(stored).all()
+        ):
+            raise ValueError(f"{row.name}.weight is not finite float values of shape {row.shape}")
+        weight = stored.astype(np.float32)
+    for step in (weight_step, act_step):
+        if step is not None and not (step > 0).all():
+            raise ValueError(f"{row.name}: a step is not positive")
+    kind = ConvLayer if len(row.shape) == 4 else LinearLayer
+    zero_point = None if row.zero_point is None else np.array(row.zero_point, np.int32)
+    return kind(
+        row.name, weight, bias, row.bits_w, weight_step, row.bits_a, act_step, tau, row.signed, zero_point
+    )
+
+
+def _float_parts(layer: QuantizedLayer) -> tuple[Float | None, ...]:
+    return layer.bias, layer.weight_step, layer.act_step, layer.act_tau
+
+
+def _checksum(text: str, tensors: dict[str, Any]) -> str:
+    crc = zlib.crc32(text.encode())
+    for name in sorted(tensors):
+        crc = zlib.crc32(np.ascontiguousarray(tensors[name]).tobytes(), zlib.crc32(name.encode(), crc))
+    return f"{crc:08x}"
