@@ -11,6 +11,7 @@
 #   MASTER_PORT   a free port of it, default 29500
 set -eu
 root=$(CDPATH='' cd -- "$(dirname -- "$0")/.." && pwd)
+. "$root/scripts/run.sh"
 
 case ${1-} in
 *.yml | *.yaml) ;;
@@ -24,14 +25,9 @@ if [ "${NNODES:-1}" -gt 1 ] && [ -z "${MASTER_ADDR-}" ]; then
     exit 2
 fi
 
-option_file=$1
+option_file=$(absolute "$1")
 shift
-if [ -f "$PWD/$option_file" ]; then option_file=$PWD/$option_file; fi
-
-python=$(sh "$root/scripts/setup_env.sh")
-PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH}
-export PYTHONPATH
-cd "$root"
+enter_checkout
 if [ -z "${NPROC-}" ]; then
     NPROC=$("$python" -c 'import torch; print(max(1, torch.cuda.device_count()))')
 fi

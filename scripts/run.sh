@@ -1,14 +1,27 @@
-# Read by train.sh and test.sh, which set $root to the checkout.
+# Read by train.sh, test.sh and scripts/dist_train.sh, which set $root to the checkout.
 # shellcheck shell=sh disable=SC2154
 
-# run_quantsr COMMAND DEFAULT_OPTION_FILE [ARGS]: run it in the environment of scripts/setup_env.sh.
-#
-# `X.yml ARGS` is short for `-opt X.yml ARGS`, and without an option file the default one is taken. An option file named
-# relative to the current directory is found there, any other relative path is looked up from the checkout.
+# Set $python to the environment's interpreter, and go to the checkout: there relative paths inside option files start.
+enter_checkout() {
+    python=$(sh "$root/scripts/setup_env.sh")
+    # This checkout's code, also where the environment holds another copy of the package.
+    PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH}
+    export PYTHONPATH
+    cd "$root" || exit 1
+}
+
+# absolute FILE: its absolute path where it exists here, else FILE, which is then looked up from the checkout.
+absolute() {
+    if [ -f "$PWD/$1" ]; then printf '%s\n' "$PWD/$1"; else printf '%s\n' "$1"; fi
+}
+
+# run_quantsr COMMAND DEFAULT_OPTION_FILE [ARGS]
+# `X.yml ARGS` is short for `-opt X.yml ARGS`; without an option file the default one is taken.
 run_quantsr() {
     command=$1 default=$2
     shift 2
     case ${1-} in
+    -*) ;;
     *.yml | *.yaml) set -- -opt "$@" ;;
     esac
 
@@ -16,13 +29,17 @@ run_quantsr() {
     previous=
     count=$#
     for word in "$@"; do
-        case $previous in
-        -opt | --opt)
-            if [ -f "$PWD/$word" ]; then word=$PWD/$word; fi
-            ;;
-        esac
         case $word in
-        -opt | --opt | -opt=* | --opt=* | -h | --help) has_file=yes ;;
+        -opt | --opt | -h | --help) has_file=yes ;;
+        -opt=* | --opt=*)
+            has_file=yes
+            word=${word%%=*}=$(absolute "${word#*=}")
+            ;;
+        *)
+            case $previous in
+            -opt | --opt) word=$(absolute "$word") ;;
+            esac
+            ;;
         esac
         previous=$word
         set -- "$@" "$word"
@@ -30,11 +47,7 @@ run_quantsr() {
     shift "$count"
     [ -n "$has_file" ] || set -- -opt "$default" "$@"
 
-    python=$(sh "$root/scripts/setup_env.sh")
-    # This checkout's code, also where the environment holds another copy of the package.
-    PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH}
-    export PYTHONPATH
-    cd "$root" || exit 1
+    enter_checkout
     if [ "${NPROC:-1}" -gt 1 ]; then
         exec "$python" -m torch.distributed.run --standalone --nproc_per_node="$NPROC" -m quantsr "$command" "$@"
     fi

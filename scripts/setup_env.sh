@@ -138,7 +138,7 @@ printf 'started\n' >"$marker"
 # Everything goes to stderr: standard output is the answer.
 pip() { "$venv/bin/python" -m pip --disable-pip-version-check --no-input "$@" >&2; }
 
-say "installing the packages (once; about 5 GB with the CUDA builds of torch)"
+say "installing the packages (once; about 6 GB with the CUDA builds of torch)"
 cd "$root"
 pip install --quiet --upgrade pip 'setuptools>=77.0.3,<82' wheel
 if [ -n "${QUANTSR_TORCH_INDEX-}" ]; then
@@ -148,7 +148,7 @@ if [ -n "${QUANTSR_TORCH_INDEX-}" ]; then
 fi
 # Without isolation, because basicsr names torch as a build requirement: pip would fetch a second one.
 BASICSR_EXT=False pip install --no-build-isolation -r requirements.txt
-pip install --quiet --no-build-isolation --editable ".${dev:+[dev]}"
+pip install -qq --no-build-isolation --editable ".${dev:+[dev]}"
 
 # basicsr requires the OpenCV with windows, which needs libGL; the headless one takes its place where that is missing.
 if ! "$venv/bin/python" -c 'import cv2' >/dev/null 2>&1; then
