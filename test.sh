@@ -21,6 +21,6 @@ if [ $# -eq 0 ]; then
         exit 2
     fi
     echo "evaluating $newest" >&2
-    set -- --set "path.pretrain_network_g=$newest"
+    set -- --set "path.pretrain_network_g=${newest#"$root/"}"
 fi
 run_quantsr test "$root/options/test/QuantSR_C/mini_w4a4_x2.yml" "$@"

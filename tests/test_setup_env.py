@@ -345,7 +345,7 @@ def test_test_takes_the_newest_default_run(ready: Machine) -> None:
     root = ready.checkout
     assert f"quantsr test -opt {root}/options/test/QuantSR_C/mini_w4a4_x2.yml" in line
     assert line.endswith(
-        f"--set path.pretrain_network_g={root}/experiments/mini_w4a4_x2_archived_1/models/net_g_latest.pth"
+        "--set path.pretrain_network_g=experiments/mini_w4a4_x2_archived_1/models/net_g_latest.pth"
     )
 
 
