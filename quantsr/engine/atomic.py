@@ -1,0 +1,67 @@
+"""Files that are either complete or not there: written beside their place, synced, then renamed into it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from quantsr.errors import WorkError
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes a rename in ``folder`` survive a power failure (a no-op where folders cannot be opened)."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+@contextlib.contextmanager
+def _failures_named(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise WorkError(
+            f"{path}: cannot be written ({reason}); an earlier file of this name is intact"
+        ) from error
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Writes ``path`` atomically: a reader sees the old file or the whole new one, whatever happens.
+
+    Raises:
+        WorkError: the disk is full, the folder is not writable ... An earlier ``path`` is untouched then.
+    """
+    with _failures_named(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(name, 0o666 & ~_umask())
+            os.replace(name, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(name)
+            raise
+        sync_folder(path.parent)
+
+
+def write_text(path: Path, content: str) -> None:
+    """`write_bytes` for text, as UTF-8."""
+    write_bytes(path, content.encode("utf-8"))
+
+
+def _umask() -> int:
+    """The process's umask, which can only be read by setting it."""
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return mask

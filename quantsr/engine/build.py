@@ -1,0 +1,197 @@
+"""From options to networks: built through the registry, started from checkpoints of every accepted kind."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import logging
+import pkgutil
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+import quantsr.archs
+from quantsr.basicsr_compat import ARCH_REGISTRY
+from quantsr.engine import checkpoint
+from quantsr.errors import InputError
+
+if TYPE_CHECKING:
+    from quantsr.config import NetworkOptions, Options
+
+logger = logging.getLogger(__name__)
+
+
+def register_networks() -> None:
+    """Imports every ``quantsr.archs.*_arch`` module, which enters its networks into BasicSR's registry."""
+    for module in pkgutil.iter_modules(quantsr.archs.__path__):
+        if module.name.endswith("_arch"):
+            importlib.import_module(f"quantsr.archs.{module.name}")
+
+
+def build_network(kind: str, kwargs: Mapping[str, Any]) -> nn.Module:
+    """The network registered as ``kind``, float or quantized, randomly initialised.
+
+    Raises:
+        InputError: no such network, or arguments that it refuses.
+    """
+    register_networks()
+    if kind not in ARCH_REGISTRY:
+        known = ", ".join(sorted(name for name, _ in ARCH_REGISTRY))
+        raise InputError(f"network_g.type: no network {kind!r}; choose from {known}")
+    try:
+        net: nn.Module = ARCH_REGISTRY.get(kind)(**kwargs)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"network_g: {kind} cannot be built ({error}); see docs/options.md") from error
+    return net
+
+
+def build_for_options(options: Options) -> nn.Module:
+    """``network_g``; with ``slimmable_version`` its sub-networks count their blocks as the released code does."""
+    network = options.network_g
+    kwargs = dict(network.kwargs)
+    if options.slimmable_version is not None:
+        register_networks()
+        if network.type in ARCH_REGISTRY:
+            accepted = inspect.signature(ARCH_REGISTRY.get(network.type).__init__).parameters
+            if "depth_rule" in accepted:
+                kwargs.setdefault("depth_rule", "released")
+    return build_network(network.type, kwargs)
+
+
+def load_parameters(net: nn.Module, state: Mapping[str, Tensor], path: str, *, strict: bool = True) -> None:
+    """Loads a state dict, ours, BasicSR's or the released QuantSR's.
+
+    Raises:
+        InputError: names or shapes do not fit; lists the first few.
+    """
+    from quantsr.archs.released import convert_state_dict, is_released
+
+    if is_released(state):
+        logger.info("%s: parameters named as in the released QuantSR", path)
+        state = convert_state_dict(state)
+    own = net.state_dict()
+    missing, foreign = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+    shaped = sorted(name for name in own.keys() & state.keys() if own[name].shape != state[name].shape)
+    if strict and (missing or foreign or shaped):
+        found = [
+            f"{label} {', '.join(names[:3])}{' ...' if len(names) > 3 else ''}"
+            for label, names in (("missing", missing), ("unknown", foreign), ("of another shape", shaped))
+            if names
+        ]
+        raise InputError(
+            f"{path}: not a checkpoint of this {type(net).__name__} ({'; '.join(found)}); check network_g, or start "
+            "a quantized network from a float one with path.fp_pretrain_network_g"
+        )
+    if not strict:
+        for label, names in (("kept as built", missing), ("not used", foreign), ("of another shape", shaped)):
+            if names:
+                logger.warning("%s: %d tensors %s: %s", path, len(names), label, ", ".join(names[:8]))
+        state = {name: tensor for name, tensor in state.items() if name in own and name not in shaped}
+    net.load_state_dict(dict(state), strict=strict)
+
+
+def load_checkpoint(
+    net: nn.Module, path: str, param_key: str | None = "params", *, strict: bool = True
+) -> int | None:
+    """Loads a network file into ``net``, its ranking of blocks included.
+
+    Returns:
+        The training iteration it was written at, None where the file does not say.
+
+    Raises:
+        InputError: the file is unreadable, foreign, or of another network.
+    """
+    content = checkpoint.load(path)
+    ours = checkpoint.metadata(content, path)
+    if param_key is not None and param_key not in content and param_key == "params_ema":
+        logger.warning("%s: holds no params_ema; using params", path)
+    load_parameters(net, checkpoint.parameters(content, path, param_key), path, strict=strict)
+    if ours is None:
+        return None
+    if ours.get("ranking") is not None and hasattr(net, "set_ranking"):
+        try:
+            net.set_ranking(ours["ranking"])
+        except ValueError as error:
+            raise InputError(f"{path}: {error}; the checkpoint is damaged") from error
+    iteration = ours.get("iteration")
+    return iteration if isinstance(iteration, int) else None
+
+
+def ensure_ranking(net: nn.Module, path: str) -> None:
+    """Ranks the blocks by their shortcuts (smallest kept first) where no ranking came with the checkpoint."""
+    if hasattr(net, "rank_blocks") and getattr(net, "ranking", None) is None:
+        logger.info("%s: no ranking of blocks in it; computed from the shortcuts", path)
+        net.rank_blocks()
+
+
+def initialise(net: nn.Module, options: Options) -> None:
+    """Starts training from the checkpoints in ``options.path``, if any."""
+    path = options.path
+    if path.pretrain_network_g is not None:
+        load_checkpoint(net, path.pretrain_network_g, path.param_key_g, strict=path.strict_load_g)
+        logger.info("%s: loaded", path.pretrain_network_g)
+    elif path.fp_pretrain_network_g is not None:
+        file = path.fp_pretrain_network_g
+        if not hasattr(net, "load_float"):
+            raise InputError(
+                f"path.fp_pretrain_network_g: {type(net).__name__} is a float network itself; use path.pretrain_network_g"
+            )
+        state = checkpoint.parameters(checkpoint.load(file), file)
+        try:
+            report = net.load_float(state, which=path.fp_init)
+        except ValueError as error:
+            raise InputError(f"{file}: {error}; check path.fp_pretrain_network_g and network_g") from error
+        logger.info("%s: %s", file, report)
+
+
+def build_teacher(options: Options) -> nn.Module | None:
+    """The float network of ``network_teacher`` with its checkpoint, in eval mode; None where there is none.
+
+    Raises:
+        InputError: no checkpoint is given for it.
+    """
+    teacher: NetworkOptions | None = options.network_teacher
+    if teacher is None:
+        return None
+    file = options.path.pretrain_network_teacher
+    if file is None:
+        raise InputError("path.pretrain_network_teacher: missing; a teacher needs trained parameters")
+    net = build_network(teacher.type, teacher.kwargs)
+    load_checkpoint(net, file, options.path.param_key_teacher)
+    return net.eval().requires_grad_(False)
+
+
+def title(net: nn.Module) -> str:
+    """The network's name in tables: its class, with its bits where it is quantized, e.g. ``QuantSR_C W4A4``."""
+    from quantsr.quant import FLOAT_BITS, manifest
+
+    pairs = {(record["bits_w"], record["bits_a"]) for record in manifest(net)}
+    bits = sorted(pair for pair in pairs if pair != (FLOAT_BITS, FLOAT_BITS))
+    name = "QuantSR_C" if type(net).__name__ == "QEDSR_Ours" else type(net).__name__
+    if not bits:
+        return f"float {name}"
+    return f"{name} " + "/".join(f"W{w}A{a}" for w, a in bits)
+
+
+def depths_to_evaluate(net: nn.Module, options: Options) -> Sequence[int] | None:
+    """The depths a test run evaluates: that of ``slimmable_version``, those of ``val.depths``, or all of the network.
+
+    Raises:
+        InputError: a depth that the network does not have.
+    """
+    depths = getattr(net, "depths", None)
+    if depths is None:
+        return None
+    if options.slimmable_version is not None:
+        if options.slimmable_version >= len(depths):
+            raise InputError(
+                f"slimmable_version: {options.slimmable_version}, but the network has depths {list(depths)}"
+            )
+        return [depths[options.slimmable_version]]
+    if options.val is not None and options.val.depths is not None:
+        wrong = [depth for depth in options.val.depths if not 1 <= depth <= depths[0]]
+        if wrong:
+            raise InputError(f"val.depths: {wrong} outside 1..{depths[0]}; name depths of the network")
+        return options.val.depths
+    return depths

@@ -1,0 +1,123 @@
+"""Several processes: detected from the environment that torchrun or Slurm sets, joined, and left again.
+
+Values of the environment are numbers and names that are checked, and never reach a shell.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import logging
+import os
+import re
+import subprocess
+from collections.abc import Mapping
+
+import torch
+import torch.distributed as dist
+
+from quantsr.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class World:
+    """This process among all of the run.
+
+    Attributes:
+        rank: its number, 0 writes the files.
+        size: how many there are.
+        local_rank: its number on this machine, which picks the GPU.
+    """
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process logs, validates and writes."""
+        return self.rank == 0
+
+
+def _number(environment: Mapping[str, str], name: str) -> int:
+    value = environment.get(name, "")
+    if not re.fullmatch(r"\d{1,6}", value):
+        raise InputError(
+            f"environment variable {name}: a number is needed, not {value!r}; start with torchrun or srun"
+        )
+    return int(value)
+
+
+def detect(launcher: str = "none", environment: Mapping[str, str] | None = None) -> World:
+    """Reads who this process is.
+
+    Args:
+        launcher: ``none`` (torchrun is noticed all the same), ``pytorch`` (torchrun is required) or ``slurm`` (srun).
+        environment: ``os.environ`` if None.
+
+    Raises:
+        InputError: the launcher's variables are absent or not numbers.
+    """
+    environment = os.environ if environment is None else environment
+    if launcher == "slurm":
+        names = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID")
+    elif launcher == "pytorch" or "TORCHELASTIC_RUN_ID" in environment:
+        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+    else:
+        return World()
+    rank, size, local_rank = (_number(environment, name) for name in names)
+    if rank >= size:
+        raise InputError(f"environment: {names[0]} is {rank}, but {names[1]} only {size}")
+    return World(rank, size, local_rank)
+
+
+def _first_slurm_host(nodes: str) -> str:
+    """The first host of a Slurm node list, expanded by scontrol (no shell in between)."""
+    if not re.fullmatch(r"[A-Za-z0-9_.,\-\[\]]+", nodes) or nodes.startswith("-"):
+        raise InputError(
+            f"environment variable SLURM_NODELIST: not a list of nodes: {nodes!r}; set MASTER_ADDR"
+        )
+    try:
+        done = subprocess.run(
+            ["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, check=True, timeout=30
+        )
+    except (OSError, subprocess.SubprocessError) as error:
+        raise InputError(f"scontrol cannot expand SLURM_NODELIST ({error}); set MASTER_ADDR") from error
+    return done.stdout.split()[0]
+
+
+def join(world: World, *, cuda: bool, port: int = 29500) -> None:
+    """Joins the process group (NCCL between GPUs, Gloo between CPUs); nothing to do for a single process.
+
+    ``port`` is the first process's, where the environment names none. Processes wait up to two hours for each other,
+    since only the first one validates.
+    """
+    if world.size == 1 or dist.is_initialized():
+        return
+    if "MASTER_ADDR" not in os.environ:
+        os.environ["MASTER_ADDR"] = _first_slurm_host(os.environ.get("SLURM_NODELIST", ""))
+    os.environ.setdefault("MASTER_PORT", str(port))
+    dist.init_process_group(
+        "nccl" if cuda else "gloo",
+        rank=world.rank,
+        world_size=world.size,
+        timeout=datetime.timedelta(hours=2),
+    )
+    logger.info("process %d of %d", world.rank, world.size)
+
+
+def leave() -> None:
+    """Leaves the process group, if joined."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def agree(flag: bool, device: torch.device) -> bool:
+    """Whether ``flag`` is true in any process (all must call it)."""
+    if not dist.is_initialized():
+        return flag
+    value = torch.tensor(float(flag), device=device)
+    dist.all_reduce(value, op=dist.ReduceOp.MAX)
+    return bool(value.item())

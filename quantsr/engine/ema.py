@@ -1,0 +1,32 @@
+"""The exponential moving average of a network's weights."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import nn
+
+
+class Ema:
+    """A shadow of ``net``: float parameters move by ``shadow += (1 - decay) * (net - shadow)``, buffers are copied.
+
+    Attributes:
+        net: the shadow network, in eval mode, without gradients.
+    """
+
+    def __init__(self, net: nn.Module, decay: float) -> None:
+        if not 0.0 < decay < 1.0:
+            raise ValueError(f"decay must lie between 0 and 1, got {decay}")
+        self.decay = decay
+        self.net = copy.deepcopy(net).eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def update(self, net: nn.Module) -> None:
+        """One step towards ``net``'s present parameters."""
+        shadows = [parameter for _, parameter in sorted(self.net.named_parameters())]
+        sources = [parameter.detach() for _, parameter in sorted(net.named_parameters())]
+        torch._foreach_lerp_(shadows, sources, 1.0 - self.decay)
+        buffers = dict(net.named_buffers())
+        for name, buffer in self.net.named_buffers():
+            buffer.copy_(buffers[name])

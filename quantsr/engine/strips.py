@@ -1,0 +1,57 @@
+"""Bounded memory for large pictures: a network runs on overlapping strips of rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+MAX_OUTPUT_PIXELS = 4_000_000
+"""Upscaled pixels that a network makes in one go; a 64-channel x4 network needs about 2.5 GB for them."""
+
+
+def receptive_radius(net: nn.Module) -> int:
+    """An upper bound of how many LR pixels around a pixel can change the output there, for convolutional networks.
+
+    The sum of all kernels' radii: a convolution after an upsampling reaches less far, none reaches farther. For a
+    transformer, whose attention has no such bound, it is an approximation.
+    """
+    radius = 0
+    for module in net.modules():
+        kernel = getattr(module, "kernel_size", None)
+        if isinstance(kernel, tuple):
+            radius += (max(kernel) // 2) * max(getattr(module, "dilation", (1,)))
+    return max(radius, 8)
+
+
+def forward_in_strips(
+    net: nn.Module,
+    forward: Callable[[Tensor], tuple[Tensor, ...]],
+    x: Tensor,
+    scale: int,
+    max_output_pixels: int = MAX_OUTPUT_PIXELS,
+) -> tuple[Tensor, ...]:
+    """``forward(x)``, in strips where the outputs have more than ``max_output_pixels`` pixels.
+
+    Strips overlap by `receptive_radius` on each side and end at the picture's own borders, so the values are those of
+    the whole picture (up to the summation order of the convolution kernels).
+
+    Args:
+        x: ``(1, C, H, W)``.
+        forward: to outputs ``(1, C, H * scale, W * scale)``.
+    """
+    height, width = x.shape[-2:]
+    rows = max(max_output_pixels // (scale * scale * width), 1)
+    if height <= rows:
+        return forward(x)
+    margin = receptive_radius(net)
+    rows = max(rows - 2 * margin, 32)
+    pieces: list[tuple[Tensor, ...]] = []
+    for top in range(0, height, rows):
+        bottom = min(top + rows, height)
+        first, last = max(top - margin, 0), min(bottom + margin, height)
+        outputs = forward(x[..., first:last, :])
+        kept = slice((top - first) * scale, (bottom - first) * scale)
+        pieces.append(tuple(output[..., kept, :].clone() for output in outputs))
+    return tuple(torch.cat(parts, dim=-2) for parts in zip(*pieces, strict=True))

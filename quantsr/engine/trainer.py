@@ -1,0 +1,360 @@
+"""The training run, told in order: folder, data, network, calibration, stage 1, ranking, stage 2, results."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from quantsr import quant
+from quantsr.basicsr_compat import MODEL_REGISTRY
+from quantsr.engine import build, checkpoint, distributed
+from quantsr.engine.device import resolve_device, seed_everything
+from quantsr.engine.evaluate import build_sets
+from quantsr.engine.monitor import Monitor
+from quantsr.engine.results import Record, write_results
+from quantsr.engine.run_folder import RunFolder, StopRequest, log_file
+from quantsr.engine.validation import Stopped, Validation
+from quantsr.errors import InputError, WorkError
+from quantsr.models.quantsr_model import QuantSRModel
+
+if TYPE_CHECKING:
+    from quantsr.config import Options
+
+logger = logging.getLogger(__name__)
+
+BAR_REFRESH_ON_GPU = 20
+"""Iterations between readings of the loss for the progress bar, each of which waits for the GPU."""
+
+
+class Trainer:
+    """One training run in this process.
+
+    Args:
+        options: with a ``train`` section and a ``train`` data set.
+        auto_resume: go on from the newest complete state of this run, if there is one.
+        option_file: what the run was started with, for the line that says how to go on.
+        launcher: see `distributed.detect`.
+
+    Raises:
+        InputError: sections are missing, or a checkpoint does not fit.
+    """
+
+    def __init__(
+        self,
+        options: Options,
+        *,
+        auto_resume: bool = False,
+        option_file: str | None = None,
+        launcher: str = "none",
+    ) -> None:
+        if options.train is None:
+            raise InputError("train: missing; a training run needs this section")
+        if "train" not in options.datasets:
+            raise InputError("datasets.train: missing; a training run needs this data set")
+        self.options = options
+        self.train_options = options.train
+        self.auto_resume = auto_resume or options.auto_resume
+        self.option_file = option_file
+        self.world = distributed.detect(launcher)
+        self.folder = RunFolder(Path(options.experiment_folder))
+        self.iteration = 0
+        self.best: dict[str, Any] | None = None
+
+    # The story
+
+    def run(self) -> list[Record]:
+        """Trains to the end and returns the last validation's records, bicubic first.
+
+        Raises:
+            InputError: the options ask for what is not there.
+            WorkError: the loss is not finite, a file cannot be written, or a signal asked to stop.
+        """
+        self.device = resolve_device(self.options.num_gpu, self.world.local_rank)
+        distributed.join(self.world, cuda=self.device.type == "cuda", port=self.options.dist_params.port)
+        try:
+            with StopRequest() as self.stop:
+                state = self._state_to_resume()
+                if self.world.is_main:
+                    self.folder.create(self.options, fresh=state is None)
+                if dist.is_initialized():
+                    dist.barrier()
+                name = f"train_{self.options.name}_{time.strftime('%Y%m%d_%H%M%S')}_rank{self.world.rank}.log"
+                with log_file(self.folder.log / name), logging_redirect_tqdm():
+                    return self._run(state)
+        finally:
+            distributed.leave()
+
+    def _run(self, state: Mapping[str, Any] | None) -> list[Record]:
+        self._set_modes()
+        seed_everything(self.options.manual_seed + self.world.rank)
+        self.loader = self._train_loader()
+        sets = build_sets(self.options.sets("val"), self.options.scale)
+        self.validation = Validation(self.options, sets, self.folder)
+        net = build.build_for_options(self.options).to(self.device)
+        if state is None:
+            build.initialise(net, self.options)
+            self._calibrate(net)
+        kind = MODEL_REGISTRY.get("QuantSRModel")
+        self.model: QuantSRModel = kind(
+            self.options,
+            net=net,
+            device=self.device,
+            world=self.world,
+            teacher=build.build_teacher(self.options) if self.train_options.distill is not None else None,
+        )
+        due = self._restore(state) if state is not None else False
+        self._announce(net)
+        monitor = Monitor(
+            total=self.train_options.total_iter,
+            start=self.iteration,
+            tensorboard=self.folder.tensorboard if self.options.logger.use_tb_logger else None,
+            active=self.world.is_main,
+        )
+        try:
+            return self._train(monitor, validation_due=due)
+        finally:
+            monitor.close()
+            self.loader.close()
+
+    def _train(self, monitor: Monitor, *, validation_due: bool) -> list[Record]:
+        total, print_freq = self.train_options.total_iter, self.options.logger.print_freq
+        records: list[Record] = []
+        if validation_due or self.iteration >= total:
+            records = self._validate(monitor)
+        monitor.resume()
+        while self.iteration < total:
+            self._leave_if_asked(validation_due=False)
+            if (
+                self.iteration >= self.train_options.stage1_iter
+                and self.model.stage == 1
+                and self.model.depths
+            ):
+                self._start_stage2()
+            self._step(monitor)
+            done = self.iteration == total
+            if self.iteration % print_freq == 0 or done:
+                self.model.check_finite()
+                log = self.model.get_current_log()
+                monitor.report(self.iteration, self.model.stage, self.model.get_current_learning_rate(), log)
+                monitor.steps_of(self.model.net, self.iteration)
+            if done or self._validation_falls_due():
+                records = self._validate(monitor)
+            if done or self.iteration % self.options.logger.save_checkpoint_freq == 0:
+                self._save()
+        summary = monitor.summary()
+        logger.info(
+            "trained to iteration %d, best %s; %.0f s in this session, %.2f %% of it waiting for data",
+            self.iteration,
+            self.best,
+            summary["seconds"],
+            100 * summary["data_wait"],
+        )
+        return self._finish(records)
+
+    def _step(self, monitor: Monitor) -> None:
+        """One iteration: data, learning rate, update."""
+        begin = time.perf_counter()
+        batches = [next(self.loader) for _ in range(self.train_options.accumulate)]
+        monitor.waited(time.perf_counter() - begin)
+        self.iteration += 1
+        self.model.update_learning_rate(self.iteration, self.train_options.warmup_iter)
+        self.model.feed_data(batches)
+        self.model.optimize_parameters(self.iteration)
+        loss = None
+        if self.device.type == "cpu":
+            self.model.check_finite()
+        if self.device.type == "cpu" or self.iteration % BAR_REFRESH_ON_GPU == 0:
+            loss = float(sum(self.model.loss_terms.values()))
+        monitor.stepped(loss, self.model.stage)
+
+    # Set-up
+
+    def _set_modes(self) -> None:
+        """Process-wide switches: compilation, exact arithmetic, cuDNN."""
+        exact = self.train_options.exact_fp32
+        quant.set_compile(self.train_options.compile)
+        quant.set_exact_fp32(exact)
+        torch.backends.cudnn.benchmark = not exact
+        torch.backends.cudnn.deterministic = exact
+        torch.backends.cudnn.allow_tf32 = not exact
+        torch.backends.cuda.matmul.allow_tf32 = not exact
+
+    def _train_loader(self) -> Any:
+        from quantsr.data.loader import build_train_loader
+
+        return build_train_loader(
+            self.options.datasets["train"],
+            scale=self.options.scale,
+            seed=self.options.manual_seed,
+            rank=self.world.rank,
+            world_size=self.world.size,
+        )
+
+    def _calibrate(self, net: nn.Module) -> None:
+        """Gives the quantizers their first steps and signs, from the batches that training will begin with."""
+        quantizers = [
+            q
+            for layer in quant.quantized_layers(net).values()
+            for q in (layer.weight_quantizer, layer.input_quantizer)
+        ]
+        if all(q is None or q.is_calibrated for q in quantizers):
+            return
+        begin = self.loader.state_dict()
+        batches = [
+            next(self.loader)["lq"].to(self.device) for _ in range(self.train_options.calibration_batches)
+        ]
+        self.loader.load_state_dict(begin)
+        quant.calibrate(net, batches)
+        if dist.is_initialized():
+            for tensor in net.state_dict().values():
+                dist.broadcast(tensor, 0)
+            net.load_state_dict(net.state_dict())  # every quantizer reads its sign and state again
+        logger.info("quantizers calibrated on %d batches", len(batches))
+
+    def _announce(self, net: nn.Module) -> None:
+        count = sum(parameter.numel() for parameter in net.parameters())
+        logger.info(
+            "%s, x%d, %s parameters, depths %s, on %s, %s, options %s",
+            build.title(net),
+            self.options.scale,
+            f"{count:,}",
+            list(self.model.depths) or "one",
+            self.device,
+            self.train_options.precision,
+            self.options.config_hash(),
+        )
+        logger.info("what is quantized to what:\n%s", quant.manifest_table(net))
+
+    # Stages, validation, leaving
+
+    def _start_stage2(self) -> None:
+        ranking = self.model.start_stage2()
+        logger.info(
+            "iteration %d: stage 2, depths %s; blocks ranked, kept first: %s",
+            self.iteration,
+            list(self.model.depths),
+            " ".join(map(str, ranking)),
+        )
+
+    def _validation_falls_due(self) -> bool:
+        freq = self.options.val.val_freq if self.options.val is not None else None
+        return freq is not None and self.iteration % freq == 0
+
+    def _validate(self, monitor: Monitor) -> list[Record]:
+        """Evaluates in the main process; keeps the best network."""
+        self.model.check_finite()
+        if not self.world.is_main or not self.validation.sets:
+            return []
+        monitor.pause()
+        try:
+            records = self.validation.run(
+                self.model.evaluated_net, self.iteration, self.model.stage, self._give_way
+            )
+        except Stopped:
+            self._leave_if_asked(validation_due=True)
+            raise
+        monitor.records(records, self.iteration)
+        for name, row in self.validation.rows_of_pictures(self.model.evaluated_net):
+            monitor.pictures(name, row, self.iteration)
+        best = self.validation.better_than(self.best, records, self.iteration, self.model.stage)
+        if best is not None:
+            self.best = best
+            self._write_network("best")
+        monitor.resume()
+        return records
+
+    def _give_way(self, line: str) -> None:
+        if self.stop.name is not None and self.world.size == 1:
+            raise Stopped
+
+    def _leave_if_asked(self, *, validation_due: bool) -> None:
+        """Writes a checkpoint and raises if a signal came."""
+        asked = self.stop.name is not None
+        if self.world.size > 1 and not validation_due:
+            asked = self.iteration % 10 == 0 and distributed.agree(asked, self.device)
+        if not asked:
+            return
+        self._save(validation_due=validation_due)
+        command = f"quantsr train -opt {self.option_file or 'FILE'} --auto-resume"
+        raise WorkError(
+            f"stopped by {self.stop.name or 'a signal'} at iteration {self.iteration}, checkpoint written; "
+            f"go on with: {command}"
+        )
+
+    def _finish(self, records: Sequence[Record]) -> list[Record]:
+        if not self.world.is_main or not self.validation.sets:
+            return list(records)
+        records = [*self.validation.baseline(), *records]
+        write_results(records, self.folder.root)
+        return records
+
+    # Checkpoints
+
+    def _write_network(self, label: str) -> None:
+        ema = None if self.model.ema is None else self.model.ema.net
+        content = checkpoint.network_file(
+            self.model.net, ema, iteration=self.iteration, options=self.options.dump()
+        )
+        checkpoint.save(self.folder.models / f"net_g_{label}.pth", content)
+
+    def _save(self, *, validation_due: bool = False) -> None:
+        """Writes the network, as ``latest`` too, and the training state; the state last, since resuming looks for it."""
+        self.model.check_finite()
+        if not self.world.is_main:
+            return
+        self._write_network(str(self.iteration))
+        self._write_network("latest")
+        state = {
+            "state_version": checkpoint.STATE_VERSION,
+            "iteration": self.iteration,
+            "model": self.model.state(),
+            "loader": checkpoint.plain(self.loader.state_dict()),
+            "random": checkpoint.random_states(),
+            "best": self.best,
+            "validation_due": validation_due,
+            "config_hash": self.options.config_hash(),
+        }
+        checkpoint.save(self.folder.states / f"{self.iteration}.state", state)
+        if self.options.logger.keep_states is not None:
+            checkpoint.keep_newest(self.folder.states, self.options.logger.keep_states)
+        logger.info("iteration %d: checkpoint written to %s", self.iteration, self.folder.root)
+
+    def _state_to_resume(self) -> dict[str, Any] | None:
+        """The state named in the options, or with ``auto_resume`` the newest complete one of this run."""
+        named = self.options.path.resume_state
+        if named is not None and not self.auto_resume:
+            return checkpoint.load_state(named)
+        candidates = checkpoint.states_in(self.folder.states) if self.auto_resume else []
+        for path in candidates:
+            try:
+                return checkpoint.load_state(path)
+            except InputError as error:
+                logger.warning("%s; trying an earlier one", error)
+        return None if named is None else checkpoint.load_state(named)
+
+    def _restore(self, state: Mapping[str, Any]) -> bool:
+        """Puts everything back; returns whether a validation was still to be done."""
+        self.iteration = int(state["iteration"])
+        try:
+            self.model.load_state(state["model"])
+            self.loader.load_state_dict(state["loader"])
+        except (RuntimeError, KeyError, ValueError) as error:
+            first = str(error).strip().splitlines()[0]
+            raise InputError(
+                f"training state of iteration {self.iteration} does not fit these options ({first}); train under "
+                "another name, or without --auto-resume"
+            ) from error
+        if state["config_hash"] != self.options.config_hash():
+            logger.warning("options changed since this run was begun; going on with the present ones")
+        self.best = state["best"]
+        checkpoint.set_random_states(state["random"])
+        logger.info("resumed at iteration %d", self.iteration)
+        return bool(state["validation_due"])

@@ -1,0 +1,147 @@
+"""Validation during training: the evaluation loop on the ``val`` sets, the baseline, and which network is best."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from torch import nn
+from tqdm import tqdm
+
+from quantsr.engine import build
+from quantsr.engine.evaluate import (
+    EvalSet,
+    Provenance,
+    Saving,
+    bicubic,
+    evaluate,
+    evaluating,
+    network_upscaler,
+)
+from quantsr.engine.results import Record, mean_value, table
+from quantsr.engine.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from quantsr.config import Options
+
+logger = logging.getLogger(__name__)
+
+SHOWN_PICTURES = 2
+"""Pictures of the first set that TensorBoard shows."""
+
+
+class Stopped(Exception):
+    """A signal came during a validation."""
+
+
+def metric_arguments(options: Options) -> dict[str, dict[str, Any]]:
+    """The metrics of ``options.val`` as `evaluate` takes them."""
+    if options.val is None:
+        return {}
+    return {name: metric.model_dump(exclude={"better"}) for name, metric in options.val.metrics.items()}
+
+
+class Validation:
+    """What is evaluated during a training run, and what came out.
+
+    Args:
+        options: of the run.
+        sets: the ``val`` sets; none switches validation off.
+        folder: of the run, for pictures.
+    """
+
+    def __init__(self, options: Options, sets: Sequence[EvalSet], folder: RunFolder) -> None:
+        self.options = options
+        self.metrics = metric_arguments(options)
+        self.sets = sets if self.metrics else ()
+        self.folder = folder
+        self._baseline: list[Record] | None = None
+
+    def provenance(self, iteration: int | None) -> Provenance:
+        """Of this run's records."""
+        return Provenance(config_hash=self.options.config_hash(), iteration=iteration)
+
+    def baseline(self) -> list[Record]:
+        """The bicubic rows, computed once; empty where ``val.baseline`` is off."""
+        if self._baseline is None:
+            wanted = self.options.val is not None and self.options.val.baseline
+            self._baseline = (
+                bicubic(self.sets, metrics=self.metrics, provenance=self.provenance(None)) if wanted else []
+            )
+        return self._baseline
+
+    def depths(self, net: nn.Module, stage: int) -> Sequence[int] | None:
+        """In stage 1 the full depth, since blocks are not ranked yet; then those of the options, or all."""
+        depths = getattr(net, "depths", None)
+        if depths is None:
+            return None
+        return build.depths_to_evaluate(net, self.options) if stage == 2 else depths[:1]
+
+    def run(
+        self, net: nn.Module, iteration: int, stage: int, progress: Callable[[str], None]
+    ) -> list[Record]:
+        """Evaluates ``net`` and logs one table per set, bicubic first."""
+        val = self.options.val
+        assert val is not None
+        saving = None
+        if val.save_img:
+            suffix = f"{val.suffix or self.options.name}_{iteration}"
+            saving = Saving(self.folder.pictures, suffix, val.num_save_img)
+        total = sum(len(dataset.pictures) for dataset in self.sets)
+        with tqdm(total=total, desc="validation", leave=False, disable=None if val.pbar else True) as bar:
+
+            def advance(line: str) -> None:
+                bar.update()
+                progress(line)
+
+            records = evaluate(
+                net,
+                self.sets,
+                metrics=self.metrics,
+                name=build.title(net),
+                depths=self.depths(net, stage),
+                ensemble=val.selfensemble_testing,
+                saving=saving,
+                provenance=self.provenance(iteration),
+                progress=advance,
+            )
+        beside = [*self.baseline(), *records]
+        for dataset in self.sets:
+            logger.info("iteration %d, %s:\n%s", iteration, dataset.name, table(beside, dataset.name))
+        return records
+
+    def rows_of_pictures(self, net: nn.Module) -> Iterator[tuple[str, list[np.ndarray]]]:
+        """LR, bicubic, network's (full depth) and true picture of the first few of the first set, by name."""
+        from quantsr.data.resize import imresize_uint8
+
+        if not self.sets:
+            return
+        dataset = self.sets[0]
+        upscale = network_upscaler(net, (None,), scale=dataset.scale)
+        for index in range(min(SHOWN_PICTURES, len(dataset.pictures))):
+            item = dataset.pictures[index]
+            with evaluating(net):
+                (sr,) = upscale(item["lq"])
+            yield (
+                f"{dataset.name}/{item['name']}",
+                [item["lq"], imresize_uint8(item["lq"], dataset.scale), sr, item["gt"]],
+            )
+
+    def better_than(
+        self, best: Mapping[str, Any] | None, records: Sequence[Record], iteration: int, stage: int
+    ) -> dict[str, Any] | None:
+        """The new best if ``records`` beat ``best``, else None.
+
+        Counted is the first metric of the options, averaged over sets and evaluated depths. Stage 2 begins a new
+        count: its networks serve all depths, which stage 1's do not.
+        """
+        assert self.options.val is not None
+        metric = next(iter(self.metrics))
+        value = mean_value(records, metric)
+        if best is not None and best["stage"] == stage:
+            lower = self.options.val.metrics[metric].better == "lower"
+            if not (value < best["value"] if lower else value > best["value"]):
+                return None
+        return {"metric": metric, "value": value, "iteration": iteration, "stage": stage}

@@ -1,0 +1,58 @@
+"""`load`: a trained network from one file, without its option file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from quantsr.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def load(name_or_path: str | Path) -> nn.Module:
+    """A trained network in eval mode on the CPU, from (B, 3, H, W) in [0, 1] to (B, 3, H * s, W * s).
+
+    Args:
+        name_or_path: a checkpoint ``.pth`` of quantsr (its moving average is taken where there is one), a packed
+            ``.safetensors``, or the name of a training run in ``experiments`` (its best network, else its latest).
+
+    Raises:
+        InputError: no such file or run, or not one that says how to build its network.
+    """
+    path = resolve(name_or_path)
+    if path.suffix == ".safetensors":
+        from quantsr.deploy.convert import to_module
+        from quantsr.deploy.packing import load as load_packed
+
+        return to_module(load_packed(path)).eval()
+    return _from_checkpoint(path)
+
+
+def resolve(name_or_path: str | Path) -> Path:
+    """The file that `load` reads for a path or the name of a training run."""
+    path = Path(name_or_path).expanduser()
+    if path.is_file():
+        return path
+    run = path if path.is_dir() else Path("experiments") / path
+    for label in ("best", "latest"):
+        file = run / "models" / f"net_g_{label}.pth"
+        if file.is_file():
+            return file
+    raise InputError(f"{name_or_path}: no such checkpoint, and no training run of that name in experiments")
+
+
+def _from_checkpoint(path: Path) -> nn.Module:
+    from quantsr.engine import build, checkpoint
+
+    content = checkpoint.load(path)
+    ours = checkpoint.metadata(content, path)
+    if ours is None or not ours.get("arch"):
+        raise InputError(
+            f"{path}: does not say how its network is built; use `quantsr test -opt FILE` with path.pretrain_network_g"
+        )
+    arch = dict(ours["arch"])
+    net = build.build_network(arch.pop("type"), arch)
+    build.load_checkpoint(net, str(path), None)
+    return net.eval()

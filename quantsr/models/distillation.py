@@ -1,0 +1,162 @@
+"""Learning from a float teacher: the losses of QuantSR (``optimize_parameters_kd`` of the released code)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from quantsr.errors import InputError
+
+BLOCK_LISTS = ("body", "layers")
+"""Where networks keep their blocks: EDSR, MSRResNet and QuantSR-C in ``body``, SwinIR and QuantSR-T in ``layers``."""
+
+
+def matched_points(blocks: int, points: int) -> list[int]:
+    """Indices of ``points`` blocks spread evenly over ``blocks``, the last one included.
+
+    >>> matched_points(16, 4), matched_points(32, 4)
+    ([3, 7, 11, 15], [7, 15, 23, 31])
+    """
+    if not 1 <= points <= blocks:
+        raise ValueError(f"points must be 1..{blocks}, got {points}")
+    return [-(-blocks * (k + 1) // points) - 1 for k in range(points)]
+
+
+def blocks_of(net: nn.Module, role: str) -> Sequence[nn.Module]:
+    """The blocks of ``net`` in order.
+
+    Raises:
+        InputError: the network keeps them under no name known here.
+    """
+    for name in BLOCK_LISTS:
+        blocks = getattr(net, name, None)
+        if isinstance(blocks, (nn.Sequential, nn.ModuleList)):
+            return list(blocks)
+    raise InputError(
+        f"train.distill: the {role} ({type(net).__name__}) keeps no blocks in {' or '.join(BLOCK_LISTS)}; "
+        "set train.distill.feature_weight to 0"
+    )
+
+
+class FeatureTap:
+    """Forward hooks that keep the outputs of chosen blocks.
+
+    Where a block runs several times in one forward (the depths of stage 2), its first output is kept: depths run
+    deepest first, so that is the full network's.
+    """
+
+    def __init__(self, blocks: Sequence[nn.Module], indices: Sequence[int]) -> None:
+        self._found: dict[int, Tensor] = {}
+        self._indices = tuple(indices)
+        self._handles = [blocks[index].register_forward_hook(self._keeper(index)) for index in self._indices]
+
+    def _keeper(self, index: int) -> Any:
+        def keep(module: nn.Module, args: Any, output: Any) -> None:
+            tensor = output[0] if isinstance(output, (tuple, list)) else output
+            self._found.setdefault(index, tensor)
+
+        return keep
+
+    def take(self) -> list[Tensor]:
+        """The outputs since the last call, in the order of the blocks; forgets them."""
+        found = [self._found[index] for index in self._indices]
+        self._found = {}
+        return found
+
+    def remove(self) -> None:
+        """Takes the hooks off."""
+        for handle in self._handles:
+            handle.remove()
+
+
+def feature_loss(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
+    """``mean_l || S_l/||S_l||_2 - T_l/||T_l||_2 ||_2`` with ``S = |A_s|^2``, ``T = |A_t|^2``, norms over whole tensors.
+
+    Args:
+        student, teacher: feature maps at matched points, ``(B, C, H, W)`` or ``(B, L, C)``. Where the two differ in
+            layout or in number of channels, the mean of the squares over the channels is compared instead.
+
+    Returns:
+        A scalar in [0, sqrt(2)].
+    """
+    terms = []
+    for a, b in zip(student, teacher, strict=True):
+        s, t = a.float().square(), b.float().square()
+        if s.shape != t.shape:
+            s, t = _spatial(s), _spatial(t)
+        terms.append(torch.linalg.vector_norm(_unit(s) - _unit(t)))
+    return torch.stack(terms).mean()
+
+
+def _unit(x: Tensor) -> Tensor:
+    return x / torch.linalg.vector_norm(x).clamp_min(torch.finfo(x.dtype).tiny)
+
+
+def _spatial(x: Tensor) -> Tensor:
+    """The channel mean: ``(B, C, H, W)`` or ``(B, L, C)`` -> ``(B, L)`` with ``L = H * W``."""
+    return x.mean(1).flatten(1) if x.dim() == 4 else x.mean(-1)
+
+
+class Distillation:
+    """The teacher and what is compared with it.
+
+    Args:
+        student: the network in training, not wrapped by DDP.
+        teacher: the float network, on the student's device; frozen here.
+        output_weight: of the L1 distance between the outputs.
+        feature_weight: of `feature_loss`.
+        points: how many matched blocks the feature loss sees; fewer where a network has fewer blocks.
+    """
+
+    def __init__(
+        self,
+        student: nn.Module,
+        teacher: nn.Module,
+        *,
+        output_weight: float,
+        feature_weight: float,
+        points: int,
+    ) -> None:
+        self.teacher = teacher.eval().requires_grad_(False)
+        self.output_weight = output_weight
+        self.feature_weight = feature_weight
+        self.taps: tuple[FeatureTap, FeatureTap] | None = None
+        if feature_weight > 0:
+            ours, theirs = blocks_of(student, "student"), blocks_of(teacher, "teacher")
+            points = min(points, len(ours), len(theirs))
+            self.taps = (
+                FeatureTap(ours, matched_points(len(ours), points)),
+                FeatureTap(theirs, matched_points(len(theirs), points)),
+            )
+
+    @torch.no_grad()
+    def ask(self, x: Tensor) -> Tensor:
+        """The teacher's output for ``x``; call before the student runs."""
+        return self.teacher(x).float()
+
+    def losses(
+        self, outputs: Sequence[Tensor], weights: Sequence[float], target: Tensor
+    ) -> dict[str, Tensor]:
+        """The weighted terms, by name.
+
+        Args:
+            outputs: of the student, one per depth, ``(B, 3, H, W)``.
+            weights: of the depths.
+            target: what `ask` gave.
+        """
+        terms = {}
+        if self.output_weight > 0:
+            distances = [w * (o - target).abs().mean() for o, w in zip(outputs, weights, strict=True)]
+            terms["l_teacher"] = self.output_weight * torch.stack(distances).sum()
+        if self.taps is not None:
+            ours, theirs = (tap.take() for tap in self.taps)
+            terms["l_feature"] = self.feature_weight * feature_loss(ours, theirs)
+        return terms
+
+    def close(self) -> None:
+        """Takes the hooks off both networks."""
+        for tap in self.taps or ():
+            tap.remove()

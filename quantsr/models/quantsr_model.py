@@ -1,0 +1,284 @@
+"""One training step of a (quantized) super-resolution network, on BasicSR's model base class."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from quantsr.basicsr_compat import LOSS_REGISTRY, MODEL_REGISTRY, BaseModel
+from quantsr.engine.distributed import World
+from quantsr.engine.ema import Ema
+from quantsr.errors import WorkError
+from quantsr.models.distillation import Distillation
+
+if TYPE_CHECKING:
+    from quantsr.config import Options
+
+logger = logging.getLogger(__name__)
+
+Batch = Mapping[str, Tensor]
+"""``{"lq": (B, 3, h, w), "gt": (B, 3, h * s, w * s)}``, float RGB in [0, 1]."""
+
+
+def quantizer_parameters(net: nn.Module) -> list[nn.Parameter]:
+    """The steps and thresholds (tau) of all quantizers in ``net``, each once, in the order of the network."""
+    found: dict[int, nn.Parameter] = {}
+    for module in net.modules():
+        for name in ("weight_quantizer", "input_quantizer"):
+            quantizer = getattr(module, name, None)
+            if isinstance(quantizer, nn.Module):
+                found.update({id(parameter): parameter for parameter in quantizer.parameters()})
+    return list(found.values())
+
+
+@MODEL_REGISTRY.register()
+class QuantSRModel(BaseModel):
+    """Trains a network: stage 1 at full depth, stage 2 at all depths on shared weights, with an optional teacher.
+
+    Of BasicSR's `BaseModel` the optimizer and scheduler set-up and the reduction of losses over processes are used;
+    its saving and resuming is `state` and `load_state` here, written by `quantsr.engine.checkpoint`.
+
+    Args:
+        options: of the run; ``options.train`` is needed.
+        net: the network, initialised and calibrated, on ``device``.
+        device: where to train.
+        world: this process among all.
+        teacher: the float network for ``options.train.distill``, on ``device``.
+
+    Attributes:
+        net: the bare network; ``net_g`` is the same or its DDP wrapping.
+        ema: its moving average, or None.
+        stage: 1 or 2.
+    """
+
+    def __init__(
+        self,
+        options: Options,
+        *,
+        net: nn.Module,
+        device: torch.device,
+        world: World | None = None,
+        teacher: nn.Module | None = None,
+    ) -> None:
+        assert options.train is not None
+        world = world or World()
+        opt = options.basicsr_dict(is_train=True)
+        opt.update(
+            num_gpu=int(device.type == "cuda"), dist=world.size > 1, rank=world.rank, world_size=world.size
+        )
+        super().__init__(opt)
+        self.device = device
+        self.train_options = train = options.train
+        self.layout = torch.channels_last if train.channels_last else torch.contiguous_format
+        self.net = net.to(device, memory_format=self.layout).train()  # type: ignore[call-overload]
+        self.ema = Ema(self.net, train.ema_decay) if train.ema_decay > 0 else None
+        self.net_g = self._wrap(options.find_unused_parameters)
+        self.distillation = self._distillation(teacher)
+        self.loss = LOSS_REGISTRY.get(train.pixel_opt.type)(**train.pixel_opt.kwargs()).to(device)
+        self.stage = 1
+        self.optimizers = [self._optimizer()]
+        self.setup_schedulers()
+        self.batches: Sequence[Batch] = ()
+        self.loss_terms: dict[str, Tensor] = {}
+        self._bad_iteration = torch.zeros((), dtype=torch.int64, device=device)
+
+    # Set-up
+
+    def _wrap(self, find_unused: bool) -> nn.Module:
+        if not self.opt["dist"]:
+            return self.net
+        devices = [self.device.index] if self.device.type == "cuda" else None
+        return DistributedDataParallel(self.net, device_ids=devices, find_unused_parameters=find_unused)
+
+    def _distillation(self, teacher: nn.Module | None) -> Distillation | None:
+        distill = self.train_options.distill
+        if distill is None or teacher is None:
+            return None
+        teacher = teacher.to(self.device, memory_format=self.layout)  # type: ignore[call-overload]
+        return Distillation(self.net, teacher, **distill.model_dump())
+
+    def _optimizer(self) -> torch.optim.Optimizer:
+        """Adam over two groups: weights, and quantizer steps and thresholds with their own rate and no decay."""
+        optim = self.train_options.optim_g
+        steps = quantizer_parameters(self.net)
+        known = {id(parameter) for parameter in steps}
+        weights = [p for p in self.net.parameters() if p.requires_grad and id(p) not in known]
+        groups: list[dict[str, Any]] = [{"params": weights}]
+        if steps:
+            groups.append(
+                {"params": steps, "lr": optim.lr * self.train_options.step_lr_mult, "weight_decay": 0.0}
+            )
+        kind = {"Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW}[optim.type]
+        beta1, beta2 = optim.betas
+        # One fused call instead of a dozen small ones for each of several hundred tensors.
+        return kind(groups, lr=optim.lr, betas=(beta1, beta2), weight_decay=optim.weight_decay, fused=True)
+
+    # Depths
+
+    @property
+    def depths(self) -> tuple[int, ...]:
+        """The depths that stage 2 trains, deepest first; empty for a network with one depth."""
+        depths = tuple(getattr(self.net, "depths", None) or ())
+        return depths if len(depths) > 1 else ()
+
+    def start_stage2(self) -> tuple[int, ...]:
+        """Ranks the blocks by their shortcuts (smallest kept first) and turns to training all depths.
+
+        A ranking that came with the starting checkpoint is kept where there was no stage 1.
+        """
+        ranking = getattr(self.net, "ranking", None)
+        if ranking is None or self.train_options.stage1_iter > 0:
+            ranking = self.net.rank_blocks()
+        self._set_ranking(ranking)
+        self.stage = 2
+        return tuple(ranking)
+
+    def _set_ranking(self, ranking: Sequence[int]) -> None:
+        self.net.set_ranking(tuple(ranking))
+        if self.ema is not None:
+            self.ema.net.set_ranking(tuple(ranking))
+
+    def depth_weights(self) -> tuple[float, ...]:
+        """The weight of each depth's loss in stage 2; equal and summing to 1 unless the options say otherwise."""
+        count = len(self.depths)
+        return tuple(self.train_options.depth_weights or [1.0 / count] * count)
+
+    # One step
+
+    def update_learning_rate(self, current_iter: int, warmup_iter: int = -1) -> None:
+        """Sets the rate for iteration ``current_iter`` (from 1): the schedule, scaled linearly while warming up.
+
+        BasicSR's own leaves a multi-step schedule at ``(warmup - 1) / warmup`` of its rate for good, since that
+        schedule continues from the rate it finds; here it finds the unscaled one.
+        """
+        for optimizer, scheduler in zip(self.optimizers, self.schedulers, strict=True):
+            if current_iter > 1:
+                for group, rate in zip(optimizer.param_groups, scheduler.get_last_lr(), strict=True):
+                    group["lr"] = rate
+                scheduler.step()
+            factor = min(current_iter / warmup_iter, 1.0) if warmup_iter > 0 else 1.0
+            for group, rate in zip(optimizer.param_groups, scheduler.get_last_lr(), strict=True):
+                group["lr"] = rate * factor
+
+    def feed_data(self, data: Batch | Sequence[Batch]) -> None:
+        """Takes the batches of the next step: one, or as many as gradients are accumulated over."""
+        batches = [data] if isinstance(data, Mapping) else data
+        self.batches = [
+            {
+                "lq": batch["lq"].to(self.device, non_blocking=True, memory_format=self.layout),
+                "gt": batch["gt"].to(self.device, non_blocking=True),
+            }
+            for batch in batches
+        ]
+
+    def optimize_parameters(self, current_iter: int) -> None:
+        """One optimizer step on the batches of `feed_data`."""
+        (optimizer,) = self.optimizers
+        optimizer.zero_grad(set_to_none=True)
+        terms: dict[str, Tensor] = {}
+        for index, batch in enumerate(self.batches):
+            waits = index + 1 < len(self.batches) and isinstance(self.net_g, DistributedDataParallel)
+            with self.net_g.no_sync() if waits else contextlib.nullcontext():
+                losses = self._losses(batch)
+                (
+                    sum(losses.values(), start=torch.zeros((), device=self.device)) / len(self.batches)
+                ).backward()
+            for name, value in losses.items():
+                terms[name] = terms.get(name, 0.0) + value.detach() / len(self.batches)
+        if self.train_options.grad_clip_norm is not None:
+            parameters = [p for group in optimizer.param_groups for p in group["params"]]
+            nn.utils.clip_grad_norm_(parameters, self.train_options.grad_clip_norm)
+        optimizer.step()
+        if self.ema is not None:
+            self.ema.update(self.net)
+        self.loss_terms = terms
+        self._note_finite(current_iter)
+
+    def _losses(self, batch: Batch) -> dict[str, Tensor]:
+        """The weighted loss terms of one batch; their sum is minimised."""
+        lq, gt = batch["lq"], batch["gt"]
+        half = self.train_options.precision == "bf16"
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
+            target = self.distillation.ask(lq) if self.distillation is not None else None
+            if self.stage == 1:
+                outputs, weights = [self.net_g(lq)], (1.0,)
+            else:
+                outputs, weights = list(self.net_g(lq, depth=self.depths)), self.depth_weights()
+        outputs = [output.float() for output in outputs]
+        terms = {"l_pix": self.loss(outputs[0], gt) * weights[0]}
+        for depth, output, weight in list(zip(self.depths, outputs, weights, strict=False))[1:]:
+            terms[f"l_pix_depth{depth}"] = self.loss(output, gt) * weight
+        if self.distillation is not None and target is not None:
+            terms.update(self.distillation.losses(outputs, weights, target))
+        return terms
+
+    def _note_finite(self, iteration: int) -> None:
+        """Keeps the first iteration with a loss that is not finite, without waiting for the device."""
+        total = torch.stack(list(self.loss_terms.values())).sum()
+        first_bad = ~torch.isfinite(total) & (self._bad_iteration == 0)
+        self._bad_iteration = torch.where(first_bad, iteration, self._bad_iteration)
+
+    def check_finite(self) -> None:
+        """Waits for the device.
+
+        Raises:
+            WorkError: some loss so far was NaN or infinite; names the first such iteration.
+        """
+        iteration = int(self._bad_iteration.item())
+        if iteration:
+            raise WorkError(
+                f"iteration {iteration}: the loss is not finite; lower train.optim_g.lr or set train.grad_clip_norm, "
+                "and go on from the last checkpoint with --auto-resume"
+            )
+
+    def get_current_log(self) -> dict[str, float]:
+        """The loss terms of the last step, averaged over processes (all must call it), and their sum ``loss``."""
+        log = dict(self.reduce_loss_dict(dict(self.loss_terms)))
+        return {"loss": sum(log.values()), **log}
+
+    # State
+
+    @property
+    def evaluated_net(self) -> nn.Module:
+        """The network whose pictures count: the moving average where there is one."""
+        return self.net if self.ema is None else self.ema.net
+
+    def state(self) -> dict[str, Any]:
+        """Everything `load_state` needs to go on as if never interrupted, on the CPU."""
+        from quantsr.engine.checkpoint import cpu_state
+
+        ranking = getattr(self.net, "ranking", None)
+        return {
+            "params": cpu_state(self.net),
+            "params_ema": None if self.ema is None else cpu_state(self.ema.net),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "schedulers": [
+                {"last_epoch": s.last_epoch, "_step_count": s._step_count, "_last_lr": list(s.get_last_lr())}
+                for s in self.schedulers
+            ],
+            "stage": self.stage,
+            "ranking": None if ranking is None else [int(index) for index in ranking],
+        }
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Puts back what `state` gave.
+
+        Raises:
+            RuntimeError, KeyError, ValueError: the state belongs to another network.
+        """
+        self.net.load_state_dict(state["params"])
+        if self.ema is not None:
+            self.ema.net.load_state_dict(state["params_ema"] or state["params"])
+        if state["ranking"] is not None:
+            self._set_ranking(state["ranking"])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        for scheduler, saved in zip(self.schedulers, state["schedulers"], strict=True):
+            scheduler.load_state_dict(saved)
+        self.stage = int(state["stage"])

@@ -1,0 +1,129 @@
+"""``quantsr test -opt FILE``: evaluates a network at its depths on any number of sets."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from quantsr.errors import InputError
+from quantsr.train import _command, add_option_arguments
+
+if TYPE_CHECKING:
+    from quantsr.config import Options
+    from quantsr.engine.results import Record
+
+logger = logging.getLogger(__name__)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of ``quantsr test``."""
+    add_option_arguments(parser)
+
+
+def evaluate_options(options: Options) -> list[Record]:
+    """Bicubic, the float network of ``network_teacher`` where given, and ``network_g``, on all test sets.
+
+    Raises:
+        InputError: no checkpoint, sets or metrics, or a checkpoint that does not fit.
+        WorkError: a picture cannot be written.
+    """
+    from tqdm import tqdm
+
+    from quantsr import quant
+    from quantsr.engine import build
+    from quantsr.engine.device import resolve_device, seed_everything
+    from quantsr.engine.evaluate import Provenance, Saving, bicubic, build_sets, evaluate
+    from quantsr.engine.validation import metric_arguments
+
+    val, checkpoint = options.val, options.path.pretrain_network_g
+    metrics = metric_arguments(options)
+    if val is None or not metrics:
+        raise InputError("val.metrics: missing; name what to measure, e.g. psnr: {type: calculate_psnr}")
+    if checkpoint is None:
+        raise InputError("path.pretrain_network_g: missing; name the checkpoint to test")
+    device = resolve_device(options.num_gpu)
+    seed_everything(options.manual_seed)
+    net = build.build_for_options(options)
+    iteration = build.load_checkpoint(
+        net, checkpoint, options.path.param_key_g, strict=options.path.strict_load_g
+    )
+    build.ensure_ranking(net, checkpoint)
+    net = net.to(device)
+    sets = build_sets(options.evaluation_sets(), options.scale)
+    if not sets:
+        raise InputError("datasets: no test or val set; add one")
+    depths = build.depths_to_evaluate(net, options)
+    logger.info("what is quantized to what:\n%s", quant.manifest_table(net))
+
+    networks = []
+    if options.network_teacher is not None:
+        teacher = build.build_teacher(options)
+        assert teacher is not None
+        networks.append((teacher.to(device), build.title(teacher), None, None))
+    networks.append((net, build.title(net), depths, iteration))
+    saving = None
+    if val.save_img:
+        saving = Saving(
+            Path(options.results_folder) / "visualization", val.suffix or options.name, val.num_save_img
+        )
+    pictures = sum(len(dataset.pictures) for dataset in sets)
+    total = pictures * (len(networks) + val.baseline)
+    records: list[Record] = []
+    with tqdm(total=total, unit="picture", disable=None if val.pbar else True) as bar:
+
+        def advance(line: str) -> None:
+            bar.set_description(line, refresh=False)
+            bar.update()
+
+        if val.baseline:
+            provenance = Provenance(options.config_hash())
+            records += bicubic(sets, metrics=metrics, provenance=provenance, progress=advance)
+        for network, name, rows, step in networks:
+            records += evaluate(
+                network,
+                sets,
+                metrics=metrics,
+                name=name,
+                depths=rows,
+                ensemble=val.selfensemble_testing,
+                saving=saving if network is net else None,
+                provenance=Provenance(options.config_hash(), step),
+                progress=advance,
+            )
+    return records
+
+
+def main(options: Options) -> int:
+    """Evaluates as ``options`` say, prints a table per set, writes ``results.json`` and ``results.md``.
+
+    Returns:
+        0.
+
+    Raises:
+        InputError, WorkError: see `evaluate_options`.
+    """
+    from quantsr.engine.results import markdown, write_results
+    from quantsr.engine.run_folder import log_file
+
+    folder = Path(options.results_folder)
+    with log_file(folder / f"test_{options.name}_{time.strftime('%Y%m%d_%H%M%S')}.log"):
+        records = evaluate_options(options)
+        write_results(records, folder)
+        print(markdown(records))
+        logger.info("results written to %s", folder)
+    return 0
+
+
+def run(args: argparse.Namespace) -> int:
+    """The command."""
+    from quantsr.config import load_options
+
+    return main(load_options(args.opt, overrides=args.set, force_yml=args.force_yml, is_train=False))
+
+
+if __name__ == "__main__":
+    sys.exit(_command("test", sys.argv[1:]))

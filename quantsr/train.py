@@ -1,0 +1,80 @@
+"""``quantsr train -opt FILE``: trains a network, resumes, and ends in a table."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from quantsr.config import Options
+
+
+def add_option_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments that `train` and `test` share, under BasicSR's names."""
+    parser.add_argument("-opt", "--opt", required=True, metavar="FILE", help="option file (YAML)")
+    parser.add_argument(
+        "--set", nargs="+", action="extend", default=[], metavar="KEY.SUB=VALUE", help="change options"
+    )
+    parser.add_argument(
+        "--force_yml",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="KEY:SUB=VALUE",
+        help="the same, as in BasicSR",
+    )
+    parser.add_argument(
+        "--launcher",
+        choices=("none", "pytorch", "slurm"),
+        default="none",
+        help="who started the processes; torchrun is noticed without it",
+    )
+    parser.add_argument("--local_rank", "--local-rank", type=int, default=0, help=argparse.SUPPRESS)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of ``quantsr train``."""
+    add_option_arguments(parser)
+    parser.add_argument(
+        "--auto-resume",
+        "--auto_resume",
+        action="store_true",
+        help="go on from the newest complete checkpoint of this run, if there is one",
+    )
+
+
+def main(
+    options: Options, auto_resume: bool = False, *, option_file: str | None = None, launcher: str = "none"
+) -> int:
+    """Trains as ``options`` say.
+
+    Returns:
+        0.
+
+    Raises:
+        InputError, WorkError: see `quantsr.engine.trainer.Trainer.run`.
+    """
+    from quantsr.engine.trainer import Trainer
+
+    Trainer(options, auto_resume=auto_resume, option_file=option_file, launcher=launcher).run()
+    return 0
+
+
+def run(args: argparse.Namespace) -> int:
+    """The command."""
+    from quantsr.config import load_options
+
+    options = load_options(args.opt, overrides=args.set, force_yml=args.force_yml, is_train=True)
+    return main(options, args.auto_resume, option_file=args.opt, launcher=args.launcher)
+
+
+def _command(name: str, words: Sequence[str]) -> int:
+    from quantsr.cli import main as command_line
+
+    return command_line([name, *words])
+
+
+if __name__ == "__main__":
+    sys.exit(_command("train", sys.argv[1:]))
