@@ -50,7 +50,7 @@ class DatasetOptions(Section):
 
     name: str = Field(min_length=1, description="Name in logs, tables and result folders.")
     type: str = Field(
-        description="`PairedImageDataset` (BasicSR's: LR and GT folders), `CroppedImageDataset` (training crops from GT pictures of any "
+        description="Kind of data set: `PairedImageDataset` (BasicSR's: LR and GT folders), `CroppedImageDataset` (training crops from GT pictures of any "
         "size, kept decoded in memory) or `SkimageDataset` (astronaut, coffee and chelsea of scikit-image; needs no folder)."
     )
     phase: Literal["train", "val", "test"] = Field(description="Derived from the key; need not be written.")
@@ -188,6 +188,9 @@ class LoggerOptions(Section):
 
     print_freq: Int = Field(default=100, gt=0, description="Iterations between log lines.")
     save_checkpoint_freq: Int = Field(default=5000, gt=0, description="Iterations between checkpoints.")
+    keep_states: Int | None = Field(
+        default=3, gt=0, description="How many training states are kept, the newest; network files are all kept."
+    )
     use_tb_logger: bool = Field(default=True, description="Write a TensorBoard log.")
     wandb: WandbOptions | None = Field(
         default=None, description="Accepted from BasicSR's files; must hold nothing."
