@@ -70,6 +70,13 @@ def _check_dataset(key: str, dataset: Any, scale: Any, problems: Problems) -> No
                 problems.add(
                     (*path, root), "PairedImageDataset takes one folder; use CroppedImageDataset for several"
                 )
+    gt, lq = dataset.get("dataroot_gt"), dataset.get("dataroot_lq")
+    if kind == "CroppedImageDataset" and lq is not None and _folder_count(gt) != _folder_count(lq):
+        remedy = "give one for each, or leave dataroot_lq out"
+        problems.add(
+            (*path, "dataroot_lq"),
+            f"{_folder_count(lq)} folders for {_folder_count(gt)} of dataroot_gt; {remedy}",
+        )
     if kind == "SkimageDataset" and phase == "train":
         problems.add((*path, "type"), "SkimageDataset is for val and test; train on CroppedImageDataset")
     template = dataset.get("filename_tmpl")
@@ -86,6 +93,10 @@ def _check_dataset(key: str, dataset: Any, scale: Any, problems: Problems) -> No
                 (*path, "gt_size"),
                 f"{size} is no multiple of scale {scale}; use {int(size // scale * scale)}",
             )
+
+
+def _folder_count(roots: Any) -> int:
+    return len(roots) if isinstance(roots, list) else int(isinstance(roots, str))
 
 
 def _check_training(options: dict[str, Any], problems: Problems) -> None:

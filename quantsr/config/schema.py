@@ -151,10 +151,13 @@ class Options(Section):
         return plain
 
     def config_hash(self) -> str:
-        """Twelve hexadecimal digits that change with any option but those that only say how to resume."""
-        plain = self.dump()
-        plain.pop("auto_resume", None)
-        plain["path"].pop("resume_state", None)
+        """Twelve hexadecimal digits that change with any option but those that only say how to resume.
+
+        Keys at their default do not count, so that a file keeps its hash when an option is added to the schema.
+        """
+        plain = self.model_dump(
+            exclude_defaults=True, exclude={"auto_resume": True, "path": {"resume_state"}}
+        )
         return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:12]
 
     def basicsr_dict(self, is_train: bool) -> dict[str, Any]:

@@ -143,7 +143,9 @@ class MetricOptions(Section):
     type: str = Field(
         description="Name in BasicSR's metric registry: `calculate_psnr`, `calculate_ssim`, ..."
     )
-    crop_border: Int = Field(ge=0, description="Pixels left out along each edge; default `scale`.")
+    crop_border: Int = Field(
+        ge=0, description="Pixels left out along each edge.", json_schema_extra={"default": "`scale`"}
+    )
     test_y_channel: bool = Field(default=False, description="Compare the Y channel of YCbCr instead of RGB.")
     better: Literal["higher", "lower"] = Field(
         default="higher", description="Which direction is better, for the best checkpoint."
@@ -189,7 +191,9 @@ class LoggerOptions(Section):
     print_freq: Int = Field(default=100, gt=0, description="Iterations between log lines.")
     save_checkpoint_freq: Int = Field(default=5000, gt=0, description="Iterations between checkpoints.")
     keep_states: Int | None = Field(
-        default=3, gt=0, description="How many training states are kept, the newest; network files are all kept."
+        default=3,
+        gt=0,
+        description="How many training states are kept, the newest; network files are all kept.",
     )
     use_tb_logger: bool = Field(default=True, description="Write a TensorBoard log.")
     wandb: WandbOptions | None = Field(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from pydantic import ValidationError
@@ -20,8 +21,11 @@ def add_validation_errors(error: ValidationError, problems: Problems) -> None:
         if item["type"] == "extra_forbidden":
             problems.add(key, f"unknown option; {_suggest(key, siblings)}")
         elif item["type"] == "missing":
-            hint = f" ({_first_sentence(field.description)})" if field is not None else ""
-            problems.add(key, f"missing; add {takes(field) if field is not None else 'it'}{hint}")
+            wanted = "it"
+            if field is not None:
+                what = "this section" if section_of(field.annotation)[0] else takes(field)
+                wanted = f"{what} ({_first_clause(field.description)})"
+            problems.add(key, f"missing; add {wanted}")
         elif item["type"] == "value_error":
             problems.add(key, item["msg"].removeprefix("Value error, "))
         elif field is not None and key:
@@ -73,8 +77,8 @@ def _suggest(key: tuple[str, ...], siblings: list[str]) -> str:
     return f"did you mean {key[-1]!r} at the top?" if key[-1] in Options.model_fields else nearest
 
 
-def _first_sentence(text: str | None) -> str:
-    return (text or "").split(";")[0].rstrip(".")
+def _first_clause(text: str | None) -> str:
+    return re.split(r"[.;:]", text or "", maxsplit=1)[0]
 
 
 def _quotes(field: FieldInfo, value: Any) -> str:

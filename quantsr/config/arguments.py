@@ -1,0 +1,40 @@
+"""The command-line arguments that name and change an option file, the same for every command."""
+
+from __future__ import annotations
+
+import argparse
+
+from quantsr.config.load import load_options
+from quantsr.config.schema import Options
+
+
+def add_option_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add ``-opt``, ``--set`` and ``--force_yml``."""
+    parser.add_argument(
+        "-opt", "--opt", dest="opt", required=True, metavar="FILE", help="the option file (YAML)"
+    )
+    parser.add_argument(
+        "--set",
+        action="extend",
+        nargs="+",
+        default=[],
+        metavar="KEY.SUB=VALUE",
+        help="change options, e.g. --set network_g.nbits_w=2 train.total_iter=1000; null removes a key",
+    )
+    parser.add_argument(
+        "--force_yml",
+        action="extend",
+        nargs="+",
+        default=[],
+        metavar="KEY:SUB=VALUE",
+        help="the same in BasicSR's notation",
+    )
+
+
+def options_from(args: argparse.Namespace, *, is_train: bool, check_paths: bool = True) -> Options:
+    """Load the options that the arguments of :func:`add_option_arguments` ask for.
+
+    Raises:
+        OptionsError: with every problem found.
+    """
+    return load_options(args.opt, args.set, args.force_yml, is_train=is_train, check_paths=check_paths)

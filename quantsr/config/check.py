@@ -1,0 +1,79 @@
+"""``quantsr check``: every problem of an option file, or a summary of what it would do."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator
+
+from quantsr.config.arguments import add_option_arguments, options_from
+from quantsr.config.folders import count_pictures
+from quantsr.config.layers import read_layers
+from quantsr.config.schema import Options
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of ``quantsr check``."""
+    add_option_arguments(parser)
+    parser.add_argument(
+        "--for",
+        dest="purpose",
+        choices=("train", "test"),
+        help="check for this command; by default train where the file has a section 'train', else test",
+    )
+    parser.add_argument(
+        "--no-paths", action="store_true", help="do not look for the folders and files it names"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the summary and return 0.
+
+    Raises:
+        OptionsError: with every problem found; the command line prints them and exits with 2.
+    """
+    is_train = args.purpose == "train" if args.purpose else "train" in read_layers(args.opt)[0]
+    options = options_from(args, is_train=is_train, check_paths=not args.no_paths)
+    sys.stdout.write(f"{args.opt}: no problems\n")
+    for label, text in summary(options, is_train):
+        sys.stdout.write(f"  {label:<10} {text}\n")
+    return 0
+
+
+def summary(options: Options, is_train: bool) -> Iterator[tuple[str, str]]:
+    """What a run with these options is, as (label, text) lines."""
+    from quantsr.config import networks, registries
+
+    arch = options.network_g
+    defaults = {
+        word: p.default for word, p in registries.parameters(registries.networks()[arch.type]).items()
+    }
+    bound = {**defaults, **arch.kwargs}
+    yield "run", f"{options.name} (options {options.config_hash()}, seed {options.manual_seed})"
+    size = f", {bound['num_block']} blocks" if "num_block" in bound else ""
+    size += f" of {bound['num_feat']} channels" if "num_feat" in bound else ""
+    yield "network", f"{arch.type} x{options.scale}{size}"
+    if "nbits_w" in bound and "nbits_a" in bound:
+        quantizer = f" ({bound['quantizer']})" if "quantizer" in bound else ""
+        yield "bits", f"{bound['nbits_w']} for weights, {bound['nbits_a']} for activations{quantizer}"
+    depths = networks.network_depths(bound)
+    if depths is not None:
+        yield "depths", ", ".join(str(depth) for depth in depths)
+    if options.slimmable_version is not None and not is_train:
+        yield (
+            "tested",
+            f"sub-network {options.slimmable_version} of these, cut as QuantSR's released code does",
+        )
+    if options.network_teacher is not None and is_train:
+        yield "teacher", options.network_teacher.type
+    train = options.train if is_train else None
+    if train is not None:
+        stages = f"{train.stage1_iter} at full depth, then {train.stage2_iter} at all depths"
+        yield "training", f"{train.total_iter} iterations: {stages}"
+    sets = options.sets("train", "val") if is_train else options.evaluation_sets()
+    for key, dataset in sets.items():
+        count = count_pictures(dataset)
+        pictures = "not looked for" if count is None else "1 picture" if count == 1 else f"{count} pictures"
+        yield key, f"{dataset.name}, {pictures} ({dataset.type})"
+    if options.path.pretrain_network_g is not None:
+        yield "checkpoint", options.path.pretrain_network_g

@@ -1,0 +1,95 @@
+"""The page ``docs/options.md``, made from the schema: ``python -m quantsr.config.docs docs/options.md``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+from quantsr.config.base import Section
+from quantsr.config.schema import Options
+from quantsr.config.wording import section_of, takes
+
+_NOT_WRITTEN = ("phase", "kwargs")
+
+_HEAD = """# Options
+
+<!-- Made from quantsr/config by `python -m quantsr.config.docs docs/options.md`; a test compares. Do not edit. -->
+
+An option file is YAML with BasicSR's keys. `quantsr check -opt FILE` lists everything that is wrong with one, each problem with file,
+key and remedy, or sums up what it would do. An unknown key is an error; so is a key given twice.
+
+- **Inheritance.** `_base_: other.yml`, or a list of files, relative to the file itself: sections are merged key by key, everything
+  else is replaced. `key: null` takes an inherited key away. Anywhere else null means "not given": the default holds.
+- **Command line.** `--set train.total_iter=1000 network_g.nbits_w=2` changes single keys, the value read as YAML; `--force_yml
+  train:total_iter=1000` is the same in BasicSR's notation.
+- **Values.** `1e-4` is a number; a number without a fraction may stand for a whole number (`5e3`). No YAML tag runs anything.
+- **Paths** start at the current directory, as BasicSR's do; `~` and `$VARIABLES` are replaced.
+- **What is needed** depends on the command. `quantsr train`: the section `train`, the data set `train` and, with `val` sets,
+  `val.val_freq`. `quantsr test`: a data set `test...` (or `val...`) and `path.pretrain_network_g`. Data sets of the other
+  command are not looked for.
+"""
+
+
+def options_page() -> str:
+    """The whole page, as Markdown."""
+    parts = [_HEAD, *_section("", Options)]
+    return "\n".join(parts)
+
+
+def _section(prefix: str, section: type[Section]) -> Iterator[str]:
+    """The table of a section, then those of the sections in it."""
+    doc = (section.__doc__ or "").strip().split("\n")[0]
+    title = f"`{prefix}`" if prefix else "The file"
+    yield f"\n## {title}\n\n{_TOP_DOC if not prefix else _cell(doc)}\n"
+    yield "| key | takes | default | meaning |\n|---|---|---|---|"
+    inner: list[tuple[str, type[Section]]] = []
+    for name, field in section.model_fields.items():
+        if name in _NOT_WRITTEN:
+            continue
+        yield f"| `{name}` | {_cell(takes(field)) or 'nothing'} | {_default(field)} | {_cell(field.description or '')} |"
+        child, many = section_of(field.annotation)
+        if child is not None:
+            path = f"{prefix}.{name}" if prefix else name
+            inner.append((f"{path}.<name>" if many else path, child))
+    if "kwargs" in section.model_fields:
+        meaning = section.model_fields["kwargs"].description or ""
+        yield f"| ... | what the constructor takes | the constructor's | {_cell(meaning)} |"
+    for path, child in inner:
+        if path != "network_teacher":  # as network_g
+            yield from _section(path, child)
+
+
+_TOP_DOC = "The keys at the top of a file."
+
+
+def _default(field: FieldInfo) -> str:
+    if isinstance(field.json_schema_extra, dict) and "default" in field.json_schema_extra:
+        return str(field.json_schema_extra["default"])  # one that the schema derives from another key
+    if field.is_required():
+        return "**needed**"
+    value: Any = field.get_default(call_default_factory=True, validated_data={})
+    if value is None or value is PydanticUndefined or isinstance(value, Section) or value == {}:
+        return ""
+    return f"`{str(value).lower() if isinstance(value, bool) else value}`"
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("``", "`")
+
+
+def main(argv: list[str]) -> int:
+    """Write the page to the file named in ``argv``, or to standard output."""
+    if argv:
+        Path(argv[0]).write_text(options_page() + "\n", encoding="utf-8")
+    else:
+        sys.stdout.write(options_page() + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
