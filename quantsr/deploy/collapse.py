@@ -1,0 +1,91 @@
+"""The linear tail of QuantSR-C as one convolution at low resolution. Imports no torch.
+
+Behind `conv_after_body` nothing of QuantSR-C is non-linear but roundings: upsampler, pixel shuffles and `conv_last` compose to one 5x5
+convolution from the features at low resolution to the `factor**2 * 3` values of each low-resolution pixel. At x4 with 64 channels that is
+77k multiplications per low-resolution pixel instead of 766k, and no tensor with many channels exists at high resolution.
+
+What is not shift-invariant is the picture's border: the network pads every layer's input with zeros, so the outermost ring of
+low-resolution pixels sees other kernels. There are nine in all (first, inner, last row x first, inner, last column).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quantsr.deploy.fold import FoldedConv
+
+RADIUS = 2
+"""Low-resolution pixels the collapsed tail sees on each side, at any factor above 1 (3x3 convs)."""
+MIN_SIZE = RADIUS + 1
+"""Height and width from which the nine kernels describe every pixel."""
+
+# (size of the domain, index of the pixel computed) along one axis; beyond the domain is outside the picture, or not seen.
+POSITIONS = {"first": (RADIUS + 1, 0), "inner": (2 * RADIUS + 1, RADIUS), "last": (RADIUS + 1, RADIUS)}
+
+
+@dataclass(frozen=True, eq=False)
+class Kernel:
+    """One region's convolution; P = factor**2 * 3 outputs in the order (row phase, column phase, colour), in pixel values."""
+
+    weight: NDArray[np.float32]
+    """(P, C, kh, kw); kh and kw are 5 inside and 3 at a border, where the missing rows or columns lie outside the picture."""
+    bias: NDArray[np.float32]
+    """(P,)"""
+
+
+def collapse(tail: Sequence[FoldedConv]) -> dict[tuple[str, str], Kernel]:
+    """Compose the tail's convs, without the roundings and limits between them, into the nine kernels keyed (row, column) position."""
+    stages = [_Stage.of(conv) for conv in tail]
+    return {(y, x): _kernel(stages, POSITIONS[y], POSITIONS[x]) for y in POSITIONS for x in POSITIONS}
+
+
+@dataclass(frozen=True, eq=False)
+class _Stage:
+    weight: NDArray[np.float64]  # (O, I, k, k), scale included
+    bias: NDArray[np.float64]
+    shuffle: int
+
+    @staticmethod
+    def of(conv: FoldedConv) -> _Stage:
+        weight = conv.weight.astype(np.float64) * conv.scale.astype(np.float64).reshape(-1, 1, 1, 1)
+        return _Stage(weight, conv.bias.astype(np.float64), conv.shuffle)
+
+
+def _kernel(stages: Sequence[_Stage], rows: tuple[int, int], columns: tuple[int, int]) -> Kernel:
+    """Walk back from one low-resolution pixel's outputs to the features: the adjoint of the tail on a small domain."""
+    (height, y), (width, x) = rows, columns
+    factor = int(np.prod([stage.shuffle for stage in stages]))
+    colours = len(stages[-1].bias)
+    grad = np.zeros((factor, factor, colours, colours, height * factor, width * factor))
+    for p, q, c in np.ndindex(factor, factor, colours):
+        grad[p, q, c, c, y * factor + p, x * factor + q] = 1
+    grad = grad.reshape(-1, *grad.shape[3:])  # (P, colours, height * factor, width * factor)
+    bias = np.zeros(len(grad))
+    for stage in reversed(stages):
+        grad = _unshuffle(grad, stage.shuffle)
+        bias += grad.sum((2, 3)) @ stage.bias
+        grad = _conv_adjoint(grad, stage.weight)
+    return Kernel(grad.astype(np.float32), bias.astype(np.float32))
+
+
+def _unshuffle(grad: NDArray[np.float64], factor: int) -> NDArray[np.float64]:
+    """Adjoint of PixelShuffle: (P, C, H*r, W*r) -> (P, C*r*r, H, W)."""
+    n, c, h, w = grad.shape
+    split = grad.reshape(n, c, h // factor, factor, w // factor, factor)
+    return split.transpose(0, 1, 3, 5, 2, 4).reshape(n, c * factor**2, h // factor, w // factor)
+
+
+def _conv_adjoint(grad: NDArray[np.float64], weight: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Adjoint of a zero-padded stride-1 conv with weight (O, I, k, k): (P, O, H, W) -> (P, I, H, W)."""
+    n, outputs, h, w = grad.shape
+    k = weight.shape[-1]
+    pad = k // 2
+    rows = np.ascontiguousarray(grad.transpose(0, 2, 3, 1)).reshape(-1, outputs)  # (P*H*W, O)
+    out = np.zeros((n, h + 2 * pad, w + 2 * pad, weight.shape[1]))
+    for dy, dx in np.ndindex(k, k):
+        out[:, dy : dy + h, dx : dx + w] += (rows @ weight[:, :, dy, dx]).reshape(n, h, w, -1)
+    return out[:, pad : pad + h, pad : pad + w].transpose(0, 3, 1, 2)  # (P, I, H, W)

@@ -1,0 +1,202 @@
+"""The OpenVINO graph of a converted network, laid out so that the CPU plugin runs it as int8 convolutions. Imports no torch.
+
+It has the integer reference's arithmetic (see `fold`): the stream is held in units of the next conv's codes, so every quantization is a
+FakeQuantize from a range of integers to itself, and every weight an int8 constant times one scale per output. The plugin's low-precision
+passes make each pair an integer convolution, with the bias, the ReLU and, where nothing else reads the result, the next quantization
+fused into it; a block's scaled skip, its addition and the next block's quantization become one pass over the float32 stream.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy as np
+import openvino as ov
+import openvino.opset13 as op
+from numpy.typing import ArrayLike, NDArray
+
+from quantsr.deploy import collapse
+from quantsr.deploy.fold import FoldedConv, FoldedNet, fold
+from quantsr.deploy.model import PackedModel
+
+Tail = Literal["collapsed", "layers"]
+Node = Any
+"""An openvino.Node or one of its outputs."""
+
+# Level counts the plugin's low-precision passes accept (4 and 8 bits); other widths borrow 256 levels behind a Minimum.
+_NATIVE_LEVELS = (16, 256)
+
+
+def build(
+    model: PackedModel,
+    depth: int | None = None,
+    *,
+    height: int,
+    width: int,
+    batch: int = 1,
+    tail: Tail = "collapsed",
+    float_io: bool = False,
+) -> ov.Model:
+    """The graph for pictures of `height` x `width`: uint8 (batch, H, W, 3) RGB in, uint8 (batch, H*s, W*s, 3) out.
+
+    `tail="layers"` runs upsampler and `conv_last` layer by layer, their inputs quantized as in the integer reference. "collapsed" runs
+    their composition (see `collapse`): of a float tail it gives the same picture to float rounding; of an 8-bit tail it keeps the
+    quantization of the first input, drops those inside, and quantizes the composed kernel to 8 bits per output.
+    `float_io=True` takes and gives float32 in 0..255, and rounds neither the input nor the output to integers (for 16-bit pictures).
+    The integer codes that a conv reads are the value of the node `CONV.input`. Raises InputError for an unknown depth.
+    """
+    net = fold(model, depth)
+    taus = {name: layer.tau() / layer.act_step for name, layer in model.layers.items() if layer.act_step is not None}
+    image = op.parameter([batch, height, width, 3], np.float32 if float_io else np.uint8, name="image")
+    x = image if float_io else op.convert(image, "f32")
+    x = _features(op.transpose(x, _ints(0, 3, 1, 2)), net, taus, round_input=not float_io)
+    if tail == "collapsed" and len(net.tail) > 1 and min(height, width) >= collapse.MIN_SIZE:
+        grid = [[_pixels(cell, float_io) for cell in row] for row in _collapsed_tail(x, net)]
+        x = _phases_to_space(op.concat([op.concat(row, 3) for row in grid], 2), batch, height, width, net.factor)
+    else:
+        x = op.transpose(_pixels(_layered_tail(x, net), float_io), _ints(0, 2, 3, 1))
+    return ov.Model([op.result(x, name="upscaled")], [image], f"quantsr_x{net.factor}_{len(net.blocks)}_blocks")
+
+
+def _features(x: Node, net: FoldedNet, taus: dict[str, NDArray[np.float32]], *, round_input: bool) -> Node:
+    """(B, 3, H, W) pixels -> (B, C, H, W), the tail's input in units of its codes."""
+    stream = start = _head(x, net, round_input=round_input)
+    for block in net.blocks:
+        y = _sums(_codes(stream, block.conv1), block.conv1)
+        if block.conv1.codes_out is None:
+            y = op.relu(_bias(y, block.conv1))
+        else:
+            # ReLU before the shift by tau, so that it fuses: equal to the reference's per-channel lower limit on the codes.
+            shift = _column(taus[block.conv2.name])
+            y = op.relu(_bias(y, block.conv1, -shift))
+            y = _fake_quantize(y, block.conv1.codes_out, f"{block.conv2.name}.input", shift)
+        branch = _bias(_sums(y, block.conv2), block.conv2)
+        skip = stream if block.stream_scale == 1 else op.multiply(stream, _floats(block.stream_scale))
+        stream = op.add(skip, branch)
+    y = _bias(_sums(_codes(stream, net.conv_after_body), net.conv_after_body), net.conv_after_body)
+    return op.add(y, op.multiply(start, _floats(net.skip_scale)))
+
+
+def _head(x: Node, net: FoldedNet, *, round_input: bool) -> Node:
+    """conv_first in float32, exact for integer codes: 27 products of at most 8 x 9 bits."""
+    head = net.head
+    if not net.pixels_are_codes:
+        x = op.add(op.multiply(x, _floats(net.pixel_scale)), _floats(_column(net.pixel_shift)))
+        if head.codes_in is not None and round_input:
+            x = op.clamp(op.round(x, "half_to_even"), *map(float, head.codes_in))
+    if head.zero_point is not None:
+        x = op.subtract(x, _floats(_column(head.zero_point)))
+    y = _convolution(x, _floats(head.weight), head.weight.shape[-1] // 2)
+    return _bias(op.multiply(y, _floats(_column(head.scale))), head)
+
+
+def _floats(value: ArrayLike) -> Node:
+    return op.constant(np.asarray(value, np.float32))
+
+
+def _ints(*values: int) -> Node:
+    return op.constant(np.asarray(values, np.int64))
+
+
+def _column(values: ArrayLike) -> NDArray[np.float64]:
+    """(C,) -> (1, C, 1, 1)"""
+    return np.asarray(values, np.float64).reshape(1, -1, 1, 1)
+
+
+def _codes(x: Node, reader: FoldedConv) -> Node:
+    """The float value `x` as `reader`'s input codes, or as it is where the reader is float."""
+    return x if reader.codes_in is None else _fake_quantize(x, reader.codes_in, f"{reader.name}.input")
+
+
+def _fake_quantize(x: Node, limits: tuple[int, int], name: str, shift: ArrayLike = 0.0) -> Node:
+    """clip(rint(x + shift), *limits) as a FakeQuantize; `shift` is a scalar or (1, C, 1, 1)."""
+    low, high = limits
+    shift = np.asarray(shift, np.float64)
+    if high - low + 1 not in _NATIVE_LEVELS:
+        x = op.minimum(x, _floats(high - shift))
+        high = low + 255
+    ends = (_floats(low - shift), _floats(high - shift), _floats(low), _floats(high))
+    return op.fake_quantize(x, *ends, high - low + 1, name=name)
+
+
+def _sums(x: Node, conv: FoldedConv) -> Node:
+    """scale * conv(x, weight): integer where the plugin finds x quantized and the weight int8."""
+    weight = op.constant(conv.weight) if conv.weight.dtype == np.int8 else _floats(conv.weight)
+    if conv.weight.dtype == np.int8:
+        weight = op.convert(weight, "f32")
+    weight = op.multiply(weight, _floats(conv.scale.reshape(-1, 1, 1, 1)))
+    return _convolution(x, weight, conv.weight.shape[-1] // 2)
+
+
+def _bias(x: Node, conv: FoldedConv, shift: ArrayLike = 0.0) -> Node:
+    return op.add(x, _floats(_column(conv.bias) + shift))
+
+
+def _convolution(x: Node, weight: Node, *pad: int) -> Node:
+    """Stride 1; one padding for rows and columns, or one each."""
+    pads = [pad[0], pad[-1]]
+    return op.convolution(x, weight, [1, 1], pads, pads, [1, 1])
+
+
+def _layered_tail(x: Node, net: FoldedNet) -> Node:
+    """(B, C, H, W) -> (B, 3, H*s, W*s) before its last rounding. Shuffles move codes, not floats."""
+    x = _codes(x, net.tail[0])
+    for conv, reader in zip(net.tail, [*net.tail[1:], None], strict=True):
+        x = _bias(_sums(x, conv), conv)
+        if reader is not None and conv.codes_out is not None:
+            x = _fake_quantize(x, conv.codes_out, f"{reader.name}.input")
+        if conv.shuffle > 1:
+            x = op.depth_to_space(x, "depth_first", conv.shuffle)
+    return x
+
+
+def _collapsed_tail(x: Node, net: FoldedNet) -> list[list[Node]]:
+    """(B, C, H, W) -> 3 rows of 3 parts (B, s*s*3, ., .), channels in the order (row phase, column phase, colour)."""
+    kernels = collapse.collapse(net.tail)
+    inner = kernels["inner", "inner"]
+    weight: Node = _floats(inner.weight)
+    if net.tail[0].codes_in is not None:
+        step = np.maximum(np.abs(inner.weight).max((1, 2, 3), keepdims=True) / 127, np.finfo(np.float32).tiny)
+        codes = op.constant(np.rint(inner.weight / step).astype(np.int8))
+        weight = op.multiply(op.convert(codes, "f32"), _floats(step))
+    # The ring is one pixel wide: its kernels stay in float.
+    rows = {"first": _cut(x, 2, first=True), "last": _cut(x, 2, first=False)}
+    columns = {"first": _cut(x, 3, first=True), "last": _cut(x, 3, first=False)}
+
+    def cell(y_position: str, x_position: str) -> Node:
+        kernel = kernels[y_position, x_position]
+        bias = _floats(_column(kernel.bias))
+        pads = (int(y_position == "inner"), int(x_position == "inner"))
+        if pads == (1, 1):
+            return op.add(_convolution(_codes(x, net.tail[0]), weight, *pads), bias)
+        if pads == (1, 0):
+            part = columns[x_position]
+        elif pads == (0, 1):
+            part = rows[y_position]
+        else:
+            part = _cut(rows[y_position], 3, first=x_position == "first")
+        return op.add(_convolution(part, _floats(kernel.weight), *pads), bias)
+
+    return [[cell(y_position, x_position) for x_position in collapse.POSITIONS] for y_position in collapse.POSITIONS]
+
+
+def _cut(x: Node, axis: int, *, first: bool) -> Node:
+    """The first or last three rows (axis 2) or columns (axis 3): what the collapsed tail sees at a border."""
+    size = collapse.RADIUS + 1
+    start, stop = (0, size) if first else (-size, np.iinfo(np.int64).max)
+    return op.slice(x, _ints(start), _ints(stop), _ints(1), _ints(axis))
+
+
+def _pixels(x: Node, float_io: bool) -> Node:
+    """Pixel values, limited to 0..255 and, unless `float_io`, rounded to uint8."""
+    if float_io:
+        return op.clamp(x, 0, 255)
+    return op.convert(_fake_quantize(x, (0, 255), "pixels"), "u8")
+
+
+def _phases_to_space(x: Node, batch: int, height: int, width: int, factor: int) -> Node:
+    """(B, s*s*3, H, W) with channels (row phase, column phase, colour) -> (B, H*s, W*s, 3)."""
+    x = op.transpose(x, _ints(0, 2, 3, 1))
+    x = op.reshape(x, _ints(batch, height, width, factor, factor * 3), False)
+    x = op.transpose(x, _ints(0, 1, 3, 2, 4))  # (B, H, row phase, W, column phase and colour)
+    return op.reshape(x, _ints(batch, height * factor, width * factor, 3), False)
