@@ -33,12 +33,11 @@ class ResidualBlock(nn.Module):
         self.conv2: nn.Module = nn.Conv2d(num_feat, num_feat, 3, padding=1)
         self.shortcut = nn.Parameter(torch.ones(1))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, h, w) to the same."""
-        return self.run([x])[0]
+    def forward(self, streams: Sequence[Tensor]) -> list[Tensor]:
+        """The block on several tensors (B, C, h, w), its weights quantized once; the full network's comes first.
 
-    def run(self, streams: Sequence[Tensor]) -> list[Tensor]:
-        """The block on several tensors (B, C, h, w), its weights quantized once."""
+        Called as a module, so that forward hooks (feature distillation) see its outputs.
+        """
         conv1, conv2 = self.conv1, self.conv2
         assert isinstance(conv1, QuantConv2d)
         assert isinstance(conv2, QuantConv2d)
@@ -184,7 +183,7 @@ class QuantSR_C(nn.Module):
                     running.append((features, inside))
                 if outside:
                     skipping.append((features, outside))
-            results = block.run([f for f, _ in running]) if running else []
+            results = block([f for f, _ in running]) if running else []
             streams = [(f, m) for f, (_, m) in zip(results, running, strict=True)]
             streams += [(block.skip(f), m) for f, m in skipping]
         return streams
