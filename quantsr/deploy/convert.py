@@ -1,0 +1,243 @@
+"""From a trained QuantSR-C to a converted network, and back to a module."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from quantsr.archs.quantsr_c_arch import QuantSR_C
+from quantsr.deploy.calibrate8 import (
+    StepChoice,
+    choose_input_step,
+    choose_weight_steps,
+    observe_inputs,
+    quantize_weight,
+)
+from quantsr.deploy.model import ConvLayer, Header, PackedModel, QuantizedLayer
+from quantsr.errors import InputError
+from quantsr.quant import QuantConv2d, Rule, prepare
+from quantsr.quant.kernels import MIN_STEP
+
+logger = logging.getLogger(__name__)
+
+HEAD_TAIL_BITS = (8, 16, 32)
+
+
+def convert(
+    net: nn.Module,
+    *,
+    head_tail_bits: int = 8,
+    calib: Sequence[NDArray[np.uint8]] = (),
+    provenance: Mapping[str, Any] | None = None,
+) -> PackedModel:
+    """The integer network of a trained QuantSR-C.
+
+    Args:
+        net: calibrated; every depth in `net.depths` that its ranking allows is kept.
+        head_tail_bits: bits of the layers outside the blocks. 8 quantizes weights (per output channel) and inputs (per tensor, steps by
+            least squared error over `calib`); 16 keeps float16 weights, 32 float32, both with float inputs.
+        calib: uint8 (H, W, 3) low-resolution RGB pictures; needed for 8 bits.
+        provenance: what the file shall say about its origin (plain JSON values).
+
+    Raises:
+        InputError: for another architecture, a network that is not calibrated, a quantizer without integer codes, other bits, or
+            8 bits without pictures.
+    """
+    if not isinstance(net, QuantSR_C):
+        raise InputError(f"network_g.type: {type(net).__name__} cannot be converted; only QuantSR_C can")
+    if head_tail_bits not in HEAD_TAIL_BITS:
+        raise InputError(
+            f"head-tail-bits: {head_tail_bits} is not possible; choose one of {list(HEAD_TAIL_BITS)}"
+        )
+    if head_tail_bits == 8 and not calib:
+        raise InputError(
+            "head-tail-bits: 8 bits need pictures to calibrate on; give --calib DIR, or choose 16 or 32"
+        )
+    header = _header(net, head_tail_bits, provenance or {})
+    convs = {name: m for name, m in net.named_modules() if isinstance(m, nn.Conv2d)}
+    floats = [name for name in convs if not name.startswith("body.")]
+    inputs: dict[str, StepChoice] = {}
+    if head_tail_bits == 8:
+        seen = observe_inputs(net, [n for n in floats if n != "conv_first"], calib, header.depths)
+        inputs = {name: choose_input_step(name, *seen[name]) for name in seen}
+        for choice in inputs.values():
+            logger.info("8-bit input of %s", choice)
+    layers = {
+        name: _float_layer(name, conv, header, inputs.get(name))
+        if name in floats
+        else _body_layer(name, conv)
+        for name, conv in convs.items()
+    }
+    return PackedModel(header, layers)
+
+
+def to_module(model: PackedModel) -> QuantSR_C:
+    """A network in eval mode that computes what `model` does, with fake quantization in float32; for training on and for PyTorch engines.
+
+    8-bit layers become `QuantConv2d` with 8 bits. conv_first, whose input codes are the pixels, stays a plain conv.
+    """
+    header = model.header
+    options = {key: value for key, value in header.arch.items() if key != "type"}
+    net = QuantSR_C(**options)
+    eight = [
+        n
+        for n, layer in model.layers.items()
+        if layer.integer and not n.startswith("body.") and n != "conv_first"
+    ]
+    if eight:
+        prepare(net, [Rule(name, 8, model.layers[name].bits_a, "RLQ", "channel") for name in eight])
+    if header.ranking is not None:
+        net.set_ranking(header.ranking)
+    with torch.no_grad():
+        for i, shortcut in enumerate(header.shortcuts):
+            net.get_parameter(f"body.{i}.shortcut").fill_(shortcut)
+        for name, layer in model.layers.items():
+            _load_layer(net.get_submodule(name), layer)
+    return net.eval()
+
+
+def _header(net: QuantSR_C, head_tail_bits: int, provenance: Mapping[str, Any]) -> Header:
+    arch = net.arch_options()
+    if arch["num_in_ch"] != 3 or arch["num_out_ch"] != 3:
+        raise InputError(
+            "network_g.num_in_ch: only networks from RGB to RGB can be converted; give 3 channels in and out"
+        )
+    red, green, blue = (float(m) for m in np.broadcast_to(np.asarray(arch["rgb_mean"], np.float64), 3))
+    shortcuts = tuple(float(net.get_parameter(f"body.{i}.shortcut").detach()) for i in range(net.num_block))
+    return Header(
+        arch=arch,
+        scale=net.upscale,
+        depths=net.depths if net.ranking is not None else (net.num_block,),
+        num_block=net.num_block,
+        shortcuts=shortcuts,
+        ranking=net.ranking,
+        res_scale=float(arch["res_scale"]),
+        img_range=float(net.img_range),
+        rgb_mean=(red, green, blue),
+        head_tail_bits=head_tail_bits,
+        provenance=dict(provenance),
+    )
+
+
+def _body_layer(name: str, conv: nn.Conv2d) -> ConvLayer:
+    """A block's conv as training quantized it; one that is float (32 bits) stays so."""
+    layer = ConvLayer(name, _array(conv.weight), _bias(conv))
+    if not isinstance(conv, QuantConv2d):
+        return layer
+    if conv.weight_quantizer is not None:
+        try:
+            codes = conv.weight_codes()
+        except (ValueError, RuntimeError) as error:
+            raise InputError(f"{name}: {error}") from error
+        step = conv.weight_quantizer.step.detach().clamp_min(MIN_STEP)
+        layer = replace(
+            layer, weight=codes.cpu().numpy(), bits_w=conv.nbits_w, weight_step=_array(step).reshape(-1)
+        )
+    if conv.input_quantizer is not None:
+        try:
+            spec = conv.input_quantizer.spec()
+        except RuntimeError as error:
+            raise InputError(f"{name}: {error}") from error
+        if spec is None:
+            raise InputError(
+                f"{name}: quantizer {conv.quantizer} has no integer input codes; train with another"
+            )
+        tau = _array(spec.tau).reshape(-1)
+        layer = replace(
+            layer,
+            bits_a=conv.nbits_a,
+            act_step=_array(spec.step.detach().clamp_min(MIN_STEP)).reshape(1),
+            act_tau=tau if tau.any() else None,
+            act_signed=bool(conv.input_quantizer.signed),
+        )
+    return layer
+
+
+def _float_layer(name: str, conv: nn.Conv2d, header: Header, choice: StepChoice | None) -> ConvLayer:
+    """A layer outside the blocks at `header.head_tail_bits`."""
+    weight, bias = _array(conv.weight), _bias(conv)
+    if header.head_tail_bits > 8:
+        if header.head_tail_bits == 16:
+            weight = weight.astype(np.float16).astype(np.float32)
+        return ConvLayer(name, weight, bias, bits_w=header.head_tail_bits)
+    step = choose_weight_steps(weight)
+    layer = ConvLayer(
+        name,
+        quantize_weight(weight, step),
+        bias,
+        bits_w=8,
+        weight_step=step,
+        bits_a=8,
+        act_step=np.ones(1, np.float32),
+    )
+    if name != "conv_first":
+        assert choice is not None
+        return replace(layer, act_step=np.array([choice.step], np.float32))
+    layer = replace(
+        layer,
+        act_step=np.array([header.img_range / 255], np.float32),
+        act_tau=_pixel_tau(header),
+        act_signed=False,
+        act_zero_point=np.rint(255 * np.asarray(header.rgb_mean)).astype(np.int32),
+    )
+    return replace(layer, bias=bias + pixel_offset(layer))
+
+
+def _pixel_tau(header: Header) -> NDArray[np.float32]:
+    """tau with which the codes of `(pixel / 255 - mean) * img_range` are the pixels themselves."""
+    return (header.img_range * np.asarray(header.rgb_mean)).astype(np.float32)
+
+
+def pixel_offset(layer: QuantizedLayer) -> NDArray[np.float32]:
+    """(O,) what the bias of conv_first gains because its zero point is the mean rounded to a whole pixel value.
+
+    Inside the picture this makes the layer exact; at the border the padding stands for the rounded mean, off by at most half a pixel value.
+    """
+    assert layer.act_step is not None
+    shift = layer.act_step.astype(np.float64) * layer.zero_point() - layer.tau().astype(np.float64)  # (I,)
+    return np.einsum("oikl,i->o", layer.float_weight().astype(np.float64), shift).astype(np.float32)
+
+
+def _load_layer(module: nn.Module, layer: QuantizedLayer) -> None:
+    assert isinstance(module, nn.Conv2d)
+    assert module.bias is not None
+    bias = layer.bias
+    if layer.name == "conv_first" and layer.act_zero_point is not None:
+        bias = bias - pixel_offset(layer)
+    module.weight.copy_(torch.from_numpy(layer.float_weight()))
+    module.bias.copy_(torch.from_numpy(bias))
+    if not isinstance(module, QuantConv2d):
+        return
+    if module.weight_quantizer is not None:
+        assert layer.weight_step is not None
+        module.weight_quantizer.step.copy_(torch.from_numpy(layer.weight_step))
+        _set_calibrated(module.weight_quantizer)
+    if module.input_quantizer is not None:
+        assert layer.act_step is not None
+        module.input_quantizer.step.copy_(torch.from_numpy(layer.act_step))
+        tau = getattr(module.input_quantizer, "tau", None)
+        if tau is not None:
+            tau.copy_(torch.from_numpy(layer.tau()))
+        module.input_quantizer.signed.fill_(layer.act_signed)
+        _set_calibrated(module.input_quantizer)
+
+
+def _set_calibrated(quantizer: nn.Module) -> None:
+    """Mark as calibrated by loading the state, which also refreshes what the quantizer derives from it."""
+    state = quantizer.state_dict()
+    quantizer.load_state_dict({**state, "calibrated": torch.tensor(True)})
+
+
+def _array(tensor: torch.Tensor) -> NDArray[np.float32]:
+    return tensor.detach().float().cpu().numpy().copy()
+
+
+def _bias(conv: nn.Conv2d) -> NDArray[np.float32]:
+    return np.zeros(conv.out_channels, np.float32) if conv.bias is None else _array(conv.bias)
