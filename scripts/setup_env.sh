@@ -136,7 +136,10 @@ fi
 printf 'started\n' >"$marker"
 
 # Everything goes to stderr: standard output is the answer.
-pip() { "$venv/bin/python" -m pip --disable-pip-version-check --no-input "$@" >&2; }
+pip() {
+    "$venv/bin/python" -m pip --disable-pip-version-check --no-input "$@" >&2 ||
+        fail "the installation failed; the lines above say why. It needs a Python package index, and starts anew at the next call"
+}
 
 say "installing the packages (once; about 6 GB with the CUDA builds of torch)"
 cd "$root"

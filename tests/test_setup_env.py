@@ -234,6 +234,14 @@ def test_an_installation_that_was_cut_off_is_made_anew(machine: Machine) -> None
     assert machine.logged()[0] == "venv 3.11"
 
 
+def test_nothing_runs_where_the_installation_failed(machine: Machine) -> None:
+    machine.add_python("python3.11", "3.11")
+    done = machine.run("train.sh", FAKE_PIP_FAILS="requirements.txt")
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("quantsr: the installation failed")
+    assert not runs(machine)
+
+
 def test_an_environment_of_the_users_is_kept(machine: Machine) -> None:
     machine.add_python("python3.11", "3.11")
     machine.add_python(str(machine.venv / "bin" / "python"), "3.10")
