@@ -51,7 +51,7 @@ def _section(prefix: str, section: type[Section]) -> Iterator[str]:
     for name, field in section.model_fields.items():
         if name in _NOT_WRITTEN:
             continue
-        yield f"| `{name}` | {_cell(takes(field)) or 'nothing'} | {_default(field)} | {_cell(field.description or '')} |"
+        yield f"| `{name}` | {_cell(takes(field))} | {_default(field)} | {_cell(field.description or '')} |"
         child, many = section_of(field.annotation)
         if child is not None:
             path = f"{prefix}.{name}" if prefix else name

@@ -106,9 +106,8 @@ def _set(options: dict[str, Any], keys: KeyPath, value: Any, flag: str, problems
             section[key] = {}
             problems.origins[keys[:depth]] = flag
         if not isinstance(section[key], dict):
-            problems.add(
-                keys[:depth], f"is no section, so {flag} {'.'.join(keys)} cannot be set; check the key"
-            )
+            parent = ".".join(keys[:depth])
+            problems.lines.append(f"{flag}: {'.'.join(keys)}: {parent} is no section; check the key")
             return
         section = section[key]
     section[keys[-1]] = value

@@ -41,8 +41,7 @@ def check_network(key: str, section: Any, scale: Any, problems: Problems) -> dic
     given = {word: value for word, value in section.items() if word != "type"}
     for word in given:
         if word not in accepted:
-            remedy = did_you_mean(word, [other for other in accepted if other not in given] or accepted)
-            problems.add((key, word), f"unknown option of {name}; {remedy}")
+            problems.add((key, word), f"unknown option of {name}; {did_you_mean(word, accepted)}")
     for word, parameter in accepted.items():
         if parameter.default is parameter.empty and word not in given:
             problems.add((key, word), f"missing; {name} needs it")

@@ -8,7 +8,7 @@ import os
 import re
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from quantsr.config.base import Int, Section
 from quantsr.config.sections import (
@@ -61,7 +61,7 @@ def dataset_phase(key: str) -> str | None:
 class Options(Section):
     """All options of one run. Made by :func:`quantsr.config.load_options`, never changed afterwards."""
 
-    name: str = Field(min_length=1, pattern=r"^[^/\\]+$", description="Name of the run, and of its folder.")
+    name: str = Field(min_length=1, description="Name of the run, and of its folder.")
     model_type: Literal["QuantSRModel", "SRModel"] = Field(
         default="QuantSRModel",
         description="`QuantSRModel`; `SRModel`, the name in BasicSR's files, means the same here.",
@@ -72,8 +72,10 @@ class Options(Section):
         description="CUDA devices: `auto` (all there are), 0 (CPU) or a number; without CUDA the CPU is used, with a warning.",
     )
     manual_seed: Int = Field(default=0, ge=0, description="Seed of every random number.")
-    slimmable_version: Literal[0, 1, 2] | None = Field(
+    slimmable_version: Int | None = Field(
         default=None,
+        ge=0,
+        le=2,
         description="QuantSR's key: test one depth only, as its released code cuts it; 0 full, 1 half, 2 quarter.",
     )
     datasets: dict[str, DatasetOptions] = Field(
@@ -96,6 +98,20 @@ class Options(Section):
         description="Resume from the newest training state of the run of this name, if there is one.",
     )
 
+    @field_validator("num_gpu")
+    @classmethod
+    def _not_negative(cls, value: int | str) -> int | str:
+        if isinstance(value, int) and value < 0:
+            raise ValueError(f"must be auto or a whole number >= 0, got {value}")
+        return value
+
+    @field_validator("name")
+    @classmethod
+    def _folder_name(cls, value: str) -> str:
+        if value in (".", "..") or any(sign in value for sign in "/\\\0"):
+            raise ValueError(f"{value!r} cannot name a folder; use letters, digits, '_' and '-'")
+        return value
+
     @model_validator(mode="before")
     @classmethod
     def _derive(cls, value: Any) -> Any:
@@ -111,11 +127,7 @@ class Options(Section):
                 else entry
                 for key, entry in datasets.items()
             }
-        if (
-            isinstance(val, dict)
-            and isinstance(val.get("metrics"), dict)
-            and isinstance(value.get("scale"), int)
-        ):
+        if isinstance(val, dict) and isinstance(val.get("metrics"), dict) and type(value.get("scale")) is int:
             border = {"crop_border": value["scale"]}
             metrics = {k: {**border, **m} if isinstance(m, dict) else m for k, m in val["metrics"].items()}
             value["val"] = {**val, "metrics": metrics}

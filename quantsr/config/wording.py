@@ -28,7 +28,9 @@ def section_of(annotation: Any) -> tuple[type[Section] | None, bool]:
 
 def takes(field: FieldInfo) -> str:
     """What a field takes: ``"a whole number > 0"``, ``"'mean' or 'sum'"``, ``"a list of 2 numbers"``."""
-    words = " or ".join(dict.fromkeys(_words(field.annotation)))
+    words = " or ".join(dict.fromkeys(_words(field.annotation))) or "empty"
+    if words == "text" and any(getattr(rule, "min_length", None) for rule in field.metadata):
+        words = "text that is not empty"
     for rule in field.metadata:
         for attribute, sign in _BOUNDS:
             bound = getattr(rule, attribute, None)

@@ -75,7 +75,7 @@ def parse_yaml(text: str, where: str) -> Any:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = f"line {mark.line + 1}: " if mark else ""
-        problem = " ".join(filter(None, (error.problem, error.context))) or "not YAML"
+        problem = ", ".join(filter(None, (error.context, error.problem))) or "not YAML"
         raise InputError(f"{where}: {line}{problem}; correct the YAML") from None
     except yaml.YAMLError as error:
         raise InputError(f"{where}: {str(error).splitlines()[0]}; correct the YAML") from None

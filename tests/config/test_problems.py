@@ -1,0 +1,175 @@
+"""Each kind of mistake, and the line that reports it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from quantsr.config import load_options
+from quantsr.config.problems import did_you_mean
+from quantsr.errors import OptionsError
+
+TEACHER = "network_teacher={type: EDSR, num_in_ch: 3, num_out_ch: 3, upscale: 2}"
+CASES = [
+    # the schema
+    ("name=null", "name: missing; add text that is not empty (Name of the run, and of its folder)"),
+    ("name=a/b", "name: 'a/b' cannot name a folder"),
+    ("name=..", "name: '..' cannot name a folder"),
+    ("name=''", "name: must be text that is not empty, got ''"),
+    ("name=12", "name: must be text that is not empty, got 12; put it in quotes"),
+    ("scale=5", "scale: must be 2 or 3 or 4, got 5"),
+    ("num_gpu=-1", "num_gpu: must be auto or a whole number >= 0, got -1"),
+    ("num_gpu=all", "num_gpu: must be auto or a whole number"),
+    ("manual_seed=true", "manual_seed: must be a whole number >= 0, got true"),
+    ("model_type=ESRGANModel", "model_type: must be QuantSRModel or SRModel, got 'ESRGANModel'"),
+    ("slimmable_version=3", "slimmable_version: must be a whole number >= 0 and <= 2, got 3"),
+    ("total_iter=3", "total_iter: unknown option; did you mean 'train.total_iter'?"),
+    ("train.optim_g.lr=fast", "train.optim_g.lr: must be a number > 0, got 'fast'"),
+    ("train.optim_g.lr=.inf", "train.optim_g.lr: must be a number > 0"),
+    ("train.optim_g.lr=null", "train.optim_g.lr: missing; add a number > 0 (Learning rate at the start)"),
+    ("train.optim_g.type=Lion", "train.optim_g.type: must be Adam or AdamW, got 'Lion'"),
+    ("train.optim_g.betas=[0.9]", "train.optim_g.betas: must be a list of 2 numbers, got [0.9]"),
+    ("train.optim_g.betas=[0.9, 1.0]", "train.optim_g.betas: must lie in [0, 1)"),
+    ("train.ema_decay=1", "train.ema_decay: must be a number >= 0 and < 1, got 1"),
+    ("train.compile=maybe", "train.compile: must be true or false or auto, got 'maybe'"),
+    ("train.scheduler.type=StepLR", "train.scheduler.type: must be MultiStepLR or MultiStepRestartLR or Cosine"),
+    ("train.scheduler.milestones=null", "train.scheduler: milestones missing"),
+    ("train.scheduler.eta_min=0.1", "train.scheduler: eta_min not an option of MultiStepLR"),
+    ("train.scheduler.restart_weights=[1, 1]", "train.scheduler: restart_weights must have 1 entries"),
+    ("train.optim_g=5", "train.optim_g: must be a section (keys below it), got 5"),
+    ("network_g=QuantSR_C", "network_g: must be a section (keys below it), got 'QuantSR_C'"),
+    ("val.metrics.psnr.type=null", "val.metrics.psnr.type: missing"),
+    ("logger.wandb={project: p}", "logger.wandb.project: must be empty, got 'p'"),
+    # what is registered
+    ("network_g.type=QuantSR-C", "network_g.type: no network 'QuantSR-C' is registered; did you mean 'QuantSR_C'?"),
+    ("network_g.quantizer=RQL", "network_g.quantizer: no quantizer 'RQL' is registered; did you mean 'RLQ'?"),
+    ("val.metrics.psnr.type=psnr", "val.metrics.psnr.type: no metric 'psnr' is registered; did you mean 'calculate_psnr'?"),
+    ("train.pixel_opt={type: L2Loss}", "train.pixel_opt.type: no loss 'L2Loss' is registered; did you mean 'L1Loss'?"),
+    ("train.pixel_opt={type: L1Loss, eps: 1e-3}", "train.pixel_opt.eps: not an option of L1Loss; remove it"),
+    ("datasets.val.type=SkimageData", "datasets.val.type: no data set type 'SkimageData'; did you mean 'SkimageDataset'?"),
+    # the network's constructor
+    ("network_g.nbits_w=9", "network_g.nbits_w: bits must be 2..8, or 32 for float, got 9"),
+    ("network_g.nbits_a=1", "network_g.nbits_a: bits must be 2..8, or 32 for float, got 1"),
+    ("network_g.nbits_a=four", "network_g.nbits_a: must be a whole number, got 'four'"),
+    ("network_g.num_feat=8.5", "network_g.num_feat: must be a whole number, got 8.5"),
+    ("network_g.num_feat=0", "network_g.num_feat: must be a whole number > 0, got 0"),
+    ("network_g.depth_rule=exakt", "network_g.depth_rule: input should be 'exact' or 'released', got 'exakt'"),
+    ("network_g.depths=[8, 4]", "network_g.depths: depth 8 is not within 1..4, the blocks of the network"),
+    ("network_g.depths=[4, 0]", "network_g.depths: depth 0 is not within 1..4"),
+    ("network_g.depths=[4, 4]", "network_g.depths: the same depth twice"),
+    ("network_g.upscale=4", "network_g.upscale: is 4 but scale is 2; make them equal"),
+    ("network_g.upscale=null", "network_g.upscale: is by default 4 but scale is 2; make them equal"),
+    ("network_g.num_feats=8", "network_g.num_feats: unknown option of QuantSR_C; did you mean 'num_feat'?"),
+    ("network_g={type: EDSR, upscale: 2}", "network_g.num_in_ch: missing; EDSR needs it"),
+    ("network_g={type: SwinIR, upscale: 2, window_sise: 8}", "network_g.window_sise: unknown option of SwinIR; did you mean 'window_size'?"),
+    # between keys
+    ("train=null", "train: missing; training needs this section"),
+    ("datasets.train=null", "datasets.train: missing"),
+    ("datasets.trian={name: a, type: SkimageDataset}", "datasets.trian: unknown key of a data set; did you mean 'train'?"),
+    ("datasets.val.phase=test", "datasets.val.phase: is 'test' but the key says 'val'"),
+    ("datasets.train.gt_size=null", "datasets.train.gt_size: missing"),
+    ("datasets.train.gt_size=47", "datasets.train.gt_size: 47 is no multiple of scale 2; use 46"),
+    ("datasets.train.type=SkimageDataset", "datasets.train.type: SkimageDataset is for val and test"),
+    ("datasets.train.type=PairedImageDataset", "datasets.train.dataroot_lq: missing; PairedImageDataset needs this folder"),
+    ("datasets.train.dataroot_gt=null", "datasets.train.dataroot_gt: missing; CroppedImageDataset needs this folder"),
+    ("datasets.train.dataroot_lq=[a, b]", "datasets.train.dataroot_lq: 2 folders for 1 of dataroot_gt"),
+    ("datasets.train.filename_tmpl=x4", "datasets.train.filename_tmpl: needs '{}'"),
+    ("val.val_freq=null", "val.val_freq: missing"),
+    ("val=null", "val.val_freq: missing"),
+    ("val.depths=[4, 5]", "val.depths: depth 5 is not within 1..4"),
+    ("train.depth_weights=[1, 1]", "train.depth_weights: 2 weights for the 3 depths [4, 2, 1]; give one each"),
+    ("train.distill={output_weight: 1}", "network_teacher: missing; train.distill needs a teacher"),
+    ("train.distill={output_weight: 1}", "path.pretrain_network_teacher: missing"),
+    (TEACHER, "train.distill: missing or all zero although there is a teacher"),
+    ("train.scheduler={type: CosineAnnealingRestartLR, periods: [50, 20]}", "train.scheduler.periods: end at 70, before total_iter 100"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("override", "expected"), CASES, ids=[f"{o} {e[:30]}" for o, e in CASES])
+def test_each_mistake_has_its_line(
+    problems: Callable[..., list[str]], sound: dict[str, Any], override: str, expected: str
+) -> None:
+    found = [line.removeprefix("--set: ") for line in problems(sound, override)]
+    assert any(line.startswith(expected) for line in found), found
+
+
+def test_sound_options_have_no_problem(problems: Callable[..., list[str]], sound: dict[str, Any]) -> None:
+    assert problems(sound) == []
+    assert problems(sound, is_train=False) == []
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 7, 8, 32])
+def test_every_bit_width_there_is(
+    problems: Callable[..., list[str]], sound: dict[str, Any], bits: int
+) -> None:
+    assert problems(sound, f"network_g.nbits_w={bits}", f"network_g.nbits_a={bits}") == []
+
+
+def test_a_test_needs_a_set_and_a_checkpoint_but_no_training(
+    problems: Callable[..., list[str]], sound: dict[str, Any]
+) -> None:
+    del sound["train"], sound["datasets"]["train"], sound["val"]["val_freq"]
+    assert problems(sound, is_train=False) == []
+    del sound["path"]
+    sound["datasets"] = {}
+    assert problems(sound, is_train=False) == [
+        "datasets: no test set; add one under the key test_1 (or val)",
+        "path.pretrain_network_g: missing; name the checkpoint to test",
+    ]
+
+
+def test_all_problems_at_once(problems: Callable[..., list[str]], sound: dict[str, Any]) -> None:
+    found = problems(
+        sound,
+        "scale=5",
+        "trian=1",
+        "train.optim_g.lr=no",
+        "network_g.nbits_w=9",
+        "network_g.nbit_a=4",
+        "network_g.depths=[9]",
+        "val.metrics.psnr.type=psnr",
+        "datasets.train.gt_size=null",
+        "train.total_iter",
+        check_paths=True,
+    )
+    keys = {line.removeprefix("--set: ").split(":")[0] for line in found}
+    assert keys >= {
+        "scale",
+        "trian",
+        "train.optim_g.lr",
+        "network_g.nbits_w",
+        "network_g.nbit_a",
+        "network_g.depths",
+        "val.metrics.psnr.type",
+        "datasets.train.gt_size",
+        "datasets.train.dataroot_gt",  # the folder is absent
+        "path.pretrain_network_g",  # the file is absent
+        "--set 'train.total_iter' is not understood; write --set train.total_iter=1000",
+    }
+
+
+def test_a_problem_names_the_file_it_was_written_in(tmp_path: Path) -> None:
+    (tmp_path / "base.yml").write_text("network_g: {type: QuantSR_C, nbits_w: 9}\ntrain: {total_iter: 5}\n")
+    (tmp_path / "child.yml").write_text("_base_: base.yml\nname: [1]\n")
+    with pytest.raises(OptionsError) as caught:
+        load_options(str(tmp_path / "child.yml"), check_paths=False)
+    lines = caught.value.problems
+    base, child = tmp_path / "base.yml", tmp_path / "child.yml"
+    assert any(line.startswith(f"{base}: network_g.nbits_w: bits must be") for line in lines)
+    assert any(line.startswith(f"{base}: train.optim_g: missing") for line in lines)
+    assert any(line.startswith(f"{child}: name: must be text") for line in lines)
+    assert any(line.startswith(f"{child}: scale: missing") for line in lines)
+
+
+def test_an_unreadable_file_is_an_options_error(tmp_path: Path) -> None:
+    with pytest.raises(OptionsError, match="no such file"):
+        load_options(str(tmp_path / "absent.yml"))
+
+
+def test_did_you_mean() -> None:
+    assert did_you_mean("bits_w", ["nbits_w", "scale"]) == "did you mean 'nbits_w'?"
+    assert did_you_mean("zzz", ["a", "b"]) == "choose from a, b"
+    assert did_you_mean("zzz", ["a"]) == "the only choice is a"
