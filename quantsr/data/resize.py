@@ -13,8 +13,8 @@ import numpy.typing as npt
 
 U8 = npt.NDArray[np.uint8]
 
-#: Output rows worked on at a time, so that their float64 sums stay in the processor's cache.
-_BLOCK = 16
+#: Sums (float64) worked on at a time: few enough for the processor's cache, many enough to be worth numpy's calls.
+_BLOCK = 1 << 16
 
 
 def cubic(x: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
@@ -60,10 +60,10 @@ def _resize_rows(rows: U8, scale: float) -> U8:
     count, taps = weights.shape
     mirror = np.concatenate([np.arange(length), np.arange(length)[::-1]])
     result = np.empty((count, width), np.uint8)
-    sums = np.empty((_BLOCK, width), np.float64)
-    term = np.empty((_BLOCK, width), np.float64)
-    for start in range(0, count, _BLOCK):
-        stop = min(start + _BLOCK, count)
+    block = min(count, max(1, _BLOCK // width))
+    sums, term = np.empty((2, block, width), np.float64)
+    for start in range(0, count, block):
+        stop = min(start + block, count)
         first = left[start]
         needed = np.arange(first, left[stop - 1] + taps) % (2 * length)
         source = rows[mirror[needed]].astype(np.float64)

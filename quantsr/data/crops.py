@@ -1,0 +1,213 @@
+"""`CroppedImageDataset`: aligned GT/LR training crops that depend on the seed and their number only."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch.utils.data import Dataset
+
+from quantsr.basicsr_compat import DATASET_REGISTRY
+from quantsr.data.images import as_folders, list_images, pair_up
+from quantsr.data.resize import U8
+from quantsr.data.store import PictureStore, Source
+from quantsr.errors import InputError
+
+F32 = npt.NDArray[np.float32]
+
+#: Crops taken from a picture before its window moves on, where not all pictures fit into memory: decoding and
+#: shrinking a 2K picture (some 120 ms) then costs 2 ms a crop.
+CROPS_PER_DECODE = 64
+
+_LEVELS = np.arange(256, dtype=np.float32) / np.float32(255)
+
+
+def sample_rng(seed: int, index: int) -> np.random.Generator:
+    """The random numbers of sample ``index``: the same on every rank and worker, whatever was drawn before."""
+    return np.random.Generator(np.random.Philox(key=seed, counter=[0, 0, 0, index]))
+
+
+@lru_cache(maxsize=4)
+def epoch_order(seed: int, epoch: int, count: int, shuffle: bool) -> npt.NDArray[np.int64]:
+    """The order of ``count`` pictures in an epoch: ``(count,)`` int64."""
+    if not shuffle:
+        return np.arange(count)
+    return np.random.Generator(np.random.Philox(key=seed, counter=[0, 0, 1, epoch])).permutation(count)
+
+
+@DATASET_REGISTRY.register()
+class CroppedImageDataset(Dataset[dict[str, torch.Tensor]]):
+    """Training crops from pictures of any size, cut from decoded pictures in memory.
+
+    Sample ``i`` is the ``i``-th crop of an endless stream, ``i >= 0``: which picture, where, and how it is turned
+    depends on ``(seed, i)`` and the pictures alone. The length is that of one pass over the pictures.
+
+    Args:
+        opt: BasicSR's keys ``dataroot_gt`` (a folder or a list of them), ``dataroot_lq`` (optional, as many), ``scale``,
+            ``gt_size``, ``filename_tmpl``, ``meta_info_file``, ``use_hflip``, ``use_rot`` (vertical flip and
+            transposition), ``use_shuffle``, and ours: ``seed``, ``cache_budget_mb`` (MiB of decoded pictures to keep),
+            ``crop_sampling``: ``area`` (default: every pixel is as likely, so large pictures give more crops) or
+            ``picture`` (each picture once an epoch, as BasicSR).
+
+    Raises:
+        InputError: a folder is absent or empty, a picture cannot be read or has no LR picture, or all are too small.
+    """
+
+    def __init__(self, opt: dict[str, Any]) -> None:
+        self.scale, self.gt_size = int(opt["scale"]), int(opt.get("gt_size") or 0)
+        if self.gt_size <= 0 or self.gt_size % self.scale:
+            raise InputError(
+                f"gt_size: {self.gt_size} is not a positive multiple of scale {self.scale}; change one of them"
+            )
+        self.seed = int(opt.get("seed", 0))
+        self.hflip, self.rotate = bool(opt.get("use_hflip", True)), bool(opt.get("use_rot", True))
+        self.shuffle = bool(opt.get("use_shuffle", True))
+        sampling = opt.get("crop_sampling") or "area"
+        if sampling not in ("area", "picture"):
+            raise InputError(f"crop_sampling: {sampling!r} is unknown; use 'area' or 'picture'")
+        self.by_area = sampling == "area" and self.shuffle
+        self.store = PictureStore(
+            find_sources(opt),
+            scale=self.scale,
+            gt_size=self.gt_size,
+            budget_mb=int(opt.get("cache_budget_mb", 2048)),
+        )
+        self._ends = np.cumsum(self.store.pixels)
+        self._held: tuple[int, int] = (-1, -1)
+        self._plans: dict[int, tuple[list[list[int]], npt.NDArray[np.int64]]] = {}
+
+    def __len__(self) -> int:
+        return len(self.store)
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether all pictures are kept decoded, so that samples may be drawn in several processes."""
+        return self.store.in_memory
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        """``lq`` ``(3, h, w)`` and ``gt`` ``(3, s*h, s*w)``, float32 in [0, 1], RGB."""
+        batch = self.__getitems__([index])
+        return {key: value[0] for key, value in batch.items()}
+
+    def __getitems__(self, indices: Sequence[int], pin_memory: bool = False) -> dict[str, torch.Tensor]:
+        """A whole batch: ``lq`` ``(B, 3, h, w)`` and ``gt`` ``(B, 3, s*h, s*w)``, float32 in [0, 1], RGB."""
+        small, count = self.gt_size // self.scale, len(indices)
+        gt = np.empty((count, 3, self.gt_size, self.gt_size), np.uint8)
+        lq = np.empty((count, 3, small, small), np.uint8)
+        for row, index in enumerate(indices):
+            self._cut(index, gt[row], lq[row])
+        return {"lq": _to_float(lq, pin_memory), "gt": _to_float(gt, pin_memory)}
+
+    def _cut(self, index: int, gt: U8, lq: U8) -> None:
+        """Writes sample ``index`` into ``gt`` ``(3, g, g)`` and ``lq`` ``(3, g/s, g/s)``."""
+        rng = sample_rng(self.seed, index)
+        pair = self.store.get(self._choose(index, rng))
+        size = lq.shape[1]
+        top = int(rng.integers(pair.lq.shape[1] - size + 1))
+        left = int(rng.integers(pair.lq.shape[2] - size + 1))
+        mirror, upset, turn = rng.random(3) < 0.5
+        for picture, side, factor, out in ((pair.lq, size, 1, lq), (pair.gt, self.gt_size, self.scale, gt)):
+            y, x = top * factor, left * factor
+            view = picture[:, y : y + side, x : x + side]
+            if self.hflip and mirror:
+                view = view[:, :, ::-1]
+            if self.rotate and upset:
+                view = view[:, ::-1]
+            if self.rotate and turn:
+                view = view.swapaxes(1, 2)
+            out[...] = view
+
+    def _choose(self, index: int, rng: np.random.Generator) -> int:
+        """Which picture sample ``index`` is cut from."""
+        count = len(self.store)
+        if self.store.in_memory:
+            if self.by_area:
+                return int(np.searchsorted(self._ends, rng.integers(self._ends[-1]), side="right"))
+            epoch, place = divmod(index, count)
+            return int(epoch_order(self.seed, epoch, count, self.shuffle)[place])
+        epoch, place = divmod(index, count * CROPS_PER_DECODE)
+        number = int(np.searchsorted(self._plan(epoch)[1], place // CROPS_PER_DECODE, side="right")) - 1
+        window = self._hold(epoch, number)
+        if not self.by_area:
+            return window[int(rng.integers(len(window)))]
+        ends = np.cumsum(self.store.pixels[window])
+        return window[int(np.searchsorted(ends, rng.integers(ends[-1]), side="right"))]
+
+    def _plan(self, epoch: int) -> tuple[list[list[int]], npt.NDArray[np.int64]]:
+        """The windows of an epoch and the position in its order at which each begins."""
+        if epoch not in self._plans:
+            order = epoch_order(self.seed, epoch, len(self.store), self.shuffle)
+            windows = list(self.store.windows(order.tolist()))
+            starts = np.cumsum([0] + [len(window) for window in windows[:-1]])
+            self._plans = {key: plan for key, plan in self._plans.items() if key >= epoch - 1}
+            self._plans[epoch] = (windows, starts)
+        return self._plans[epoch]
+
+    def _hold(self, epoch: int, number: int) -> list[int]:
+        """The pictures of a window; on entering it, starts decoding those of the next."""
+        windows = self._plan(epoch)[0]
+        if self._held != (epoch, number):
+            following = windows[number + 1] if number + 1 < len(windows) else self._plan(epoch + 1)[0][0]
+            self.store.hold(windows[number], following)
+            self._held = (epoch, number)
+        return windows[number]
+
+    def close(self) -> None:
+        """Stops background decoding."""
+        self.store.close()
+
+
+def _to_float(levels: U8, pin_memory: bool) -> torch.Tensor:
+    """uint8 to float32 in [0, 1], as BasicSR's division by 255, in page-locked memory if asked."""
+    out = torch.empty(levels.shape, dtype=torch.float32, pin_memory=pin_memory)
+    np.take(_LEVELS, levels, out=out.numpy(), mode="clip")
+    return out
+
+
+def find_sources(opt: dict[str, Any]) -> list[Source]:
+    """The pictures that ``dataroot_gt``, ``dataroot_lq``, ``filename_tmpl`` and ``meta_info_file`` name.
+
+    Raises:
+        InputError: a folder, a picture or a partner is missing.
+    """
+    if not opt.get("dataroot_gt"):
+        raise InputError("dataroot_gt: missing; name a folder of ground-truth pictures")
+    gt_folders = as_folders(opt["dataroot_gt"])
+    lq_folders: list[Path] = as_folders(opt["dataroot_lq"]) if opt.get("dataroot_lq") else []
+    if lq_folders and len(lq_folders) != len(gt_folders):
+        raise InputError(
+            f"dataroot_lq: {len(lq_folders)} folders for {len(gt_folders)} of dataroot_gt; give one for each, or none"
+        )
+    names = opt.get("meta_info_file")
+    sources: list[Source] = []
+    for number, folder in enumerate(gt_folders):
+        paths = _listed(folder, Path(names).expanduser()) if names else list_images(folder)
+        if lq_folders:
+            sources += [
+                Source(*pair) for pair in pair_up(paths, lq_folders[number], opt.get("filename_tmpl") or "{}")
+            ]
+        else:
+            sources += [Source(path) for path in paths]
+    return sources
+
+
+def _listed(folder: Path, meta_info_file: Path) -> list[Path]:
+    """The pictures that a BasicSR meta-information file names (``NAME (h,w,c)``, one a line)."""
+    try:
+        lines = meta_info_file.read_text().splitlines()
+    except OSError as error:
+        raise InputError(
+            f"meta_info_file: {meta_info_file} cannot be read ({error.strerror}); check the path"
+        ) from None
+    paths = [folder / line.split()[0] for line in lines if line.strip()]
+    missing = next((path for path in paths if not path.is_file()), None)
+    if missing is not None or not paths:
+        raise InputError(
+            f"meta_info_file: {meta_info_file} names {missing or 'no picture'}, which is not there; check both"
+        )
+    return paths

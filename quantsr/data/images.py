@@ -1,0 +1,125 @@
+"""Finding and reading picture files, by OpenCV, as uint8 RGB."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from quantsr.data.resize import U8
+from quantsr.errors import InputError, WorkError
+
+# Pictures are decoded in threads of our own, and OpenCV's would not survive the fork of a loader process.
+cv2.setNumThreads(0)
+
+#: File name endings that are taken for pictures, in lower case.
+SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm"})
+
+
+def as_folders(roots: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> list[Path]:
+    """One folder or many, with ``~`` expanded."""
+    if isinstance(roots, (str, os.PathLike)):
+        roots = [roots]
+    return [Path(root).expanduser() for root in roots]
+
+
+def list_images(folder: Path) -> list[Path]:
+    """The pictures directly in a folder, in the order of their names.
+
+    Raises:
+        InputError: there is no such folder, or no picture in it.
+    """
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder; name a folder of pictures")
+    found = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file())
+    if not found:
+        raise InputError(
+            f"{folder}: no pictures in it; expected files ending in {', '.join(sorted(SUFFIXES))}"
+        )
+    return found
+
+
+def decode(content: bytes | memoryview, name: str | Path) -> U8:
+    """Decodes a picture file's bytes to ``(H, W, 3)`` uint8 RGB; grey becomes three equal channels, alpha is dropped.
+
+    Raises:
+        InputError: it cannot be decoded.
+    """
+    img = None
+    if len(content) > 0:
+        try:
+            img = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
+        except cv2.error:
+            img = None
+    if img is None:
+        raise InputError(f"{name}: cannot be read as a picture; replace or remove the file")
+    return cv2.cvtColor(img, cv2.COLOR_BGR2RGB)
+
+
+def read_rgb(path: Path) -> U8:
+    """Reads a picture as ``(H, W, 3)`` uint8 RGB.
+
+    Raises:
+        InputError: the file is absent or cannot be decoded.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be opened ({error.strerror}); check the path") from None
+    return decode(content, path)
+
+
+def encode_png(img: U8, compression: int = 3) -> bytes:
+    """``(H, W, 3)`` uint8 RGB to the bytes of a PNG file; compression 0 (none) to 9."""
+    done, content = cv2.imencode(
+        ".png", cv2.cvtColor(img, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_PNG_COMPRESSION, compression]
+    )
+    if not done:
+        raise WorkError("PNG encoding failed")
+    return content.tobytes()
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Writes to a temporary file beside the goal and renames it, so that an interruption leaves no half file.
+
+    Raises:
+        WorkError: it could not be written.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(content)
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise WorkError(f"{path}: cannot be written ({error.strerror})") from None
+
+
+def partner(folder: Path, stem: str, suffix: str) -> Path | None:
+    """The picture called ``stem`` in a folder: with the same suffix if there is one, else with any other."""
+    exact = folder / f"{stem}{suffix}"
+    if exact.is_file():
+        return exact
+    return next((p for s in sorted(SUFFIXES) if (p := folder / f"{stem}{s}").is_file()), None)
+
+
+def pair_up(gt_paths: Iterable[Path], lq_folder: Path, filename_tmpl: str = "{}") -> list[tuple[Path, Path]]:
+    """Each ground-truth picture with its low-resolution one, called ``filename_tmpl.format(stem)``.
+
+    Raises:
+        InputError: one is missing.
+    """
+    pairs = []
+    for gt in gt_paths:
+        stem = filename_tmpl.format(gt.stem)
+        lq = partner(lq_folder, stem, gt.suffix)
+        if lq is None:
+            raise InputError(
+                f"{lq_folder / (stem + gt.suffix)}: the LR picture of {gt.name} is missing; "
+                "check dataroot_lq and filename_tmpl, or make it with `quantsr prepare bicubic`"
+            )
+        pairs.append((gt, lq))
+    return pairs

@@ -1,0 +1,303 @@
+"""The training loader: an endless stream of batches that can be stopped and taken up again at the same crop."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import random
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, default_collate
+
+from quantsr.basicsr_compat import DATASET_REGISTRY
+from quantsr.data.crops import CroppedImageDataset, epoch_order, sample_rng
+from quantsr.data.options import as_plain
+from quantsr.errors import InputError, WorkError
+
+logger = logging.getLogger(__name__)
+
+Batch = dict[str, torch.Tensor]
+
+
+class SeededSamples(Dataset[Batch]):
+    """Sample ``i`` of an endless stream over a data set that draws from the global random states, as BasicSR's do.
+
+    The states are seeded from ``(seed, i)`` before, and put back after, so that sample ``i`` is the same in any process.
+    """
+
+    def __init__(self, dataset: Dataset[Any], *, seed: int, shuffle: bool = True) -> None:
+        self.dataset, self.seed, self.shuffle = dataset, seed, shuffle
+
+    def __len__(self) -> int:
+        return len(self.dataset)  # type: ignore[arg-type]
+
+    def __getitem__(self, index: int) -> Batch:
+        epoch, place = divmod(index, len(self))
+        number = int(epoch_order(self.seed, epoch, len(self), self.shuffle)[place])
+        value = int(sample_rng(self.seed, index).integers(2**32))
+        before = random.getstate(), np.random.get_state()  # noqa: NPY002  (BasicSR draws from the global state)
+        try:
+            random.seed(value)
+            np.random.seed(value)  # noqa: NPY002
+            sample = self.dataset[number]
+        except (OSError, AttributeError, TypeError, ValueError) as error:
+            raise InputError(
+                f"{self._name(number)}: cannot be used for training ({error}); check the file"
+            ) from error
+        finally:
+            random.setstate(before[0])
+            np.random.set_state(before[1])  # noqa: NPY002
+        return {"lq": sample["lq"], "gt": sample["gt"]}
+
+    def __getitems__(self, indices: Sequence[int]) -> Batch:
+        return default_collate([self[index] for index in indices])
+
+    def _name(self, number: int) -> str:
+        paths = getattr(self.dataset, "paths", None)
+        return str(paths[number].get("gt_path", number)) if paths else f"sample {number}"
+
+
+class _Batches:
+    """An endless batch sampler: lists of sample numbers of one rank, from a given sample on."""
+
+    def __init__(self, start: int, batch_size: int, rank: int, world_size: int) -> None:
+        self.start, self.batch_size, self.rank, self.world_size = start, batch_size, rank, world_size
+
+    def __iter__(self) -> Iterator[list[int]]:
+        first = self.start + self.rank * self.batch_size
+        while True:
+            yield list(range(first, first + self.batch_size))
+            first += self.world_size * self.batch_size
+
+
+class _Background:
+    """Runs an iterator in a thread, a few items ahead. An error in it is raised where the item is asked for."""
+
+    def __init__(self, source: Iterator[Batch], depth: int) -> None:
+        self._items: queue.Queue[Batch | BaseException] = queue.Queue(depth)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._work, args=(source,), name="loader", daemon=True)
+        self._thread.start()
+
+    def _work(self, source: Iterator[Batch]) -> None:
+        try:
+            for item in source:
+                if not self._put(item):
+                    return
+        except BaseException as error:  # handed over, not swallowed
+            self._put(error)
+
+    def _put(self, item: Batch | BaseException) -> bool:
+        while not self._stop.is_set():
+            try:
+                self._items.put(item, timeout=0.1)
+                return True
+            except queue.Full:
+                continue
+        return False
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        item = self._items.get()
+        if isinstance(item, BaseException):
+            self._items.put(item)  # asked again, it fails again
+            raise item
+        return item
+
+    def close(self) -> None:
+        self._stop.set()
+        self._thread.join(timeout=30)
+
+
+class TrainLoader:
+    """An endless iterator over training batches ``{"lq": (B, 3, h, w), "gt": (B, 3, s*h, s*w)}``, float32 in [0, 1], RGB.
+
+    Batch ``k`` of rank ``r`` consists of the samples ``(k * world_size + r) * batch_size ...`` of one stream that the
+    seed alone determines: the number of workers and interruptions change nothing.
+
+    Attributes:
+        position: samples handed out so far, over all ranks.
+        samples_per_epoch: samples in one pass over the pictures.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset[Batch],
+        *,
+        batch_size: int,
+        seed: int,
+        num_workers: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        pin_memory: bool = False,
+        prefetch: int = 3,
+        samples_per_epoch: int | None = None,
+    ) -> None:
+        """Nothing is loaded before the first batch is asked for.
+
+        Args:
+            dataset: maps any sample number ``>= 0`` to a sample, and ``__getitems__`` of many to a batch.
+            batch_size: samples per rank and batch.
+            seed: what the data set was built with; compared when a state is loaded.
+            num_workers: loader processes; 0 for a thread of this process.
+            rank, world_size: which part of each global batch is this process's.
+            pin_memory: page-locked batches (ignored where there is no CUDA device).
+            prefetch: batches kept ready (per worker).
+            samples_per_epoch: default the length of the data set.
+        """
+        if not 0 <= rank < world_size:
+            raise ValueError(f"rank must be 0..{world_size - 1}, got {rank}")
+        self.dataset, self.batch_size, self.seed = dataset, batch_size, seed
+        self.rank, self.world_size = rank, world_size
+        self.num_workers, self.prefetch = num_workers, max(1, prefetch)
+        self.pin_memory = pin_memory and torch.cuda.is_available()
+        self.samples_per_epoch = samples_per_epoch or len(dataset)  # type: ignore[arg-type]
+        self.position = 0
+        self._stream: Iterator[Batch] | None = None
+
+    def __iter__(self) -> TrainLoader:
+        return self
+
+    def __next__(self) -> Batch:
+        if self._stream is None:
+            self._stream = self._open()
+        try:
+            batch = next(self._stream)
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise WorkError(
+                f"a loader process died ({error}); lower num_worker_per_gpu or free memory"
+            ) from error
+        self.position += self.batch_size * self.world_size
+        return batch
+
+    @property
+    def epoch(self) -> float:
+        """Passes over the pictures so far."""
+        return self.position / self.samples_per_epoch
+
+    def state_dict(self) -> dict[str, int]:
+        """What it takes to go on with the next batch: the samples handed out and the seed."""
+        return {"position": self.position, "seed": self.seed}
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Goes on where ``state_dict`` was taken; batches loaded ahead are dropped.
+
+        Raises:
+            InputError: the state belongs to another seed.
+        """
+        if int(state["seed"]) != self.seed:
+            raise InputError(
+                f"manual_seed: {self.seed}, but the state to resume has {state['seed']}; set it back, or start anew"
+            )
+        self.close()
+        self.position = int(state["position"])
+
+    def _open(self) -> Iterator[Batch]:
+        batches = _Batches(self.position, self.batch_size, self.rank, self.world_size)
+        if self.num_workers == 0:
+            if isinstance(
+                self.dataset, SeededSamples
+            ):  # it borrows the process's random states: not in a thread
+                return map(self.dataset.__getitems__, batches)
+            source = (self.dataset.__getitems__(batch, pin_memory=self.pin_memory) for batch in batches)  # type: ignore[attr-defined]
+            return _Background(source, self.prefetch)
+        loader = DataLoader(
+            self.dataset,
+            batch_sampler=batches,  # type: ignore[arg-type]
+            num_workers=self.num_workers,
+            collate_fn=_same,
+            pin_memory=self.pin_memory,
+            prefetch_factor=self.prefetch,
+            worker_init_fn=_start_worker,
+        )
+        return iter(loader)
+
+    def close(self) -> None:
+        """Stops threads and processes. The position stays, so that iteration can go on."""
+        stream, self._stream = self._stream, None
+        if isinstance(stream, _Background):
+            stream.close()
+        elif stream is not None and hasattr(stream, "_shutdown_workers"):
+            stream._shutdown_workers()
+        if isinstance(self.dataset, CroppedImageDataset):
+            self.dataset.close()
+
+
+def _same(batch: Batch) -> Batch:
+    return batch
+
+
+def _start_worker(worker: int) -> None:
+    """One thread each: the workers share the cores with the training."""
+    torch.set_num_threads(1)
+
+
+def build_train_loader(
+    options: Any,
+    scale: int,
+    seed: int,
+    batch_size: int | None = None,
+    *,
+    rank: int = 0,
+    world_size: int = 1,
+    pin_memory: bool | None = None,
+) -> TrainLoader:
+    """Builds the data set that the options name from BasicSR's registry, and its loader.
+
+    Args:
+        options: the data set's options (``options.datasets["train"]``), or a mapping with the same keys.
+        scale: upscaling factor.
+        seed: determines all crops.
+        batch_size: per rank; default ``batch_size_per_gpu``.
+        rank, world_size: of this process in a distributed training.
+        pin_memory: default as in the options.
+
+    Raises:
+        InputError: pictures are missing, unreadable or all too small, or an option does not fit.
+    """
+    opt = as_plain(options, phase="train", scale=scale, seed=seed)
+    workers = int(opt.get("num_worker_per_gpu") or 0)
+    kind = str(opt["type"])
+    if kind not in DATASET_REGISTRY:
+        raise InputError(
+            f"type: no data set is called {kind!r}; known are {', '.join(sorted(DATASET_REGISTRY.keys()))}"
+        )
+    dataset: Dataset[Batch]
+    if kind == CroppedImageDataset.__name__:
+        dataset = cropped = CroppedImageDataset(opt)
+        if not cropped.in_memory:
+            workers = 0  # the decoded window lies in this process, where threads fill it
+    else:
+        dataset = SeededSamples(_build(kind, opt), seed=seed, shuffle=bool(opt.get("use_shuffle", True)))
+    return TrainLoader(
+        dataset,
+        batch_size=batch_size or int(opt.get("batch_size_per_gpu") or 16),
+        seed=seed,
+        num_workers=workers,
+        rank=rank,
+        world_size=world_size,
+        pin_memory=bool(opt.get("pin_memory")) if pin_memory is None else pin_memory,
+        prefetch=max(3, int(opt.get("num_prefetch_queue") or 1)),
+        samples_per_epoch=len(dataset) * int(opt.get("dataset_enlarge_ratio") or 1),  # type: ignore[arg-type]
+    )
+
+
+def _build(kind: str, opt: dict[str, Any]) -> Dataset[Any]:
+    """One of BasicSR's data sets; its assertions and missing files become one line."""
+    try:
+        dataset: Dataset[Any] = DATASET_REGISTRY.get(kind)(opt)
+    except (AssertionError, OSError, KeyError, ValueError) as error:
+        raise InputError(
+            f"{opt.get('name', kind)}: {kind} refuses its options ({error}); check the folders and keys"
+        ) from error
+    if len(dataset) == 0:  # type: ignore[arg-type]
+        raise InputError(f"{opt.get('dataroot_gt')}: no pictures in it; check dataroot_gt")
+    return dataset

@@ -1,0 +1,221 @@
+"""Decoded GT/LR picture pairs in memory, as ``(3, H, W)`` uint8: all of them, or a moving window of them."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from quantsr.data.images import read_rgb
+from quantsr.data.resize import U8, imresize_uint8, mod_crop
+from quantsr.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+#: Names of skipped pictures that are logged one by one; the rest is counted.
+_NAMED = 10
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a pair comes from; without ``lq`` the LR picture is made by MATLAB's bicubic."""
+
+    gt: Path
+    lq: Path | None = None
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A decoded pair: ``gt`` ``(3, s*h, s*w)`` and ``lq`` ``(3, h, w)``, uint8 RGB planes."""
+
+    gt: U8
+    lq: U8
+
+
+def picture_size(path: Path) -> tuple[int, int]:
+    """The two sides in pixels, from the file's header where it can be read without decoding (order not kept)."""
+    try:
+        with Image.open(path) as img:
+            return int(img.height), int(img.width)
+    except (OSError, ValueError):  # a format that only OpenCV knows, or a broken file: the decoder says which
+        height, width = read_rgb(path).shape[:2]
+        return height, width
+
+
+def load_pair(source: Source, scale: int) -> Pair:
+    """Decodes one pair and crops the ground truth to LR * scale.
+
+    Raises:
+        InputError: a file cannot be read, or the two sizes do not fit together.
+    """
+    gt = read_rgb(source.gt)
+    if source.lq is None:
+        gt = mod_crop(gt, scale)
+        lq = imresize_uint8(gt, 1 / scale)
+    else:
+        lq = read_rgb(source.lq)
+        height, width = lq.shape[:2]
+        if not (0 <= gt.shape[0] - height * scale < scale and 0 <= gt.shape[1] - width * scale < scale):
+            raise InputError(
+                f"{source.lq}: {width}x{height} is not the x{scale} LR of {source.gt.name} "
+                f"({gt.shape[1]}x{gt.shape[0]}); check dataroot_lq, filename_tmpl and scale"
+            )
+        gt = gt[: height * scale, : width * scale]
+    return Pair(np.ascontiguousarray(gt.transpose(2, 0, 1)), np.ascontiguousarray(lq.transpose(2, 0, 1)))
+
+
+class PictureStore:
+    """The pairs of a training set, decoded once and kept when they fit the budget.
+
+    Where they do not fit, `windows` of the pictures are kept at a time: a window takes at most half of the budget, and
+    the next one is decoded by background threads meanwhile.
+
+    Forked loader processes share the decoded pictures; for spawned ones they are moved to shared memory when pickled.
+
+    Attributes:
+        sources: the pictures that are large enough; indices below count them.
+        pixels: ``(n,)`` int64, ground-truth pixels of each.
+        in_memory: whether all of them are kept.
+    """
+
+    def __init__(
+        self, sources: Sequence[Source], *, scale: int, gt_size: int, budget_mb: int, threads: int = 0
+    ) -> None:
+        """Reads the headers, and the pictures if they fit.
+
+        Args:
+            sources: at least one.
+            scale: ground-truth side over LR side.
+            gt_size: pictures with a side shorter than this are skipped with a warning.
+            budget_mb: MiB of decoded pictures to keep at most, GT and LR together.
+            threads: decoding threads; 0 for one per core, at most 8.
+
+        Raises:
+            InputError: a picture is unreadable, or none is large enough.
+        """
+        self.scale = scale
+        self._threads = threads or min(8, os.cpu_count() or 1)
+        with ThreadPoolExecutor(self._threads) as pool:
+            sizes = list(pool.map(picture_size, (source.gt for source in sources)))
+        enough = [min(size) >= gt_size for size in sizes]
+        _warn_skipped([s.gt for s, ok in zip(sources, enough, strict=True) if not ok], gt_size)
+        self.sources = [source for source, ok in zip(sources, enough, strict=True) if ok]
+        self.pixels = np.array([h * w for (h, w), ok in zip(sizes, enough, strict=True) if ok], np.int64)
+        if not self.sources:
+            raise InputError(
+                f"{sources[0].gt.parent}: no picture is at least {gt_size}x{gt_size}; lower gt_size or use larger pictures"
+            )
+        self._budget = budget_mb << 20
+        self._need = 3 * self.pixels + 3 * (self.pixels // scale**2)
+        self.in_memory = int(self._need.sum()) <= self._budget
+        self._pairs = self._load_all() if self.in_memory else []
+        self._arena: torch.Tensor | None = None
+        self._futures: dict[int, Future[Pair]] = {}
+        self._pool: ThreadPoolExecutor | None = None
+        if not self.in_memory:
+            logger.warning(
+                "%d pictures need %d MiB decoded, more than cache_budget_mb: %d; a part of them is kept at a time. "
+                "Raise it, or use sub-images or an LMDB (`quantsr prepare`)",
+                len(self.sources),
+                int(self._need.sum()) >> 20,
+                budget_mb,
+            )
+
+    def _load_all(self) -> list[Pair]:
+        begin = time.perf_counter()
+        with ThreadPoolExecutor(self._threads) as pool:
+            pairs = list(pool.map(lambda source: load_pair(source, self.scale), self.sources))
+        size = sum(pair.gt.nbytes + pair.lq.nbytes for pair in pairs) >> 20
+        logger.info("%d pictures decoded, %d MiB, %.1f s", len(pairs), size, time.perf_counter() - begin)
+        return pairs
+
+    def __len__(self) -> int:
+        return len(self.sources)
+
+    def windows(self, order: Sequence[int]) -> Iterator[list[int]]:
+        """Cuts an order of pictures into consecutive windows of at most half of the budget each (or one picture)."""
+        window: list[int] = []
+        used = 0
+        for index in order:
+            need = int(self._need[index])
+            if window and used + need > self._budget // 2:
+                yield window
+                window, used = [], 0
+            window.append(int(index))
+            used += need
+        if window:
+            yield window
+
+    def hold(self, now: Sequence[int], soon: Sequence[int]) -> None:
+        """Keeps the pictures of these two windows, starts decoding what is missing, and drops the rest."""
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="decode")
+        keep = {*now, *soon}
+        for index in [index for index in self._futures if index not in keep]:
+            self._futures.pop(index).cancel()
+        for index in [*now, *soon]:
+            if index not in self._futures:
+                self._futures[index] = self._pool.submit(load_pair, self.sources[index], self.scale)
+
+    def get(self, index: int) -> Pair:
+        """The decoded pair; waits for the decoder where it must.
+
+        Raises:
+            InputError: the picture cannot be read.
+        """
+        if self.in_memory:
+            return self._pairs[index]
+        future = self._futures.get(index)
+        return future.result() if future is not None else load_pair(self.sources[index], self.scale)
+
+    def close(self) -> None:
+        """Stops the decoding threads."""
+        if self._pool is not None:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+            self._pool = None
+        self._futures.clear()
+
+    def __getstate__(self) -> dict[str, Any]:
+        if self.in_memory and self._arena is None:
+            self._arena = torch.cat(
+                [torch.from_numpy(p).flatten() for pair in self._pairs for p in (pair.gt, pair.lq)]
+            )
+            self._arena.share_memory_()
+            self._pairs = self._views([(pair.gt.shape, pair.lq.shape) for pair in self._pairs])
+        shapes = [(pair.gt.shape, pair.lq.shape) for pair in self._pairs]
+        return {**self.__dict__, "_pairs": shapes, "_futures": {}, "_pool": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._pairs = self._views(state["_pairs"])
+
+    def _views(self, shapes: list[tuple[tuple[int, ...], tuple[int, ...]]]) -> list[Pair]:
+        """The pairs as views of the shared tensor, in which they lie one after the other."""
+        pairs, at = [], 0
+        for both in shapes:
+            assert self._arena is not None
+            planes = []
+            for shape in both:
+                size = int(np.prod(shape))
+                planes.append(self._arena[at : at + size].numpy().reshape(shape))
+                at += size
+            pairs.append(Pair(*planes))
+        return pairs
+
+
+def _warn_skipped(paths: Sequence[Path], gt_size: int) -> None:
+    for path in paths[:_NAMED]:
+        logger.warning("%s: smaller than gt_size %d; skipped", path, gt_size)
+    if len(paths) > _NAMED:
+        logger.warning(
+            "... and %d more pictures smaller than gt_size %d; skipped", len(paths) - _NAMED, gt_size
+        )
