@@ -100,7 +100,11 @@ class FoldedNet:
 
     @property
     def pixels_are_codes(self) -> bool:
-        return self.head.codes_in is not None and self.pixel_scale == 1 and not self.pixel_shift.any()
+        return (
+            self.head.codes_in is not None
+            and bool(self.pixel_scale == 1)
+            and not bool(self.pixel_shift.any())
+        )
 
     def convs(self) -> list[FoldedConv]:
         """All convs in order of execution."""
@@ -167,11 +171,11 @@ def _fold_head(
     if layer.bits_a > 8:
         return _conv(layer, scale * unit, bias), np.float32(1), (-mean).astype(np.float32)
     own_step, own_tau = _units(layer)
-    pixel_scale = np.float32(unit / own_step)
+    pixel_scale = unit / own_step
     pixel_shift = (own_tau - mean * unit) / own_step
-    if pixel_scale == 1 and np.abs(pixel_shift).max() < 1e-3:
-        pixel_shift = np.zeros_like(pixel_shift)
-    return _conv(layer, scale, bias), pixel_scale, pixel_shift.astype(np.float32)
+    if abs(pixel_scale - 1) * 255 + np.abs(pixel_shift).max() < 0.01:  # far from half way to another code
+        pixel_scale, pixel_shift = 1.0, np.zeros_like(pixel_shift)
+    return _conv(layer, scale, bias), np.float32(pixel_scale), pixel_shift.astype(np.float32)
 
 
 def _fold_block(

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -175,18 +175,6 @@ class PackedModel:
     def manifest(self) -> list[dict[str, Any]]:
         """One row per layer: name, kind, shape, bits, sign, granularity."""
         return [layer.describe() for layer in self.layers.values()]
-
-    def restrict(self, depth: int) -> PackedModel:
-        """The same network without the layers that neither `depth` nor any smaller depth runs."""
-        self.header.blocks_kept(depth)
-        depths = tuple(d for d in self.header.depths if d <= depth)
-        used = {i for d in depths for i in self.header.blocks_kept(d)}
-        layers = {
-            name: layer
-            for name, layer in self.layers.items()
-            if not name.startswith("body.") or int(name.split(".")[1]) in used
-        }
-        return PackedModel(replace(self.header, depths=depths), layers)
 
 
 def upsample_stages(scale: int) -> list[tuple[str, int]]:

@@ -114,27 +114,25 @@ def _random_layer(
     """Quantize `weight` with RLQ's initial step (8 bits: the largest value per channel); inputs are taken to spread by `spread`."""
     bits_w, bits_a = bits
     out, inp = weight.shape[:2]
-    bias = rng.normal(0, 1, out).astype(np.float32)
-    if bits_w > 8:
-        kept = weight.astype(np.float16).astype(np.float32) if bits_w == 16 else weight
-        return ConvLayer(name, kept, bias, bits_w=bits_w)
-    qmin, qmax = code_range(bits_w, signed=True)
-    if bits_w == 8 or per_channel:
+    layer = ConvLayer(name, weight, rng.normal(0, 1, out).astype(np.float32), bits_w=bits_w)
+    if bits_w == 16:
+        layer = replace(layer, weight=weight.astype(np.float16).astype(np.float32))
+    elif bits_w <= 8:
+        qmin, qmax = code_range(bits_w, signed=True)
         size = np.abs(weight).reshape(out, -1)
-        step = size.max(1) / qmax if bits_w == 8 else 2 * size.mean(1) / math.sqrt(qmax)
-    else:
-        step = np.array([2 * np.abs(weight).mean() / math.sqrt(qmax)])
-    step = step.astype(np.float32)
-    codes = np.clip(np.rint(weight / step.reshape(-1, 1, 1, 1)), qmin, qmax).astype(np.int8)
-    act_max = code_range(bits_a, signed)[1]
-    return ConvLayer(
-        name,
-        codes,
-        bias,
-        bits_w=bits_w,
-        weight_step=step,
+        if bits_w == 8:
+            step = size.max(1) / qmax
+        else:
+            step = 2 * (size.mean(1) if per_channel else size.mean(keepdims=True).ravel()) / math.sqrt(qmax)
+        step = step.astype(np.float32)
+        codes = np.clip(np.rint(weight / step.reshape(-1, 1, 1, 1)), qmin, qmax).astype(np.int8)
+        layer = replace(layer, weight=codes, weight_step=step)
+    if bits_a > 8:
+        return layer
+    return replace(
+        layer,
         bits_a=bits_a,
-        act_step=np.array([2 * spread / max(act_max, 1)], np.float32),
+        act_step=np.array([2 * spread / code_range(bits_a, signed)[1]], np.float32),
         act_tau=rng.normal(0, 1, inp).astype(np.float32) if bits_a < 8 else None,
         act_signed=signed,
     )
