@@ -44,8 +44,8 @@ def blocks_of(net: nn.Module, role: str) -> Sequence[nn.Module]:
 class FeatureTap:
     """Forward hooks that keep the outputs of chosen blocks.
 
-    Where a block runs several times in one forward (the depths of stage 2), its first output is kept: depths run
-    deepest first, so that is the full network's.
+    Where a block runs several sub-networks together (the depths of stage 2) it returns a list, or runs several times;
+    the first output is kept, which is the full network's.
     """
 
     def __init__(self, blocks: Sequence[nn.Module], indices: Sequence[int]) -> None:
