@@ -72,7 +72,7 @@ def _default(field: FieldInfo) -> str:
         return str(field.json_schema_extra["default"])  # one that the schema derives from another key
     if field.is_required():
         return "**needed**"
-    value: Any = field.get_default(call_default_factory=True, validated_data={})
+    value: Any = field.get_default(call_default_factory=True)
     if value is None or value is PydanticUndefined or isinstance(value, Section) or value == {}:
         return ""
     return f"`{str(value).lower() if isinstance(value, bool) else value}`"

@@ -7,7 +7,6 @@ from typing import Any
 
 from quantsr.config.problems import Problems
 
-PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm")
 _ROOTS = ("dataroot_gt", "dataroot_lq")
 _CHECKPOINTS = (
     "pretrain_network_g",
@@ -127,7 +126,9 @@ def _check_pairs(key: str, template: Any, gt: list[str], lq: list[str], problems
 
 
 def _pictures(folder: str) -> list[str]:
-    return sorted(name for name in os.listdir(folder) if name.lower().endswith(PICTURES))
+    from quantsr.data.images import SUFFIXES
+
+    return sorted(name for name in os.listdir(folder) if os.path.splitext(name)[1].lower() in SUFFIXES)
 
 
 def _count_lines(path: str) -> int | None:

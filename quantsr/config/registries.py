@@ -8,9 +8,6 @@ import pkgutil
 from collections.abc import Callable, Iterable
 from typing import Any
 
-DATASET_TYPES = ("CroppedImageDataset", "PairedImageDataset", "SkimageDataset")
-"""The data set types that the project's loaders build."""
-
 
 def networks() -> dict[str, Callable[..., Any]]:
     """Every network by the name under which an option file asks for it."""
@@ -62,6 +59,13 @@ def parameters(target: Callable[..., Any]) -> dict[str, inspect.Parameter]:
         if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in signature):
             break
     return found
+
+
+def dataset_types() -> list[str]:
+    """The names of the data set types: the project's, BasicSR's and what else is registered."""
+    from quantsr.basicsr_compat import DATASET_REGISTRY
+
+    return sorted({"CroppedImageDataset", "SkimageDataset", *_names(DATASET_REGISTRY)})
 
 
 def _names(registry: Any) -> list[str]:

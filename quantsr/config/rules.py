@@ -6,6 +6,7 @@ from __future__ import annotations
 from typing import Any
 
 from quantsr.config import registries
+from quantsr.config.base import whole_number
 from quantsr.config.networks import check_depth_list, check_network, network_depths
 from quantsr.config.problems import Problems, did_you_mean
 from quantsr.config.schema import dataset_phase
@@ -57,9 +58,8 @@ def _check_dataset(key: str, dataset: Any, scale: Any, problems: Problems) -> No
     if phase is not None and dataset.get("phase", phase) != phase:
         problems.add((*path, "phase"), f"is {dataset['phase']!r} but the key says {phase!r}; leave it out")
     kind = dataset.get("type")
-    if isinstance(kind, str) and kind not in registries.DATASET_TYPES:
-        near = did_you_mean(kind, registries.DATASET_TYPES)
-        problems.add((*path, "type"), f"no data set type {kind!r}; {near}")
+    if isinstance(kind, str) and kind not in (known := registries.dataset_types()):
+        problems.add((*path, "type"), f"no data set type {kind!r}; {did_you_mean(kind, known)}")
     needed = {"PairedImageDataset": ("dataroot_gt", "dataroot_lq"), "CroppedImageDataset": ("dataroot_gt",)}
     for root in needed.get(str(kind), ()):
         if root not in dataset:
@@ -85,14 +85,12 @@ def _check_dataset(key: str, dataset: Any, scale: Any, problems: Problems) -> No
             (*path, "filename_tmpl"), f"needs '{{}}' where the picture's name goes, got {template!r}"
         )
     if phase == "train":
-        size = dataset.get("gt_size")
+        size = whole_number(dataset.get("gt_size"))
         if size is None:
             problems.add((*path, "gt_size"), "missing; training needs a crop size, for example 192")
-        elif isinstance(size, (int, float)) and isinstance(scale, int) and scale > 0 and size % scale:
-            problems.add(
-                (*path, "gt_size"),
-                f"{size} is no multiple of scale {scale}; use {int(size // scale * scale)}",
-            )
+        elif isinstance(size, int) and scale in (2, 3, 4) and size % scale:
+            near = max(1, size // scale) * scale
+            problems.add((*path, "gt_size"), f"{size} is no multiple of scale {scale}; use {near}")
 
 
 def _folder_count(roots: Any) -> int:

@@ -173,3 +173,46 @@ def test_did_you_mean() -> None:
     assert did_you_mean("bits_w", ["nbits_w", "scale"]) == "did you mean 'nbits_w'?"
     assert did_you_mean("zzz", ["a", "b"]) == "choose from a, b"
     assert did_you_mean("zzz", ["a"]) == "the only choice is a"
+
+
+WEIRD = [
+    None,
+    True,
+    -1,
+    0,
+    2.5,
+    10**400,
+    float("nan"),
+    "",
+    "x",
+    "{}",
+    [],
+    [None],
+    ["a", 1],
+    [[1]],
+    {},
+    {"a": {}},
+    {"type": 5},
+]
+
+
+@pytest.mark.parametrize("value", WEIRD, ids=repr)
+def test_whatever_stands_in_a_file_ends_in_options_or_a_list_of_problems(
+    problems: Callable[..., list[str]], sound: dict[str, Any], value: Any
+) -> None:
+    sound["network_g"]["depths"] = [4, 2]
+    sound["train"]["distill"] = {"output_weight": 0.0}
+    sound["val"]["depths"] = [4]
+    sound["datasets"]["val"]["filename_tmpl"] = "{}"
+
+    def spoil(section: dict[str, Any]) -> None:
+        for key in list(section):
+            kept, section[key] = section[key], value
+            for line in problems(sound, check_paths=True) + problems(sound, is_train=False):
+                assert isinstance(line, str)
+                assert "\n" not in line
+            section[key] = kept
+            if isinstance(kept, dict):
+                spoil(kept)
+
+    spoil(sound)
