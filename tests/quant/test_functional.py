@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from quantsr.quant import IntRange, functional
+from quantsr.quant import IntRange, functional, kernels
 from quantsr.quant.ranges import check_bits
 from tests.reference import rlq
 
@@ -65,6 +65,13 @@ def test_soft_round_gradient_has_mean_one_and_the_stated_ends():
     assert functional.soft_round_grad(u).mean().item() == pytest.approx(1.0, abs=1e-9)
     ends = functional.soft_round_grad(torch.tensor([0.0, 0.5], dtype=torch.float64))
     assert ends.tolist() == pytest.approx([0.851, 1.082], abs=5e-4)
+
+
+def test_polynomial_slope_is_the_formula_to_fp32_rounding():
+    u = torch.linspace(-40, 40, 200001)
+    exact = functional.soft_round_grad(u.double())
+    torch.testing.assert_close(kernels.soft_round_slope(u).double(), exact, rtol=3e-7, atol=0)
+    assert torch.equal(kernels.soft_round_slope(u.double()), exact)
 
 
 def test_initial_step_and_gradient_scale():
