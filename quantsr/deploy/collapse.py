@@ -81,11 +81,13 @@ def _unshuffle(grad: NDArray[np.float64], factor: int) -> NDArray[np.float64]:
 
 def _conv_adjoint(grad: NDArray[np.float64], weight: NDArray[np.float64]) -> NDArray[np.float64]:
     """Adjoint of a zero-padded stride-1 conv with weight (O, I, k, k): (P, O, H, W) -> (P, I, H, W)."""
-    n, outputs, h, w = grad.shape
+    n, _, h, w = grad.shape
     k = weight.shape[-1]
     pad = k // 2
-    rows = np.ascontiguousarray(grad.transpose(0, 2, 3, 1)).reshape(-1, outputs)  # (P*H*W, O)
+    rows = np.ascontiguousarray(grad.transpose(0, 2, 3, 1))  # (P, H, W, O)
+    at, y, x = np.nonzero(rows.any(3))  # each output depends on few positions
+    used = rows[at, y, x]
     out = np.zeros((n, h + 2 * pad, w + 2 * pad, weight.shape[1]))
     for dy, dx in np.ndindex(k, k):
-        out[:, dy : dy + h, dx : dx + w] += (rows @ weight[:, :, dy, dx]).reshape(n, h, w, -1)
+        out[at, y + dy, x + dx] += used @ weight[:, :, dy, dx]
     return out[:, pad : pad + h, pad : pad + w].transpose(0, 3, 1, 2)  # (P, I, H, W)

@@ -46,16 +46,24 @@ def build(
     The integer codes that a conv reads are the value of the node `CONV.input`. Raises InputError for an unknown depth.
     """
     net = fold(model, depth)
-    taus = {name: layer.tau() / layer.act_step for name, layer in model.layers.items() if layer.act_step is not None}
+    taus = {
+        name: layer.tau() / layer.act_step
+        for name, layer in model.layers.items()
+        if layer.act_step is not None
+    }
     image = op.parameter([batch, height, width, 3], np.float32 if float_io else np.uint8, name="image")
     x = image if float_io else op.convert(image, "f32")
     x = _features(op.transpose(x, _ints(0, 3, 1, 2)), net, taus, round_input=not float_io)
     if tail == "collapsed" and len(net.tail) > 1 and min(height, width) >= collapse.MIN_SIZE:
         grid = [[_pixels(cell, float_io) for cell in row] for row in _collapsed_tail(x, net)]
-        x = _phases_to_space(op.concat([op.concat(row, 3) for row in grid], 2), batch, height, width, net.factor)
+        x = _phases_to_space(
+            op.concat([op.concat(row, 3) for row in grid], 2), batch, height, width, net.factor
+        )
     else:
         x = op.transpose(_pixels(_layered_tail(x, net), float_io), _ints(0, 2, 3, 1))
-    return ov.Model([op.result(x, name="upscaled")], [image], f"quantsr_x{net.factor}_{len(net.blocks)}_blocks")
+    return ov.Model(
+        [op.result(x, name="upscaled")], [image], f"quantsr_x{net.factor}_{len(net.blocks)}_blocks"
+    )
 
 
 def _features(x: Node, net: FoldedNet, taus: dict[str, NDArray[np.float32]], *, round_input: bool) -> Node:
@@ -177,7 +185,10 @@ def _collapsed_tail(x: Node, net: FoldedNet) -> list[list[Node]]:
             part = _cut(rows[y_position], 3, first=x_position == "first")
         return op.add(_convolution(part, _floats(kernel.weight), *pads), bias)
 
-    return [[cell(y_position, x_position) for x_position in collapse.POSITIONS] for y_position in collapse.POSITIONS]
+    return [
+        [cell(y_position, x_position) for x_position in collapse.POSITIONS]
+        for y_position in collapse.POSITIONS
+    ]
 
 
 def _cut(x: Node, axis: int, *, first: bool) -> Node:

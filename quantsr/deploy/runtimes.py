@@ -1,0 +1,246 @@
+"""The engines that run a converted network, behind one interface: OpenVINO, ONNX Runtime, PyTorch. Each is imported only when chosen."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import OrderedDict, deque
+from collections.abc import Iterable, Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal, Protocol, TypeVar, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quantsr.deploy.model import PackedModel
+from quantsr.errors import InputError
+
+log = logging.getLogger(__name__)
+
+EngineName = Literal["auto", "openvino", "onnxruntime", "torch"]
+ENGINES: tuple[str, ...] = get_args(EngineName)
+INSTALL = {
+    "openvino": "pip install openvino",
+    "onnxruntime": "pip install onnxruntime (or onnxruntime-gpu for CUDA)",
+    "torch": 'pip install "quantsr[train]"',
+}
+
+Key = TypeVar("Key")
+Images = NDArray[Any]
+"""(N, h, w, 3) RGB: uint8, or float32 in 0..255 where the engine takes it."""
+
+
+class Engine(Protocol):
+    """A network at one depth, ready to run."""
+
+    name: str
+    """As in ENGINES, with the device where it is not the CPU: "torch:cuda"."""
+    takes_float: bool
+    """Whether float32 pictures (0..255, not rounded) are taken beside uint8."""
+
+    def run(self, images: Images) -> Images:
+        """(N, h, w, 3) -> (N, h*s, w*s, 3), same type; any h, w >= 1."""
+        ...
+
+    def run_tiles(self, tiles: Iterable[tuple[Key, Images]]) -> Iterator[tuple[Key, Images]]:
+        """Run (key, (h, w, 3)) pairs, several at a time where the engine can, and give them back in order."""
+        ...
+
+
+def create(
+    engine: str, model: PackedModel, depth: int | None = None, *, threads: int | None = None, **options: Any
+) -> Engine:
+    """The engine of that name; "auto" takes the first installed of openvino, onnxruntime, torch.
+
+    Args:
+        depth: default: the network's deepest.
+        threads: CPU threads; default: what the engine finds.
+        options: the engine's own (OpenVINO: `tail`, `precision`, `cache`).
+
+    Raises:
+        InputError: an unknown engine or depth, or a package that is not installed (the message says how to install it).
+    """
+    if engine not in ENGINES:
+        raise InputError(f"engine: {engine!r} is not known; choose one of {', '.join(ENGINES)}")
+    depth = model.depth_or_default(depth)
+    if engine == "auto":
+        engine = next((name for name in ENGINES[1:] if find_spec(name)), "openvino")
+    if not find_spec(engine):
+        raise InputError(f"engine {engine}: the package is not installed; {INSTALL[engine]}")
+    kind = {"openvino": OpenVinoEngine, "onnxruntime": OnnxEngine, "torch": TorchEngine}[engine]
+    return kind(model, depth, threads=threads, **options)
+
+
+def cpu_count() -> int:
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class _OneByOne:
+    """`run_tiles` for engines that use all cores for one picture."""
+
+    def run(self, images: Images) -> Images:
+        raise TypeError(f"{type(self).__name__} must define run")
+
+    def run_tiles(self, tiles: Iterable[tuple[Key, Images]]) -> Iterator[tuple[Key, Images]]:
+        for key, tile in tiles:
+            yield key, self.run(tile[None])[0]
+
+
+class OpenVinoEngine:
+    """int8 convolutions on the CPU; one compiled graph per picture shape, the last few kept.
+
+    Single pictures use all threads at once; tiles run as parallel requests of few threads each.
+    """
+
+    name = "openvino"
+    takes_float = True
+
+    _KEPT_SHAPES = 4
+    _MAX_STREAMS = 4
+
+    def __init__(
+        self,
+        model: PackedModel,
+        depth: int,
+        *,
+        threads: int | None = None,
+        tail: Literal["collapsed", "layers"] = "collapsed",
+        precision: str = "f32",
+        cache: bool = True,
+    ) -> None:
+        """`precision` is what OpenVINO uses for what is not integer: "f32", or "bf16" (faster on AMX, no longer exact)."""
+        import openvino
+
+        self.threads = threads or cpu_count()
+        self._model, self._depth, self._tail = model, depth, tail
+        self._core = openvino.Core()
+        self._config: dict[str, Any] = {
+            "INFERENCE_PRECISION_HINT": precision,
+            "INFERENCE_NUM_THREADS": self.threads,
+        }
+        if cache and (folder := cache_folder()):
+            self._config["CACHE_DIR"] = str(folder)
+        self._requests: OrderedDict[tuple[Any, ...], list[Any]] = OrderedDict()
+
+    def run(self, images: Images) -> Images:
+        (request,) = self._for_shape(images.shape, images.dtype, streams=1)
+        request.infer([images], share_inputs=True)
+        return np.array(request.get_output_tensor().data)
+
+    def run_tiles(self, tiles: Iterable[tuple[Key, Images]]) -> Iterator[tuple[Key, Images]]:
+        streams = min(self.threads, self._MAX_STREAMS)
+        started: deque[tuple[Key, Any, Images]] = deque()
+        busy: set[int] = set()
+
+        def finish() -> tuple[Key, Images]:
+            key, request, _ = started.popleft()
+            request.wait()
+            busy.discard(id(request))
+            return key, np.array(request.get_output_tensor().data[0])
+
+        for key, tile in tiles:
+            pool = self._for_shape((1, *tile.shape), tile.dtype, streams)
+            while all(id(request) in busy for request in pool):
+                yield finish()
+            request = next(request for request in pool if id(request) not in busy)
+            batch = np.ascontiguousarray(tile)[None]  # must live until the request is done
+            request.start_async([batch], share_inputs=True)
+            busy.add(id(request))
+            started.append((key, request, batch))
+        while started:
+            yield finish()
+
+    def _for_shape(self, shape: tuple[int, ...], dtype: Any, streams: int) -> list[Any]:
+        """Idle requests for this shape; compiled where it is new."""
+        key = (shape, np.dtype(dtype).kind, streams)
+        if key not in self._requests:
+            self._requests[key] = self._compile(shape, np.dtype(dtype).kind == "f", streams)
+            while len(self._requests) > self._KEPT_SHAPES:
+                self._requests.popitem(last=False)
+        self._requests.move_to_end(key)
+        return self._requests[key]
+
+    def _compile(self, shape: tuple[int, ...], float_io: bool, streams: int) -> list[Any]:
+        from quantsr.deploy import openvino_graph
+
+        batch, height, width, _ = shape
+        graph = openvino_graph.build(
+            self._model,
+            self._depth,
+            height=height,
+            width=width,
+            batch=batch,
+            tail=self._tail,
+            float_io=float_io,
+        )
+        hint = "LATENCY" if streams == 1 else "THROUGHPUT"
+        config = self._config | {"PERFORMANCE_HINT": hint, "NUM_STREAMS": streams}
+        compiled = self._core.compile_model(graph, "CPU", config)
+        return [compiled.create_infer_request() for _ in range(streams)]
+
+
+class OnnxEngine(_OneByOne):
+    """ONNX Runtime on CUDA where its provider is installed, else on the CPU."""
+
+    takes_float = False
+
+    def __init__(self, model: PackedModel, depth: int, *, threads: int | None = None) -> None:
+        import onnxruntime
+
+        from quantsr.deploy import onnx_graph
+
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        if threads:
+            options.intra_op_num_threads = threads
+        wanted = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+        providers = [name for name in wanted if name in onnxruntime.get_available_providers()]
+        graph = onnx_graph.build(model, depth).SerializeToString()
+        self._session = onnxruntime.InferenceSession(graph, options, providers=providers)
+        self.name = (
+            "onnxruntime:cuda" if self._session.get_providers()[0].startswith("CUDA") else "onnxruntime"
+        )
+
+    def run(self, images: Images) -> Images:
+        return self._session.run(None, {self._session.get_inputs()[0].name: np.ascontiguousarray(images)})[0]
+
+
+class TorchEngine(_OneByOne):
+    """PyTorch with fake quantization in float32, on CUDA where there is a device."""
+
+    takes_float = True
+
+    def __init__(self, model: PackedModel, depth: int, *, threads: int | None = None) -> None:
+        import torch
+
+        from quantsr.deploy.convert import to_module
+
+        self._torch = torch
+        if threads:
+            torch.set_num_threads(threads)
+        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.name = "torch" if self._device.type == "cpu" else f"torch:{self._device.type}"
+        self._net = to_module(model).to(self._device).eval()
+        self._depth = depth
+
+    def run(self, images: Images) -> Images:
+        torch = self._torch
+        with torch.inference_mode():
+            x = torch.from_numpy(np.ascontiguousarray(images)).to(self._device).permute(0, 3, 1, 2)
+            y = self._net(x.float() / 255, depth=self._depth).mul(255).clamp(0, 255).permute(0, 2, 3, 1)
+            if images.dtype == np.uint8:
+                y = y.round().to(torch.uint8)
+            return np.ascontiguousarray(y.cpu().numpy())
+
+
+def cache_folder() -> Path | None:
+    """Where compiled graphs are kept between runs: `$XDG_CACHE_HOME/quantsr/openvino`; None where it cannot be written."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    folder = Path(base) / "quantsr" / "openvino"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return None
+    return folder if os.access(folder, os.W_OK) else None
