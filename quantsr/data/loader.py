@@ -203,11 +203,9 @@ class TrainLoader:
     def _open(self) -> Iterator[Batch]:
         batches = _Batches(self.position, self.batch_size, self.rank, self.world_size)
         if self.num_workers == 0:
-            if isinstance(
-                self.dataset, SeededSamples
-            ):  # it borrows the process's random states: not in a thread
+            if isinstance(self.dataset, SeededSamples):  # borrows the process's random states: no thread
                 return map(self.dataset.__getitems__, batches)
-            source = (self.dataset.__getitems__(batch, pin_memory=self.pin_memory) for batch in batches)  # type: ignore[attr-defined]
+            source = (self.dataset.__getitems__(batch, pin_memory=self.pin_memory) for batch in batches)
             return _Background(source, self.prefetch)
         loader = DataLoader(
             self.dataset,
@@ -231,7 +229,7 @@ class TrainLoader:
             self.dataset.close()
 
 
-def _same(batch: Batch) -> Batch:
+def _same(batch: Any) -> Any:
     return batch
 
 

@@ -22,7 +22,9 @@ def mini_folder() -> Path:
     """
     folder = Path(__file__).resolve().parents[2] / "datasets" / "mini"
     if not folder.is_dir():
-        raise InputError(f"{folder}: not there; the mini set is part of the repository, so run from a checkout")
+        raise InputError(
+            f"{folder}: not there; the mini set is part of the repository, so run from a checkout"
+        )
     return folder
 
 

@@ -1,0 +1,265 @@
+"""What ``quantsr prepare`` does, picture by picture. What is done already is skipped; nothing is overwritten unasked."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import partial
+from pathlib import Path
+
+from tqdm import tqdm
+
+from quantsr.data.images import encode_png, list_images, pair_up, read_rgb, write_file
+from quantsr.data.resize import U8, imresize_uint8, mod_crop
+from quantsr.errors import InputError
+
+#: Benchmark pictures are cropped so that x2, x3 and x4 divide their sides.
+BENCHMARK_MULTIPLE = 12
+
+#: Room in an LMDB beside the pictures themselves, bytes.
+_LMDB_ROOM = 64 << 20
+
+
+def for_each(work: Callable[[Path], int], paths: Sequence[Path], *, jobs: int, label: str) -> int:
+    """Runs ``work`` on every path, in ``jobs`` processes, under a progress bar; returns the sum of the results.
+
+    Raises:
+        InputError, WorkError: of the first picture that fails; what the others have written stays.
+    """
+    total = 0
+    if jobs <= 1:
+        for path in tqdm(paths, desc=label, unit="picture"):
+            total += work(path)
+        return total
+    with ProcessPoolExecutor(jobs) as pool:
+        futures = [pool.submit(work, path) for path in paths]
+        try:
+            for future in tqdm(as_completed(futures), total=len(futures), desc=label, unit="picture"):
+                total += future.result()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    return total
+
+
+def one_per_stem(paths: Sequence[Path]) -> Sequence[Path]:
+    """The paths as they are, if no two would be written under the same name.
+
+    Raises:
+        InputError: two differ only in their suffix.
+    """
+    seen: dict[str, Path] = {}
+    for path in paths:
+        other = seen.setdefault(path.stem, path)
+        if other is not path:
+            raise InputError(
+                f"{path}: {other.name} has the same name; both would be written as {path.stem}.png; rename one"
+            )
+    return paths
+
+
+def write_bicubic(path: Path, target: Path, scales: Sequence[int], force: bool) -> int:
+    """Writes ``target/X{s}/{stem}x{s}.png`` for each scale that is missing; returns how many were written."""
+    goals = {scale: target / f"X{scale}" / f"{path.stem}x{scale}.png" for scale in scales}
+    missing = {scale: goal for scale, goal in goals.items() if force or not goal.exists()}
+    if not missing:
+        return 0
+    img = read_rgb(path)
+    if min(img.shape[:2]) < max(missing):
+        raise InputError(f"{path}: {img.shape[1]}x{img.shape[0]} is too small for x{max(missing)}; remove it")
+    for scale, goal in missing.items():
+        write_file(goal, encode_png(imresize_uint8(mod_crop(img, scale), 1 / scale)))
+    return len(missing)
+
+
+def make_bicubic(source: Path, target: Path, scales: Sequence[int], *, jobs: int, force: bool) -> int:
+    """LR folders ``X2``, ``X3``, ... beside each other, from the pictures of a folder; returns the files written."""
+    work = partial(write_bicubic, target=target, scales=tuple(scales), force=force)
+    return for_each(work, one_per_stem(list_images(source)), jobs=jobs, label="bicubic")
+
+
+def write_benchmark(path: Path, target: Path, scales: Sequence[int], force: bool) -> int:
+    """Writes ``HR/{stem}.png``, cropped to multiples of 12, and its LR pictures; returns how many were written."""
+    goal = target / "HR" / f"{path.stem}.png"
+    written = 0
+    if force or not goal.exists():
+        img = mod_crop(read_rgb(path), BENCHMARK_MULTIPLE)
+        if img.size == 0:
+            raise InputError(f"{path}: smaller than {BENCHMARK_MULTIPLE} pixels; remove it")
+        write_file(goal, encode_png(img))
+        written = 1
+    return written + write_bicubic(goal, target / "LR_bicubic", scales, force)
+
+
+def make_benchmark(source: Path, target: Path, scales: Sequence[int], *, jobs: int, force: bool) -> int:
+    """A benchmark set in the usual layout from a folder of pictures; returns the files written."""
+    paths = one_per_stem(list_images(source))
+    if (target / "HR").resolve() == source.resolve():
+        raise InputError(f"{target}: its HR folder is the source itself; name another output folder")
+    work = partial(write_benchmark, target=target, scales=tuple(scales), force=force)
+    return for_each(work, paths, jobs=jobs, label="benchmark")
+
+
+def starts(length: int, size: int, step: int) -> list[int]:
+    """Where the sub-images begin along one side: every ``step``, and one more that ends at the border."""
+    if length < size:
+        return []
+    found = list(range(0, length - size + 1, step))
+    if found[-1] + size < length:
+        found.append(length - size)
+    return found
+
+
+def write_subimages(
+    pair: tuple[Path, Path | None],
+    target: Path,
+    lq_target: Path | None,
+    scale: int,
+    size: int,
+    step: int,
+    force: bool,
+) -> int:
+    """Cuts one picture, and its LR at the same places; returns the files written.
+
+    Sub-images are called ``{stem}_s001.png`` ... in both folders, in BasicSR's order (from left to right, then down).
+    """
+    path, lq_path = pair
+    img = mod_crop(read_rgb(path), scale)
+    lq: U8 | None = None
+    if lq_target is not None:
+        lq = imresize_uint8(img, 1 / scale) if lq_path is None else read_rgb(lq_path)
+        if lq.shape[0] * scale != img.shape[0] or lq.shape[1] * scale != img.shape[1]:
+            raise InputError(
+                f"{lq_path}: is not the x{scale} LR of {path.name}; check --lq, --filename-tmpl and --scale"
+            )
+    written = number = 0
+    for top in starts(img.shape[0], size, step):
+        for left in starts(img.shape[1], size, step):
+            number += 1
+            name = f"{path.stem}_s{number:03d}.png"
+            if force or not (target / name).exists():
+                write_file(target / name, encode_png(img[top : top + size, left : left + size]))
+                written += 1
+            if lq is not None and lq_target is not None and (force or not (lq_target / name).exists()):
+                y, x, side = top // scale, left // scale, size // scale
+                write_file(lq_target / name, encode_png(lq[y : y + side, x : x + side]))
+                written += 1
+    return written
+
+
+def make_subimages(
+    source: Path,
+    target: Path,
+    *,
+    lq_source: Path | None,
+    lq_target: Path | None,
+    filename_tmpl: str,
+    scale: int,
+    size: int,
+    step: int,
+    jobs: int,
+    force: bool,
+) -> int:
+    """Sub-images of a folder, with their LR if ``lq_target`` is given; returns the files written."""
+    if size % scale or step % scale:
+        raise InputError(f"--size {size} and --step {step} must be multiples of --scale {scale}; change them")
+    paths = one_per_stem(list_images(source))
+    pairs: list[tuple[Path, Path | None]] = [(path, None) for path in paths]
+    if lq_source is not None:
+        pairs = list(pair_up(paths, lq_source, filename_tmpl))
+    partners = dict(pairs)
+    work = partial(
+        _subimages_of,
+        partners,
+        target=target,
+        lq_target=lq_target,
+        scale=scale,
+        size=size,
+        step=step,
+        force=force,
+    )
+    return for_each(work, paths, jobs=jobs, label="sub-images")
+
+
+def _subimages_of(
+    partners: dict[Path, Path | None],
+    path: Path,
+    target: Path,
+    lq_target: Path | None,
+    scale: int,
+    size: int,
+    step: int,
+    force: bool,
+) -> int:
+    return write_subimages((path, partners[path]), target, lq_target, scale, size, step, force)
+
+
+def lmdb_key(path: Path, strip: str) -> str:
+    """The key of a picture: its name without suffix and without ``strip`` at the end (``x4`` of an LR picture).
+
+    Raises:
+        InputError: BasicSR's reader could not find it again.
+    """
+    key = path.stem.removesuffix(strip) if strip else path.stem
+    if not key or "." in key or not key.isascii():
+        raise InputError(f"{path}: an LMDB key must be ASCII without dots; rename the file")
+    return key
+
+
+def make_lmdb(source: Path, target: Path, *, strip: str, compression: int, jobs: int, force: bool) -> int:
+    """Writes the pictures of a folder into an LMDB of BasicSR's format, as PNG; returns how many.
+
+    It is written beside the goal and renamed when complete.
+    """
+    from quantsr.basicsr_compat import LmdbMaker
+
+    if target.suffix != ".lmdb":
+        raise InputError(f"{target}: an LMDB folder of BasicSR must end in .lmdb; rename the output")
+    if target.exists() and not force:
+        raise InputError(f"{target}: exists already; remove it or pass --force")
+    if target.exists() and not (target / "data.mdb").exists():
+        raise InputError(f"{target}: is no LMDB folder, so it is not replaced; remove it yourself")
+    paths = list_images(source)
+    keys = [lmdb_key(path, strip) for path in paths]
+    if len(set(keys)) < len(keys):
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise InputError(f"{source}: two pictures have the key {twice}; rename one")
+    temporary = target.with_name(f"{target.stem}.part.lmdb")
+    shutil.rmtree(temporary, ignore_errors=True)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    order = sorted(zip(keys, paths, strict=True))
+    encode = partial(_encoded, compression=compression)
+    room = _LMDB_ROOM + 2 * sum(_raw_bytes(path) for path in paths)
+    maker = LmdbMaker(str(temporary), map_size=room, compress_level=compression)
+    try:
+        with ProcessPoolExecutor(max(1, jobs)) as pool:
+            contents: Iterable[tuple[bytes, tuple[int, ...]]] = pool.map(
+                encode, [path for _, path in order], chunksize=4
+            )
+            for (key, _), (content, shape) in zip(
+                order, tqdm(contents, total=len(order), desc="lmdb", unit="picture"), strict=True
+            ):
+                maker.put(content, key, shape)
+    except BaseException:
+        maker.env.close()
+        maker.txt_file.close()
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    maker.close()
+    if target.exists():
+        shutil.rmtree(target)
+    temporary.rename(target)
+    return len(order)
+
+
+def _encoded(path: Path, compression: int) -> tuple[bytes, tuple[int, ...]]:
+    img = read_rgb(path)
+    return encode_png(img, compression), img.shape
+
+
+def _raw_bytes(path: Path) -> int:
+    from quantsr.data.store import picture_size
+
+    height, width = picture_size(path)
+    return 3 * height * width

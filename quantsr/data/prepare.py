@@ -1,0 +1,134 @@
+"""``quantsr prepare``: bicubic LR folders, sub-images, LMDB, benchmark layout, downloads."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from quantsr.data import preparation
+from quantsr.data.download import ARCHIVES, BY_HAND, download
+from quantsr.errors import InputError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the subcommands."""
+    commands = parser.add_subparsers(dest="what", metavar="WHAT", required=True)
+
+    bicubic = commands.add_parser("bicubic", help="LR pictures by MATLAB's bicubic: OUT/X2/NAMEx2.png ...")
+    _add_folders(bicubic)
+    _add_scales(bicubic)
+
+    benchmark = commands.add_parser(
+        "benchmark", help="a benchmark set: OUT/HR (sides multiples of 12), OUT/LR_bicubic/X2 ..."
+    )
+    _add_folders(benchmark)
+    _add_scales(benchmark)
+
+    sub = commands.add_parser(
+        "subimages", help="cut large pictures into overlapping ones, GT and LR at the same places"
+    )
+    _add_folders(sub)
+    sub.add_argument("--size", type=_positive, default=480, help="side of a sub-image (default 480)")
+    sub.add_argument("--step", type=_positive, default=240, help="distance of their corners (default 240)")
+    sub.add_argument("--scale", type=_positive, default=1, help="upscaling factor, with --lq-output")
+    sub.add_argument("--lq", type=Path, help="folder of LR pictures; without it they are made by bicubic")
+    sub.add_argument("--lq-output", type=Path, help="folder for the LR sub-images")
+    sub.add_argument("--filename-tmpl", default="{}", help="names in --lq, e.g. '{}x4' (default '{}')")
+
+    lmdb = commands.add_parser("lmdb", help="put a folder of pictures into an LMDB of BasicSR's format")
+    _add_folders(lmdb, output="OUT.lmdb")
+    lmdb.add_argument(
+        "--strip", default="", metavar="TEXT", help="end of the names left out of the keys, e.g. x4 for LR"
+    )
+    lmdb.add_argument(
+        "--compression", type=int, choices=range(10), default=1, metavar="0-9", help="of PNG (default 1)"
+    )
+
+    fetch = commands.add_parser("download", help="download DIV2K, or list the addresses")
+    fetch.add_argument(
+        "name", nargs="?", choices=[*ARCHIVES, *BY_HAND], help="what to download; without it a list"
+    )
+    fetch.add_argument(
+        "-o", "--output", type=Path, default=Path("datasets/DIV2K"), help="folder (default datasets/DIV2K)"
+    )
+    fetch.add_argument("--force", action="store_true", help="even if the folder is there already")
+
+
+def _add_folders(parser: argparse.ArgumentParser, output: str = "OUT") -> None:
+    parser.add_argument("input", type=Path, metavar="FOLDER", help="folder of pictures")
+    parser.add_argument("output", type=Path, metavar=output, help="where the result goes")
+    parser.add_argument(
+        "-j", "--jobs", type=_positive, default=os.cpu_count() or 1, help="processes (default: cores)"
+    )
+    parser.add_argument(
+        "--force", action="store_true", help="replace what is there; otherwise it is kept and skipped"
+    )
+
+
+def _add_scales(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--scale", type=_positive, nargs="+", default=[2, 3, 4], help="scales (default 2 3 4)"
+    )
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
+    return value
+
+
+def run(args: argparse.Namespace) -> int:
+    """Does what the arguments ask; 0 when done.
+
+    Raises:
+        InputError, WorkError: with one line that says what and the remedy.
+    """
+    if args.what == "download":
+        return _download(args)
+    jobs, force = args.jobs, args.force
+    source, target = args.input.expanduser(), args.output.expanduser()
+    if args.what == "bicubic":
+        count = preparation.make_bicubic(source, target, args.scale, jobs=jobs, force=force)
+    elif args.what == "benchmark":
+        count = preparation.make_benchmark(source, target, args.scale, jobs=jobs, force=force)
+    elif args.what == "subimages":
+        if (args.lq is not None or args.scale > 1) and args.lq_output is None:
+            raise InputError("--lq-output: missing; --lq and --scale need a folder for the LR sub-images")
+        count = preparation.make_subimages(
+            source,
+            target,
+            lq_source=args.lq,
+            lq_target=args.lq_output,
+            filename_tmpl=args.filename_tmpl,
+            scale=args.scale,
+            size=args.size,
+            step=args.step,
+            jobs=jobs,
+            force=force,
+        )
+    else:
+        count = preparation.make_lmdb(
+            source, target, strip=args.strip, compression=args.compression, jobs=jobs, force=force
+        )
+    _say(f"{target}: {count} written" + ("" if count else ", all were there already"))
+    return 0
+
+
+def _download(args: argparse.Namespace) -> int:
+    if args.name is None:
+        for name, archive in ARCHIVES.items():
+            _say(f"{name:<16} {archive.url}  md5 {archive.md5}")
+    if args.name is None or args.name in BY_HAND:
+        for name, text in BY_HAND.items():
+            if args.name in (None, name):
+                _say(f"{name:<16} {text}")
+        return 0
+    _say(f"{download(args.name, args.output.expanduser(), force=args.force)}: ready")
+    return 0
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(text + "\n")
