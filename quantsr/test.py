@@ -33,7 +33,6 @@ def evaluate_options(options: Options) -> list[Record]:
     """
     from tqdm import tqdm
 
-    from quantsr import quant
     from quantsr.engine import build
     from quantsr.engine.device import resolve_device, seed_everything
     from quantsr.engine.evaluate import Provenance, Saving, bicubic, build_sets, evaluate
@@ -57,7 +56,7 @@ def evaluate_options(options: Options) -> list[Record]:
     if not sets:
         raise InputError("datasets: no test or val set; add one")
     depths = build.depths_to_evaluate(net, options)
-    logger.info("what is quantized to what:\n%s", quant.manifest_table(net))
+    build.log_manifest(net)
 
     networks = []
     if options.network_teacher is not None:

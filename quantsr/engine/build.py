@@ -174,6 +174,14 @@ def title(net: nn.Module) -> str:
     return f"{name} " + "/".join(f"W{w}A{a}" for w, a in bits)
 
 
+def log_manifest(net: nn.Module) -> None:
+    """Logs what is quantized to what, layer by layer; nothing for a float network."""
+    from quantsr.quant import FLOAT_BITS, manifest, manifest_table
+
+    if any((record["bits_w"], record["bits_a"]) != (FLOAT_BITS, FLOAT_BITS) for record in manifest(net)):
+        logger.info("what is quantized to what:\n%s", manifest_table(net))
+
+
 def depths_to_evaluate(net: nn.Module, options: Options) -> Sequence[int] | None:
     """The depths a test run evaluates: that of ``slimmable_version``, those of ``val.depths``, or all of the network.
 

@@ -151,12 +151,16 @@ class Trainer:
                 self._save()
         summary = monitor.summary()
         logger.info(
-            "trained to iteration %d, best %s; %.0f s in this session, %.2f %% of it waiting for data",
+            "trained to iteration %d: %.0f s in this session, %.2f %% of it waiting for data",
             self.iteration,
-            self.best,
             summary["seconds"],
             100 * summary["data_wait"],
         )
+        if self.best is not None:
+            logger.info(
+                "best %(metric)s %(value).4f, the mean over sets and depths, at iteration %(iteration)d",
+                self.best,
+            )
         return self._finish(records)
 
     def _step(self, monitor: Monitor) -> None:
@@ -231,7 +235,7 @@ class Trainer:
             self.train_options.precision,
             self.options.config_hash(),
         )
-        logger.info("what is quantized to what:\n%s", quant.manifest_table(net))
+        build.log_manifest(net)
 
     # Stages, validation, leaving
 

@@ -1,0 +1,157 @@
+"""An interrupted and resumed training equals one that was not: parameters, EMA and optimizer, bit for bit."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from quantsr.engine import checkpoint
+from quantsr.engine.run_folder import RunFolder
+from quantsr.engine.trainer import Trainer
+from quantsr.errors import InputError, WorkError
+
+
+def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(value, dict):
+        return {k: v for key, item in value.items() for k, v in flatten(item, f"{prefix}/{key}").items()}
+    if isinstance(value, (list, tuple)):
+        return {k: v for i, item in enumerate(value) for k, v in flatten(item, f"{prefix}/{i}").items()}
+    return {prefix: value}
+
+
+def assert_same_state(a: dict[str, Any], b: dict[str, Any]) -> None:
+    first, second = flatten(a), flatten(b)
+    assert first.keys() == second.keys()
+    for key, value in first.items():
+        if isinstance(value, torch.Tensor):
+            assert torch.equal(value, second[key]), key
+        else:
+            assert value == second[key], key
+
+
+class StopAt(Trainer):
+    """A run that gets a signal in the middle of iteration ``stop_at``."""
+
+    stop_at = 3
+
+    def _step(self, monitor: Any) -> None:
+        super()._step(monitor)
+        if self.iteration == self.stop_at:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.parametrize("stop_at", [3, 4, 6])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_resumed_equals_uninterrupted(make_options: Any, stop_at: int, precision: str) -> None:
+    """Stops in stage 1, at the change of stage and in stage 2, with warm-up, accumulation, clipping and EMA on."""
+    common = {
+        "train.precision": precision,
+        "train.warmup_iter": 4,
+        "train.accumulate": 2,
+        "train.grad_clip_norm": 0.5,
+        "train.step_lr_mult": 0.1,
+    }
+    through = make_options(name="through", **common)
+    Trainer(through).run()
+
+    broken = make_options(name="broken", **common)
+    first = StopAt(broken, option_file="some.yml")
+    first.stop_at = stop_at
+    with pytest.raises(WorkError, match=f"iteration {stop_at}.*quantsr train -opt some.yml --auto-resume"):
+        first.run()
+    torch.manual_seed(1234)  # whatever happened in between must not matter
+    Trainer(broken, auto_resume=True).run()
+
+    states = [
+        checkpoint.load(Path(options.experiment_folder) / "training_states" / "8.state")
+        for options in (through, broken)
+    ]
+    for state in states:
+        del state["config_hash"]  # the names differ
+    assert_same_state(*states)
+    files = [
+        checkpoint.load(Path(options.experiment_folder) / "models" / "net_g_latest.pth")
+        for options in (through, broken)
+    ]
+    for file in files:
+        del file["quantsr"]["options"]
+    assert_same_state(*files)
+
+
+def test_worker_processes_do_not_change_the_run(make_options: Any) -> None:
+    runs = [
+        make_options(name=f"workers{n}", **{"datasets.train.num_worker_per_gpu": n, "train.total_iter": 3})
+        for n in (0, 1)
+    ]
+    found = []
+    for options in runs:
+        Trainer(options).run()
+        found.append(checkpoint.load(Path(options.experiment_folder) / "models" / "net_g_latest.pth"))
+    assert_same_state(found[0]["params"], found[1]["params"])
+
+
+def test_resume_skips_a_truncated_state(make_options: Any, caplog: pytest.LogCaptureFixture) -> None:
+    options = make_options(**{"logger.save_checkpoint_freq": 2, "logger.keep_states": None})
+    Trainer(options).run()
+    states = RunFolder(Path(options.experiment_folder)).states
+    wanted = checkpoint.load(states / "8.state")
+    newest = states / "8.state"
+    newest.write_bytes(newest.read_bytes()[:-500])
+    Trainer(options, auto_resume=True).run()
+    assert "8.state: truncated" in caplog.text
+    again = checkpoint.load(states / "8.state")
+    assert_same_state(wanted["model"], again["model"])
+
+
+def test_resume_without_a_state_starts_anew(make_options: Any) -> None:
+    options = make_options(**{"train.total_iter": 1})
+    Trainer(options, auto_resume=True).run()
+    assert (Path(options.experiment_folder) / "training_states" / "1.state").exists()
+
+
+def test_an_earlier_run_is_set_aside(make_options: Any) -> None:
+    options = make_options(**{"train.total_iter": 1})
+    Trainer(options).run()
+    marker = Path(options.experiment_folder) / "mine.txt"
+    marker.write_text("kept")
+    Trainer(options).run()
+    (archived,) = Path(options.experiment_folder).parent.glob("run_archived_*")
+    assert (archived / "mine.txt").read_text() == "kept"
+    assert not marker.exists()
+
+
+def test_only_the_newest_states_are_kept(make_options: Any) -> None:
+    options = make_options(**{"logger.save_checkpoint_freq": 1, "logger.keep_states": 2})
+    Trainer(options).run()
+    root = Path(options.experiment_folder)
+    assert sorted(p.name for p in (root / "training_states").iterdir()) == ["7.state", "8.state"]
+    assert len(list((root / "models").glob("net_g_[0-9]*.pth"))) == 8
+
+
+def test_a_state_of_another_network_is_refused(make_options: Any) -> None:
+    Trainer(make_options(**{"train.total_iter": 1})).run()
+    other = make_options(**{"network_g.num_feat": 6})
+    with pytest.raises(InputError, match=r"iteration 1 does not fit these options"):
+        Trainer(other, auto_resume=True).run()
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(make_options: Any) -> None:
+    """The iteration is named and nothing of the ruined network is written."""
+    options = make_options(**{"logger.save_checkpoint_freq": 1})
+
+    class Broken(Trainer):
+        def _step(self, monitor: Any) -> None:
+            if self.iteration == 2:
+                with torch.no_grad():
+                    self.model.net.conv_first.weight.fill_(float("nan"))
+            super()._step(monitor)
+
+    with pytest.raises(WorkError, match="iteration 3: the loss is not finite"):
+        Broken(options).run()
+    states = RunFolder(Path(options.experiment_folder)).states
+    assert [path.name for path in checkpoint.states_in(states)] == ["2.state", "1.state"]
