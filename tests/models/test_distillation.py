@@ -1,0 +1,138 @@
+"""Distillation: the losses against their formulae written out, and which features they see."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from quantsr import quant
+from quantsr.basicsr_compat import EDSR, MSRResNet, SwinIR
+from quantsr.engine import build
+from quantsr.errors import InputError
+from quantsr.models.distillation import Distillation, FeatureTap, feature_loss, matched_points
+
+
+def student(num_block: int = 4, num_feat: int = 8) -> nn.Module:
+    options = {"num_feat": num_feat, "num_block": num_block, "upscale": 2}
+    net = build.build_network("QuantSR_C", options)
+    quant.calibrate(net, [torch.rand(2, 3, 8, 8)])
+    net.rank_blocks()
+    return net
+
+
+def obvious_feature_loss(students: list[torch.Tensor], teachers: list[torch.Tensor]) -> float:
+    total = 0.0
+    for a, b in zip(students, teachers, strict=True):
+        s, t = [v**2 for v in a.flatten().tolist()], [v**2 for v in b.flatten().tolist()]
+        norm_s, norm_t = sum(v * v for v in s) ** 0.5, sum(v * v for v in t) ** 0.5
+        total += sum((x / norm_s - y / norm_t) ** 2 for x, y in zip(s, t, strict=True)) ** 0.5
+    return total / len(students)
+
+
+def test_feature_loss_is_the_formula() -> None:
+    ours = [torch.randn(2, 3, 4, 5), torch.randn(2, 3, 4, 5)]
+    theirs = [torch.randn(2, 3, 4, 5) * 9, torch.randn(2, 3, 4, 5)]
+    assert feature_loss(ours, theirs).item() == pytest.approx(obvious_feature_loss(ours, theirs), rel=1e-5)
+
+
+def test_feature_loss_does_not_see_scale_or_sign() -> None:
+    a = torch.randn(1, 2, 3, 3)
+    assert feature_loss([a], [-7 * a]).item() == pytest.approx(0, abs=1e-6)
+
+
+def test_feature_loss_of_equal_and_of_dead_features_has_finite_gradients() -> None:
+    a = torch.randn(1, 2, 3, 3, requires_grad=True)
+    feature_loss([a], [a.detach().clone()]).backward()
+    assert a.grad is not None
+    assert torch.isfinite(a.grad).all()
+    dead = torch.zeros(1, 2, 3, 3, requires_grad=True)
+    feature_loss([dead], [torch.randn(1, 2, 3, 3)]).backward()
+    assert dead.grad is not None
+    assert torch.isfinite(dead.grad).all()
+
+
+def test_feature_loss_across_layouts_and_widths() -> None:
+    """A teacher of other channels, or a transformer's (B, L, C), is compared by its mean over channels."""
+    ours, wide = torch.randn(2, 4, 3, 5), torch.randn(2, 7, 3, 5)
+    tokens = wide.flatten(2).transpose(1, 2)
+    maps = [x.square().mean(1, keepdim=True).sqrt() for x in (ours, wide)]
+    wanted = obvious_feature_loss([maps[0]], [maps[1]])
+    assert feature_loss([ours], [wide]).item() == pytest.approx(wanted, rel=1e-5)
+    assert feature_loss([ours], [tokens]).item() == pytest.approx(wanted, rel=1e-5)
+
+
+def test_matched_points() -> None:
+    assert matched_points(16, 4) == [3, 7, 11, 15]
+    assert matched_points(32, 4) == [7, 15, 23, 31]
+    assert matched_points(5, 2) == [2, 4]
+    assert matched_points(3, 3) == [0, 1, 2]
+    with pytest.raises(ValueError, match=r"1\.\.3"):
+        matched_points(3, 4)
+
+
+def test_tap_keeps_the_full_networks_outputs() -> None:
+    """Also where one forward runs three depths."""
+    net = student()
+    net.set_ranking([2, 0, 3, 1])
+    x = torch.rand(1, 3, 8, 8)
+    tap = FeatureTap(list(net.body), [1, 3])
+    net(x)
+    alone = tap.take()
+    net(x, depth=(4, 2, 1))
+    together = tap.take()
+    for a, b in zip(alone, together, strict=True):
+        assert torch.equal(a, b)
+    tap.remove()
+    net(x)
+    with pytest.raises(KeyError):
+        tap.take()
+
+
+@pytest.mark.parametrize(
+    "teacher",
+    [
+        lambda: EDSR(3, 3, num_feat=8, num_block=2, upscale=2),
+        lambda: MSRResNet(3, 3, num_feat=12, num_block=3, upscale=2),
+        lambda: SwinIR(
+            img_size=8, window_size=4, depths=[2, 2], num_heads=[2, 2], embed_dim=8, mlp_ratio=2, upscale=2,
+            upsampler="pixelshuffledirect",
+        ),
+    ],
+    ids=["EDSR", "MSRResNet", "SwinIR"],
+)  # fmt: skip
+def test_losses_with_any_teacher(teacher: object) -> None:
+    net, big = student(), teacher()  # type: ignore[operator]
+    distillation = Distillation(net, big, output_weight=0.5, feature_weight=1e-4, points=4)
+    x = torch.rand(1, 3, 8, 8)
+    target = distillation.ask(x)
+    assert not target.requires_grad
+    outputs, weights = net(x, depth=(4, 2)), (0.75, 0.25)
+    terms = distillation.losses(outputs, weights, target)
+    wanted = 0.5 * sum(w * (o - target).abs().mean() for o, w in zip(outputs, weights, strict=True))
+    torch.testing.assert_close(terms["l_teacher"], wanted)
+    assert 0 < terms["l_feature"].item() <= 1e-4 * 2**0.5
+    sum(terms.values()).backward()
+    assert all(p.grad is None for p in big.parameters())
+    assert net.body[0].conv1.weight.grad.abs().sum() > 0
+
+
+def test_feature_term_is_the_formula_on_the_blocks() -> None:
+    net, teacher = student(num_block=4), EDSR(3, 3, num_feat=8, num_block=2, upscale=2)
+    distillation = Distillation(net, teacher, output_weight=0.0, feature_weight=2.0, points=2)
+    seen: dict[str, torch.Tensor] = {}
+    net.body[1].register_forward_hook(lambda m, a, o: seen.update(s0=o[0]))
+    net.body[3].register_forward_hook(lambda m, a, o: seen.update(s1=o[0]))
+    teacher.body[0].register_forward_hook(lambda m, a, o: seen.update(t0=o))
+    teacher.body[1].register_forward_hook(lambda m, a, o: seen.update(t1=o))
+    x = torch.rand(1, 3, 8, 8)
+    target = distillation.ask(x)
+    terms = distillation.losses([net(x)], (1.0,), target)
+    wanted = 2 * obvious_feature_loss([seen["s0"], seen["s1"]], [seen["t0"], seen["t1"]])
+    assert terms.keys() == {"l_feature"}
+    assert terms["l_feature"].item() == pytest.approx(wanted, rel=1e-5)
+
+
+def test_a_network_without_blocks_is_named() -> None:
+    with pytest.raises(InputError, match=r"the teacher \(Conv2d\) keeps no blocks"):
+        Distillation(student(), nn.Conv2d(3, 3, 1), output_weight=0, feature_weight=1, points=1)
