@@ -64,7 +64,7 @@ def conv(layer: FoldedConv, x: Tensor) -> Tensor:
 def integer_sums(codes: Tensor, layer: FoldedConv) -> Tensor:
     """The exact integer conv of (1, I, H, W) codes, as float32 (rounded to it once where the sums need more than 24 bits)."""
     exact = torch.float32 if layer.sum_bound < _EXACT_FLOAT32 else torch.float64
-    weight = torch.from_numpy(layer.weight).to(exact).flatten(1)  # (O, I*k*k)
+    weight = torch.tensor(layer.weight, dtype=exact).flatten(1)  # (O, I*k*k)
     size = layer.weight.shape[-1]
     height, width = codes.shape[-2:]
     padded = F.pad(codes, [size // 2] * 4)  # codes are padded with 0, after quantization
@@ -79,7 +79,7 @@ def integer_sums(codes: Tensor, layer: FoldedConv) -> Tensor:
 
 def float_sums(x: Tensor, layer: FoldedConv) -> Tensor:
     """The conv of a layer that is not fully integer, in float32."""
-    weight = torch.from_numpy(layer.weight.astype(np.float32))
+    weight = torch.tensor(layer.weight, dtype=torch.float32)
     return F.conv2d(x, weight, padding=weight.shape[-1] // 2)
 
 

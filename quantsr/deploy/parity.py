@@ -1,0 +1,162 @@
+"""Does the shipped network give the trained network's picture? PSNR and pixel differences of every engine on real pictures."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+from quantsr.deploy import integer
+from quantsr.deploy.fold import fold
+from quantsr.deploy.model import PackedModel
+from quantsr.engine.evaluate import EvalSet, Upscale, evaluate, evaluating, network_upscaler
+from quantsr.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+Picture = NDArray[np.uint8]
+NETWORK, INTEGER = "network", "integer"
+ENGINES = ("openvino", "onnxruntime", "torch")
+
+
+@dataclass
+class Difference:
+    """How far uint8 pictures lie from others, over all their values."""
+
+    largest: int = 0
+    counts: NDArray[np.int64] = field(default_factory=lambda: np.zeros(256, np.int64))
+    """How many values differ by 0, 1, ... 255."""
+
+    def add(self, a: Picture, b: Picture) -> None:
+        """Count one pair of pictures of the same size."""
+        gap = np.abs(a.astype(np.int16) - b.astype(np.int16))
+        self.counts += np.bincount(gap.reshape(-1), minlength=256)
+        self.largest = int(self.counts.nonzero()[0].max())
+
+    @property
+    def equal(self) -> float:
+        """Share of equal values."""
+        return float(self.counts[0] / self.counts.sum())
+
+    @property
+    def within_one(self) -> float:
+        """Share of values at most 1 apart."""
+        return float(self.counts[:2].sum() / self.counts.sum())
+
+
+@dataclass(frozen=True)
+class ParityRow:
+    """One engine on one set."""
+
+    engine: str
+    set: str
+    psnr: float
+    """dB against the ground truth, on Y, border of `scale` cut off."""
+    to_network: Difference | None
+    """Against the training network; None where there is none, or for its own row."""
+    to_integer: Difference | None
+    """Against the integer reference; None for its own row and the network's."""
+
+
+def parity(
+    model: PackedModel,
+    sets: Sequence[EvalSet],
+    *,
+    depth: int | None = None,
+    network: nn.Module | None = None,
+    engines: Sequence[tuple[str, Upscale]] = (),
+) -> list[ParityRow]:
+    """Run the training network (where given), the integer reference and `engines` on `sets` at `depth` and compare their pictures."""
+    depth = model.depth_or_default(depth)
+    folded = fold(model, depth)
+    runs: list[tuple[str, Upscale]] = [
+        (INTEGER, lambda picture: integer.run_folded(folded, picture)),
+        *engines,
+    ]
+    if network is not None:
+        upscale = network_upscaler(network, (depth,), scale=model.header.scale)
+        runs.insert(0, (NETWORK, lambda picture: upscale(picture)[0]))
+        with evaluating(network):
+            return _rows(runs, sets, model.header.scale)
+    return _rows(runs, sets, model.header.scale)
+
+
+def engines_at_hand(model: PackedModel, depth: int) -> list[tuple[str, Upscale]]:
+    """The engines whose packages are installed, by name."""
+    from quantsr.deploy import runtimes
+
+    found: list[tuple[str, Upscale]] = []
+    for name in ENGINES:
+        try:
+            engine = runtimes.create(name, model, depth)
+        except InputError as error:
+            logger.info("parity leaves %s out: %s", name, error)
+            continue
+        found.append((name, lambda picture, engine=engine: engine.run(picture[None])[0]))
+    return found
+
+
+def table(rows: Sequence[ParityRow], title: str = "") -> str:
+    """The rows as a Markdown table."""
+    head = ["set", "engine", "PSNR (Y)"]
+    for reference in ("network", "integer"):
+        head += [f"largest difference to {reference}", "equal", "within 1"]
+    lines = [head, ["---"] * len(head)]
+    for row in rows:
+        cells = [row.set, row.engine, f"{row.psnr:.3f}"]
+        for d in (row.to_network, row.to_integer):
+            cells += (
+                ["", "", ""]
+                if d is None
+                else [str(d.largest), f"{100 * d.equal:.3f} %", f"{100 * d.within_one:.3f} %"]
+            )
+        lines.append(cells)
+    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
+    text = "\n".join(
+        "| " + " | ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) + " |" for line in lines
+    )
+    return f"{title}\n\n{text}" if title else text
+
+
+def _rows(runs: Sequence[tuple[str, Upscale]], sets: Sequence[EvalSet], scale: int) -> list[ParityRow]:
+    metrics: dict[str, dict[str, Any]] = {
+        "psnr": {"type": "calculate_psnr", "crop_border": scale, "test_y_channel": True}
+    }
+    rows = []
+    for dataset in sets:
+        kept: dict[str, list[Picture]] = {}
+        for name, upscale in runs:
+            seen = _Recorder(upscale)
+            (record,) = evaluate(seen, [dataset], metrics=metrics, name=name, engine=name)
+            to_network = _difference(seen.pictures, kept.get(NETWORK))
+            to_integer = _difference(seen.pictures, kept.get(INTEGER))
+            rows.append(ParityRow(name, dataset.name, record.value, to_network, to_integer))
+            if name in (NETWORK, INTEGER):
+                kept[name] = seen.pictures
+    return rows
+
+
+def _difference(pictures: Sequence[Picture], reference: Sequence[Picture] | None) -> Difference | None:
+    if reference is None:
+        return None
+    difference = Difference()
+    for a, b in zip(pictures, reference, strict=True):
+        difference.add(a, b)
+    return difference
+
+
+class _Recorder:
+    """An upscaler that keeps what it gave."""
+
+    def __init__(self, upscale: Upscale) -> None:
+        self.upscale = upscale
+        self.pictures: list[Picture] = []
+
+    def __call__(self, picture: Picture) -> Picture:
+        self.pictures.append(self.upscale(picture))
+        return self.pictures[-1]
