@@ -1,0 +1,283 @@
+"""Training crops: aligned, turned alike, and the same whatever the workers, ranks and interruptions."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import pickle
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from quantsr.data.crops import CROPS_PER_DECODE, CroppedImageDataset
+from quantsr.data.images import read_rgb
+from quantsr.data.loader import TrainLoader, build_train_loader
+from quantsr.data.resize import imresize_uint8, mod_crop
+from quantsr.errors import InputError
+
+from .conftest import Maker
+
+
+def options(folder: Path | list[Path], **extra: Any) -> dict[str, Any]:
+    roots = [str(f) for f in folder] if isinstance(folder, list) else str(folder)
+    return {"type": "CroppedImageDataset", "name": "t", "dataroot_gt": roots, "gt_size": 16, **extra}
+
+
+def take(loader: TrainLoader, count: int) -> list[dict[str, torch.Tensor]]:
+    return list(itertools.islice(loader, count))
+
+
+def assert_same(a: list[dict[str, torch.Tensor]], b: list[dict[str, torch.Tensor]]) -> None:
+    assert len(a) == len(b)
+    for one, other in zip(a, b, strict=True):
+        for key in ("lq", "gt"):
+            assert torch.equal(one[key], other[key])
+
+
+def find_crop(crop: np.ndarray, picture: np.ndarray, step: int) -> tuple[int, int, int] | None:
+    """Top, left and turn (0..7) at which a crop ``(g, g, 3)`` lies in a picture ``(H, W, 3)``, corners at multiples of step."""
+    side = crop.shape[0]
+    for top in range(0, picture.shape[0] - side + 1, step):
+        for left in range(0, picture.shape[1] - side + 1, step):
+            part = picture[top : top + side, left : left + side]
+            for turn in range(8):
+                view = part[:, ::-1] if turn & 1 else part
+                view = view[::-1] if turn & 2 else view
+                view = view.swapaxes(0, 1) if turn & 4 else view
+                if np.array_equal(view, crop):
+                    return top, left, turn
+    return None
+
+
+@pytest.mark.parametrize("scale", [2, 4])
+def test_crops_are_aligned_and_turned_alike(make_pictures: Maker, scale: int) -> None:
+    folder = make_pictures("hr", [(26, 31)])
+    gt = mod_crop(read_rgb(folder / "p0.png"), scale)
+    lq = imresize_uint8(gt, 1 / scale)
+    turns = set()
+    for index in range(40):
+        batch = CroppedImageDataset({**options(folder), "scale": scale})[index]
+        levels = {
+            key: (value.permute(1, 2, 0) * 255).round().to(torch.uint8).numpy()
+            for key, value in batch.items()
+        }
+        at = find_crop(levels["gt"], gt, scale)
+        assert at is not None
+        small = find_crop(levels["lq"], lq, 1)
+        assert small == (at[0] // scale, at[1] // scale, at[2])
+        turns.add(at[2])
+    assert turns == set(range(8))
+
+
+def test_values_are_those_of_basicsr(make_pictures: Maker) -> None:
+    folder = make_pictures("hr", [(16, 16)])
+    batch = next(build_train_loader(options(folder, use_hflip=False, use_rot=False), 2, 0, 3))
+    want = read_rgb(folder / "p0.png").astype(np.float32) / 255.0
+    assert batch["gt"].dtype == torch.float32
+    assert batch["gt"].shape == (3, 3, 16, 16)
+    assert batch["lq"].shape == (3, 3, 8, 8)
+    np.testing.assert_array_equal(batch["gt"][2].permute(1, 2, 0).numpy(), want)
+
+
+@pytest.mark.parametrize("budget", [64, 0])
+def test_a_resumed_loader_gives_the_same_crops(make_pictures: Maker, budget: int) -> None:
+    opt = options(make_pictures("hr", [(40, 40), (20, 30), (60, 17)]), cache_budget_mb=budget)
+    whole = build_train_loader(opt, 2, 7, 5)
+    want = take(whole, 60)  # beyond one pass, and beyond one window
+    first = build_train_loader(opt, 2, 7, 5)
+    take(first, 23)
+    state = pickle.loads(pickle.dumps(first.state_dict()))  # noqa: S301
+    second = build_train_loader(opt, 2, 7, 5)
+    second.load_state_dict(state)
+    assert_same(take(second, 37), want[23:])
+    first.load_state_dict({"position": 0, "seed": 7})  # the same object can go back, too
+    assert_same(take(first, 3), want[:3])
+    for loader in (whole, first, second):
+        loader.close()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_workers_change_nothing(make_pictures: Maker, workers: int) -> None:
+    folder = make_pictures("hr", [(40, 40), (20, 30)])
+    a = build_train_loader(options(folder), 2, 3, 4)
+    b = build_train_loader(options(folder, num_worker_per_gpu=workers), 2, 3, 4)
+    assert_same(take(a, 7), take(b, 7))
+    assert a.state_dict() == b.state_dict() == {"position": 28, "seed": 3}
+    a.close()
+    b.close()
+
+
+def test_ranks_share_the_stream(make_pictures: Maker) -> None:
+    opt = options(make_pictures("hr", [(40, 40), (20, 30)]))
+    single = build_train_loader(opt, 2, 3, 6)
+    ranks = [build_train_loader(opt, 2, 3, 2, rank=rank, world_size=3) for rank in range(3)]
+    for _ in range(4):
+        want, parts = next(single), [next(loader) for loader in ranks]
+        assert torch.equal(want["gt"], torch.cat([part["gt"] for part in parts]))
+    assert {loader.position for loader in [single, *ranks]} == {24}
+    for loader in [single, *ranks]:
+        loader.close()
+
+
+def test_another_seed_gives_other_crops_and_is_not_resumed(make_pictures: Maker) -> None:
+    opt = options(make_pictures("hr", [(64, 64)]))
+    a, b = build_train_loader(opt, 2, 0, 4), build_train_loader(opt, 2, 1, 4)
+    assert not torch.equal(next(a)["gt"], next(b)["gt"])
+    with pytest.raises(InputError, match="manual_seed: 1, but"):
+        b.load_state_dict(a.state_dict())
+    a.close()
+    b.close()
+
+
+def test_large_pictures_give_more_crops(make_pictures: Maker) -> None:
+    folder = make_pictures("hr", [(16, 16), (48, 64)])
+
+    def counts(**extra: Any) -> Counter[int]:
+        dataset = CroppedImageDataset({**options(folder, **extra), "scale": 2})
+        rngs = [np.random.default_rng(i) for i in range(600)]
+        return Counter(dataset._choose(i, rngs[i]) for i in range(600))
+
+    by_area = counts()
+    assert 20 <= by_area[0] <= 75  # 1/13 of 600 is 46
+    assert counts(crop_sampling="picture") == {0: 300, 1: 300}
+
+
+def test_each_picture_once_an_epoch_in_a_new_order(make_pictures: Maker) -> None:
+    dataset = CroppedImageDataset(
+        {**options(make_pictures("hr", [(16, 16)] * 6), crop_sampling="picture"), "scale": 2}
+    )
+    rng = np.random.default_rng(0)
+    epochs = [[dataset._choose(6 * epoch + i, rng) for i in range(6)] for epoch in range(4)]
+    assert all(sorted(epoch) == list(range(6)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) > 1
+
+
+def test_without_room_each_picture_is_decoded_once_a_window(
+    make_pictures: Maker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from quantsr.data import store
+
+    decoded: list[Path] = []
+    load = store.load_pair
+
+    def counted(source: store.Source, scale: int) -> store.Pair:
+        decoded.append(source.gt)
+        return load(source, scale)
+
+    monkeypatch.setattr(store, "load_pair", counted)
+    folder = make_pictures("hr", [(300, 400)] * 5)  # 450 kB each with LR
+    loader = build_train_loader(options(folder, cache_budget_mb=2), 2, 0, 8)
+    batches = 5 * CROPS_PER_DECODE // 8
+    take(loader, batches)
+    loader.close()
+    assert 5 <= len(decoded) <= 5 + 3 * 2  # one pass, and what was decoded ahead
+    assert len(loader.dataset.store._futures) == 0
+
+
+def test_given_lr_pictures_are_used(make_pictures: Maker, tmp_path: Path) -> None:
+    hr = make_pictures("hr", [(33, 33)])
+    (tmp_path / "lr").mkdir()
+    cv2.imwrite(str(tmp_path / "lr/p0x2.png"), np.full((16, 16, 3), 9, np.uint8))
+    opt = options(hr, dataroot_lq=str(tmp_path / "lr"), filename_tmpl="{}x2")
+    batch = next(build_train_loader(opt, 2, 0, 2))
+    assert torch.all(batch["lq"] == torch.tensor(9 / 255))
+    with pytest.raises(InputError, match=r"p0\.png: the LR picture of p0\.png is missing"):
+        build_train_loader({**opt, "filename_tmpl": "{}"}, 2, 0, 2)
+    with pytest.raises(InputError, match="not the x4 LR"):
+        build_train_loader(opt, 4, 0, 2)
+
+
+def test_many_folders_and_formats(make_pictures: Maker, tmp_path: Path) -> None:
+    folders = [
+        make_pictures(f"d{i}", [(20, 20)], suffix)
+        for i, suffix in enumerate([".png", ".jpg", ".webp", ".bmp", ".tiff"])
+    ]
+    cv2.imwrite(str(folders[0] / "grey.png"), np.full((20, 20), 77, np.uint8))
+    dataset = CroppedImageDataset({**options(folders), "scale": 2})
+    assert len(dataset) == 6
+    grey = next(
+        pair
+        for s, pair in zip(dataset.store.sources, dataset.store._pairs, strict=True)
+        if s.gt.stem == "grey"
+    )
+    assert grey.gt.shape == (3, 20, 20)
+    assert np.all(grey.gt == 77)
+
+
+def test_bad_pictures_are_named(make_pictures: Maker, caplog: pytest.LogCaptureFixture) -> None:
+    folder = make_pictures("hr", [(15, 40), (16, 16)])
+    with caplog.at_level(logging.WARNING):
+        assert len(CroppedImageDataset({**options(folder), "scale": 2})) == 1
+    assert "p0.png: smaller than gt_size 16; skipped" in caplog.text
+    with pytest.raises(InputError, match="no picture is at least 18x18"):
+        CroppedImageDataset({**options(folder, gt_size=18), "scale": 2})
+    (folder / "broken.png").write_bytes(b"no picture")
+    with pytest.raises(InputError, match=r"broken\.png: cannot be read as a picture"):
+        CroppedImageDataset({**options(folder), "scale": 2})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"gt_size": 15}, "not a positive multiple of scale 2"),
+        ({"dataroot_gt": "absent"}, "absent: no such folder"),
+        ({"dataroot_gt": None}, "dataroot_gt: missing"),
+        ({"type": "Nothing"}, "no data set is called 'Nothing'"),
+        ({"crop_sampling": "x"}, "crop_sampling: 'x' is unknown"),
+        ({"dataroot_lq": ["a", "b"]}, "2 folders for 1"),
+    ],
+)
+def test_bad_options_are_named(make_pictures: Maker, change: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        build_train_loader({**options(make_pictures("hr", [(20, 20)])), **change}, 2, 0, 2)
+
+
+def test_spawned_processes_get_the_pictures_in_shared_memory(make_pictures: Maker) -> None:
+    import io
+    from multiprocessing.reduction import ForkingPickler
+
+    dataset = CroppedImageDataset({**options(make_pictures("hr", [(400, 400)])), "scale": 2})
+    before = dataset[5]
+    buffer = io.BytesIO()
+    ForkingPickler(buffer).dump(dataset)
+    assert len(buffer.getvalue()) < 20_000  # a handle, not 600 kB of pictures
+    copy = pickle.loads(buffer.getvalue())  # noqa: S301
+    assert torch.equal(copy[5]["gt"], before["gt"])
+    assert torch.equal(dataset[5]["gt"], before["gt"])
+
+
+def test_an_error_in_the_background_reaches_the_training(make_pictures: Maker) -> None:
+    folder = make_pictures("hr", [(300, 400)] * 3)
+    loader = build_train_loader(options(folder, cache_budget_mb=0), 2, 0, 2)
+    for path in folder.iterdir():
+        path.write_bytes(b"")
+    with pytest.raises(InputError, match="cannot be read as a picture"):
+        next(loader)
+    loader.close()
+
+
+def test_a_paired_set_of_basicsr_is_seeded_per_sample(make_pictures: Maker, tmp_path: Path) -> None:
+    hr = make_pictures("hr", [(40, 40)] * 3)
+    (tmp_path / "lr").mkdir()
+    for path in hr.iterdir():
+        cv2.imwrite(str(tmp_path / "lr" / path.name), imresize_uint8(cv2.imread(str(path)), 1 / 2))
+    opt = options(
+        hr, type="PairedImageDataset", dataroot_lq=str(tmp_path / "lr"), use_hflip=True, use_rot=True
+    )
+    opt["io_backend"] = {"type": "disk"}
+    a, b = build_train_loader(opt, 2, 5, 2), build_train_loader({**opt, "num_worker_per_gpu": 2}, 2, 5, 2)
+    want = take(a, 6)
+    assert want[0]["gt"].shape == (2, 3, 16, 16)
+    assert_same(want, take(b, 6))
+    c = build_train_loader(opt, 2, 5, 2)
+    c.load_state_dict({"position": 8, "seed": 5})
+    assert_same(take(c, 2), want[4:])
+    b.close()
+    missing = {**opt, "dataroot_lq": str(tmp_path / "none")}
+    with pytest.raises(InputError, match="PairedImageDataset refuses its options"):
+        build_train_loader(missing, 2, 5, 2)
