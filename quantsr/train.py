@@ -48,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(
     options: Options, auto_resume: bool = False, *, option_file: str | None = None, launcher: str = "none"
 ) -> int:
-    """Trains as ``options`` say.
+    """Trains as ``options`` say, and prints the last validation's tables.
 
     Returns:
         0.
@@ -56,9 +56,13 @@ def main(
     Raises:
         InputError, WorkError: see `quantsr.engine.trainer.Trainer.run`.
     """
+    from quantsr.engine.results import markdown
     from quantsr.engine.trainer import Trainer
 
-    Trainer(options, auto_resume=auto_resume, option_file=option_file, launcher=launcher).run()
+    trainer = Trainer(options, auto_resume=auto_resume, option_file=option_file, launcher=launcher)
+    records = trainer.run()
+    if records and trainer.world.is_main:
+        print(markdown(records))
     return 0
 
 

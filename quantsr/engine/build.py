@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
-import inspect
 import logging
-import pkgutil
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-import quantsr.archs
-from quantsr.basicsr_compat import ARCH_REGISTRY
+from quantsr.config import registries
 from quantsr.engine import checkpoint
 from quantsr.errors import InputError
 
@@ -22,25 +18,17 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-def register_networks() -> None:
-    """Imports every ``quantsr.archs.*_arch`` module, which enters its networks into BasicSR's registry."""
-    for module in pkgutil.iter_modules(quantsr.archs.__path__):
-        if module.name.endswith("_arch"):
-            importlib.import_module(f"quantsr.archs.{module.name}")
-
-
 def build_network(kind: str, kwargs: Mapping[str, Any]) -> nn.Module:
     """The network registered as ``kind``, float or quantized, randomly initialised.
 
     Raises:
         InputError: no such network, or arguments that it refuses.
     """
-    register_networks()
-    if kind not in ARCH_REGISTRY:
-        known = ", ".join(sorted(name for name, _ in ARCH_REGISTRY))
-        raise InputError(f"network_g.type: no network {kind!r}; choose from {known}")
+    known = registries.networks()
+    if kind not in known:
+        raise InputError(f"network_g.type: no network {kind!r}; choose from {', '.join(sorted(known))}")
     try:
-        net: nn.Module = ARCH_REGISTRY.get(kind)(**kwargs)
+        net: nn.Module = known[kind](**kwargs)
     except (TypeError, ValueError) as error:
         raise InputError(f"network_g: {kind} cannot be built ({error}); see docs/options.md") from error
     return net
@@ -49,14 +37,10 @@ def build_network(kind: str, kwargs: Mapping[str, Any]) -> nn.Module:
 def build_for_options(options: Options) -> nn.Module:
     """``network_g``; with ``slimmable_version`` its sub-networks count their blocks as the released code does."""
     network = options.network_g
-    kwargs = dict(network.kwargs)
-    if options.slimmable_version is not None:
-        register_networks()
-        if network.type in ARCH_REGISTRY:
-            accepted = inspect.signature(ARCH_REGISTRY.get(network.type).__init__).parameters
-            if "depth_rule" in accepted:
-                kwargs.setdefault("depth_rule", "released")
-    return build_network(network.type, kwargs)
+    net = build_network(network.type, network.kwargs)
+    if options.slimmable_version is not None and hasattr(net, "depth_rule"):
+        net.depth_rule = "released"
+    return net
 
 
 def load_parameters(net: nn.Module, state: Mapping[str, Tensor], path: str, *, strict: bool = True) -> None:

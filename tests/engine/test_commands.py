@@ -1,0 +1,196 @@
+"""``quantsr train`` and ``quantsr test`` as they are typed."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import cv2
+import pytest
+import torch
+import yaml
+
+from quantsr import quant
+from quantsr.cli import main
+from quantsr.data.resize import imresize_uint8
+from quantsr.engine import build, checkpoint
+from quantsr.engine.results import read_results
+from quantsr.engine.trainer import Trainer
+
+METRICS = {"psnr": {"type": "calculate_psnr", "crop_border": 2, "test_y_channel": True}}
+
+RELEASED_NAMES = {
+    ".input_quantizer.step": ".ActOurs.alpha",
+    ".input_quantizer.calibrated": ".ActOurs.init_state",
+    ".input_quantizer.signed": ".ActOurs.signed",
+    ".input_quantizer.tau": ".channel_threshold",
+    ".weight_quantizer.step": ".alpha",
+    ".weight_quantizer.calibrated": ".init_state",
+    ".shortcut": ".learnable_shortcut",
+}
+
+
+def released_names(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A state dict of ours as the released code would have written it."""
+    found = {}
+    for name, value in state.items():
+        for ours, theirs in RELEASED_NAMES.items():
+            if name.endswith(ours):
+                name = name[: -len(ours)] + theirs
+                value = (
+                    value.float().reshape(1, -1, 1, 1) if ours.endswith("tau") else value.float().reshape(-1)
+                )
+                break
+        found[name] = value
+    return found
+
+
+@pytest.fixture
+def test_file(tmp_path: Path, pictures: Path) -> Any:
+    """A function that writes a test option file for a network and its checkpoint."""
+    for source in pictures.iterdir():
+        picture = imresize_uint8(cv2.imread(str(source)), 0.5)
+        (tmp_path / "lr").mkdir(exist_ok=True)
+        cv2.imwrite(str(tmp_path / "lr" / f"{source.stem}x2.png"), picture)
+    folders = {"dataroot_gt": str(pictures), "dataroot_lq": str(tmp_path / "lr"), "filename_tmpl": "{}x2"}
+
+    def write(network: dict[str, Any], file: Path, **more: Any) -> Path:
+        options = {
+            "name": "tested",
+            "model_type": "SRModel",
+            "scale": 2,
+            "num_gpu": 0,
+            "datasets": {
+                f"test_{n}": {"name": f"Set{n}", "type": "PairedImageDataset", **folders} for n in (1, 2)
+            },
+            "network_g": network,
+            "path": {"pretrain_network_g": str(file), "results_root": str(tmp_path / "results")},
+            "val": {"metrics": METRICS, "save_img": False},
+            **more,
+        }
+        path = tmp_path / "test.yml"
+        path.write_text(yaml.safe_dump(options))
+        return path
+
+    return write
+
+
+def results(tmp_path: Path) -> dict[tuple[str, str], float]:
+    return {(r.set, r.row): r.value for r in read_results(tmp_path / "results" / "tested" / "results.json")}
+
+
+def test_released_option_file_and_state_dict(tmp_path: Path, test_file: Any, capsys: Any) -> None:
+    """``slimmable_version: 1`` tests the half network with one block more, ranked by the shortcuts."""
+    network = {
+        "type": "QEDSR_Ours",
+        "num_in_ch": 3,
+        "num_out_ch": 3,
+        "num_feat": 4,
+        "num_block": 8,
+        "upscale": 2,
+    }
+    net = build.build_network("QEDSR_Ours", {k: v for k, v in network.items() if k != "type"})
+    quant.calibrate(net, [torch.rand(1, 3, 8, 8)])
+    with torch.no_grad():
+        for index, block in enumerate(net.body):
+            block.shortcut.fill_(1 - 0.1 * ((3 * index) % 8))
+    state = released_names(net.state_dict())
+    assert "body.0.conv1.ActOurs.alpha" in state
+    file = tmp_path / "released.pth"
+    torch.save({"params": state}, file)
+
+    assert main(["test", "-opt", str(test_file(network, file, slimmable_version=1))]) == 0
+    slim = results(tmp_path)
+    assert {row for _, row in slim} == {"bicubic", "QuantSR_C W4A4, depth 4"}
+    out = capsys.readouterr().out
+    assert "## Set1, x2, 3 pictures" in out
+    assert "QuantSR_C W4A4, depth 4" in out
+
+    assert (
+        main(["test", "-opt", str(test_file(network, file, val={"metrics": METRICS, "depths": [8, 5, 4]}))])
+        == 0
+    )
+    exact = results(tmp_path)
+    for name in ("Set1", "Set2"):
+        five, four = exact[name, "QuantSR_C W4A4, depth 5"], exact[name, "QuantSR_C W4A4, depth 4"]
+        assert slim[name, "QuantSR_C W4A4, depth 4"] == five != four
+
+
+def test_train_then_test_every_depth_with_the_moving_average(
+    make_options: Any, tmp_path: Path, test_file: Any
+) -> None:
+    """``param_key_g`` picks the parameters; the float teacher stands beside where it is given."""
+    options = make_options(**{"train.optim_g.lr": 0.02})
+    Trainer(options).run()
+    file = Path(options.experiment_folder) / "models" / "net_g_latest.pth"
+    edsr = {"type": "EDSR", "num_in_ch": 3, "num_out_ch": 3, "num_feat": 4, "num_block": 1, "upscale": 2}
+    teacher = tmp_path / "edsr.pth"
+    torch.save(
+        {"params": build.build_network("EDSR", {k: v for k, v in edsr.items() if k != "type"}).state_dict()},
+        teacher,
+    )
+    found = []
+    for key in ("params", "params_ema"):
+        paths = {
+            "pretrain_network_g": str(file),
+            "param_key_g": key,
+            "pretrain_network_teacher": str(teacher),
+            "results_root": str(tmp_path / "results"),
+        }
+        path = test_file(options.network_g.flat(), file, path=paths, network_teacher=edsr)
+        for words in (
+            ["--set", "val.selfensemble_testing=false"],
+            ["--force_yml", "val:selfensemble_testing=true"],
+        ):
+            assert main(["test", "-opt", str(path), *words, "--launcher", "none"]) == 0
+            found.append(results(tmp_path))
+    rows = [f"QuantSR_C W4A4, depth {d}" for d in (4, 2, 1)]
+    assert [row for name, row in found[0] if name == "Set1"] == ["bicubic", "float EDSR", *rows]
+    assert [row for name, row in found[1] if name == "Set1"][2:] == [f"{row}, self-ensemble" for row in rows]
+    assert found[0]["Set1", rows[0]] != found[2]["Set1", rows[0]]
+
+
+def test_a_missing_or_damaged_checkpoint_is_one_line(tmp_path: Path, test_file: Any, capsys: Any) -> None:
+    network = {"type": "QuantSR_C", "num_feat": 4, "num_block": 2, "upscale": 2}
+    file = tmp_path / "bad.pth"
+    file.write_bytes(b"not a checkpoint")
+    assert main(["test", "-opt", str(test_file(network, file))]) == 2
+    error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
+    assert len(error) == 1
+    assert "bad.pth" in error[0]
+
+
+@pytest.mark.integration
+def test_interrupted_from_outside_and_resumed(make_options: Any, tmp_path: Path) -> None:
+    """SIGTERM to ``python -m quantsr.train``: exit code 1, a line that says how to go on, and going on works."""
+    import signal
+    import time
+
+    options = make_options(**{"train.total_iter": 100_000, "logger.print_freq": 1})
+    file = tmp_path / "run.yml"
+    file.write_text(yaml.safe_dump(options.dump()))
+    command = [sys.executable, "-m", "quantsr.train", "-opt", str(file)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    log = Path(options.experiment_folder) / "log"
+    for _ in range(600):
+        if log.is_dir() and any("iteration 3/" in p.read_text() for p in log.iterdir()):
+            break
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert f"go on with: quantsr train -opt {file} --auto-resume" in err.splitlines()[-1]
+    (state,) = checkpoint.states_in(Path(options.experiment_folder) / "training_states")
+    last = int(state.stem)
+    again = [
+        *command,
+        "--auto-resume",
+        "--set",
+        f"train.total_iter={last + 2}",
+        "train.scheduler.milestones=[6]",
+    ]
+    done = subprocess.run(again, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert f"resumed at iteration {last}" in done.stderr

@@ -1,0 +1,235 @@
+"""A whole run: what it leaves behind, validation, best network, stages, signals, starts from checkpoints."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from quantsr.basicsr_compat import EDSR
+from quantsr.config import Options, load_options
+from quantsr.engine import checkpoint, validation
+from quantsr.engine.results import Record, read_results
+from quantsr.engine.run_folder import RunFolder, StopRequest
+from quantsr.engine.trainer import Trainer
+from quantsr.engine.validation import Validation
+from quantsr.errors import InputError, WorkError
+from quantsr.loading import load
+
+
+def test_a_whole_run(make_options: Any, validated: dict[str, Any], caplog: pytest.LogCaptureFixture) -> None:
+    """Every file is there and says what it should."""
+    caplog.set_level(logging.INFO, "quantsr")
+    options = make_options(**validated, **{"logger.use_tb_logger": True, "logger.save_checkpoint_freq": 4})
+    records = Trainer(options).run()
+    root = Path(options.experiment_folder)
+    assert {p.name for p in (root / "models").iterdir()} == {
+        f"net_g_{label}.pth" for label in ("4", "8", "latest", "best")
+    }
+    assert {p.name for p in (root / "training_states").iterdir()} == {"4.state", "8.state"}
+
+    assert [(r.row, r.metric) for r in records if r.metric == "psnr"] == [
+        (row, "psnr")
+        for row in ("bicubic", *(f"QuantSR_C W4A4, depth {d}" for d in (4, 2, 1)))
+    ]  # fmt: skip
+    assert read_results(root / "results.json") == records
+    assert records[-1].config_hash == options.config_hash()
+    assert records[-1].iteration == 8
+
+    assert load_options(str(root / "options.yml"), check_paths=False) == options
+    (log,) = (root / "log").iterdir()
+    text = log.read_text()
+    for wanted in (
+        "iteration 4/8, stage 1",
+        "stage 2, depths [4, 2, 1]; blocks ranked, kept first:",
+        "iteration 8/8, stage 2",
+        "data wait",
+        "RLQ/tensor",
+        "| bicubic",
+    ):
+        assert wanted in text, wanted
+
+    events = EventAccumulator(str(root / "tb_logger"))
+    events.Reload()
+    tags = events.Tags()
+    assert {"train/loss", "train/lr", "val/tinyval/psnr/depth1", "quantizers/body.0.conv1/step_w"} <= set(
+        tags["scalars"]
+    )
+    assert len(tags["images"]) == 2
+
+    best = checkpoint.load(root / "training_states" / "8.state")["best"]
+    assert (best["metric"], best["stage"], best["iteration"]) == ("psnr", 2, 8)
+    latest = load(root / "models" / "net_g_latest.pth")
+    assert latest.ranking is not None
+    assert latest(torch.rand(1, 3, 4, 4), depth=1).shape == (1, 3, 8, 8)
+
+
+@pytest.fixture(autouse=True)
+def _small_validation_set(monkeypatch: pytest.MonkeyPatch, pictures: Path) -> None:
+    """The tiny training pictures stand in for scikit-image's, which take a second."""
+    from quantsr.engine import evaluate
+
+    def build(datasets: dict[str, Any], scale: int) -> list[evaluate.EvalSet]:
+        from quantsr.data import build_eval_dataset
+
+        made = {"name": "tinyval", "type": "PairedImageDataset", "dataroot_gt": str(pictures)}
+        return [evaluate.EvalSet(d.name, scale, build_eval_dataset(made, scale)) for d in datasets.values()]
+
+    monkeypatch.setattr("quantsr.engine.trainer.build_sets", build)
+
+
+def test_the_switch_of_stages(make_options: Any) -> None:
+    """Full depth for stage1_fraction of the iterations, all depths after; the ranking is that of the shortcuts then."""
+    seen = []
+
+    class Spy(Trainer):
+        def _step(self, monitor: Any) -> None:
+            super()._step(monitor)
+            seen.append((self.iteration, self.model.stage, len(self.model.loss_terms)))
+
+    Spy(make_options(**{"train.stage1_fraction": 0.25})).run()
+    assert seen == [(i, 1, 1) if i <= 2 else (i, 2, 3) for i in range(1, 9)]
+
+
+@pytest.mark.parametrize("fraction", [0.0, 1.0])
+def test_one_stage_only(make_options: Any, fraction: float) -> None:
+    trainer = Trainer(make_options(**{"train.stage1_fraction": fraction, "train.total_iter": 2}))
+    trainer.run()
+    assert trainer.model.stage == (2 if fraction == 0 else 1)
+
+
+def test_best_compares_within_a_stage(make_options: Any, validated: dict[str, Any], tmp_path: Path) -> None:
+    keeper = Validation(make_options(**validated), [], RunFolder(tmp_path))
+
+    def records(*values: float) -> list[Record]:
+        return [Record("s", 2, "n", d, "psnr", v, 1) for d, v in enumerate(values)]
+
+    first = keeper.better_than(None, records(30.0), 4, 1)
+    assert first == {"metric": "psnr", "value": 30.0, "iteration": 4, "stage": 1}
+    assert keeper.better_than(first, records(29.0), 8, 1) is None
+    assert keeper.better_than(first, records(31.0), 8, 1) is not None
+    second = keeper.better_than(first, records(20.0, 22.0), 8, 2)
+    assert second is not None
+    assert second["value"] == 21.0
+
+
+def test_training_starts_from_a_float_network(make_options: Any, tmp_path: Path) -> None:
+    file = tmp_path / "edsr.pth"
+    torch.manual_seed(99)  # not the run's own seed, which would draw the same numbers
+    edsr = EDSR(3, 3, num_feat=8, num_block=2, upscale=2)
+    torch.save({"params": edsr.state_dict()}, file)
+    started: dict[str, torch.Tensor] = {}
+
+    class Spy(Trainer):
+        def _announce(self, net: torch.nn.Module) -> None:
+            started.update(checkpoint.cpu_state(net))
+            raise KeyboardInterrupt
+
+    for which, same in (("all", True), ("head_tail", False)):
+        options = make_options(**{"path.fp_pretrain_network_g": str(file), "path.fp_init": which})
+        with pytest.raises(KeyboardInterrupt):
+            Spy(options).run()
+        for name in ("conv_last.weight", "body.1.conv2.weight"):
+            assert torch.equal(started[name], edsr.state_dict()[name]) == (same or name == "conv_last.weight")
+
+
+def test_training_goes_on_from_a_trained_network(make_options: Any) -> None:
+    """Steps and signs of the checkpoint are kept: it is not calibrated again."""
+    first = make_options(name="first", **{"train.total_iter": 2})
+    Trainer(first).run()
+    file = Path(first.experiment_folder) / "models" / "net_g_latest.pth"
+    wanted = checkpoint.load(file)["params"]
+    started: dict[str, torch.Tensor] = {}
+
+    class Spy(Trainer):
+        def _announce(self, net: torch.nn.Module) -> None:
+            started.update({k: v.clone() for k, v in checkpoint.cpu_state(net).items()})
+
+    Spy(make_options(name="second", **{"path.pretrain_network_g": str(file), "train.total_iter": 1})).run()
+    assert all(torch.equal(started[name], value) for name, value in wanted.items())
+
+
+def test_calibration_sees_the_batches_training_begins_with(make_options: Any) -> None:
+    """And takes none away from it."""
+    options = make_options(**{"train.calibration_batches": 3})
+    positions = []
+
+    class Spy(Trainer):
+        def _announce(self, net: torch.nn.Module) -> None:
+            positions.append(self.loader.position)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        Spy(options).run()
+    assert positions == [0]
+
+
+def test_a_signal_during_validation(make_options: Any, validated: dict[str, Any], monkeypatch: Any) -> None:
+    """The state says that the validation is still due; the resumed run does it, and finds the same best."""
+    through = make_options(name="through", **validated)
+    Trainer(through).run()
+
+    broken = make_options(name="broken", **validated)
+    real = validation.evaluate
+
+    def interrupted(*args: Any, progress: Any, **kwargs: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGINT)
+        return real(*args, progress=progress, **kwargs)
+
+    monkeypatch.setattr(validation, "evaluate", interrupted)
+    with pytest.raises(WorkError, match="stopped by SIGINT at iteration 4"):
+        Trainer(broken).run()
+    monkeypatch.setattr(validation, "evaluate", real)
+    state = Path(broken.experiment_folder) / "training_states" / "4.state"
+    assert checkpoint.load(state)["validation_due"] is True
+    Trainer(broken, auto_resume=True).run()
+    ends = [
+        checkpoint.load(Path(o.experiment_folder) / "training_states" / "8.state") for o in (through, broken)
+    ]
+    assert ends[0]["best"] == ends[1]["best"]
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(ends[0]["model"]["params"].values(), ends[1]["model"]["params"].values(), strict=True)
+    )
+
+
+def test_a_second_signal_is_not_held_back() -> None:
+    with StopRequest() as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.name == "SIGINT"
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_what_is_missing_is_named(make_options: Any) -> None:
+    options = make_options()
+    plain = options.dump()
+    del plain["train"]
+    with pytest.raises(InputError, match="train: missing"):
+        Trainer(Options.model_validate(plain))
+    plain = options.dump()
+    del plain["datasets"]["train"]
+    with pytest.raises(InputError, match=r"datasets\.train: missing"):
+        Trainer(Options.model_validate(plain))
+    with pytest.raises(InputError, match=r"path\.pretrain_network_teacher: missing"):
+        Trainer(
+            make_options(
+                **{"network_teacher": {"type": "EDSR", "num_in_ch": 3, "num_out_ch": 3, "upscale": 2}},
+                **{"train.distill": {"output_weight": 1.0}},
+            )
+        ).run()
+
+
+def test_options_file_round_trips(make_options: Any) -> None:
+    options = make_options(**{"train.total_iter": 1})
+    Trainer(options).run()
+    text = (Path(options.experiment_folder) / "options.yml").read_text()
+    assert Options.model_validate(yaml.safe_load(text)) == options
