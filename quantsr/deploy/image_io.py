@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -65,7 +64,7 @@ def read(path: str | Path) -> Picture:
         ) from None
     except FileNotFoundError:
         raise InputError(f"{path}: there is no such file") from None
-    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError, cv2.error) as error:
+    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"{path}: cannot be read ({reason}); is the file damaged?") from error
 
@@ -98,7 +97,13 @@ def _read_plain(image: Image.Image) -> Picture:
 
 
 def _read_deep(path: Path, image: Image.Image) -> Picture:
-    pixels = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED | cv2.IMREAD_IGNORE_ORIENTATION)
+    import cv2  # on demand: it loads slowly, and most pictures need none of it
+
+    flags = cv2.IMREAD_UNCHANGED | cv2.IMREAD_IGNORE_ORIENTATION
+    try:
+        pixels = cv2.imdecode(np.fromfile(path, np.uint8), flags)
+    except cv2.error as error:
+        raise ValueError(error.err) from error
     if pixels is None:
         raise ValueError("OpenCV cannot decode it")
     turned = image.format == "TIFF" and pixels.shape[:2] != (
@@ -146,6 +151,8 @@ def scale_alpha(alpha: Pixels, scale: int, first: int = 0, stop: int | None = No
 
     Transparency is a mask, not a photograph: the network is not run on it.
     """
+    import cv2
+
     height, width = alpha.shape
     stop = height * scale if stop is None else stop
     top, bottom = max(0, first // scale - 2), min(height, -(-stop // scale) + 2)  # what four taps reach
@@ -203,7 +210,7 @@ def write(
                 _write_whole(file, suffix, whole, icc)
         os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
-    except (OSError, ValueError, cv2.error) as error:
+    except (OSError, ValueError) as error:
         raise WorkError(f"{path}: cannot be written ({error}); try another type or folder") from error
     finally:
         temporary.unlink(missing_ok=True)
@@ -211,6 +218,8 @@ def write(
 
 def _write_whole(file: BinaryIO, suffix: str, pixels: Pixels, icc: bytes | None) -> None:
     if pixels.dtype == np.uint16 and suffix in (".tif", ".tiff"):
+        import cv2
+
         order = {3: cv2.COLOR_RGB2BGR, 4: cv2.COLOR_RGBA2BGRA}.get(
             pixels.shape[-1] if pixels.ndim == 3 else 1
         )

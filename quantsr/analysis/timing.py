@@ -1,0 +1,107 @@
+"""Timing several ways of doing one thing fairly: interleaved in one run, medians and spread, the machine written beside them."""
+
+from __future__ import annotations
+
+import csv
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median, quantiles
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Milliseconds of one contender."""
+
+    name: str
+    times: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        return median(self.times)
+
+    @property
+    def spread(self) -> float:
+        """Distance between the quartiles; 0 for a single run."""
+        if len(self.times) < 2:
+            return 0.0
+        low, _, high = quantiles(self.times, n=4)
+        return high - low
+
+    @property
+    def fastest(self) -> float:
+        return min(self.times)
+
+
+def interleaved(
+    contenders: Mapping[str, Callable[[], object]],
+    rounds: int,
+    warm_up: int = 1,
+    on_round: Callable[[int], None] | None = None,
+) -> list[Timing]:
+    """Run every contender once per round, so that a slow moment of the machine hits all alike."""
+    for call in contenders.values():
+        for _ in range(warm_up):
+            call()
+    times: dict[str, list[float]] = {name: [] for name in contenders}
+    for index in range(rounds):
+        for name, call in contenders.items():
+            start = time.perf_counter()
+            call()
+            times[name].append((time.perf_counter() - start) * 1e3)
+        if on_round is not None:
+            on_round(index)
+    return [Timing(name, tuple(values)) for name, values in times.items()]
+
+
+def machine() -> str:
+    """Processor, cores this process may use, and the vector extensions that matter for low-bit arithmetic."""
+    name, flags = platform.processor() or platform.machine(), set()
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            key, _, value = line.partition(":")
+            if key.strip() == "model name":
+                name = value.strip()
+            elif key.strip() == "flags":
+                flags = set(value.split())
+                break
+    except OSError:
+        pass
+    wanted = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return (
+        f"{name}, {cores} cores, {' '.join(f for f in wanted if f in flags) or 'no known vector extension'}"
+    )
+
+
+def load_per_core() -> float:
+    """Runnable processes per core over the last minute; timings above about 0.5 before the run mean little."""
+    return os.getloadavg()[0] / (os.cpu_count() or 1)
+
+
+def commit(folder: Path) -> str:
+    """The checked-out commit, with "+" where files differ from it; "unknown" outside a checkout."""
+    try:
+        name = _git(folder, "rev-parse", "--short", "HEAD")
+        return name + ("+" if _git(folder, "status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def _git(folder: Path, *words: str) -> str:
+    return subprocess.run(
+        ["git", "-C", str(folder), *words], capture_output=True, text=True, check=True
+    ).stdout.strip()
+
+
+def write_csv(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
+    """One line per row; the columns are those of the first."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
