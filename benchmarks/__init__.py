@@ -1,0 +1,1 @@
+"""Measurements anyone can repeat: each script interleaves what it compares in one run and writes benchmarks/results/."""

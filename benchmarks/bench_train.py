@@ -1,0 +1,273 @@
+"""One training step: the float network, ours, and the released formulation, interleaved in one process.
+
+    python -m benchmarks.bench_train                  # the table of the README
+    python -m benchmarks.bench_train --grow           # how cost grows with bits, blocks, batch and patch
+    python -m benchmarks.bench_train --device cuda --batch 32
+
+A step is forward, L1 loss, backward and Adam. ``saved`` are the bytes that autograd keeps for backward, parameters not
+counted and every storage once; ``peak`` is the growth of the process's resident memory over one step, each row in a
+process of its own (on CUDA: the allocator's peak).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks import timing
+from quantsr.archs import QuantSR_C
+from quantsr.basicsr_compat import EDSR
+from quantsr.quant import calibrate, set_compile
+from tests.reference.released_quantizer import ReleasedQuantSRC
+
+MIB = 2**20
+
+
+@dataclass(frozen=True)
+class Work:
+    """The common work: network shape, batch and patch (side of the low-resolution crop, pixels)."""
+
+    blocks: int = 16
+    feat: int = 64
+    upscale: int = 4
+    batch: int = 4
+    patch: int = 48
+    bits: int = 4
+    device: str = "cpu"
+
+
+@dataclass(frozen=True)
+class Row:
+    """How one row computes."""
+
+    kind: str
+    bf16: bool = False
+    compiled: bool = False
+    depths: int = 1
+
+
+ROWS = {
+    "float FP32": Row("float"),
+    "float bf16": Row("float", bf16=True),
+    "released FP32": Row("released"),
+    "released bf16": Row("released", bf16=True),
+    "ours FP32": Row("ours", compiled=True),
+    "ours bf16, eager": Row("ours", bf16=True),
+    "ours bf16": Row("ours", bf16=True, compiled=True),
+}
+STAGE2 = {"ours bf16, three depths": Row("ours", bf16=True, compiled=True, depths=3)}
+
+
+class Step:
+    """One network with its optimizer and data, ready to be stepped."""
+
+    def __init__(self, row: Row, work: Work) -> None:
+        torch.manual_seed(0)
+        self.row, self.device = row, torch.device(work.device)
+        side = work.patch
+        self.x = torch.rand(work.batch, 3, side, side)
+        self.y = torch.rand(work.batch, 3, side * work.upscale, side * work.upscale)
+        shape = {"num_feat": work.feat, "num_block": work.blocks, "upscale": work.upscale}
+        self.net: nn.Module
+        if row.kind == "float":
+            self.net = EDSR(3, 3, **shape)
+        elif row.kind == "released":
+            self.net = ReleasedQuantSRC(**shape, bits_w=work.bits, bits_a=work.bits)
+            self.net(self.x)  # its hidden initialisation
+        else:
+            ours = QuantSR_C(**shape, nbits_w=work.bits, nbits_a=work.bits)
+            calibrate(ours, [self.x])
+            ours.rank_blocks()
+            self.net = ours
+        self.net.to(self.device)
+        self.x, self.y = self.x.to(self.device), self.y.to(self.device)
+        if row.bf16:
+            self.net.to(memory_format=torch.channels_last)
+            self.x = self.x.contiguous(memory_format=torch.channels_last)
+        self.optimizer = torch.optim.Adam(self.net.parameters(), lr=1e-4)
+
+    def loss(self) -> Tensor:
+        """Forward and L1, the mean over depths where there are several."""
+        set_compile(self.row.compiled)
+        amp = torch.autocast(self.device.type, torch.bfloat16) if self.row.bf16 else nullcontext()
+        with amp:
+            if self.row.depths == 1:
+                outputs: tuple[Tensor, ...] = (self.net(self.x),)
+            else:
+                outputs = self.net(self.x, depth=self.net.depths)
+        return sum((out.float() - self.y).abs().mean() for out in outputs) / len(outputs)  # type: ignore[return-value]
+
+    def __call__(self) -> None:
+        self.optimizer.zero_grad(set_to_none=True)
+        self.loss().backward()
+        self.optimizer.step()
+
+    def saved_bytes(self) -> int:
+        """Bytes that autograd keeps between forward and backward."""
+        own = {p.untyped_storage().data_ptr() for p in self.net.parameters()}
+        seen: dict[int, int] = {}
+
+        def pack(t: Tensor) -> Tensor:
+            storage = t.untyped_storage()
+            if storage.data_ptr() not in own:
+                seen[storage.data_ptr()] = storage.nbytes()
+            return t
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+            loss = self.loss()
+        total = sum(seen.values())
+        del loss
+        return total
+
+
+def _sync(device: str) -> Callable[[], None] | None:
+    return torch.cuda.synchronize if device == "cuda" else None
+
+
+def peak_bytes(name: str, work: Work) -> int:
+    """Growth of resident memory over a step, in a fresh process."""
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.bench_train",
+        "--peak-of",
+        name,
+        "--work",
+        json.dumps(asdict(work)),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return int(done.stdout.strip().splitlines()[-1])
+
+
+def _print_peak(name: str, work: Work) -> None:
+    step = Step({**ROWS, **STAGE2}[name], work)
+    if work.device == "cuda":
+        step()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        step()
+        print(torch.cuda.max_memory_allocated() - before)
+        return
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    step()
+    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
+
+
+def measure(rows: dict[str, Row], work: Work, *, repeats: int, memory: bool) -> list[dict[str, Any]]:
+    """Time all rows in turn."""
+    steps = {name: Step(row, work) for name, row in rows.items()}
+    first: dict[str, float] = {}
+    for name, step in steps.items():
+        begin = time.perf_counter()
+        step()
+        first[name] = time.perf_counter() - begin
+    seconds = timing.interleave(steps, repeats=repeats, sync=_sync(work.device))
+    median = {name: statistics.median(values) for name, values in seconds.items()}
+    records = []
+    for name, row in rows.items():
+        base = "float bf16" if row.bf16 else "float FP32"
+        record: dict[str, Any] = {"row": name, **timing.summary(seconds[name])}
+        if base in median:
+            pairs = [a / b for a, b in zip(seconds[name], seconds[base], strict=True)]
+            record["x_float_same_precision"] = round(statistics.median(pairs), 3)
+        if "released FP32" in median:
+            pairs = [b / a for a, b in zip(seconds[name], seconds["released FP32"], strict=True)]
+            record["x_faster_than_released"] = round(statistics.median(pairs), 2)
+        record["first_step_s"] = round(first[name], 2)
+        if memory:
+            record["saved_MiB"] = round(steps[name].saved_bytes() / MIB, 1)
+            record["peak_MiB"] = round(peak_bytes(name, work) / MIB, 1)
+        records.append({**record, **asdict(work)})
+    return records
+
+
+def loader_wait(work: Work, step_seconds: float, *, batches: int = 30) -> dict[str, Any]:
+    """Share of a step spent waiting for crops of ``datasets/mini``, with a step of that length in between."""
+    from quantsr.data import build_train_loader
+
+    options = {
+        "type": "CroppedImageDataset",
+        "dataroot_gt": "datasets/mini",
+        "gt_size": work.patch * work.upscale,
+        "batch_size_per_gpu": work.batch,
+        "use_hflip": True,
+        "use_rot": True,
+    }
+    loader = build_train_loader(options, scale=work.upscale, seed=0)
+    next(loader)
+    waits = []
+    for _ in range(batches):
+        time.sleep(step_seconds)
+        begin = time.perf_counter()
+        next(loader)
+        waits.append(time.perf_counter() - begin)
+    loader.close()
+    wait = statistics.median(waits)
+    return {
+        "row": "loader wait",
+        "median_ms": round(wait * 1e3, 3),
+        "share_of_step": round(wait / step_seconds, 4),
+    }
+
+
+def grow(work: Work, *, repeats: int) -> list[dict[str, Any]]:
+    """One change at a time from ``work``."""
+    changes: list[dict[str, int]] = [{}]
+    changes += [{"bits": b} for b in (2, 3, 8)]
+    changes += [{"blocks": b} for b in (8, 32)]
+    changes += [{"batch": b} for b in (1, 8, 16)]
+    changes += [{"patch": p} for p in (24, 64, 96)]
+    rows = {name: ROWS[name] for name in ("float bf16", "ours bf16")}
+    records = []
+    for change in changes:
+        changed = replace(work, **change)
+        label = ", ".join(f"{k} {v}" for k, v in change.items()) or "base"
+        for record in measure(rows, changed, repeats=repeats, memory=False):
+            records.append({"change": label, **record})
+    return records
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    for name, value in asdict(Work()).items():
+        parser.add_argument(f"--{name}", type=type(value), default=value)
+    parser.add_argument("--repeats", type=int, default=11)
+    parser.add_argument("--grow", action="store_true", help="the table of how cost grows")
+    parser.add_argument("--peak-of", help=argparse.SUPPRESS)
+    parser.add_argument("--work", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.peak_of:
+        _print_peak(args.peak_of, Work(**json.loads(args.work)))
+        return
+    work = Work(**{name: getattr(args, name) for name in asdict(Work())})
+    print(timing.machine())
+    if args.grow:
+        records = grow(work, repeats=args.repeats)
+        path = timing.write_csv(f"train_growth_{work.device}.csv", records)
+    else:
+        records = measure(ROWS, work, repeats=args.repeats, memory=True)
+        records += measure(STAGE2, work, repeats=args.repeats, memory=True)
+        ours = next(r for r in records if r["row"] == "ours bf16")
+        records.append({**loader_wait(work, ours["median_ms"] / 1e3), **asdict(work)})
+        path = timing.write_csv(f"train_{work.device}.csv", records)
+    shown = [{k: v for k, v in r.items() if k not in asdict(work)} for r in records]
+    print(timing.table(shown))
+    print(f"written to {path}")
+
+
+if __name__ == "__main__":
+    main()
