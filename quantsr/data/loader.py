@@ -128,7 +128,7 @@ class TrainLoader:
 
     def __init__(
         self,
-        dataset: Dataset[Batch],
+        dataset: CroppedImageDataset | SeededSamples,
         *,
         batch_size: int,
         seed: int,
@@ -157,7 +157,7 @@ class TrainLoader:
         self.rank, self.world_size = rank, world_size
         self.num_workers, self.prefetch = num_workers, max(1, prefetch)
         self.pin_memory = pin_memory and torch.cuda.is_available()
-        self.samples_per_epoch = samples_per_epoch or len(dataset)  # type: ignore[arg-type]
+        self.samples_per_epoch = samples_per_epoch or len(dataset)
         self.position = 0
         self._stream: Iterator[Batch] | None = None
 
@@ -205,11 +205,12 @@ class TrainLoader:
         if self.num_workers == 0:
             if isinstance(self.dataset, SeededSamples):  # borrows the process's random states: no thread
                 return map(self.dataset.__getitems__, batches)
-            source = (self.dataset.__getitems__(batch, pin_memory=self.pin_memory) for batch in batches)
+            cropped, pin = self.dataset, self.pin_memory
+            source = (cropped.__getitems__(batch, pin_memory=pin) for batch in batches)
             return _Background(source, self.prefetch)
         loader = DataLoader(
             self.dataset,
-            batch_sampler=batches,  # type: ignore[arg-type]
+            batch_sampler=batches,
             num_workers=self.num_workers,
             collate_fn=_same,
             pin_memory=self.pin_memory,
@@ -268,7 +269,7 @@ def build_train_loader(
         raise InputError(
             f"type: no data set is called {kind!r}; known are {', '.join(sorted(DATASET_REGISTRY.keys()))}"
         )
-    dataset: Dataset[Batch]
+    dataset: CroppedImageDataset | SeededSamples
     if kind == CroppedImageDataset.__name__:
         dataset = cropped = CroppedImageDataset(opt)
         if not cropped.in_memory:
@@ -284,7 +285,7 @@ def build_train_loader(
         world_size=world_size,
         pin_memory=bool(opt.get("pin_memory")) if pin_memory is None else pin_memory,
         prefetch=max(3, int(opt.get("num_prefetch_queue") or 1)),
-        samples_per_epoch=len(dataset) * int(opt.get("dataset_enlarge_ratio") or 1),  # type: ignore[arg-type]
+        samples_per_epoch=len(dataset) * int(opt.get("dataset_enlarge_ratio") or 1),
     )
 
 
