@@ -94,7 +94,10 @@ class QuantSRModel(BaseModel):
         if not self.opt["dist"]:
             return self.net
         devices = [self.device.index] if self.device.type == "cuda" else None
-        return DistributedDataParallel(self.net, device_ids=devices, find_unused_parameters=find_unused)
+        # Buffers (signs, means) are made equal once, here, and do not change in training.
+        return DistributedDataParallel(
+            self.net, device_ids=devices, find_unused_parameters=find_unused, broadcast_buffers=False
+        )
 
     def _distillation(self, teacher: nn.Module | None) -> Distillation | None:
         distill = self.train_options.distill
