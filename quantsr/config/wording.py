@@ -16,7 +16,7 @@ _BOUNDS = (("gt", ">"), ("ge", ">="), ("lt", "<"), ("le", "<="))
 
 def section_of(annotation: Any) -> tuple[type[Section] | None, bool]:
     """The section class an annotation holds, and whether it holds many by name (``dict[str, Section]``)."""
-    if isinstance(annotation, type) and issubclass(annotation, Section):
+    if _is_section(annotation):
         return annotation, False
     if get_origin(annotation) is dict:
         return section_of(get_args(annotation)[1])[0], True
@@ -24,6 +24,11 @@ def section_of(annotation: Any) -> tuple[type[Section] | None, bool]:
         if member is not annotation and section_of(member)[0] is not None:
             return section_of(member)
     return None, False
+
+
+def _is_section(annotation: Any) -> bool:
+    # Python 3.10 takes list[float] for a type, and issubclass() then refuses it.
+    return get_origin(annotation) is None and isinstance(annotation, type) and issubclass(annotation, Section)
 
 
 def takes(field: FieldInfo) -> str:
@@ -55,7 +60,7 @@ def _words(annotation: Any) -> Iterator[str]:
         elif get_origin(member) is list:
             inner = " or ".join(_words(get_args(member)[0]))
             yield f"a list of {inner.removeprefix('a ').replace('number', 'numbers').replace('text', 'texts')}"
-        elif get_origin(member) is dict or (isinstance(member, type) and issubclass(member, Section)):
+        elif get_origin(member) is dict or _is_section(member):
             yield "a section (keys below it)"
 
 
