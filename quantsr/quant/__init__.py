@@ -3,6 +3,7 @@
 Read functional.py for the formulae, quantizers.py for what has state, autograd.py and kernels.py for how it is made fast.
 """
 
+from quantsr.quant.attention import QuantMatmul, QuantOperand, attention_products
 from quantsr.quant.calibrate import calibrate, calibrating, layer_steps
 from quantsr.quant.kernels import get_compile, set_compile
 from quantsr.quant.layers import QuantConv2d, QuantizedLayer, QuantLinear, quantized_layers, set_exact_fp32
@@ -24,10 +25,13 @@ __all__ = [
     "IntRange",
     "QuantConv2d",
     "QuantLinear",
+    "QuantMatmul",
+    "QuantOperand",
     "QuantizedLayer",
     "Quantizer",
     "Rule",
     "WeightQuantizer",
+    "attention_products",
     "calibrate",
     "calibrating",
     "check_bits",

@@ -59,12 +59,13 @@ class _FakeQuantizeActivation(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
         x, tau, step = ctx.saved_tensors
-        return (*_activation_gradients(x, tau, step, ctx.spec, grads[0]), None)
+        return (*activation_gradients(x, tau, step, ctx.spec, grads[0]), None)
 
 
-def _activation_gradients(
+def activation_gradients(
     x: Tensor, tau: Tensor, step: Tensor, spec: ActivationQuant, grad: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of ``x``, ``tau`` and ``step``, from that of the fake-quantized activation."""
     bounds = bounds_on(spec.range.qmin, spec.range.qmax, x.device)
     run = kernel("activation_backward", x.device.type)
     view = _view_per_channel(tau, x.dim(), spec.channel_dim)
@@ -99,8 +100,8 @@ class _QuantizeWeight(torch.autograd.Function):
         return grad_weight, (grad_step * scale).reshape(step.shape), None, None, None
 
 
-class _ConvOnCodes(torch.autograd.Function):
-    """A convolution whose operands are integer codes and whose steps are multiplied in after it.
+class _ProductOnCodes(torch.autograd.Function):
+    """A convolution or linear layer whose operands are integer codes and whose steps are multiplied in after it.
 
     Codes of up to 8 bits are exact in bfloat16, so every product is exact and accumulates in FP32 on the matrix units.
     The quantized weight enters twice, as values (for the gradient) and as codes (for the arithmetic).
@@ -117,14 +118,18 @@ class _ConvOnCodes(torch.autograd.Function):
         codes_w: Tensor,
         step_w: Tensor,
         spec: ActivationQuant,
-        conv: tuple[Any, ...],
+        conv: tuple[Any, ...] | None,
         relu: bool,
     ) -> Tensor:
-        codes_x = _codes(x, tau, step, spec, codes_w.dtype)
-        z = torch.ops.aten.convolution(codes_x, codes_w, None, *conv)
-        scale = _view_per_channel((step.clamp_min(MIN_STEP) * step_w.flatten()).reshape(-1), z.dim(), 1)
+        """``conv`` holds the arguments of a convolution, None for a linear layer on rows (M, C)."""
+        codes_x = activation_codes(x, tau, step, spec, codes_w.dtype)
+        z = codes_x @ codes_w.t() if conv is None else _convolution(codes_x, codes_w, None, *conv)
+        channels = 1 if conv is not None else -1
+        scale = _view_per_channel(
+            (step.clamp_min(MIN_STEP) * step_w.flatten()).reshape(-1), z.dim(), channels
+        )
         run = kernel("scale_bias", x.device.type)
-        out: Tensor = run(z, scale, _view_per_channel(bias, z.dim(), 1), relu)
+        out: Tensor = run(z, scale, _view_per_channel(bias, z.dim(), channels), relu)
         # The output of a ReLU is the next layer's input, which that layer saves anyway: no second copy.
         ctx.save_for_backward(x, tau, step, weight, out if relu else None)
         ctx.spec, ctx.conv, ctx.dtype = spec, conv, codes_w.dtype
@@ -136,14 +141,13 @@ class _ConvOnCodes(torch.autograd.Function):
         grad = grads[0]
         if out is not None:
             grad = kernel("relu_backward", x.device.type)(grad, out)
-        codes_x = _codes(x, tau, step, ctx.spec, ctx.dtype)
+        codes_x = activation_codes(x, tau, step, ctx.spec, ctx.dtype)
         need_x = any(ctx.needs_input_grad[:3])
-        grad_q, grad_w, grad_b = torch.ops.aten.convolution_backward(
+        grad_q, grad_w, grad_b = _product_backward(
             grad.to(ctx.dtype),
             codes_x,
             weight.to(ctx.dtype),
-            [weight.shape[0]],
-            *ctx.conv,
+            ctx.conv,
             [need_x, ctx.needs_input_grad[3], ctx.needs_input_grad[4]],
         )
         if grad_w is not None:
@@ -152,11 +156,34 @@ class _ConvOnCodes(torch.autograd.Function):
             grad_b = grad_b.float()
         grad_x = grad_tau = grad_step = None
         if need_x:
-            grad_x, grad_tau, grad_step = _activation_gradients(x, tau, step, ctx.spec, grad_q)
+            grad_x, grad_tau, grad_step = activation_gradients(x, tau, step, ctx.spec, grad_q)
         return grad_x, grad_tau, grad_step, grad_w, grad_b, None, None, None, None, None
 
 
-def _codes(x: Tensor, tau: Tensor, step: Tensor, spec: ActivationQuant, dtype: torch.dtype) -> Tensor:
+_convolution = torch.ops.aten.convolution
+
+
+def _product_backward(
+    grad: Tensor, x: Tensor, weight: Tensor, conv: tuple[Any, ...] | None, needed: list[bool]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of input, weight and bias, all in one type; None (in place of a tensor) where not needed."""
+    if conv is not None:
+        bias_size = [weight.shape[0]]
+        found: tuple[Tensor, Tensor, Tensor] = torch.ops.aten.convolution_backward(
+            grad, x, weight, bias_size, *conv, needed
+        )
+        return found
+    return (
+        grad @ weight if needed[0] else None,  # type: ignore[return-value]
+        grad.t() @ x if needed[1] else None,
+        grad.sum(0, dtype=torch.float32) if needed[2] else None,
+    )
+
+
+def activation_codes(
+    x: Tensor, tau: Tensor, step: Tensor, spec: ActivationQuant, dtype: torch.dtype
+) -> Tensor:
+    """Codes of ``x + tau`` in ``dtype``; shape of ``x``."""
     bounds = bounds_on(spec.range.qmin, spec.range.qmax, x.device)
     run = kernel("activation_codes", x.device.type)
     codes: Tensor = run(x, _view_per_channel(tau, x.dim(), spec.channel_dim), step, bounds, dtype)
@@ -230,10 +257,36 @@ def conv2d_on_codes(
     if bias is None:
         bias = torch.zeros(weight.values.shape[0], device=x.device)
     conv = (list(stride), list(padding), list(dilation), False, [0] * len(stride), groups)
-    out: Tensor = _ConvOnCodes.apply(
+    out: Tensor = _ProductOnCodes.apply(
         x, spec.tau, spec.step, weight.values, bias, weight.codes, weight.step, spec, conv, relu
     )
     return out
+
+
+def linear_on_codes(x: Tensor, spec: ActivationQuant, weight: QuantizedWeight, bias: Tensor | None) -> Tensor:
+    """Quantized linear layer computed on integer codes. (..., C) to (..., O) in the type of the codes.
+
+    Args:
+        x: float activation, not yet quantized.
+        spec: the input quantizer, channels last.
+        weight: (O, C) from :func:`quantize_weight`, codes in the type that the product is to run in.
+        bias: (O,) or None.
+    """
+    if bias is None:
+        bias = torch.zeros(weight.values.shape[0], device=x.device)
+    out: Tensor = _ProductOnCodes.apply(
+        x.reshape(-1, x.shape[-1]),
+        spec.tau,
+        spec.step,
+        weight.values,
+        bias,
+        weight.codes,
+        weight.step,
+        spec,
+        None,
+        False,
+    )
+    return out.unflatten(0, x.shape[:-1])
 
 
 def shortcut_add(x: Tensor, residual: Tensor, shortcut: Tensor, res_scale: float) -> Tensor:

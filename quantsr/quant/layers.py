@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from quantsr.quant.autograd import QuantizedWeight, conv2d_on_codes
+from quantsr.quant.autograd import ActivationQuant, QuantizedWeight, conv2d_on_codes, linear_on_codes
 from quantsr.quant.quantizers import ActivationQuantizer, Granularity, WeightQuantizer, get_quantizer
 from quantsr.quant.ranges import FLOAT_BITS, check_bits
 
@@ -80,7 +80,8 @@ class QuantizedLayer(nn.Module):
             self.weight_quantizer.calibrate(self.weight)
         return self.weight_quantizer.quantize(self.weight, dtype)
 
-    def _observe(self, x: Tensor) -> None:
+    def observe(self, x: Tensor) -> None:
+        """Show the input to the quantizer where this forward is a calibration batch."""
         if self.calibrating and self.input_quantizer is not None:
             self.input_quantizer.observe(x)
 
@@ -94,6 +95,12 @@ class QuantizedLayer(nn.Module):
             raise ValueError("this layer's weight is not quantized (nbits_w is 32)")
         return self.weight_quantizer.codes(self.weight)
 
+    def _spec_on_codes(self, dtype: torch.dtype, weight: QuantizedWeight | None) -> ActivationQuant | None:
+        """The input quantizer where the product can run on codes in ``dtype``, else None."""
+        if self.input_quantizer is None or not runs_on_codes(dtype):
+            return None
+        return self.input_quantizer.spec() if weight is not None and weight.codes is not None else None
+
     def _fake_quantized(self, x: Tensor, weight: QuantizedWeight | None) -> tuple[Tensor, Tensor]:
         x = self.input_quantizer(x) if self.input_quantizer is not None else x
         return x, weight.values if weight is not None else self.weight
@@ -104,6 +111,11 @@ def compute_dtype(x: Tensor) -> torch.dtype:
     if torch.is_autocast_enabled(x.device.type):
         return torch.get_autocast_dtype(x.device.type)
     return x.dtype
+
+
+def runs_on_codes(dtype: torch.dtype) -> bool:
+    """Whether products in this type are computed on integer codes: in half precision, unless :func:`set_exact_fp32`."""
+    return dtype in (torch.bfloat16, torch.float16) and not _exact_fp32
 
 
 def exact_products(device_type: str) -> AbstractContextManager[Any]:
@@ -161,13 +173,12 @@ class QuantConv2d(QuantizedLayer, nn.Conv2d):  # type: ignore[misc]
             weight: from :meth:`quantized_weight`, to quantize it once for several calls.
             relu: apply ReLU to the result.
         """
-        self._observe(x)
+        self.observe(x)
         dtype = compute_dtype(x)
         if weight is None:
             weight = self.quantized_weight(dtype)
-        spec = self.input_quantizer.spec() if self.input_quantizer is not None else None
-        low_precision = dtype in (torch.bfloat16, torch.float16) and not _exact_fp32
-        if low_precision and spec is not None and weight is not None and weight.codes is not None:
+        spec = self._spec_on_codes(dtype, weight)
+        if spec is not None and weight is not None:
             return conv2d_on_codes(
                 x,
                 spec,
@@ -216,9 +227,13 @@ class QuantLinear(QuantizedLayer, nn.Linear):  # type: ignore[misc]
 
     def forward(self, x: Tensor, weight: QuantizedWeight | None = None) -> Tensor:
         """(..., C) to (..., O)."""
-        self._observe(x)
+        self.observe(x)
+        dtype = compute_dtype(x)
         if weight is None:
-            weight = self.quantized_weight()
+            weight = self.quantized_weight(dtype)
+        spec = self._spec_on_codes(dtype, weight)
+        if spec is not None and weight is not None:
+            return linear_on_codes(x, spec, weight, self.bias)
         x, w = self._fake_quantized(x, weight)
         with exact_products(x.device.type):
             return F.linear(x.to(w.dtype) if _exact_fp32 else x, w, self.bias)

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from quantsr.quant.attention import QuantMatmul
 from quantsr.quant.layers import QuantConv2d, QuantizedLayer, QuantLinear
 from quantsr.quant.quantizers import Granularity
 from quantsr.quant.ranges import FLOAT_BITS
@@ -94,47 +95,60 @@ def _quantized(layer: nn.Module, rule: Rule) -> nn.Module:
 
 
 def manifest(net: nn.Module) -> list[dict[str, Any]]:
-    """Every convolution and linear layer with its bits, in the order of the network.
+    """Every convolution, linear layer and product of attention with its bits, in the order of the network.
 
     Returns:
         records with ``name``, ``kind``, ``shape`` of the weight, ``bits_w``, ``bits_a`` (32 = float), ``signed`` (None
-        where the input is float), ``granularity`` and ``quantizer`` (None where nothing is quantized).
+        where the input is float), ``granularity`` and ``quantizer`` (None where nothing is quantized). For a product of
+        attention (``kind`` is ``matmul``) ``bits_a`` and ``signed`` are the left operand's, ``bits_w`` the right's, and
+        ``shape`` is (heads, rows, inner size, columns) of one window. Where the network follows one of several
+        published protocols, every record names it as ``protocol``.
     """
     records = []
     for name, module in net.named_modules():
-        if not isinstance(module, (nn.Conv2d, nn.Linear)):
-            continue
-        record: dict[str, Any] = {
-            "name": name,
-            "kind": "conv" if isinstance(module, nn.Conv2d) else "linear",
-            "shape": list(module.weight.shape),
-            "bits_w": FLOAT_BITS,
-            "bits_a": FLOAT_BITS,
-            "signed": None,
-            "granularity": None,
-            "quantizer": None,
-        }
+        record = _record(module)
+        if record is not None:
+            records.append({"name": name, **record})
+    protocol = getattr(net, "protocol", None)
+    return records if protocol is None else [{**record, "protocol": protocol} for record in records]
+
+
+def _record(module: nn.Module) -> dict[str, Any] | None:
+    if isinstance(module, QuantMatmul):
+        kind, shape = "matmul", list(module.shape)
+        bits_w, bits_a = module.right.nbits_a, module.left.nbits_a
+        weight_quantizer, input_quantizer = None, module.left.input_quantizer
+    elif isinstance(module, (nn.Conv2d, nn.Linear)):
+        kind = "conv" if isinstance(module, nn.Conv2d) else "linear"
+        shape = list(module.weight.shape)
+        bits_w = bits_a = FLOAT_BITS
+        weight_quantizer = input_quantizer = None
         if isinstance(module, QuantizedLayer):
-            record["bits_w"], record["bits_a"] = module.nbits_w, module.nbits_a
-            if module.weight_quantizer is not None:
-                record["granularity"] = module.weight_quantizer.granularity
-            if module.input_quantizer is not None:
-                record["signed"] = module.input_quantizer.range.qmin < 0
-            if module.weight_quantizer is not None or module.input_quantizer is not None:
-                record["quantizer"] = module.quantizer
-        records.append(record)
-    return records
+            bits_w, bits_a = module.nbits_w, module.nbits_a
+            weight_quantizer, input_quantizer = module.weight_quantizer, module.input_quantizer
+    else:
+        return None
+    method = getattr(module.left if isinstance(module, QuantMatmul) else module, "quantizer", None)
+    return {
+        "kind": kind,
+        "shape": shape,
+        "bits_w": bits_w,
+        "bits_a": bits_a,
+        "signed": None if input_quantizer is None else input_quantizer.range.qmin < 0,
+        "granularity": None if weight_quantizer is None else weight_quantizer.granularity,
+        "quantizer": method if min(bits_w, bits_a) < FLOAT_BITS else None,
+    }
 
 
 def manifest_table(net: nn.Module) -> str:
-    """:func:`manifest` as a table for people, a line for each layer."""
+    """:func:`manifest` as a table for people, a line for each layer; the protocol, if it has a name, stands first."""
+    protocol = getattr(net, "protocol", None)
     rows = [("layer", "weight", "bits_w", "bits_a", "input", "quantizer")]
     for r in manifest(net):
         sign = {None: "float", True: "signed", False: "unsigned"}[r["signed"]]
-        how = f"{r['quantizer']}/{r['granularity']}" if r["quantizer"] else "-"
+        how = "/".join(word for word in (r["quantizer"], r["granularity"]) if word) or "-"
         shape = "x".join(map(str, r["shape"]))
         rows.append((r["name"], shape, str(r["bits_w"]), str(r["bits_a"]), sign, how))
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return "\n".join(
-        "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows
-    )
+    lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return "\n".join([f"protocol: {protocol}", *lines] if protocol is not None else lines)

@@ -138,7 +138,14 @@ class ActivationQuantizer(_Calibrated):
         self.channel_dim = channel_dim
         self.register_buffer("signed", torch.tensor(True))
         self.range = IntRange.of(bits, signed=True)
+        self.sign_fixed = False
         self._statistics = {}
+
+    def fix_sign(self, signed: bool) -> None:
+        """Decide the sign of the range here instead of by calibration."""
+        self.signed.fill_(signed)
+        self.sign_fixed = True
+        self._sync()
 
     def _sync(self) -> None:
         super()._sync()
@@ -200,7 +207,7 @@ class RLQActivation(ActivationQuantizer):
         shape[self.channel_dim] = -1
         shifted = x.float() + self.tau.reshape(shape)
         seen = self._statistics
-        if not seen:
+        if not seen and not self.sign_fixed:
             self.signed.fill_(bool(shifted.min() < -functional.SIGN_TOLERANCE))
         seen["sum"] = (
             seen.get("sum", torch.zeros((), dtype=torch.float64)) + shifted.abs().mean().double().cpu()
