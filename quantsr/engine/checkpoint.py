@@ -95,11 +95,11 @@ def describe(net: nn.Module, *, iteration: int, options: Mapping[str, Any] | Non
     from quantsr import __version__
     from quantsr.quant import manifest
 
-    arch = net.arch_options() if hasattr(net, "arch_options") else None
+    options_of = getattr(net, "arch_options", None)
     return plain(
         {
             "format_version": FORMAT_VERSION,
-            "arch": arch,
+            "arch": None if options_of is None else options_of(),
             "ranking": getattr(net, "ranking", None),
             "depths": getattr(net, "depths", None),
             "manifest": manifest(net),
@@ -168,7 +168,8 @@ def metadata(content: Mapping[str, Any], path: str | Path) -> dict[str, Any] | N
 def random_states() -> dict[str, Any]:
     """The states of Python's, NumPy's and torch's generators (all CUDA devices included), as plain values."""
     version, keys, gauss = random.getstate()
-    name, words, position, has_gauss, cached = np.random.get_state()  # noqa: NPY002 - this generator, since libraries draw from it
+    legacy: Any = np.random.get_state()  # noqa: NPY002 - this generator, since libraries draw from it
+    name, words, position, has_gauss, cached = legacy
     states: dict[str, Any] = {
         "python": [version, list(keys), gauss],
         "numpy": [

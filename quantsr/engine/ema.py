@@ -24,7 +24,7 @@ class Ema:
     @torch.no_grad()
     def update(self, net: nn.Module) -> None:
         """One step towards ``net``'s present parameters."""
-        shadows = [parameter for _, parameter in sorted(self.net.named_parameters())]
+        shadows = [parameter.detach() for _, parameter in sorted(self.net.named_parameters())]
         sources = [parameter.detach() for _, parameter in sorted(net.named_parameters())]
         torch._foreach_lerp_(shadows, sources, 1.0 - self.decay)
         buffers = dict(net.named_buffers())

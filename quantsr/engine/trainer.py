@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections.abc import Mapping, Sequence
@@ -21,6 +22,7 @@ from quantsr.engine.evaluate import build_sets
 from quantsr.engine.monitor import Monitor
 from quantsr.engine.results import Record, write_results
 from quantsr.engine.run_folder import RunFolder, StopRequest, log_file
+from quantsr.engine.saving import Saver
 from quantsr.engine.validation import Stopped, Validation
 from quantsr.errors import InputError, WorkError
 from quantsr.models.quantsr_model import QuantSRModel
@@ -65,6 +67,7 @@ class Trainer:
         self.option_file = option_file
         self.world = distributed.detect(launcher)
         self.folder = RunFolder(Path(options.experiment_folder))
+        self.saver = Saver(options, self.folder)
         self.iteration = 0
         self.best: dict[str, Any] | None = None
 
@@ -81,16 +84,24 @@ class Trainer:
         distributed.join(self.world, cuda=self.device.type == "cuda", port=self.options.dist_params.port)
         try:
             with StopRequest() as self.stop:
-                state = self._state_to_resume()
+                state = self.saver.find_state(self.auto_resume)
                 if self.world.is_main:
                     self.folder.create(self.options, fresh=state is None)
                 if dist.is_initialized():
                     dist.barrier()
-                name = f"train_{self.options.name}_{time.strftime('%Y%m%d_%H%M%S')}_rank{self.world.rank}.log"
-                with log_file(self.folder.log / name), logging_redirect_tqdm():
+                with self._logging(), logging_redirect_tqdm():
                     return self._run(state)
         finally:
             distributed.leave()
+
+    def _logging(self) -> contextlib.AbstractContextManager[None]:
+        """The main process logs to a file too; of the others only warnings are heard."""
+        if self.world.is_main:
+            return log_file(
+                self.folder.log / f"train_{self.options.name}_{time.strftime('%Y%m%d_%H%M%S')}.log"
+            )
+        logging.getLogger("quantsr").setLevel(logging.WARNING)
+        return contextlib.nullcontext()
 
     def _run(self, state: Mapping[str, Any] | None) -> list[Record]:
         self._set_modes()
@@ -271,7 +282,7 @@ class Trainer:
         best = self.validation.better_than(self.best, records, self.iteration, self.model.stage)
         if best is not None:
             self.best = best
-            self._write_network("best")
+            self.saver.write_network(self.model, self.iteration, "best")
         monitor.resume()
         return records
 
@@ -302,47 +313,16 @@ class Trainer:
 
     # Checkpoints
 
-    def _write_network(self, label: str) -> None:
-        ema = None if self.model.ema is None else self.model.ema.net
-        content = checkpoint.network_file(
-            self.model.net, ema, iteration=self.iteration, options=self.options.dump()
-        )
-        checkpoint.save(self.folder.models / f"net_g_{label}.pth", content)
-
     def _save(self, *, validation_due: bool = False) -> None:
-        """Writes the network, as ``latest`` too, and the training state; the state last, since resuming looks for it."""
         self.model.check_finite()
-        if not self.world.is_main:
-            return
-        self._write_network(str(self.iteration))
-        self._write_network("latest")
-        state = {
-            "state_version": checkpoint.STATE_VERSION,
-            "iteration": self.iteration,
-            "model": self.model.state(),
-            "loader": checkpoint.plain(self.loader.state_dict()),
-            "random": checkpoint.random_states(),
-            "best": self.best,
-            "validation_due": validation_due,
-            "config_hash": self.options.config_hash(),
-        }
-        checkpoint.save(self.folder.states / f"{self.iteration}.state", state)
-        if self.options.logger.keep_states is not None:
-            checkpoint.keep_newest(self.folder.states, self.options.logger.keep_states)
-        logger.info("iteration %d: checkpoint written to %s", self.iteration, self.folder.root)
-
-    def _state_to_resume(self) -> dict[str, Any] | None:
-        """The state named in the options, or with ``auto_resume`` the newest complete one of this run."""
-        named = self.options.path.resume_state
-        if named is not None and not self.auto_resume:
-            return checkpoint.load_state(named)
-        candidates = checkpoint.states_in(self.folder.states) if self.auto_resume else []
-        for path in candidates:
-            try:
-                return checkpoint.load_state(path)
-            except InputError as error:
-                logger.warning("%s; trying an earlier one", error)
-        return None if named is None else checkpoint.load_state(named)
+        if self.world.is_main:
+            self.saver.write(
+                self.model,
+                self.iteration,
+                loader=self.loader.state_dict(),
+                best=self.best,
+                validation_due=validation_due,
+            )
 
     def _restore(self, state: Mapping[str, Any]) -> bool:
         """Puts everything back; returns whether a validation was still to be done."""

@@ -55,8 +55,9 @@ class FeatureTap:
 
     def _keeper(self, index: int) -> Any:
         def keep(module: nn.Module, args: Any, output: Any) -> None:
-            tensor = output[0] if isinstance(output, (tuple, list)) else output
-            self._found.setdefault(index, tensor)
+            while isinstance(output, (tuple, list)):  # streams of several depths, QuantSR-T's with their members
+                output = output[0]
+            self._found.setdefault(index, output)
 
         return keep
 

@@ -76,9 +76,9 @@ class QuantSRModel(BaseModel):
         self.device = device
         self.train_options = train = options.train
         self.layout = torch.channels_last if train.channels_last else torch.contiguous_format
-        self.net = net.to(device, memory_format=self.layout).train()  # type: ignore[call-overload]
+        self.net: Any = net.to(device, memory_format=self.layout).train()  # type: ignore[call-overload]
         self.ema = Ema(self.net, train.ema_decay) if train.ema_decay > 0 else None
-        self.net_g = self._wrap(options.find_unused_parameters)
+        self.net_g: Any = self._wrap(options.find_unused_parameters)
         self.distillation = self._distillation(teacher)
         self.loss = LOSS_REGISTRY.get(train.pixel_opt.type)(**train.pixel_opt.kwargs()).to(device)
         self.stage = 1
@@ -145,7 +145,8 @@ class QuantSRModel(BaseModel):
     def _set_ranking(self, ranking: Sequence[int]) -> None:
         self.net.set_ranking(tuple(ranking))
         if self.ema is not None:
-            self.ema.net.set_ranking(tuple(ranking))
+            shadow: Any = self.ema.net
+            shadow.set_ranking(tuple(ranking))
 
     def depth_weights(self) -> tuple[float, ...]:
         """The weight of each depth's loss in stage 2; equal and summing to 1 unless the options say otherwise."""
@@ -210,9 +211,9 @@ class QuantSRModel(BaseModel):
         with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
             target = self.distillation.ask(lq) if self.distillation is not None else None
             if self.stage == 1:
-                outputs, weights = [self.net_g(lq)], (1.0,)
+                outputs, weights = [self.net_g(lq)], [1.0]
             else:
-                outputs, weights = list(self.net_g(lq, depth=self.depths)), self.depth_weights()
+                outputs, weights = list(self.net_g(lq, depth=self.depths)), list(self.depth_weights())
         outputs = [output.float() for output in outputs]
         terms = {"l_pix": self.loss(outputs[0], gt) * weights[0]}
         for depth, output, weight in list(zip(self.depths, outputs, weights, strict=False))[1:]:

@@ -45,8 +45,7 @@ class StopAt(Trainer):
             os.kill(os.getpid(), signal.SIGTERM)
 
 
-@pytest.mark.parametrize("stop_at", [3, 4, 6])
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize(("stop_at", "precision"), [(3, "bf16"), (4, "fp32"), (6, "bf16")])
 def test_resumed_equals_uninterrupted(make_options: Any, stop_at: int, precision: str) -> None:
     """Stops in stage 1, at the change of stage and in stage 2, with warm-up, accumulation, clipping and EMA on."""
     common = {

@@ -89,6 +89,7 @@ def test_tap_keeps_the_full_networks_outputs() -> None:
         tap.take()
 
 
+@pytest.mark.filterwarnings("ignore:torch.meshgrid")  # BasicSR's SwinIR
 @pytest.mark.parametrize(
     "teacher",
     [

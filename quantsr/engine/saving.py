@@ -1,0 +1,72 @@
+"""What a training run writes to go on from, and how it finds it again."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from quantsr.engine import checkpoint
+from quantsr.engine.run_folder import RunFolder
+from quantsr.errors import InputError
+
+if TYPE_CHECKING:
+    from quantsr.config import Options
+    from quantsr.models.quantsr_model import QuantSRModel
+
+logger = logging.getLogger(__name__)
+
+
+class Saver:
+    """Writes network files and training states into the folder of a run."""
+
+    def __init__(self, options: Options, folder: RunFolder) -> None:
+        self.options = options
+        self.folder = folder
+
+    def write_network(self, model: QuantSRModel, iteration: int, label: str) -> None:
+        """Writes ``models/net_g_LABEL.pth``."""
+        ema = None if model.ema is None else model.ema.net
+        content = checkpoint.network_file(model.net, ema, iteration=iteration, options=self.options.dump())
+        checkpoint.save(self.folder.models / f"net_g_{label}.pth", content)
+
+    def write(
+        self,
+        model: QuantSRModel,
+        iteration: int,
+        *,
+        loader: Mapping[str, Any],
+        best: Mapping[str, Any] | None,
+        validation_due: bool,
+    ) -> None:
+        """Writes the network, as ``latest`` too, and the training state; the state last, since resuming looks for it."""
+        self.write_network(model, iteration, str(iteration))
+        self.write_network(model, iteration, "latest")
+        state = {
+            "state_version": checkpoint.STATE_VERSION,
+            "iteration": iteration,
+            "model": model.state(),
+            "loader": checkpoint.plain(loader),
+            "random": checkpoint.random_states(),
+            "best": best,
+            "validation_due": validation_due,
+            "config_hash": self.options.config_hash(),
+        }
+        checkpoint.save(self.folder.states / f"{iteration}.state", state)
+        if self.options.logger.keep_states is not None:
+            checkpoint.keep_newest(self.folder.states, self.options.logger.keep_states)
+        logger.info("iteration %d: checkpoint written to %s", iteration, self.folder.root)
+
+    def find_state(self, auto_resume: bool) -> dict[str, Any] | None:
+        """The state named in the options, or with ``auto_resume`` the newest complete one of this run.
+
+        Raises:
+            InputError: the state named in the options cannot be read.
+        """
+        for path in checkpoint.states_in(self.folder.states) if auto_resume else ():
+            try:
+                return checkpoint.load_state(path)
+            except InputError as error:
+                logger.warning("%s; trying an earlier one", error)
+        named = self.options.path.resume_state
+        return None if named is None else checkpoint.load_state(named)
