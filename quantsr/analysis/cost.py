@@ -81,7 +81,7 @@ def cost_of_packed(model: PackedModel, sizes: Sequence[tuple[int, int]]) -> dict
     floats = len(model.header.shortcuts) + sum(
         part.size
         for layer in model.layers.values()
-        for part in (layer.bias, layer.weight_step, layer.act_step, layer.act_tau)
+        for part in (layer.bias, layer.weight_step, layer.act_step, layer.act_tau, layer.act_equal)
         if part is not None
     )
     storage = Storage(weights + floats, -(-bits // 8) + 4 * floats, 4 * (weights + floats))

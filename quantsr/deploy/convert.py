@@ -14,8 +14,9 @@ from torch import nn
 
 from quantsr.archs.quantsr_c_arch import QuantSR_C
 from quantsr.deploy.calibrate8 import (
-    StepChoice,
-    choose_input_step,
+    InputChoice,
+    Method,
+    choose_input,
     choose_weight_steps,
     observe_inputs,
     quantize_weight,
@@ -35,15 +36,17 @@ def convert(
     *,
     head_tail_bits: int = 8,
     calib: Sequence[NDArray[np.uint8]] = (),
+    calib_method: Method = "max",
     provenance: Mapping[str, Any] | None = None,
 ) -> PackedModel:
     """The integer network of a trained QuantSR-C.
 
     Args:
         net: calibrated; every depth in `net.depths` that its ranking allows is kept.
-        head_tail_bits: bits of the layers outside the blocks. 8 quantizes weights (per output channel) and inputs (per tensor, steps by
-            least squared error over `calib`); 16 keeps float16 weights, 32 float32, both with float inputs.
+        head_tail_bits: bits of the layers outside the blocks. 8 quantizes weights (per output channel) and inputs (per tensor, by
+            `calib_method` over `calib`); 16 keeps float16 weights, 32 float32, both with float inputs.
         calib: uint8 (H, W, 3) low-resolution RGB pictures; needed for 8 bits.
+        calib_method: how input steps are chosen, see `calibrate8`.
         provenance: what the file shall say about its origin (plain JSON values).
 
     Raises:
@@ -63,10 +66,14 @@ def convert(
     header = _header(net, head_tail_bits, provenance or {})
     convs = {name: m for name, m in net.named_modules() if isinstance(m, nn.Conv2d)}
     floats = [name for name in convs if not name.startswith("body.")]
-    inputs: dict[str, StepChoice] = {}
+    if any(hasattr(convs[name], "input_equal") for name in floats):
+        raise InputError(
+            "model: its head and tail were converted to 8 bits before; convert the checkpoint it comes from"
+        )
+    inputs: dict[str, InputChoice] = {}
     if head_tail_bits == 8:
         seen = observe_inputs(net, [n for n in floats if n != "conv_first"], calib, header.depths)
-        inputs = {name: choose_input_step(name, *seen[name]) for name in seen}
+        inputs = {name: choose_input(name, *seen[name], calib_method) for name in seen}
         for choice in inputs.values():
             logger.info("8-bit input of %s", choice)
     layers = {
@@ -81,7 +88,8 @@ def convert(
 def to_module(model: PackedModel) -> QuantSR_C:
     """A network in eval mode that computes what `model` does, with fake quantization in float32; for training on and for PyTorch engines.
 
-    8-bit layers become `QuantConv2d` with 8 bits. conv_first, whose input codes are the pixels, stays a plain conv.
+    8-bit layers become `QuantConv2d` with 8 bits, equalized by a hook. conv_first, whose input codes are the pixels, stays a plain conv.
+    A network with an 8-bit head and tail cannot be converted again: convert its checkpoint.
     """
     header = model.header
     options = {key: value for key, value in header.arch.items() if key != "type"}
@@ -160,13 +168,15 @@ def _body_layer(name: str, conv: nn.Conv2d) -> ConvLayer:
     return layer
 
 
-def _float_layer(name: str, conv: nn.Conv2d, header: Header, choice: StepChoice | None) -> ConvLayer:
+def _float_layer(name: str, conv: nn.Conv2d, header: Header, choice: InputChoice | None) -> ConvLayer:
     """A layer outside the blocks at `header.head_tail_bits`."""
     weight, bias = _array(conv.weight), _bias(conv)
     if header.head_tail_bits > 8:
         if header.head_tail_bits == 16:
             weight = weight.astype(np.float16).astype(np.float32)
         return ConvLayer(name, weight, bias, bits_w=header.head_tail_bits)
+    if choice is not None:
+        weight = weight * choice.equal[:, None, None]
     step = choose_weight_steps(weight)
     layer = ConvLayer(
         name,
@@ -179,7 +189,7 @@ def _float_layer(name: str, conv: nn.Conv2d, header: Header, choice: StepChoice 
     )
     if name != "conv_first":
         assert choice is not None
-        return replace(layer, act_step=np.array([choice.step], np.float32))
+        return replace(layer, act_step=np.array([choice.step], np.float32), act_equal=choice.equal)
     layer = replace(
         layer,
         act_step=np.array([header.img_range / 255], np.float32),
@@ -208,11 +218,16 @@ def pixel_offset(layer: QuantizedLayer) -> NDArray[np.float32]:
 def _load_layer(module: nn.Module, layer: QuantizedLayer) -> None:
     assert isinstance(module, nn.Conv2d)
     assert module.bias is not None
-    bias = layer.bias
-    if layer.name == "conv_first" and layer.act_zero_point is not None:
-        bias = bias - pixel_offset(layer)
+    if layer.act_zero_point is not None:
+        # Its codes are the pixels, so quantization is the identity, and only their zero point is left to apply.
+        assert layer.act_step is not None
+        _prepend(module, np.ones(3, np.float32), layer.tau() - layer.act_step * layer.zero_point())
+    elif layer.act_equal is not None:
+        # The module's input step is one number: the channels are equalized before it and in the weight.
+        _prepend(module, layer.act_equal, np.zeros_like(layer.act_equal))
+        layer = replace(layer, act_equal=None)
     module.weight.copy_(torch.from_numpy(layer.float_weight()))
-    module.bias.copy_(torch.from_numpy(bias))
+    module.bias.copy_(torch.from_numpy(layer.bias))
     if not isinstance(module, QuantConv2d):
         return
     if module.weight_quantizer is not None:
@@ -227,6 +242,19 @@ def _load_layer(module: nn.Module, layer: QuantizedLayer) -> None:
             tau.copy_(torch.from_numpy(layer.tau()))
         module.input_quantizer.signed.fill_(layer.act_signed)
         _set_calibrated(module.input_quantizer)
+
+
+def _prepend(module: nn.Module, equal: NDArray[np.float32], shift: NDArray[np.float32]) -> None:
+    """Let `module` read `x / equal[c] + shift[c]`."""
+    for name, values in (("input_equal", equal), ("input_shift", shift)):
+        module.register_buffer(
+            name, torch.tensor(values, dtype=torch.float32).view(1, -1, 1, 1), persistent=False
+        )
+    module.register_forward_pre_hook(_equalize)
+
+
+def _equalize(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    return (inputs[0] / module.input_equal + module.input_shift, *inputs[1:])
 
 
 def _set_calibrated(quantizer: nn.Module) -> None:

@@ -56,6 +56,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--calib", metavar="DIR", help="pictures to calibrate 8 bits on (default: datasets/mini)"
     )
     parser.add_argument(
+        "--calib-method",
+        choices=("max", "mse"),
+        default="max",
+        help="8-bit inputs: clip nothing that was seen (max, the default), or least squared error (mse)",
+    )
+    parser.add_argument(
         "--data", metavar="DIR", help="pictures for the parity table (default: three of scikit-image)"
     )
     parser.add_argument(
@@ -71,7 +77,9 @@ def run(args: argparse.Namespace) -> int:
         raise InputError(f"{output}: cannot be exported to; name a file ending in {', '.join(SUFFIXES)}")
     if args.int4 and output.suffix != ".onnx":
         raise InputError("--int4: only ONNX files have int4 tensors; packed files are smaller still")
-    model, network = read(args.model, args.opt, head_tail_bits=args.head_tail_bits, calib=args.calib)
+    model, network = read(
+        args.model, args.opt, head_tail_bits=args.head_tail_bits, calib=args.calib, method=args.calib_method
+    )
     depth = model.depth_or_default(args.depth)
     written, exported = write(model, output, depth=depth, int4=args.int4)
     print(
@@ -88,7 +96,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def read(
-    name: str, opt: str | None, *, head_tail_bits: int | None, calib: str | None
+    name: str, opt: str | None, *, head_tail_bits: int | None, calib: str | None, method: Any = "max"
 ) -> tuple[PackedModel, nn.Module]:
     """The converted network of a checkpoint, run or packed file, and the network it shall match (of a packed file: its own module)."""
     from quantsr.deploy.convert import convert, to_module
@@ -107,7 +115,11 @@ def read(
     pictures = calibration_pictures(calib, scale) if bits == 8 else []
     source = resolve(name)
     return convert(
-        network, head_tail_bits=bits, calib=pictures, provenance=_provenance(source, calib, bits)
+        network,
+        head_tail_bits=bits,
+        calib=pictures,
+        calib_method=method,
+        provenance=_provenance(source, calib, bits),
     ), network
 
 

@@ -76,7 +76,8 @@ class FoldedBlock:
 
     conv1: FoldedConv
     conv2: FoldedConv
-    stream_scale: np.float32
+    stream_scale: Float
+    """() or, where the next reader's steps differ by channel, (C, 1, 1)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,7 +94,8 @@ class FoldedNet:
     pixel_shift: Float
     blocks: tuple[FoldedBlock, ...]
     conv_after_body: FoldedConv
-    skip_scale: np.float32
+    skip_scale: Float
+    """As `FoldedBlock.stream_scale`."""
     tail: tuple[FoldedConv, ...]
     factor: int
     """Upscaling factor."""
@@ -153,7 +155,7 @@ def fold(model: PackedModel, depth: int | None = None) -> FoldedNet:
         pixel_shift=pixel_shift,
         blocks=blocks,
         conv_after_body=middle,
-        skip_scale=np.float32(first_step / (gaps[0] * next_step)),
+        skip_scale=_factor(first_step / (gaps[0] * next_step)),
         tail=_fold_tail(header, tail_layers, [factor for _, factor in stages]),
         factor=header.scale,
     )
@@ -171,7 +173,7 @@ def _fold_head(
     if layer.bits_a > 8:
         return _conv(layer, scale * unit, bias), np.float32(1), (-mean).astype(np.float32)
     own_step, own_tau = _units(layer)
-    pixel_scale = unit / own_step
+    pixel_scale = unit / float(own_step)
     pixel_shift = (own_tau - mean * unit) / own_step
     if abs(pixel_scale - 1) * 255 + np.abs(pixel_shift).max() < 0.01:  # far from half way to another code
         pixel_scale, pixel_shift = 1.0, np.zeros_like(pixel_shift)
@@ -192,7 +194,7 @@ def _fold_block(
     conv1 = _requantized(first, second, relu=True)
     scale = _scale(second) * (gap * res_scale / next_step)
     bias = (gap * (res_scale * second.bias.astype(np.float64) - shortcut * own_tau) + next_tau) / next_step
-    return FoldedBlock(conv1, _conv(second, scale, bias), np.float32(gap * shortcut * own_step / next_step))
+    return FoldedBlock(conv1, _conv(second, scale, bias), _factor(gap * shortcut * own_step / next_step))
 
 
 def _fold_tail(header: Header, tail: list[QuantizedLayer], factors: list[int]) -> tuple[FoldedConv, ...]:
@@ -207,10 +209,8 @@ def _requantized(
     layer: QuantizedLayer, reader: QuantizedLayer, *, relu: bool = False, shuffle: int = 1
 ) -> FoldedConv:
     """`layer` giving the codes of `reader` at once (or the float that a float `reader` reads)."""
-    step, tau = _units(reader)
-    tau = np.repeat(
-        tau, shuffle**2
-    )  # (O,): channel c of the shuffled map is fed by outputs c*r*r .. c*r*r + r*r - 1
+    # (O,): channel c of the shuffled map is fed by outputs c*r*r .. c*r*r + r*r - 1.
+    step, tau = (np.repeat(part, shuffle**2) if part.ndim else part for part in _units(reader))
     scale, bias = _scale(layer) / step, (layer.bias.astype(np.float64) + tau) / step
     if reader.bits_a > 8:
         return _conv(layer, scale, bias, relu=relu, shuffle=shuffle)
@@ -245,15 +245,25 @@ def _conv(
     )
 
 
-def _units(layer: QuantizedLayer) -> tuple[float, Float64]:
-    """(v, tau) of a layer's input; (1, 0) where it reads float values."""
+def _units(layer: QuantizedLayer) -> tuple[Float64, Float64]:
+    """(v, tau) of a layer's input, v () or, equalized, (I,), tau (I,); (1, 0) where it reads float values."""
     if layer.bits_a > 8:
-        return 1.0, np.zeros(layer.in_channels)
+        return np.ones(()), np.zeros(layer.in_channels)
     assert layer.act_step is not None
-    return float(layer.act_step[0]), layer.tau().astype(np.float64)
+    step = layer.act_step.astype(np.float64)
+    return step * layer.equal() if layer.act_equal is not None else step.reshape(()), layer.tau().astype(
+        np.float64
+    )
 
 
 def _scale(layer: QuantizedLayer) -> Float64:
     """(1,) or (O,) real value of one unit of the conv's sum."""
     weight = np.ones(1) if layer.weight_step is None else layer.weight_step.astype(np.float64)
-    return _units(layer)[0] * weight
+    return weight if layer.act_step is None else weight * layer.act_step.astype(np.float64)
+
+
+def _factor(value: Float64) -> Float:
+    """A factor on feature maps: () or (C, 1, 1) float32."""
+    return (
+        np.asarray(value, np.float32).reshape(-1, 1, 1) if np.ndim(value) else np.asarray(value, np.float32)
+    )

@@ -26,8 +26,8 @@ class LayerRow:
     bits_w: int
     bits_a: int
     signed: bool
-    float_counts: tuple[int, int, int, int]
-    """Lengths of bias, weight step, input step and tau; 0 where there is none."""
+    float_counts: tuple[int, int, int, int, int]
+    """Lengths of bias, weight step, input step, tau and equalization; 0 where there is none."""
     coding: str = DENSE
     zero_point: list[int] | None = None
 
@@ -36,7 +36,13 @@ class LayerRow:
         def size(part: Any) -> int:
             return 0 if part is None else int(part.size)
 
-        counts = (layer.bias.size, size(layer.weight_step), size(layer.act_step), size(layer.act_tau))
+        counts = (
+            layer.bias.size,
+            size(layer.weight_step),
+            size(layer.act_step),
+            size(layer.act_tau),
+            size(layer.act_equal),
+        )
         zero = None if layer.act_zero_point is None else [int(z) for z in layer.act_zero_point]
         shape = [int(n) for n in layer.weight.shape]
         return cls(layer.name, shape, layer.bits_w, layer.bits_a, layer.act_signed, counts, DENSE, zero)
@@ -85,11 +91,12 @@ class LayerRow:
         counts = _integers(raw[5], f"{name}: counts", 0, _MAX_CHANNELS)
         quantized_w, quantized_a = bits_w <= 8, bits_a <= 8
         if (
-            len(counts) != 4
+            len(counts) != 5
             or counts[0] != out
             or counts[1] not in ((1, out) if quantized_w else (0,))
             or counts[2] != int(quantized_a)
             or counts[3] not in ((0, inp) if quantized_a else (0,))
+            or counts[4] not in ((0, inp) if quantized_a else (0,))
         ):
             raise ValueError(f"{name}: bias, steps or tau do not fit its shape and bits")
         zero_point = None

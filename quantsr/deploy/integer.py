@@ -37,8 +37,8 @@ def run_folded(net: FoldedNet, image: Image) -> Image:
     stream = start = conv(net.head, x)
     for block in net.blocks:
         branch = conv(block.conv2, conv(block.conv1, stream))
-        stream = stream * float(block.stream_scale) + branch
-    x = conv(net.conv_after_body, stream) + start * float(net.skip_scale)
+        stream = stream * torch.tensor(block.stream_scale) + branch
+    x = conv(net.conv_after_body, stream) + start * torch.tensor(net.skip_scale)
     for layer in net.tail:
         x = conv(layer, x)
     return x[0].permute(1, 2, 0).to(torch.uint8).numpy()

@@ -2,7 +2,7 @@
 
 A layer computes, on its float input `a` of shape (C, H, W) (method: RLQ, `u = (a + tau) / v`):
 
-    codes = clip(round_half_even((a + tau[c]) / act_step), qmin, qmax)             integers
+    codes = clip(round_half_even((a + tau[c]) / (act_step * equal[c])), qmin, qmax)   integers
     S     = sum over taps and channels of (codes - zero_point[c]) * weight_codes   integers, padded with 0
     out   = (act_step * weight_step[o]) * S + bias[o]                              float32
 
@@ -58,6 +58,8 @@ class QuantizedLayer:
     act_signed: bool = True
     act_zero_point: NDArray[np.int32] | None = None
     """(I,) code that stands for 0 (and so the padding); None means 0."""
+    act_equal: Float | None = None
+    """(I,) equalization: channel c's input step is `act_step * act_equal[c]`, and the weight codes are of `weight * act_equal`. None means 1."""
 
     @property
     def integer(self) -> bool:
@@ -85,6 +87,10 @@ class QuantizedLayer:
         """(I,) tau, zeros where there is none."""
         return np.zeros(self.in_channels, np.float32) if self.act_tau is None else self.act_tau
 
+    def equal(self) -> Float:
+        """(I,) equalization, ones where there is none."""
+        return np.ones(self.in_channels, np.float32) if self.act_equal is None else self.act_equal
+
     def zero_point(self) -> NDArray[np.int32]:
         """(I,) zero point, zeros where there is none."""
         return np.zeros(self.in_channels, np.int32) if self.act_zero_point is None else self.act_zero_point
@@ -95,7 +101,12 @@ class QuantizedLayer:
             return self.weight.astype(np.float32)
         assert self.weight_step is not None
         step = self.weight_step.reshape(-1, *[1] * (self.weight.ndim - 1))
-        return self.weight.astype(np.float32) * step
+        weight = self.weight.astype(np.float32) * step
+        return (
+            weight
+            if self.act_equal is None
+            else weight / self.act_equal.reshape(-1, *[1] * (self.weight.ndim - 2))
+        )
 
     def describe(self) -> dict[str, Any]:
         """The layer's row of the manifest."""

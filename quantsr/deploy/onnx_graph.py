@@ -15,6 +15,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from quantsr.deploy import bitstream
 from quantsr.deploy.files import write_atomically
 from quantsr.deploy.fold import FoldedConv, FoldedNet, fold
 from quantsr.deploy.model import PackedModel
@@ -66,10 +67,12 @@ class _Graph:
         for i, block in enumerate(net.blocks):
             codes = self.codes(block.conv1, stream)
             branch = self.conv(block.conv2, self.conv(block.conv1, codes))
-            scaled = self.node("Mul", [stream, self.scalar(block.stream_scale)], f"stream.{i}.scaled")
+            scaled = self.node(
+                "Mul", [stream, self.factor(f"stream.{i}.scale", block.stream_scale)], f"stream.{i}.scaled"
+            )
             stream = self.node("Add", [scaled, branch], f"stream.{i + 1}")
         y = self.conv(net.conv_after_body, self.codes(net.conv_after_body, stream))
-        skip = self.node("Mul", [start, self.scalar(net.skip_scale)], "long_skip.scaled")
+        skip = self.node("Mul", [start, self.factor("long_skip.scale", net.skip_scale)], "long_skip.scaled")
         x = self.codes(net.tail[0], self.node("Add", [y, skip], "long_skip"))
         for layer in net.tail:
             x = self.conv(layer, x)
@@ -144,7 +147,8 @@ class _Graph:
         if weight.dtype == np.float32:
             return self.constant(name, weight)
         if self.int4 and weight.min() >= -8 and weight.max() <= 7:
-            self.constants[name] = helper.make_tensor(name, TensorProto.INT4, weight.shape, weight.ravel())
+            nibbles = bitstream.pack(weight.reshape(-1), 4)  # two codes a byte, as ONNX lays int4 out
+            self.constants[name] = helper.make_tensor(name, TensorProto.INT4, weight.shape, nibbles, raw=True)
         else:
             self.constant(name, weight)
         return self.node("DequantizeLinear", [name, self.scalar(1)], f"{name}.value")
@@ -152,6 +156,10 @@ class _Graph:
     def channels(self, name: str, values: NDArray[np.float32]) -> str:
         """(C,) as a constant (1, C, 1, 1)."""
         return self.constant(name, values.astype(np.float32).reshape(1, -1, 1, 1))
+
+    def factor(self, name: str, value: NDArray[np.float32]) -> str:
+        """() or (C, 1, 1)."""
+        return self.constant(name, value) if value.ndim else self.scalar(float(value))
 
     def scalar(self, value: float | np.float32) -> str:
         value = np.float32(value)

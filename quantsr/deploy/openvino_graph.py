@@ -79,7 +79,7 @@ def _features(x: Node, net: FoldedNet, taus: dict[str, NDArray[np.float32]], *, 
             y = op.relu(_bias(y, block.conv1, -shift))
             y = _fake_quantize(y, block.conv1.codes_out, f"{block.conv2.name}.input", shift)
         branch = _bias(_sums(y, block.conv2), block.conv2)
-        skip = stream if block.stream_scale == 1 else op.multiply(stream, _floats(block.stream_scale))
+        skip = stream if (block.stream_scale == 1).all() else op.multiply(stream, _floats(block.stream_scale))
         stream = op.add(skip, branch)
     y = _bias(_sums(_codes(stream, net.conv_after_body), net.conv_after_body), net.conv_after_body)
     return op.add(y, op.multiply(start, _floats(net.skip_scale)))

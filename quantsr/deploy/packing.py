@@ -2,7 +2,7 @@
 
 Layout (docs/formats.md has the tables):
 - one tensor `<layer>.weight` per layer: U8 stream of codes (`bitstream.py`), or F16/F32 values of a layer that stays in float
-- one tensor `values`, F32: the shortcuts, then layer by layer bias, weight step, input step, tau
+- one tensor `values`, F32: the shortcuts, then layer by layer bias, weight step, input step, tau, equalization
 - metadata `quantsr`: the header as JSON, layers as rows; `crc32`: checksum of that JSON and of all tensor bytes
 """
 
@@ -138,8 +138,8 @@ def _layers(rows: list[LayerRow], tensors: dict[str, Any], num_block: int) -> di
 
 
 def _layer(row: LayerRow, stored: np.ndarray[Any, Any], values: Iterator[Float]) -> QuantizedLayer:
-    bias, weight_step, act_step, tau = (
-        part.copy() if part.size else None for part in (next(values) for _ in range(4))
+    bias, weight_step, act_step, tau, equal = (
+        part.copy() if part.size else None for part in (next(values) for _ in range(5))
     )
     assert bias is not None
     if row.bits_w <= 8:
@@ -160,18 +160,27 @@ def _layer(row: LayerRow, stored: np.ndarray[Any, Any], values: Iterator[Float])
         ):
             raise ValueError(f"{row.name}.weight is not finite float values of shape {row.shape}")
         weight = stored.astype(np.float32)
-    for step in (weight_step, act_step):
+    for step in (weight_step, act_step, equal):
         if step is not None and not (step > 0).all():
             raise ValueError(f"{row.name}: a step is not positive")
     kind = ConvLayer if len(row.shape) == 4 else LinearLayer
-    zero_point = None if row.zero_point is None else np.array(row.zero_point, np.int32)
     return kind(
-        row.name, weight, bias, row.bits_w, weight_step, row.bits_a, act_step, tau, row.signed, zero_point
+        name=row.name,
+        weight=weight,
+        bias=bias,
+        bits_w=row.bits_w,
+        weight_step=weight_step,
+        bits_a=row.bits_a,
+        act_step=act_step,
+        act_tau=tau,
+        act_signed=row.signed,
+        act_zero_point=None if row.zero_point is None else np.array(row.zero_point, np.int32),
+        act_equal=equal,
     )
 
 
 def _float_parts(layer: QuantizedLayer) -> tuple[Float | None, ...]:
-    return layer.bias, layer.weight_step, layer.act_step, layer.act_tau
+    return layer.bias, layer.weight_step, layer.act_step, layer.act_tau, layer.act_equal
 
 
 def _checksum(text: str, tensors: dict[str, Any]) -> str:

@@ -64,6 +64,7 @@ def random_model(
             act_tau=(np.float32(255) * np.array((0.4488, 0.4371, 0.4040), np.float32)).astype(np.float32),
             act_signed=False,
             act_zero_point=np.array((114, 111, 103), np.int32),
+            act_equal=None,
         )
     for i in range(num_block):
         add(f"body.{i}.conv1", num_feat, num_feat, gain=1.0, spread=60.0, bits=(bits_w, bits_a))
@@ -135,4 +136,7 @@ def _random_layer(
         act_step=np.array([2 * spread / code_range(bits_a, signed)[1]], np.float32),
         act_tau=rng.normal(0, 1, inp).astype(np.float32) if bits_a < 8 else None,
         act_signed=signed,
+        act_equal=rng.uniform(0.5, 1, inp).astype(np.float32)
+        if bits_w == 8 and not name.startswith("body.")
+        else None,
     )

@@ -41,6 +41,8 @@ def dyadic_model(**options) -> PackedModel:
             step = 2.0 ** np.floor(np.log2(layer.act_step)).astype(np.float32)
             tau = (rng.integers(-40, 41, layer.in_channels) / 8).astype(np.float32)
             layer = replace(layer, act_step=step, act_tau=tau)
+            if layer.bits_a == 8 and not name.startswith("body."):
+                layer = replace(layer, act_equal=rng.choice(np.float32([0.25, 0.5, 1]), layer.in_channels))
         layers[name] = layer
     mean = (0.4, 0.2, 0.6)  # 102, 51 and 153 of 255
     if layers["conv_first"].bits_a == 8:

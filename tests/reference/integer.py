@@ -15,7 +15,7 @@ def conv(layer: QuantizedLayer, x: np.ndarray) -> np.ndarray:
         scale = scale * layer.weight_step.astype(np.float64)
     if layer.bits_a <= 8:
         step = layer.act_step.astype(np.float64)
-        u = (x + layer.tau().astype(np.float64)[:, None, None]) / step
+        u = (x + layer.tau().astype(np.float64)[:, None, None]) / (step * layer.equal()[:, None, None])
         x = np.clip(np.rint(u), *layer.act_range) - layer.zero_point()[:, None, None]
         scale = scale * step
     size = weight.shape[-1]
