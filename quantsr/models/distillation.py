@@ -55,7 +55,8 @@ class FeatureTap:
 
     def _keeper(self, index: int) -> Any:
         def keep(module: nn.Module, args: Any, output: Any) -> None:
-            while isinstance(output, (tuple, list)):  # streams of several depths, QuantSR-T's with their members
+            # Streams of several depths, QuantSR-T's with their members.
+            while isinstance(output, (tuple, list)):
                 output = output[0]
             self._found.setdefault(index, output)
 
