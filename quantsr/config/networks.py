@@ -15,7 +15,7 @@ from quantsr.config.problems import Problems, did_you_mean
 from quantsr.config.translate import show
 
 _BITS = (*range(2, 9), 32)
-_COUNTS = ("num_in_ch", "num_out_ch", "num_feat", "num_block")
+_COUNTS = ("num_in_ch", "num_out_ch", "num_feat", "num_block", "embed_dim", "layers_per_block", "window_size")
 
 
 def check_network(key: str, section: Any, scale: Any, problems: Problems) -> dict[str, Any] | None:
@@ -63,13 +63,21 @@ def check_network(key: str, section: Any, scale: Any, problems: Problems) -> dic
 
 def network_depths(bound: dict[str, Any]) -> list[int] | None:
     """The depths (number of blocks) that a network is made for, deepest first; None where it has one depth only."""
-    blocks = bound.get("num_block")
-    if "depths" not in bound or not isinstance(blocks, int):
+    blocks = depth_units(bound)
+    if "depths" not in bound or blocks is None:
         return None
     depths = bound["depths"]
     if depths is None:
         return sorted({depth for depth in (blocks, blocks // 2, blocks // 4) if depth > 0}, reverse=True)
     return [depths] if isinstance(depths, int) else list(depths)
+
+
+def depth_units(bound: dict[str, Any]) -> int | None:
+    """How many units (blocks, or with ``dqa_unit: layer`` their layers) depths count; None where that is unknown."""
+    counts = [bound.get("num_block"), bound.get("layers_per_block", 1)]
+    if not all(isinstance(count, int) for count in counts):
+        return None
+    return counts[0] * (counts[1] if bound.get("dqa_unit") == "layer" else 1)
 
 
 def _hints(target: Callable[..., Any]) -> dict[str, Any]:
@@ -134,7 +142,7 @@ def _check_depths(key: str, bound: dict[str, Any], problems: Problems) -> None:
     depths = network_depths(bound)
     if not depths or bound.get("depths") is None:
         return
-    check_depth_list((key, "depths"), depths, bound["num_block"], problems)
+    check_depth_list((key, "depths"), depths, depth_units(bound) or 0, problems)
     if len(set(depths)) != len(depths):
         problems.add((key, "depths"), f"the same depth twice in {show(depths)}; remove one")
 

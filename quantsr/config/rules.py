@@ -7,7 +7,7 @@ from typing import Any
 
 from quantsr.config import registries
 from quantsr.config.base import whole_number
-from quantsr.config.networks import check_depth_list, check_network, network_depths
+from quantsr.config.networks import check_depth_list, check_network, depth_units, network_depths
 from quantsr.config.problems import Problems, did_you_mean
 from quantsr.config.schema import dataset_phase
 
@@ -163,7 +163,7 @@ def _check_registered(options: dict[str, Any], problems: Problems) -> None:
 
 
 def _check_depths(options: dict[str, Any], bound: dict[str, Any], problems: Problems) -> None:
-    depths, blocks = network_depths(bound), bound.get("num_block")
+    depths, blocks = network_depths(bound), depth_units(bound)
     wanted = _section(options, "val").get("depths")
     if isinstance(wanted, list) and isinstance(blocks, int):
         if depths is None:
