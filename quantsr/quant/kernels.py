@@ -202,8 +202,15 @@ def _compiled(name: str) -> Callable[..., Any]:
 
 
 def kernel(name: str, device_type: str) -> Callable[..., Any]:
-    """The function of this module called ``name``, compiled or plain as :func:`set_compile` says."""
-    if _mode is False or (_mode == "auto" and not compiler_works(device_type)):
+    """The function of this module called ``name``, compiled or plain as :func:`set_compile` says.
+
+    Plain in inference mode: evaluation meets many picture shapes, and compiling for each costs more than it saves.
+    """
+    if (
+        _mode is False
+        or torch.is_inference_mode_enabled()
+        or (_mode == "auto" and not compiler_works(device_type))
+    ):
         return _EAGER[name]
     return _compiled(name)
 

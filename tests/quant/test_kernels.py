@@ -51,6 +51,12 @@ def test_without_a_compiler_auto_runs_plain(monkeypatch):
     assert kernels.kernel("scale_bias", "cpu") is kernels.scale_bias
 
 
+def test_evaluation_runs_plain():
+    set_compile(True)
+    with torch.inference_mode():
+        assert kernels.kernel("scale_bias", "cpu") is kernels.scale_bias
+
+
 def test_a_compiler_that_fails_is_noticed_once_and_not_fatal(monkeypatch, caplog):
     def broken(*args, **kwargs):
         raise RuntimeError("no such header: Python.h")
