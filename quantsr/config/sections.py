@@ -104,6 +104,10 @@ class DatasetOptions(Section):
         ge=0,
         description="`CroppedImageDataset`: MiB of decoded pictures kept in memory, at most.",
     )
+    crop_sampling: Literal["area", "picture"] = Field(
+        default="area",
+        description="`CroppedImageDataset`: crops as likely everywhere (`area`), or from each picture alike (`picture`).",
+    )
 
 
 class PathOptions(Section):
