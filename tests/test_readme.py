@@ -27,8 +27,11 @@ DEFAULTS = {
 
 def commands(document: Path) -> Iterator[list[str]]:
     """The words of every command in the document's shell blocks, without variables in front."""
-    for block in re.findall(r"^```sh\n(.*?)^```", document.read_text(), re.DOTALL | re.MULTILINE):
-        for line in block.replace("\\\n", " ").splitlines():
+    text = document.read_text().replace("\\\n", " ")
+    fenced = re.findall(r"^```sh\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    indented = re.findall(r"^    (?:quantsr|sh|python) .*$", text, re.MULTILINE)
+    for block in [*fenced, *indented]:
+        for line in block.splitlines():
             words = shlex.split(line, comments=True)
             while words and re.match(r"[A-Z_]+=", words[0]):
                 words = words[1:]
