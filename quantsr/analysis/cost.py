@@ -26,6 +26,7 @@ FORMULAS = (
     "BitOPs       = sum over layers of MACs * bits_w * bits_a",
     "equivalent   = sum over layers of MACs * max(bits_w, bits_a) / 32",
 )
+_KINDS = {"convolution": "conv", "mm": "linear", "addmm": "linear"}
 SIZES = ((180, 320), (256, 256))
 """(height, width) of low resolution counted where none is given."""
 
@@ -152,25 +153,20 @@ def module_macs(
     # Not the meta device: it has no autocast, which quantized layers ask about.
     with FakeTensorMode(allow_non_fake_inputs=True), counter, torch.no_grad():
         net.eval()(torch.empty(1, 3, *size), **options)
-    counts = counter.get_flop_counts()
-    inner = {name for name, module in net.named_modules() if next(module.children(), None) is not None}
-    rows = []
+    counts = {name: dict(flops) for name, flops in counter.get_flop_counts().items() if name != "Global"}
+    own = {label: dict(operations) for label, operations in counts.items()}
     for label, operations in counts.items():
-        name = label.partition(".")[2]
-        if label == "Global":
-            continue
-        for operation, flops in operations.items():
-            kind = {"convolution": "conv", "mm": "linear", "addmm": "linear"}.get(
-                str(operation).split(".")[-1], "product"
-            )
-            if kind != "product" and name in inner:
-                continue  # counted at the layer itself
-            if kind == "product" and any(
-                other.startswith(f"{label}.") for other in counts if operation in counts[other]
-            ):
-                continue  # counted at the module that multiplies
-            rows.append((name, kind, int(flops) // 2))
-    return rows
+        parent = label.rpartition(".")[0]
+        while parent and parent not in counts:  # containers are not called
+            parent = parent.rpartition(".")[0]
+        for operation, flops in operations.items() if parent else ():
+            own[parent][operation] -= flops
+    return [
+        (label.partition(".")[2], _KINDS.get(str(operation).rpartition(".")[2], "product"), int(flops) // 2)
+        for label, operations in own.items()
+        for operation, flops in operations.items()
+        if flops
+    ]
 
 
 def module_storage(net: nn.Module, bits: Mapping[str, tuple[int, int]]) -> Storage:

@@ -56,7 +56,8 @@ def read(path: str | Path) -> Picture:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             Image.MAX_IMAGE_PIXELS = _MAX_PIXELS
-            with Image.open(path) as image:
+            # From an open file: given a path, Pillow maps uncompressed TIFFs into memory and leaves those unturned.
+            with path.open("rb") as file, Image.open(file) as image:
                 return _read_deep(path, image) if _is_deep(path, image) else _read_plain(image)
     except UnidentifiedImageError:
         raise InputError(
@@ -82,6 +83,7 @@ def _is_deep(path: Path, image: Image.Image) -> bool:
 def _read_plain(image: Image.Image) -> Picture:
     icc = image.info.get("icc_profile")
     colour_space = image.mode
+    image.load()  # turns TIFFs, and then exif_transpose finds no tag
     image = ImageOps.exif_transpose(image)
     if image.mode in ("CMYK", "YCbCr", "LAB", "HSV"):
         icc = None if colour_space == "CMYK" else icc  # a CMYK profile does not describe the RGB result
@@ -106,15 +108,11 @@ def _read_deep(path: Path, image: Image.Image) -> Picture:
         raise ValueError(error.err) from error
     if pixels is None:
         raise ValueError("OpenCV cannot decode it")
-    turned = image.format == "TIFF" and pixels.shape[:2] != (
-        image.height,
-        image.width,
-    )  # OpenCV >= 5 turns TIFFs itself
     if pixels.ndim == 3:
         pixels = cv2.cvtColor(pixels, cv2.COLOR_BGRA2RGBA if pixels.shape[2] == 4 else cv2.COLOR_BGR2RGB)
         if pixels.shape[2] == 4 and image.format == "PNG" and _png_colour_type(path) == 4:
             pixels = pixels[..., (0, 3)]  # gray with alpha
-    if not turned:
+    if image.format != "TIFF":  # those OpenCV has turned already
         pixels = _turn_upright(pixels, image.getexif().get(_ORIENTATION, 1))
     return _split(pixels, image.info.get("icc_profile"))
 

@@ -74,22 +74,23 @@ def plan(height: int, width: int, halo: int, tile: int | None = None, max_area: 
         if tile < 1:
             raise InputError(f"tile: must be at least 1 pixel, got {tile}")
         return Plan(spans(height, tile + 2 * halo, halo), spans(width, tile + 2 * halo, halo))
-    best: Plan | None = None
+    best: tuple[int, int, int] | None = None  # area, tile height, tile width
     for count in range(1, height + 1):
-        row_size = _size_of(height, count, halo)
-        room = max_area // row_size
-        if room <= 2 * halo and room < width:
+        tall = _size_of(height, count, halo)
+        room = max_area // tall
+        if room >= width:
+            columns = 1
+        elif room > 2 * halo:
+            columns = -(-(width - 2 * halo) // (room - 2 * halo))
+        else:
             continue  # too narrow beside this height
-        columns = 1 if room >= width else -(-(width - 2 * halo) // (room - 2 * halo))
-        candidate = Plan(spans(height, row_size, halo), spans(width, _size_of(width, columns, halo), halo))
-        if best is not None and candidate.area >= best.area:
-            if row_size < 4 * halo:
-                break
-            continue
-        best = candidate
-    if best is None:  # max_area is below the halo's own: the smallest useful tiles
+        wide = _size_of(width, columns, halo)
+        area = count * tall * columns * wide
+        if best is None or area < best[0]:
+            best = area, tall, wide
+    if best is None:  # not even the halo fits: the smallest useful tiles
         return plan(height, width, halo, tile=max(1, halo))
-    return best
+    return Plan(spans(height, best[1], halo), spans(width, best[2], halo))
 
 
 def spans(length: int, size: int, halo: int) -> tuple[Span, ...]:

@@ -1,0 +1,189 @@
+"""What a file holds beside its pixels survives reading and writing."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image, ImageCms
+
+from quantsr.deploy import image_io
+from quantsr.errors import InputError, WorkError
+
+RNG = np.random.default_rng(0)
+RGBA = RNG.integers(0, 256, (9, 13, 4), np.uint8)
+DEEP = RNG.integers(0, 65536, (9, 13, 4), np.uint16)
+ICC = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+LOSSLESS = [".png", ".tif", ".webp"]
+
+
+def _save(image: Image.Image, path: Path, **options) -> Path:
+    if path.suffix == ".webp":
+        options["lossless"] = True
+    image.save(path, **options)
+    return path
+
+
+def _write(path: Path, pixels: np.ndarray, icc: bytes | None = None, bands: int = 1) -> None:
+    parts = np.array_split(np.arange(len(pixels)), bands)
+    image_io.write(path, pixels.shape, pixels.dtype, ((int(rows[0]), pixels[rows]) for rows in parts), icc)
+
+
+@pytest.mark.parametrize("suffix", [*LOSSLESS, ".bmp"])
+def test_rgb_round_trip(suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"a{suffix}"
+    _write(path, RGBA[..., :3], ICC)
+    picture = image_io.read(path)
+    np.testing.assert_array_equal(picture.rgb, RGBA[..., :3])
+    assert picture.alpha is None
+    assert not picture.gray
+    assert picture.icc == (None if suffix == ".bmp" else ICC)
+
+
+@pytest.mark.parametrize("suffix", LOSSLESS)
+def test_alpha_round_trip(suffix: str, tmp_path: Path) -> None:
+    pixels = RGBA.copy()
+    pixels[..., 3] |= 1  # WebP drops the colour of what is wholly transparent
+    _write(tmp_path / f"a{suffix}", pixels)
+    picture = image_io.read(tmp_path / f"a{suffix}")
+    np.testing.assert_array_equal(np.dstack([picture.rgb, picture.alpha]), pixels)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif", ".bmp"])
+def test_gray_round_trip(suffix: str, tmp_path: Path) -> None:
+    _write(tmp_path / f"a{suffix}", RGBA[..., 0])
+    picture = image_io.read(tmp_path / f"a{suffix}")
+    assert picture.gray
+    np.testing.assert_array_equal(picture.rgb, RGBA[..., :1].repeat(3, 2))
+
+
+def test_gray_with_alpha(tmp_path: Path) -> None:
+    path = _save(Image.fromarray(RGBA[..., :2]), tmp_path / "a.png")
+    picture = image_io.read(path)
+    assert picture.gray
+    np.testing.assert_array_equal(picture.alpha, RGBA[..., 1])
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_sixteen_bit_round_trip(suffix: str, channels: int, tmp_path: Path) -> None:
+    pixels = DEEP[..., 0] if channels == 1 else DEEP[..., :channels]
+    _write(tmp_path / f"a{suffix}", pixels, ICC, bands=3)
+    picture = image_io.read(tmp_path / f"a{suffix}")
+    assert picture.rgb.dtype == np.uint16
+    np.testing.assert_array_equal(image_io.merge(picture.rgb, picture.alpha, picture.gray), pixels)
+    assert picture.icc == (ICC if suffix == ".png" else None)
+
+
+def test_sixteen_bit_gray_with_alpha(tmp_path: Path) -> None:
+    _write(tmp_path / "a.png", DEEP[..., :2])
+    picture = image_io.read(tmp_path / "a.png")
+    assert picture.gray
+    np.testing.assert_array_equal(image_io.merge(picture.rgb, picture.alpha, True), DEEP[..., :2])
+
+
+@pytest.mark.parametrize("transparent", [False, True])
+def test_palette(transparent: bool, tmp_path: Path) -> None:
+    palette = Image.fromarray(RGBA[..., :3]).quantize(16)
+    path = _save(palette, tmp_path / "a.png", **({"transparency": 3} if transparent else {}))
+    picture = image_io.read(path)
+    np.testing.assert_array_equal(picture.rgb, np.asarray(palette.convert("RGB")))
+    if transparent:
+        np.testing.assert_array_equal(picture.alpha == 0, np.asarray(palette) == 3)
+    else:
+        assert picture.alpha is None
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+@pytest.mark.parametrize("deep", [False, True])
+def test_exif_orientation(orientation: int, suffix: str, deep: bool, tmp_path: Path) -> None:
+    """What Pillow makes of the stored pixels is upright; 16-bit pictures are turned the same way."""
+    upright = Image.fromarray(RGBA[..., 0])
+    transpose = {
+        2: 0,
+        3: 3,
+        4: 1,
+        5: 5,
+        6: 2,
+        7: 6,
+        8: 4,
+    }  # how an upright picture is stored: Pillow's Transpose, inverse
+    stored = upright if orientation == 1 else upright.transpose(Image.Transpose(transpose[orientation]))
+    pixels = np.asarray(stored)
+    if deep:
+        stored = Image.fromarray(pixels.astype(np.uint16) * 257)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = _save(stored, tmp_path / f"a{suffix}", exif=exif)
+    picture = image_io.read(path)
+    assert picture.rgb.itemsize == (2 if deep else 1)
+    np.testing.assert_array_equal(picture.rgb[..., 0] // (257 if deep else 1), RGBA[..., 0])
+
+
+def test_cmyk_becomes_rgb_without_its_profile(tmp_path: Path) -> None:
+    path = tmp_path / "a.jpg"
+    Image.new("CMYK", (8, 8), (0, 255, 255, 0)).save(path, icc_profile=ICC, quality=100)
+    picture = image_io.read(path)
+    assert picture.icc is None
+    assert (np.abs(picture.rgb.astype(int) - (255, 0, 0)) < 8).all()
+
+
+def test_jpeg_keeps_profile_and_loses_alpha_aloud(tmp_path: Path) -> None:
+    path = tmp_path / "a.jpg"
+    assert image_io.check_output(path, deep=True, alpha=True) == ["16 bits per channel", "transparency"]
+    assert image_io.check_output(tmp_path / "a.png", deep=True, alpha=True) == []
+    _write(path, DEEP, ICC)
+    picture = image_io.read(path)
+    assert (picture.rgb.dtype, picture.alpha, picture.icc) == (np.uint8, None, ICC)
+
+
+@pytest.mark.parametrize("bands", [1, 2, 9])
+@pytest.mark.parametrize("shape", [(9, 13), (9, 13, 2), (9, 13, 3), (9, 13, 4)])
+def test_png_in_bands_is_what_other_readers_read(
+    shape: tuple[int, ...], bands: int, tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.setattr(image_io, "_STREAMED_BYTES", 0)
+    pixels = RGBA[..., 0] if len(shape) == 2 else RGBA[..., : shape[2]]
+    _write(tmp_path / "a.png", pixels, ICC, bands)
+    with Image.open(tmp_path / "a.png") as image:
+        np.testing.assert_array_equal(np.asarray(image), pixels)
+        assert image.info["icc_profile"] == ICC
+    if len(shape) == 3 and shape[2] == 3:
+        np.testing.assert_array_equal(cv2.imread(str(tmp_path / "a.png"))[..., ::-1], pixels)
+
+
+def test_alpha_in_parts_equals_the_whole() -> None:
+    alpha = RNG.integers(0, 256, (30, 11), np.uint8)
+    whole = image_io.scale_alpha(alpha, 4)
+    parts = [image_io.scale_alpha(alpha, 4, first, min(120, first + 28)) for first in range(0, 120, 28)]
+    assert whole.shape == (120, 44)
+    np.testing.assert_array_equal(np.concatenate(parts), whole)
+
+
+@pytest.mark.parametrize("content", [b"", b"not a picture", b"\x89PNG\r\n\x1a\nnonsense"])
+def test_unreadable_files_are_named(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(content)
+    with pytest.raises(InputError, match=r"a\.png: (is not a picture|cannot be read)"):
+        image_io.read(tmp_path / "a.png")
+
+
+def test_truncated_files_are_named(tmp_path: Path) -> None:
+    data = io.BytesIO()
+    Image.fromarray(RGBA).resize((200, 200)).save(data, "PNG")
+    (tmp_path / "a.png").write_bytes(data.getvalue()[:3000])
+    with pytest.raises(InputError, match=r"a\.png: cannot be read"):
+        image_io.read(tmp_path / "a.png")
+
+
+def test_a_failed_write_leaves_nothing(tmp_path: Path) -> None:
+    def bands():
+        yield 0, RGBA[:4, :, :3]
+        raise OSError("disk full")
+
+    with pytest.raises(WorkError, match=r"a\.png: cannot be written \(disk full\)"):
+        image_io.write(tmp_path / "a.png", (9, 13, 3), np.uint8, bands())
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,137 @@
+"""The OpenVINO graph against the integer reference, and that it runs as integers."""
+
+from __future__ import annotations
+
+import numpy as np
+import openvino as ov
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from quantsr.deploy import integer, openvino_graph
+from quantsr.deploy.fold import fold
+from quantsr.deploy.model import PackedModel
+from quantsr.deploy.stand_in import random_model
+from tests.deploy.conftest import dyadic_model
+
+EXACT = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
+
+
+def _compiled(model: PackedModel, image: NDArray, **options) -> ov.CompiledModel:
+    graph = openvino_graph.build(
+        model, options.pop("depth", None), height=image.shape[0], width=image.shape[1], **options
+    )
+    return ov.Core().compile_model(graph, "CPU", EXACT)
+
+
+def _run(model: PackedModel, image: NDArray, **options) -> NDArray:
+    return _compiled(model, image, **options)([image[None]])[0][0]
+
+
+def _reference_codes(model: PackedModel, image: NDArray, monkeypatch) -> dict[str, NDArray]:
+    """What every integer conv of the reference reads."""
+    seen: dict[str, NDArray] = {}
+    conv = integer.conv
+
+    def record(layer, x):
+        if layer.codes_in is not None:
+            seen[layer.name] = x.round().clamp(*layer.codes_in)[0].numpy()
+        return conv(layer, x)
+
+    monkeypatch.setattr(integer, "conv", record)
+    integer.run_folded(fold(model), image)
+    return seen
+
+
+@pytest.mark.parametrize("bits", range(2, 9))
+def test_every_code_equals_the_reference(bits: int, picture, monkeypatch) -> None:
+    """Bit for bit, in a network whose constants leave nothing to round but the codes themselves."""
+    model = dyadic_model(bits_w=bits, bits_a=bits)
+    image = picture(20, 24)
+    expected = _reference_codes(model, image, monkeypatch)
+    graph = openvino_graph.build(model, height=20, width=24, tail="layers")
+    names = [
+        op.get_friendly_name() for op in graph.get_ordered_ops() if op.get_friendly_name().endswith(".input")
+    ]
+    assert {name.removesuffix(".input") for name in names} == set(expected) - {"conv_first"}
+    graph.add_outputs([(name, 0) for name in names])
+    result = ov.Core().compile_model(graph, "CPU", EXACT)([image[None]])
+    for index, name in enumerate(names, start=1):
+        codes = torch.from_numpy(np.array(result[index]))
+        wanted = expected[name.removesuffix(".input")]
+        if codes.shape[1] != len(wanted):  # the graph shuffles codes behind the quantization
+            codes = torch.nn.functional.pixel_shuffle(codes, 2)
+        np.testing.assert_array_equal(codes[0].numpy(), wanted, err_msg=name)
+    np.testing.assert_array_equal(result[0][0], integer.run(model, image))
+
+
+def test_codes_of_any_network_differ_only_where_float32_rounds(picture, monkeypatch) -> None:
+    """A value on the edge of two codes may fall to the other side, and later layers see that: at most 1 code in 1,000, by 1."""
+    model = random_model(num_feat=16, num_block=4, depths=(4,), head_tail_bits=32)
+    image = picture(20, 24)
+    expected = _reference_codes(model, image, monkeypatch)
+    graph = openvino_graph.build(model, height=20, width=24)
+    graph.add_outputs([(f"{name}.input", 0) for name in expected])
+    result = ov.Core().compile_model(graph, "CPU", EXACT)([image[None]])
+    for index, (name, wanted) in enumerate(expected.items(), start=1):
+        difference = np.abs(result[index][0] - wanted)
+        assert difference.max() <= 1, name
+        assert difference.mean() <= 1e-3, name
+
+
+@pytest.mark.parametrize("tail", ["layers", "collapsed"])
+@pytest.mark.parametrize("head_tail_bits", [16, 32])
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_float_tail_within_one_of_the_reference(bits: int, head_tail_bits: int, tail, picture) -> None:
+    model = random_model(
+        num_feat=16, num_block=2, depths=(2, 1), bits_w=bits, bits_a=bits, head_tail_bits=head_tail_bits
+    )
+    image = picture(19, 23)
+    for depth in (2, 1):
+        difference = np.abs(
+            _run(model, image, tail=tail, depth=depth).astype(int) - integer.run(model, image, depth)
+        )
+        assert (difference > 1).mean() <= 0.001
+        assert (difference > 0).mean() <= 0.02
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 9), (2, 5), (3, 3), (4, 3)])
+def test_pictures_of_any_size(size: tuple[int, int], picture) -> None:
+    model = random_model(num_feat=8, num_block=1, depths=(1,), head_tail_bits=32)
+    image = picture(*size)
+    difference = np.abs(_run(model, image).astype(int) - integer.run(model, image))
+    assert difference.max() <= 1
+
+
+@pytest.mark.parametrize(("bits", "shift"), [(4, 0.0), (3, 0.7), (8, -0.4)])
+def test_codes_are_rounded_half_to_even_then_limited(bits: int, shift: float) -> None:
+    limits = {3: (-4, 3), 4: (-8, 7), 8: (-128, 127)}[bits]
+    x = np.linspace(-140, 140, 1121, dtype=np.float32).reshape(1, 1, 1, -1)  # quarters: ties included
+    parameter = openvino_graph.op.parameter(x.shape, np.float32)
+    node = openvino_graph._fake_quantize(parameter, limits, "q", np.float32(shift))
+    result = ov.Core().compile_model(ov.Model([node], [parameter], "q"), "CPU", EXACT)([x])[0]
+    np.testing.assert_array_equal(result, np.clip(np.rint(x + np.float32(shift)), *limits))
+
+
+@pytest.mark.parametrize("bits", range(2, 9))
+def test_quantized_convs_run_as_integers(bits: int, picture) -> None:
+    """All convs but the head and the ring of the collapsed tail (ten) take 8-bit operands."""
+    model = random_model(num_feat=16, num_block=2, depths=(2,), bits_w=bits, bits_a=bits)
+    runtime = _compiled(model, picture(16, 16)).get_runtime_model()
+    kinds = [
+        node.get_rt_info()["runtimePrecision"].astype(str)
+        for node in runtime.get_ordered_ops()
+        if node.get_rt_info()["layerType"].astype(str) == "Convolution"
+    ]
+    integers = sum(kind in ("u8", "i8") for kind in kinds)
+    assert (integers, len(kinds)) == (6, 15)
+
+
+def test_float_pictures_are_not_rounded(small, picture) -> None:
+    image = picture(12, 14)
+    rounded = _run(small, image)
+    exact = _compiled(small, image, float_io=True)([image[None].astype(np.float32)])[0][0]
+    assert exact.dtype == np.float32
+    np.testing.assert_array_equal(np.rint(exact), rounded)
+    between = _compiled(small, image, float_io=True)([image[None] + np.float32(0.4)])[0][0]
+    assert np.abs(between - exact).max() > 0.1

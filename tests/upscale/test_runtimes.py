@@ -1,0 +1,88 @@
+"""Engines behind one interface: the same picture from each, and clear words where one is missing."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from quantsr.deploy import integer, runtimes
+from quantsr.errors import InputError
+
+
+@pytest.mark.parametrize("engine", ["openvino", "onnxruntime", "torch"])
+@pytest.mark.parametrize("head_tail_bits", [32, 8])
+def test_engines_agree_with_the_reference(engine: str, head_tail_bits: int, picture) -> None:
+    from quantsr.deploy.stand_in import random_model
+
+    pytest.importorskip(engine)
+    model = random_model(num_feat=16, num_block=2, depths=(2, 1), head_tail_bits=head_tail_bits)
+    options = {"tail": "layers"} if engine == "openvino" else {}
+    image = picture(18, 22)
+    for depth in (2, 1):
+        result = runtimes.create(engine, model, depth, threads=1, **options).run(image[None])[0]
+        difference = np.abs(result.astype(int) - integer.run(model, image, depth))
+        assert result.dtype == np.uint8
+        assert (difference > 1).mean() <= 0.001
+        assert (difference > 0).mean() <= 0.02
+
+
+@pytest.mark.parametrize("engine", ["openvino", "onnxruntime", "torch"])
+def test_batches_and_tiles_come_back_in_order(engine: str, small, picture) -> None:
+    pytest.importorskip(engine)
+    net = runtimes.create(engine, small, 1, threads=2)
+    images = np.stack([picture(9, 11, seed=seed) for seed in range(5)])
+    batch = net.run(images)
+    tiles = dict(net.run_tiles((index, image) for index, image in enumerate(images)))
+    assert list(tiles) == list(range(5))
+    np.testing.assert_array_equal(np.stack(list(tiles.values())), batch)
+
+
+def test_tiles_of_two_shapes_may_alternate(small, picture) -> None:
+    net = runtimes.create("openvino", small, 1, threads=2)
+    images = [picture(9, 11) if index % 2 else picture(8, 6) for index in range(6)]
+    for index, result in net.run_tiles(enumerate(images)):
+        np.testing.assert_array_equal(result, net.run(images[index][None])[0])
+
+
+def test_missing_package_names_its_install_line(small, monkeypatch) -> None:
+    monkeypatch.setattr(runtimes, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"engine onnxruntime: .*pip install onnxruntime"):
+        runtimes.create("onnxruntime", small)
+    with pytest.raises(InputError, match="pip install openvino"):
+        runtimes.create("auto", small)
+
+
+def test_auto_takes_what_is_there(small, monkeypatch) -> None:
+    pytest.importorskip("onnxruntime")
+    real = runtimes.find_spec
+    monkeypatch.setattr(runtimes, "find_spec", lambda name: None if name == "openvino" else real(name))
+    assert runtimes.create("auto", small).name.startswith("onnxruntime")
+
+
+def test_unknown_engine_and_depth_are_named(small) -> None:
+    with pytest.raises(InputError, match="engine: 'tensorrt' is not known; choose one of auto, openvino"):
+        runtimes.create("tensorrt", small)
+    with pytest.raises(InputError, match="depth: 7"):
+        runtimes.create("openvino", small, 7)
+
+
+def test_compiled_graphs_are_kept_in_the_users_cache(small, picture, tmp_path) -> None:
+    runtimes.create("openvino", small, 1).run(picture(8, 8)[None])
+    assert any((tmp_path / "cache" / "quantsr" / "openvino").iterdir())
+
+
+def test_a_cache_that_cannot_be_written_is_done_without(small, picture, tmp_path, monkeypatch) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert runtimes.cache_folder() is None
+    assert runtimes.create("openvino", small, 1).run(picture(8, 8)[None]).shape == (1, 32, 32, 3)
+
+
+@pytest.mark.gpu
+def test_torch_runs_on_cuda(small, picture) -> None:
+    net = runtimes.create("torch", small, 3)
+    assert net.name == "torch:cuda"
+    difference = np.abs(
+        net.run(picture(18, 22)[None])[0].astype(int) - integer.run(small, picture(18, 22), 3)
+    )
+    assert (difference > 1).mean() <= 0.01
