@@ -26,12 +26,12 @@ DqaUnit = Literal["rstb", "layer"]
 """What depth counts and sub-networks skip: residual Swin transformer blocks, or single Swin layers."""
 
 PROTOCOLS: Mapping[tuple[bool, bool], str] = {
-    (False, False): "QuantSR (linear layers)",
-    (True, True): "QuantSR+ (linear layers, attention products, convolutions of the RSTBs)",
-    (True, False): "2DQuant (linear layers, attention products)",
-    (False, True): "linear layers, convolutions of the RSTBs",
+    (False, False): "QuantSR",
+    (True, True): "QuantSR+",
+    (True, False): "2DQuant",
+    (False, True): "linear and convolution",
 }
-"""What is quantized, by ``(quantize_attention, quantize_conv)``: the method whose tables quantize the same."""
+"""By ``(quantize_attention, quantize_conv)`` the method whose published tables quantize the same layers."""
 
 
 @ARCH_REGISTRY.register()
@@ -190,7 +190,7 @@ class QuantSR_T(DepthDynamic):
 
     @property
     def protocol(self) -> str | None:
-        """What is quantized, under the name of the method that does the same; None for a float network."""
+        """The published protocol of what is quantized, see :data:`PROTOCOLS`; None for a float network."""
         o = self._options
         if o["nbits_w"] == o["nbits_a"] == FLOAT_BITS:
             return None

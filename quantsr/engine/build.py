@@ -147,15 +147,21 @@ def build_teacher(options: Options) -> nn.Module | None:
 
 
 def title(net: nn.Module) -> str:
-    """The network's name in tables: its class, with its bits where it is quantized, e.g. ``QuantSR_C W4A4``."""
+    """The network's name in tables: its class, with its bits where it is quantized, e.g. ``QuantSR_C W4A4``.
+
+    Where there are several protocols of what is quantized, its name too: ``QuantSR_T W4A4, 2DQuant protocol``.
+    """
     from quantsr.quant import FLOAT_BITS, manifest
 
-    pairs = {(record["bits_w"], record["bits_a"]) for record in manifest(net)}
+    layers = [record for record in manifest(net) if record["kind"] != "matmul"]
+    pairs = {(record["bits_w"], record["bits_a"]) for record in layers}
     bits = sorted(pair for pair in pairs if pair != (FLOAT_BITS, FLOAT_BITS))
     name = "QuantSR_C" if type(net).__name__ == "QEDSR_Ours" else type(net).__name__
     if not bits:
         return f"float {name}"
-    return f"{name} " + "/".join(f"W{w}A{a}" for w, a in bits)
+    protocol = getattr(net, "protocol", None)
+    suffix = "" if protocol is None else f", {protocol} protocol"
+    return f"{name} " + "/".join(f"W{w}A{a}" for w, a in bits) + suffix
 
 
 def log_manifest(net: nn.Module) -> None:
