@@ -84,7 +84,7 @@ def _read_plain(image: Image.Image) -> Picture:
     icc = image.info.get("icc_profile")
     colour_space = image.mode
     image.load()  # turns TIFFs, and then exif_transpose finds no tag
-    image = ImageOps.exif_transpose(image)
+    ImageOps.exif_transpose(image, in_place=True)
     if image.mode in ("CMYK", "YCbCr", "LAB", "HSV"):
         icc = None if colour_space == "CMYK" else icc  # a CMYK profile does not describe the RGB result
         image = image.convert("RGB")
@@ -92,10 +92,8 @@ def _read_plain(image: Image.Image) -> Picture:
         raise ValueError(f"mode {image.mode} with 32 bits per channel is not supported")
     transparent = "A" in image.getbands() or "a" in image.getbands() or "transparency" in image.info
     gray = image.mode in ("1", "L", "LA", "La")
-    pixels = np.asarray(
-        image.convert("LA" if gray else "RGBA") if transparent else image.convert("L" if gray else "RGB")
-    )
-    return _split(pixels, icc)
+    mode = ("L" if gray else "RGB") + ("A" if transparent else "")
+    return _split(np.asarray(image if image.mode == mode else image.convert(mode)), icc)
 
 
 def _read_deep(path: Path, image: Image.Image) -> Picture:
