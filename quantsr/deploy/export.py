@@ -53,6 +53,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="bits of the layers outside the blocks (default: 8; 8 calibrates on pictures)",
     )
     parser.add_argument(
+        "--first-bits",
+        type=int,
+        choices=(8, 16, 32),
+        default=32,
+        help="bits of conv_first's weight (default: 32; 8 saves 5 kB and lets more pixels differ)",
+    )
+    parser.add_argument(
         "--calib", metavar="DIR", help="pictures to calibrate 8 bits on (default: datasets/mini)"
     )
     parser.add_argument(
@@ -77,9 +84,7 @@ def run(args: argparse.Namespace) -> int:
         raise InputError(f"{output}: cannot be exported to; name a file ending in {', '.join(SUFFIXES)}")
     if args.int4 and output.suffix != ".onnx":
         raise InputError("--int4: only ONNX files have int4 tensors; packed files are smaller still")
-    model, network = read(
-        args.model, args.opt, head_tail_bits=args.head_tail_bits, calib=args.calib, method=args.calib_method
-    )
+    model, network = read(args)
     depth = model.depth_or_default(args.depth)
     written, exported = write(model, output, depth=depth, int4=args.int4)
     print(
@@ -95,32 +100,30 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def read(
-    name: str, opt: str | None, *, head_tail_bits: int | None, calib: str | None, method: Any = "max"
-) -> tuple[PackedModel, nn.Module]:
+def read(args: argparse.Namespace) -> tuple[PackedModel, nn.Module]:
     """The converted network of a checkpoint, run or packed file, and the network it shall match (of a packed file: its own module)."""
     from quantsr.deploy.convert import convert, to_module
     from quantsr.loading import load, resolve
 
+    name: str = args.model
     if Path(name).suffix == ".safetensors":
         model = packing.load(name)
-        if head_tail_bits not in (None, model.header.head_tail_bits):
+        if args.head_tail_bits not in (None, model.header.head_tail_bits):
             raise InputError(
                 f"{name}: has a head and tail of {model.header.head_tail_bits} bits already; export from the checkpoint to change that"
             )
         return model, to_module(model)
-    network = load(name) if opt is None else _from_options(name, opt)
-    bits = head_tail_bits or 8
-    scale = int(getattr(network, "upscale", 4))
-    pictures = calibration_pictures(calib, scale) if bits == 8 else []
-    source = resolve(name)
-    return convert(
+    network = load(name) if args.opt is None else _from_options(name, args.opt)
+    bits: int = args.head_tail_bits or 8
+    model = convert(
         network,
         head_tail_bits=bits,
-        calib=pictures,
-        calib_method=method,
-        provenance=_provenance(source, calib, bits),
-    ), network
+        calib=calibration_pictures(args.calib, int(getattr(network, "upscale", 4))) if bits == 8 else [],
+        calib_method=args.calib_method,
+        first_bits=args.first_bits,
+        provenance=_provenance(resolve(name), args.calib, bits),
+    )
+    return model, network
 
 
 def write(

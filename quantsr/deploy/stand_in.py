@@ -26,6 +26,7 @@ def random_model(
     bits_w: int = 4,
     bits_a: int = 4,
     head_tail_bits: int = 8,
+    first_bits: int | None = None,
     depths: tuple[int, ...] | None = None,
     per_channel: bool = False,
     seed: int = 0,
@@ -56,8 +57,9 @@ def random_model(
         )
 
     tail = (head_tail_bits, 8 if head_tail_bits == 8 else 32)
-    add("conv_first", num_feat, 3, gain=1.0, spread=50.0, bits=tail)
-    if head_tail_bits == 8:
+    first_bits = first_bits or head_tail_bits
+    add("conv_first", num_feat, 3, gain=1.0, spread=50.0, bits=(first_bits, 8 if first_bits == 8 else 32))
+    if first_bits == 8:
         layers["conv_first"] = replace(
             layers["conv_first"],
             act_step=np.ones(1, np.float32),

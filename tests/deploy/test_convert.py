@@ -83,12 +83,13 @@ def test_codes_and_steps_are_those_of_training():
         assert ours["name"] == theirs["name"]
         assert ours["shape"] == theirs["shape"]
         assert ours["bits_a"] == theirs["bits_a"]
-        assert ours["bits_w"] == (16 if theirs["bits_w"] == 32 else theirs["bits_w"])
+        rest = 32 if ours["name"] == "conv_first" else 16
+        assert ours["bits_w"] == (rest if theirs["bits_w"] == 32 else theirs["bits_w"])
 
 
 def test_eight_bit_head_and_tail_are_close_to_float(picture):
     net = trained()
-    model = convert.convert(net, head_tail_bits=8, calib=[picture])
+    model = convert.convert(net, head_tail_bits=8, calib=[picture], first_bits=8)
     assert all(layer.integer for layer in model.layers.values())
     full = upscaled(net, picture, 4).astype(float)
     error = np.sqrt(((integer.run(model, picture, 4) - full) ** 2).mean())
@@ -98,7 +99,7 @@ def test_eight_bit_head_and_tail_are_close_to_float(picture):
 def test_conv_first_reads_the_pixels_themselves(picture):
     # Inside the picture its 8-bit input costs nothing: only the weights are rounded.
     net = trained()
-    model = convert.convert(net, head_tail_bits=8, calib=[picture])
+    model = convert.convert(net, head_tail_bits=8, calib=[picture], first_bits=8)
     x = torch.tensor(picture).permute(2, 0, 1)[None] / 255
     layer = model.layers["conv_first"]
     rounded = torch.from_numpy(layer.float_weight())
@@ -113,6 +114,15 @@ def test_conv_first_reads_the_pixels_themselves(picture):
     np.testing.assert_allclose(got[:, 1:-1, 1:-1], expected[:, 1:-1, 1:-1], atol=2e-3)
     half_a_pixel = 0.5 * np.abs(layer.float_weight()).sum((1, 2, 3)).max()
     assert np.abs(got - expected).max() <= half_a_pixel
+
+
+def test_conv_first_stays_float_unless_asked(picture):
+    net = trained()
+    for first_bits in (8, 16, 32):
+        model = convert.convert(net, head_tail_bits=8, calib=[picture], first_bits=first_bits)
+        bits = [layer.bits_w for layer in model.layers.values() if not layer.name.startswith("body.")]
+        assert bits == [first_bits, 8, 8, 8]
+    assert convert.convert(net, head_tail_bits=8, calib=[picture]).layers["conv_first"].bits_w == 32
 
 
 @pytest.mark.parametrize("head_tail_bits", [8, 16, 32])
@@ -141,6 +151,8 @@ def test_what_cannot_be_converted(picture):
         convert.convert(net)
     with pytest.raises(InputError, match=r"choose one of \[8, 16, 32\]"):
         convert.convert(net, head_tail_bits=4)
+    with pytest.raises(InputError, match="first-bits: 4"):
+        convert.convert(net, head_tail_bits=32, first_bits=4)
     with pytest.raises(InputError, match="3 channels"):
         convert.convert(QuantSR_C(num_in_ch=1, num_out_ch=1, rgb_mean=(0.5,)), head_tail_bits=32)
 

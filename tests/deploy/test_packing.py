@@ -110,6 +110,7 @@ def assert_same(a: PackedModel, b: PackedModel) -> None:
     [
         *({"bits_w": bits, "bits_a": bits} for bits in BITS),
         {"head_tail_bits": 16},
+        {"first_bits": 32},
         {"head_tail_bits": 32, "per_channel": True},
         {"bits_w": 32, "bits_a": 32, "head_tail_bits": 32},
         {"bits_a": 32},
