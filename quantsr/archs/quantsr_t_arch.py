@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from quantsr.archs.dqa import DepthDynamic, Stream, Unit, as_unit, split, start
 from quantsr.archs.load_float import LoadReport, copy_float
 from quantsr.archs.swin import RSTB, SwinShape, to_map, to_tokens
-from quantsr.archs.swinir import convert_swinir
+from quantsr.archs.swinir import convert_swinir, is_swinir
 from quantsr.archs.windows import reflect_pad
 from quantsr.basicsr_compat import ARCH_REGISTRY, Upsample
 from quantsr.quant.prepare import Rule, prepare
@@ -236,6 +236,14 @@ class QuantSR_T(DepthDynamic):
         features = self.conv_before_upsample(self.conv_after_body(features) + shallow)
         out: Tensor = self.conv_last(self.upsample(features))  # (B, 3, r*H, r*W)
         return out / self.img_range + self.mean
+
+    def convert_state_dict(self, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """A state dict of SwinIR under this network's names and with shortcuts of 1; one of ours as it is."""
+        converted = convert_swinir(state_dict)
+        if is_swinir(state_dict):
+            shortcuts = {n: p for n, p in self.named_parameters() if n.endswith(".shortcut")}
+            converted.update({name: torch.ones_like(p, device="cpu") for name, p in shortcuts.items()})
+        return converted
 
     def load_float(
         self, state_dict: Mapping[str, Tensor], which: Literal["all", "head_tail"] = "all"

@@ -1,4 +1,4 @@
-"""BasicSR's names of SwinIR's parameters, and ours."""
+"""BasicSR's SwinIR: made to take pictures of any size, and the names of its parameters beside ours."""
 
 from __future__ import annotations
 
@@ -7,8 +7,28 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from quantsr import basicsr_compat
+from quantsr.archs.windows import reflect_pad
+
 # Functions of window size and picture size, which SwinIR keeps in its state dict.
 _DERIVED = (".relative_position_index", ".attn_mask")
+
+
+class SwinIR(basicsr_compat.SwinIR):
+    """BasicSR's SwinIR, same parameters and numbers, that pads and crops as BasicSR's ``SwinIRModel`` does around it.
+
+    The engine builds it where an option file says ``SwinIR``; what is registered under that name is BasicSR's.
+    """
+
+    @property
+    def window_size(self) -> int:
+        """Side of a window in pixels."""
+        return int(self.layers[0].residual_group.blocks[0].window_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, 3, h, w) in [0, 1] to (B, 3, r*h, r*w), any h, w >= 1."""
+        height, width = x.shape[-2] * self.upscale, x.shape[-1] * self.upscale
+        return super().forward(reflect_pad(x, self.window_size))[..., :height, :width]
 
 
 def is_swinir(state_dict: Mapping[str, Tensor]) -> bool:

@@ -19,12 +19,14 @@ logger = logging.getLogger(__name__)
 
 
 def build_network(kind: str, kwargs: Mapping[str, Any]) -> nn.Module:
-    """The network registered as ``kind``, float or quantized, randomly initialised.
+    """The network registered as ``kind``, float or quantized, randomly initialised; ``SwinIR`` with padding.
 
     Raises:
         InputError: no such network, or arguments that it refuses.
     """
-    known = registries.networks()
+    from quantsr.archs.swinir import SwinIR
+
+    known = {**registries.networks(), "SwinIR": SwinIR}
     if kind not in known:
         raise InputError(f"network_g.type: no network {kind!r}; choose from {', '.join(sorted(known))}")
     try:
@@ -54,6 +56,8 @@ def load_parameters(net: nn.Module, state: Mapping[str, Tensor], path: str, *, s
     if is_released(state):
         logger.info("%s: parameters named as in the released QuantSR", path)
         state = convert_state_dict(state)
+    elif hasattr(net, "convert_state_dict"):
+        state = net.convert_state_dict(state)
     own = net.state_dict()
     missing, foreign = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
     shaped = sorted(name for name in own.keys() & state.keys() if own[name].shape != state[name].shape)

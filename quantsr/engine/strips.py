@@ -15,14 +15,20 @@ def receptive_radius(net: nn.Module) -> int:
     """An upper bound of how many LR pixels around a pixel can change the output there, for convolutional networks.
 
     The sum of all kernels' radii: a convolution after an upsampling reaches less far, none reaches farther. For a
-    transformer, whose attention has no such bound, it is an approximation.
+    transformer, whose attention has no such bound, it is an approximation: at least four windows.
     """
     radius = 0
     for module in net.modules():
         kernel = getattr(module, "kernel_size", None)
         if isinstance(kernel, tuple):
             radius += (max(kernel) // 2) * max(getattr(module, "dilation", (1,)))
-    return max(radius, 8)
+    return max(radius, 8, 4 * window_of(net))
+
+
+def window_of(net: nn.Module) -> int:
+    """The side of a transformer's windows in LR pixels, 1 for a convolutional network."""
+    window = getattr(net, "window_size", 1)
+    return window if isinstance(window, int) else 1
 
 
 def forward_in_strips(
@@ -35,7 +41,8 @@ def forward_in_strips(
     """``forward(x)``, in strips where the outputs have more than ``max_output_pixels`` pixels.
 
     Strips overlap by `receptive_radius` on each side and end at the picture's own borders, so the values are those of
-    the whole picture (up to the summation order of the convolution kernels).
+    the whole picture (up to the summation order of the convolution kernels). For a transformer strips begin on its
+    grid of windows, but values near the seams see less of the picture than they would in one piece.
 
     Args:
         x: ``(1, C, H, W)``.
@@ -45,8 +52,9 @@ def forward_in_strips(
     rows = max(max_output_pixels // (scale * scale * width), 1)
     if height <= rows:
         return forward(x)
-    margin = receptive_radius(net)
-    rows = max(rows - 2 * margin, 32)
+    window = window_of(net)
+    margin = -(-receptive_radius(net) // window) * window
+    rows = max((rows - 2 * margin) // window * window, -(-32 // window) * window)
     pieces: list[tuple[Tensor, ...]] = []
     for top in range(0, height, rows):
         bottom = min(top + rows, height)
