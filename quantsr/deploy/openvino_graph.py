@@ -8,6 +8,8 @@ fused into it; a block's scaled skip, its addition and the next block's quantiza
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import cache
 from typing import Any, Literal
 
 import numpy as np
@@ -26,6 +28,8 @@ Node = Any
 # Level counts the plugin's low-precision passes accept (4 and 8 bits); other widths borrow 256 levels behind a Minimum.
 _NATIVE_LEVELS = (16, 256)
 
+_PAIR_LIMIT = 2**15 - 1  # of the sum of two products, on processors without VNNI
+
 
 def build(
     model: PackedModel,
@@ -36,16 +40,20 @@ def build(
     batch: int = 1,
     tail: Tail = "collapsed",
     float_io: bool = False,
+    saturates: bool = False,
 ) -> ov.Model:
     """The graph for pictures of `height` x `width`: uint8 (batch, H, W, 3) RGB in, uint8 (batch, H*s, W*s, 3) out.
 
     `tail="layers"` runs upsampler and `conv_last` layer by layer, their inputs quantized as in the integer reference. "collapsed" runs
     their composition (see `collapse`): of a float tail it gives the same picture to float rounding; of an 8-bit tail it keeps the
     quantization of the first input, drops those inside, and quantizes the composed kernel to 8 bits per output.
+    `saturates=True` is for processors that add two 8-bit products in 16 bits (see `integer_sums_saturate`): convs whose products could
+    exceed that, those of 8-bit codes with 8-bit weights, are then done in float32, on the same codes.
     `float_io=True` takes and gives float32 in 0..255, and rounds neither the input nor the output to integers (for 16-bit pictures).
     The integer codes that a conv reads are the value of the node `CONV.input`. Raises InputError for an unknown depth.
     """
     net = fold(model, depth)
+    limit = _PAIR_LIMIT if saturates else None
     taus = {
         name: layer.tau() / layer.act_step
         for name, layer in model.layers.items()
@@ -53,35 +61,37 @@ def build(
     }
     image = op.parameter([batch, height, width, 3], np.float32 if float_io else np.uint8, name="image")
     x = image if float_io else op.convert(image, "f32")
-    x = _features(op.transpose(x, _ints(0, 3, 1, 2)), net, taus, round_input=not float_io)
+    x = _features(op.transpose(x, _ints(0, 3, 1, 2)), net, taus, limit, round_input=not float_io)
     if tail == "collapsed" and len(net.tail) > 1 and min(height, width) >= collapse.MIN_SIZE:
-        grid = [[_pixels(cell, float_io) for cell in row] for row in _collapsed_tail(x, net)]
+        grid = [[_pixels(cell, float_io) for cell in row] for row in _collapsed_tail(x, net, limit)]
         x = _phases_to_space(
             op.concat([op.concat(row, 3) for row in grid], 2), batch, height, width, net.factor
         )
     else:
-        x = op.transpose(_pixels(_layered_tail(x, net), float_io), _ints(0, 2, 3, 1))
+        x = op.transpose(_pixels(_layered_tail(x, net, limit), float_io), _ints(0, 2, 3, 1))
     return ov.Model(
         [op.result(x, name="upscaled")], [image], f"quantsr_x{net.factor}_{len(net.blocks)}_blocks"
     )
 
 
-def _features(x: Node, net: FoldedNet, taus: dict[str, NDArray[np.float32]], *, round_input: bool) -> Node:
+def _features(
+    x: Node, net: FoldedNet, taus: dict[str, NDArray[np.float32]], limit: int | None, *, round_input: bool
+) -> Node:
     """(B, 3, H, W) pixels -> (B, C, H, W), the tail's input in units of its codes."""
     stream = start = _head(x, net, round_input=round_input)
     for block in net.blocks:
-        y = _sums(_codes(stream, block.conv1), block.conv1)
+        y = _sums(_codes(stream, block.conv1, limit), block.conv1)
         if block.conv1.codes_out is None:
             y = op.relu(_bias(y, block.conv1))
         else:
             # ReLU before the shift by tau, so that it fuses: equal to the reference's per-channel lower limit on the codes.
             shift = _column(taus[block.conv2.name])
             y = op.relu(_bias(y, block.conv1, -shift))
-            y = _fake_quantize(y, block.conv1.codes_out, f"{block.conv2.name}.input", shift)
+            y = _quantize(y, block.conv2, limit, shift)
         branch = _bias(_sums(y, block.conv2), block.conv2)
         skip = stream if (block.stream_scale == 1).all() else op.multiply(stream, _floats(block.stream_scale))
         stream = op.add(skip, branch)
-    y = _bias(_sums(_codes(stream, net.conv_after_body), net.conv_after_body), net.conv_after_body)
+    y = _bias(_sums(_codes(stream, net.conv_after_body, limit), net.conv_after_body), net.conv_after_body)
     return op.add(y, op.multiply(start, _floats(net.skip_scale)))
 
 
@@ -111,9 +121,21 @@ def _column(values: ArrayLike) -> NDArray[np.float64]:
     return np.asarray(values, np.float64).reshape(1, -1, 1, 1)
 
 
-def _codes(x: Node, reader: FoldedConv) -> Node:
+def _codes(x: Node, reader: FoldedConv, limit: int | None) -> Node:
     """The float value `x` as `reader`'s input codes, or as it is where the reader is float."""
-    return x if reader.codes_in is None else _fake_quantize(x, reader.codes_in, f"{reader.name}.input")
+    return x if reader.codes_in is None else _quantize(x, reader, limit)
+
+
+def _quantize(x: Node, reader: FoldedConv, limit: int | None, shift: ArrayLike = 0.0) -> Node:
+    """clip(rint(x + shift), *reader.codes_in), in a form that makes `reader` an integer conv unless its products exceed `limit`."""
+    assert reader.codes_in is not None
+    name = f"{reader.name}.input"
+    low, high = reader.codes_in
+    pair = 2 * (high - low) * int(np.abs(reader.weight.astype(np.int64)).max(initial=0))
+    if limit is None or reader.weight.dtype != np.int8 or pair <= limit:
+        return _fake_quantize(x, reader.codes_in, name, shift)
+    y = op.round(op.add(x, _floats(shift)), "half_to_even")
+    return op.clamp(y, low, high, name=name)
 
 
 def _fake_quantize(x: Node, limits: tuple[int, int], name: str, shift: ArrayLike = 0.0) -> Node:
@@ -146,27 +168,28 @@ def _convolution(x: Node, weight: Node, *pad: int) -> Node:
     return op.convolution(x, weight, [1, 1], pads, pads, [1, 1])
 
 
-def _layered_tail(x: Node, net: FoldedNet) -> Node:
+def _layered_tail(x: Node, net: FoldedNet, limit: int | None) -> Node:
     """(B, C, H, W) -> (B, 3, H*s, W*s) before its last rounding. Shuffles move codes, not floats."""
-    x = _codes(x, net.tail[0])
+    x = _codes(x, net.tail[0], limit)
     for conv, reader in zip(net.tail, [*net.tail[1:], None], strict=True):
         x = _bias(_sums(x, conv), conv)
         if reader is not None and conv.codes_out is not None:
-            x = _fake_quantize(x, conv.codes_out, f"{reader.name}.input")
+            x = _quantize(x, reader, limit)
         if conv.shuffle > 1:
             x = op.depth_to_space(x, "depth_first", conv.shuffle)
     return x
 
 
-def _collapsed_tail(x: Node, net: FoldedNet) -> list[list[Node]]:
+def _collapsed_tail(x: Node, net: FoldedNet, limit: int | None) -> list[list[Node]]:
     """(B, C, H, W) -> 3 rows of 3 parts (B, s*s*3, ., .), channels in the order (row phase, column phase, colour)."""
     kernels = collapse.collapse(net.tail)
     inner = kernels["inner", "inner"]
-    weight: Node = _floats(inner.weight)
+    codes, weight = x, _floats(inner.weight)
     if net.tail[0].codes_in is not None:
         step = np.maximum(np.abs(inner.weight).max((1, 2, 3), keepdims=True) / 127, np.finfo(np.float32).tiny)
-        codes = op.constant(np.rint(inner.weight / step).astype(np.int8))
-        weight = op.multiply(op.convert(codes, "f32"), _floats(step))
+        steps = np.rint(inner.weight / step).astype(np.int8)
+        weight = op.multiply(op.convert(op.constant(steps), "f32"), _floats(step))
+        codes = _quantize(x, replace(net.tail[0], weight=steps), limit)
     # The ring is one pixel wide: its kernels stay in float.
     rows = {"first": _cut(x, 2, first=True), "last": _cut(x, 2, first=False)}
     columns = {"first": _cut(x, 3, first=True), "last": _cut(x, 3, first=False)}
@@ -176,7 +199,7 @@ def _collapsed_tail(x: Node, net: FoldedNet) -> list[list[Node]]:
         bias = _floats(_column(kernel.bias))
         pads = (int(y_position == "inner"), int(x_position == "inner"))
         if pads == (1, 1):
-            return op.add(_convolution(_codes(x, net.tail[0]), weight, *pads), bias)
+            return op.add(_convolution(codes, weight, *pads), bias)
         if pads == (1, 0):
             part = columns[x_position]
         elif pads == (0, 1):
@@ -211,3 +234,15 @@ def _phases_to_space(x: Node, batch: int, height: int, width: int, factor: int) 
     x = op.reshape(x, _ints(batch, height, width, factor, factor * 3), False)
     x = op.transpose(x, _ints(0, 1, 3, 2, 4))  # (B, H, row phase, W, column phase and colour)
     return op.reshape(x, _ints(batch, height * factor, width * factor, 3), False)
+
+
+@cache
+def integer_sums_saturate() -> bool:
+    """Whether this processor's integer convs clip the sum of two products to 16 bits, as x86 without VNNI does. Found by trying."""
+    x = op.parameter([1, 16, 4, 4], np.float32)
+    weight = op.multiply(op.convert(op.constant(np.full((16, 16, 1, 1), 127, np.int8)), "f32"), _floats(1.0))
+    y = _convolution(_fake_quantize(x, (0, 255), "codes"), weight, 0)
+    compiled = ov.Core().compile_model(
+        ov.Model([y], [x], "probe"), "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
+    )
+    return bool(compiled([np.full((1, 16, 4, 4), 255, np.float32)])[0].max() < 16 * 127 * 255)

@@ -174,6 +174,7 @@ class OpenVinoEngine:
             batch=batch,
             tail=self._tail,
             float_io=float_io,
+            saturates=openvino_graph.integer_sums_saturate(),
         )
         hint = "LATENCY" if streams == 1 else "THROUGHPUT"
         config = self._config | {"PERFORMANCE_HINT": hint, "NUM_STREAMS": streams}

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import openvino as ov
 import pytest
 import torch
 from numpy.typing import NDArray
 
-from quantsr.deploy import integer, openvino_graph
+from quantsr.deploy import integer, openvino_graph, packing
 from quantsr.deploy.fold import fold
 from quantsr.deploy.model import PackedModel
 from quantsr.deploy.stand_in import random_model
@@ -135,3 +139,37 @@ def test_float_pictures_are_not_rounded(small, picture) -> None:
     np.testing.assert_array_equal(np.rint(exact), rounded)
     between = _compiled(small, image, float_io=True)([image[None] + np.float32(0.4)])[0][0]
     assert np.abs(between - exact).max() > 0.1
+
+
+@pytest.mark.parametrize(("bits", "integers"), [(2, 4), (7, 4), (8, 0)])
+def test_saturating_processors_get_only_convs_that_cannot_overflow(bits: int, integers: int, picture) -> None:
+    """8-bit codes with 8-bit weights leave the integers (body end, tail, and an 8-bit body); the picture stays the same."""
+    model = random_model(num_feat=16, num_block=2, depths=(2,), bits_w=bits, bits_a=bits)
+    image = picture(16, 16)
+    runtime = _compiled(model, image, saturates=True).get_runtime_model()
+    kinds = [
+        node.get_rt_info()["runtimePrecision"].astype(str)
+        for node in runtime.get_ordered_ops()
+        if node.get_rt_info()["layerType"].astype(str) == "Convolution"
+    ]
+    assert sum(kind in ("u8", "i8") for kind in kinds) == integers
+    for tail in ("layers", "collapsed"):
+        safe, fast = (_run(model, image, tail=tail, saturates=s).astype(int) for s in (True, False))
+        assert (np.abs(safe - fast) > 1).mean() <= 0.002
+
+
+@pytest.mark.parametrize("isa", ["AVX512_CORE", "AVX2", "SSE41"])
+def test_same_picture_without_vnni(isa: str, picture, tmp_path) -> None:
+    """Where OpenVINO is told to do without VNNI, products are added in 16 bits; nothing may overflow."""
+    model = random_model(num_feat=16, num_block=2, depths=(2,))
+    packing.save(model, tmp_path / "n.safetensors")
+    np.save(tmp_path / "in.npy", picture(16, 18))
+    code = (
+        "import numpy as np; from quantsr.deploy import packing, runtimes\n"
+        f"e = runtimes.create('openvino', packing.load({str(tmp_path / 'n.safetensors')!r}), tail='layers', threads=1)\n"
+        f"np.save({str(tmp_path / 'out.npy')!r}, e.run(np.load({str(tmp_path / 'in.npy')!r})[None]))"
+    )
+    environment = os.environ | {"ONEDNN_MAX_CPU_ISA": isa}
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment)
+    difference = np.abs(np.load(tmp_path / "out.npy")[0].astype(int) - integer.run(model, picture(16, 18)))
+    assert (difference > 1).mean() <= 0.002
