@@ -107,8 +107,15 @@ class LayerRow:
             if len(zero_point) != inp:
                 raise ValueError(f"{name}: zero point needs {inp} values")
         return cls(
-            name, shape, bits_w, bits_a, bool(signed), (out, *counts[1:]), _CODING_NAMES[coding], zero_point
-        )  # type: ignore[arg-type]
+            name=name,
+            shape=shape,
+            bits_w=bits_w,
+            bits_a=bits_a,
+            signed=bool(signed),
+            float_counts=(counts[0], counts[1], counts[2], counts[3], counts[4]),
+            coding=_CODING_NAMES[coding],
+            zero_point=zero_point,
+        )
 
 
 def header_to_json(header: Header, rows: list[LayerRow]) -> str:

@@ -147,7 +147,7 @@ class _Graph:
         if weight.dtype == np.float32:
             return self.constant(name, weight)
         if self.int4 and weight.min() >= -8 and weight.max() <= 7:
-            nibbles = bitstream.pack(weight.reshape(-1), 4)  # two codes a byte, as ONNX lays int4 out
+            nibbles = bitstream.pack(weight.astype(np.int8), 4)  # two codes a byte, as ONNX lays int4 out
             self.constants[name] = helper.make_tensor(name, TensorProto.INT4, weight.shape, nibbles, raw=True)
         else:
             self.constant(name, weight)

@@ -25,7 +25,7 @@ from quantsr.deploy.header import LayerRow, check_structure, header_from_json, h
 from quantsr.deploy.model import FORMAT_VERSION, ConvLayer, Float, LinearLayer, PackedModel, QuantizedLayer
 from quantsr.errors import InputError
 
-_FLOAT_TYPES = {16: np.dtype(np.float16), 32: np.dtype(np.float32)}
+_FLOAT_TYPES: dict[int, Any] = {16: np.dtype(np.float16), 32: np.dtype(np.float32)}
 _VALUES = "values"
 
 
@@ -48,7 +48,7 @@ def to_bytes(model: PackedModel, coding: str | None = None) -> bytes:
         row = LayerRow.of(layer)
         if layer.bits_w <= 8:
             row.coding, data = bitstream.encode(
-                np.ascontiguousarray(layer.weight).reshape(-1), layer.bits_w, coding
+                layer.weight.astype(np.int8).reshape(-1), layer.bits_w, coding
             )
             stored: np.ndarray[Any, Any] = np.frombuffer(data, np.uint8)
         else:

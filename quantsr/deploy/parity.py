@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from quantsr.deploy import integer
+from quantsr.deploy import integer, runtimes
 from quantsr.deploy.fold import fold
 from quantsr.deploy.model import PackedModel
 from quantsr.engine.evaluate import EvalSet, Upscale, evaluate, evaluating, network_upscaler
@@ -88,8 +88,6 @@ def parity(
 
 def engines_at_hand(model: PackedModel, depth: int) -> list[tuple[str, Upscale]]:
     """The engines whose packages are installed, by name."""
-    from quantsr.deploy import runtimes
-
     found: list[tuple[str, Upscale]] = []
     for name in ENGINES:
         try:
@@ -97,8 +95,12 @@ def engines_at_hand(model: PackedModel, depth: int) -> list[tuple[str, Upscale]]
         except InputError as error:
             logger.info("parity leaves %s out: %s", name, error)
             continue
-        found.append((name, lambda picture, engine=engine: engine.run(picture[None])[0]))
+        found.append((name, _one_by_one(engine)))
     return found
+
+
+def _one_by_one(engine: runtimes.Engine) -> Upscale:
+    return lambda picture: engine.run(picture[None])[0]
 
 
 def table(rows: Sequence[ParityRow], title: str = "") -> str:

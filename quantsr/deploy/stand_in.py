@@ -63,7 +63,7 @@ def random_model(
         layers["conv_first"] = replace(
             layers["conv_first"],
             act_step=np.ones(1, np.float32),
-            act_tau=(np.float32(255) * np.array((0.4488, 0.4371, 0.4040), np.float32)).astype(np.float32),
+            act_tau=np.array((114.444, 111.4605, 103.02), np.float32),
             act_signed=False,
             act_zero_point=np.array((114, 111, 103), np.int32),
             act_equal=None,
@@ -117,17 +117,17 @@ def _random_layer(
     """Quantize `weight` with RLQ's initial step (8 bits: the largest value per channel); inputs are taken to spread by `spread`."""
     bits_w, bits_a = bits
     out, inp = weight.shape[:2]
-    layer = ConvLayer(name, weight, rng.normal(0, 1, out).astype(np.float32), bits_w=bits_w)
+    layer = ConvLayer(name, weight, rng.standard_normal(out).astype(np.float32), bits_w=bits_w)
     if bits_w == 16:
         layer = replace(layer, weight=weight.astype(np.float16).astype(np.float32))
     elif bits_w <= 8:
         qmin, qmax = code_range(bits_w, signed=True)
         size = np.abs(weight).reshape(out, -1)
         if bits_w == 8:
-            step = size.max(1) / qmax
+            step = (size.max(1) / qmax).astype(np.float32)
         else:
-            step = 2 * (size.mean(1) if per_channel else size.mean(keepdims=True).ravel()) / math.sqrt(qmax)
-        step = step.astype(np.float32)
+            mean = size.mean(1) if per_channel else size.mean(keepdims=True).ravel()
+            step = (2 * mean / math.sqrt(qmax)).astype(np.float32)
         codes = np.clip(np.rint(weight / step.reshape(-1, 1, 1, 1)), qmin, qmax).astype(np.int8)
         layer = replace(layer, weight=codes, weight_step=step)
     if bits_a > 8:
@@ -136,7 +136,7 @@ def _random_layer(
         layer,
         bits_a=bits_a,
         act_step=np.array([2 * spread / code_range(bits_a, signed)[1]], np.float32),
-        act_tau=rng.normal(0, 1, inp).astype(np.float32) if bits_a < 8 else None,
+        act_tau=rng.standard_normal(inp).astype(np.float32) if bits_a < 8 else None,
         act_signed=signed,
         act_equal=rng.uniform(0.5, 1, inp).astype(np.float32)
         if bits_w == 8 and not name.startswith("body.")
