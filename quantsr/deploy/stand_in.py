@@ -116,7 +116,7 @@ def _random_layer(
 ) -> ConvLayer:
     """Quantize `weight` with RLQ's initial step (8 bits: the largest value per channel); inputs are taken to spread by `spread`."""
     bits_w, bits_a = bits
-    out, inp = weight.shape[:2]
+    out, inp = int(weight.shape[0]), int(weight.shape[1])
     layer = ConvLayer(name, weight, rng.standard_normal(out).astype(np.float32), bits_w=bits_w)
     if bits_w == 16:
         layer = replace(layer, weight=weight.astype(np.float16).astype(np.float32))
