@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import csv
 import os
 import platform
-import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median, quantiles
@@ -38,23 +36,18 @@ class Timing:
 
 
 def interleaved(
-    contenders: Mapping[str, Callable[[], object]],
-    rounds: int,
-    warm_up: int = 1,
-    on_round: Callable[[int], None] | None = None,
+    contenders: Mapping[str, Callable[[], object]], rounds: int, warm_up: int = 1
 ) -> list[Timing]:
     """Run every contender once per round, so that a slow moment of the machine hits all alike."""
     for call in contenders.values():
         for _ in range(warm_up):
             call()
     times: dict[str, list[float]] = {name: [] for name in contenders}
-    for index in range(rounds):
+    for _ in range(rounds):
         for name, call in contenders.items():
             start = time.perf_counter()
             call()
             times[name].append((time.perf_counter() - start) * 1e3)
-        if on_round is not None:
-            on_round(index)
     return [Timing(name, tuple(values)) for name, values in times.items()]
 
 
@@ -81,27 +74,3 @@ def machine() -> str:
 def load_per_core() -> float:
     """Runnable processes per core over the last minute; timings above about 0.5 before the run mean little."""
     return os.getloadavg()[0] / (os.cpu_count() or 1)
-
-
-def commit(folder: Path) -> str:
-    """The checked-out commit, with "+" where files differ from it; "unknown" outside a checkout."""
-    try:
-        name = _git(folder, "rev-parse", "--short", "HEAD")
-        return name + ("+" if _git(folder, "status", "--porcelain", "--untracked-files=no") else "")
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-
-
-def _git(folder: Path, *words: str) -> str:
-    return subprocess.run(
-        ["git", "-C", str(folder), *words], capture_output=True, text=True, check=True
-    ).stdout.strip()
-
-
-def write_csv(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
-    """One line per row; the columns are those of the first."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)

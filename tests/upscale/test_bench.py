@@ -45,8 +45,3 @@ def test_median_and_quartile_distance() -> None:
     assert result.fastest == 1.0
     assert timing.Timing("b", (5.0,)).spread == 0.0
     assert result.spread == pytest.approx(50.5)
-
-
-def test_csv_has_a_line_per_row(tmp_path) -> None:
-    timing.write_csv(tmp_path / "new" / "a.csv", [{"a": 1, "b": "x,y"}, {"a": 2, "b": "z"}])
-    assert (tmp_path / "new" / "a.csv").read_text() == 'a,b\n1,"x,y"\n2,z\n'
