@@ -56,11 +56,12 @@ class _MatmulOnCodes(torch.autograd.Function):
         codes_a = layouts[0].matrices(activation_codes(a, tau_a, step_a, specs[0], dtype))
         codes_b = layouts[1].matrices(activation_codes(b, tau_b, step_b, specs[1], dtype))
         scale = step_a.clamp_min(MIN_STEP) * step_b.clamp_min(MIN_STEP)
+        product = codes_a @ codes_b  # (B, h, rows, columns)
         run = kernel("scale_bias", a.device.type)
-        out: Tensor = run(codes_a @ codes_b, scale, torch.zeros_like(scale), False)
+        out: Tensor = run(product.flatten(0, -2), scale, torch.zeros_like(scale), False)
         ctx.save_for_backward(a, tau_a, step_a, b, tau_b, step_b)
         ctx.specs, ctx.layouts, ctx.dtype = specs, layouts, dtype
-        return out
+        return out.view(product.shape)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:

@@ -66,12 +66,19 @@ def activation_gradients(
     x: Tensor, tau: Tensor, step: Tensor, spec: ActivationQuant, grad: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of ``x``, ``tau`` and ``step``, from that of the fake-quantized activation."""
+    shape = x.shape
+    x, grad = _as_rows(x, spec), _as_rows(grad, spec)
     bounds = bounds_on(spec.range.qmin, spec.range.qmax, x.device)
     run = kernel("activation_backward", x.device.type)
     view = _view_per_channel(tau, x.dim(), spec.channel_dim)
     grad_x, grad_tau, grad_step = run(x, view, step, bounds, grad, spec.soft, spec.channel_dim)
     scale = step_gradient_scale(x.numel(), spec.range.qmax)
-    return grad_x, grad_tau, (grad_step.sum() * scale).reshape(step.shape)
+    return grad_x.reshape(shape), grad_tau, (grad_step.sum() * scale).reshape(step.shape)
+
+
+def _as_rows(x: Tensor, spec: ActivationQuant) -> Tensor:
+    """(..., C) as a matrix where the channels are last, so that one compiled kernel serves all such tensors."""
+    return x.reshape(-1, x.shape[-1]) if spec.channel_dim == -1 else x
 
 
 class _QuantizeWeight(torch.autograd.Function):
@@ -184,10 +191,12 @@ def activation_codes(
     x: Tensor, tau: Tensor, step: Tensor, spec: ActivationQuant, dtype: torch.dtype
 ) -> Tensor:
     """Codes of ``x + tau`` in ``dtype``; shape of ``x``."""
+    shape = x.shape
+    x = _as_rows(x, spec)
     bounds = bounds_on(spec.range.qmin, spec.range.qmax, x.device)
     run = kernel("activation_codes", x.device.type)
     codes: Tensor = run(x, _view_per_channel(tau, x.dim(), spec.channel_dim), step, bounds, dtype)
-    return codes
+    return codes.reshape(shape)
 
 
 class _ShortcutAdd(torch.autograd.Function):

@@ -198,7 +198,19 @@ def compiler_works(device_type: str) -> bool:
 
 @functools.cache
 def _compiled(name: str) -> Callable[..., Any]:
-    return torch.compile(_EAGER[name])
+    """Matrices, rows of a linear layer or its weight, may have any size; other tensors compile once for each size."""
+    compiled = torch.compile(_EAGER[name])
+
+    def run(*args: Any) -> Any:
+        for arg in args:
+            if isinstance(arg, Tensor) and arg.dim() == 2:
+                for dim in (0, 1):
+                    # Not where a size is 1: that is how tau and bias broadcast.
+                    if arg.shape[dim] > 1:
+                        torch._dynamo.maybe_mark_dynamic(arg, dim)
+        return compiled(*args)
+
+    return run
 
 
 def kernel(name: str, device_type: str) -> Callable[..., Any]:
