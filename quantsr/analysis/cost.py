@@ -119,8 +119,8 @@ def cost_of_options(path: str, sizes: Sequence[tuple[int, int]]) -> dict[str, An
     # The float twin of the same shape counts the operations: its layers need no calibration.
     wide = {key: 32 if key.startswith("nbits_") else value for key, value in network.kwargs.items()}
     twin = build_network(network.type, wide)
-    if hasattr(twin, "rank_blocks"):
-        twin.rank_blocks()  # whichever blocks are kept, the count is the same
+    if callable(rank := getattr(twin, "rank_blocks", None)):
+        rank()  # whichever blocks are kept, the count is the same
     bits = {row["name"]: (int(row["bits_w"]), int(row["bits_a"])) for row in manifest(net)}
     depths = tuple(getattr(net, "depths", ())) or (None,)
     rows = []

@@ -60,10 +60,12 @@ def _kernel(stages: Sequence[_Stage], rows: tuple[int, int], columns: tuple[int,
     (height, y), (width, x) = rows, columns
     factor = int(np.prod([stage.shuffle for stage in stages]))
     colours = len(stages[-1].bias)
-    grad = np.zeros((factor, factor, colours, colours, height * factor, width * factor))
+    impulses = np.zeros((factor, factor, colours, colours, height * factor, width * factor))
     for p, q, c in np.ndindex(factor, factor, colours):
-        grad[p, q, c, c, y * factor + p, x * factor + q] = 1
-    grad = grad.reshape(-1, *grad.shape[3:])  # (P, colours, height * factor, width * factor)
+        impulses[p, q, c, c, y * factor + p, x * factor + q] = 1
+    grad: NDArray[np.float64] = impulses.reshape(
+        -1, *impulses.shape[3:]
+    )  # (P, colours, H * factor, W * factor)
     bias = np.zeros(len(grad))
     for stage in reversed(stages):
         grad = _unshuffle(grad, stage.shuffle)

@@ -28,7 +28,7 @@ _MAX_PIXELS = 1 << 30  # OpenCV's own limit; Pillow's is lower and meant for unt
 _ORIENTATION = 0x0112
 _BITS_PER_SAMPLE = 258
 _STREAMED_BYTES = 256 << 20
-_QUALITY = {
+_QUALITY: dict[str, dict[str, Any]] = {
     ".jpg": {"quality": 95, "subsampling": 0},
     ".jpeg": {"quality": 95, "subsampling": 0},
     ".webp": {"lossless": True},
@@ -230,7 +230,7 @@ def _write_whole(file: BinaryIO, suffix: str, pixels: Pixels, icc: bytes | None)
         pixels = np.rint(pixels / 257.0).astype(np.uint8)
     if suffix in _NO_ALPHA and pixels.ndim == 3 and pixels.shape[2] in (2, 4):
         pixels = pixels[..., 0] if pixels.shape[2] == 2 else pixels[..., :3]
-    options: dict[str, Any] = dict(_QUALITY.get(suffix, {}))
+    options = dict(_QUALITY.get(suffix, {}))
     if icc and suffix != ".bmp":
         options["icc_profile"] = icc
     Image.fromarray(pixels).save(file, Image.registered_extensions()[suffix], **options)
@@ -266,7 +266,7 @@ def _stream_png(
             filtered[:1, 1:] = rows[:1] - above
             filtered[1:, 1:] = rows[1:] - rows[:-1]
             above = rows[-1:].copy()
-            if data := packer.compress(filtered):
+            if data := packer.compress(filtered.data):
                 chunk(b"IDAT", data)
     chunk(b"IDAT", packer.flush())
     chunk(b"IEND", b"")

@@ -158,7 +158,7 @@ def _sums(x: Node, conv: FoldedConv) -> Node:
     return _convolution(x, weight, conv.weight.shape[-1] // 2)
 
 
-def _bias(x: Node, conv: FoldedConv, shift: ArrayLike = 0.0) -> Node:
+def _bias(x: Node, conv: FoldedConv, shift: float | NDArray[np.float64] = 0.0) -> Node:
     return op.add(x, _floats(_column(conv.bias) + shift))
 
 

@@ -26,6 +26,8 @@ INSTALL = {
     "torch": 'pip install "quantsr[train]"',
 }
 
+_CACHE_BYTES = 64 << 20
+
 Key = TypeVar("Key")
 Images = NDArray[Any]
 """(N, h, w, 3) RGB: uint8, or float32 in 0..255 where the engine takes it."""
@@ -237,11 +239,32 @@ class TorchEngine(_OneByOne):
 
 
 def cache_folder() -> Path | None:
-    """Where compiled graphs are kept between runs: `$XDG_CACHE_HOME/quantsr/openvino`; None where it cannot be written."""
+    """Where compiled graphs are kept between runs: `$XDG_CACHE_HOME/quantsr/openvino`; None where it cannot be written.
+
+    There is one for each network, depth and picture shape; the oldest go when they exceed 64 MB.
+    """
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     folder = Path(base) / "quantsr" / "openvino"
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError:
         return None
-    return folder if os.access(folder, os.W_OK) else None
+    if not os.access(folder, os.W_OK):
+        return None
+    _drop_oldest(folder, _CACHE_BYTES)
+    return folder
+
+
+def _drop_oldest(folder: Path, limit: int) -> None:
+    """Delete the files used longest ago until the rest takes at most `limit` bytes."""
+    total = 0
+    try:
+        files = [(file.stat(), file) for file in folder.iterdir() if file.is_file()]
+        for status, file in sorted(
+            files, key=lambda pair: max(pair[0].st_mtime, pair[0].st_atime), reverse=True
+        ):
+            total += status.st_size
+            if total > limit:
+                file.unlink(missing_ok=True)
+    except OSError as error:  # another process may be at it
+        log.debug("cache %s: %s", folder, error)

@@ -122,7 +122,7 @@ class Upscaler:
         if progress and layout.count > 1:
             from tqdm import tqdm
 
-            results = tqdm(results, total=layout.count, unit="tile", leave=False, disable=None)
+            results = iter(tqdm(results, total=layout.count, unit="tile", leave=False, disable=None))
         band = np.empty((0, width * self.scale, 3), image.dtype)
         for (row, column), result in results:
             if column is layout.columns[0]:
@@ -191,7 +191,7 @@ class Upscaler:
 
     def measure(self, image: Image, runs: int = 3) -> float:
         """Median ms of `runs` upscalings of one tile of this picture, after one to warm up, times the tiles."""
-        layout = tiling.plan(*image.shape[:2], self.halo, self._tile)
+        layout = tiling.plan(image.shape[0], image.shape[1], self.halo, self._tile)
         part = self._to_engine(image[layout.rows[0].read, layout.columns[0].read])[None]
         self._engine.run(part)
         times = []

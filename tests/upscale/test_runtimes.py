@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import pytest
 
@@ -69,6 +71,14 @@ def test_unknown_engine_and_depth_are_named(small) -> None:
 def test_compiled_graphs_are_kept_in_the_users_cache(small, picture, tmp_path) -> None:
     runtimes.create("openvino", small, 1).run(picture(8, 8)[None])
     assert any((tmp_path / "cache" / "quantsr" / "openvino").iterdir())
+
+
+def test_the_cache_keeps_what_was_used_last(tmp_path) -> None:
+    for age, name in enumerate("abcd"):
+        (tmp_path / name).write_bytes(bytes(10))
+        os.utime(tmp_path / name, (1e9 - age, 1e9 - age))
+    runtimes._drop_oldest(tmp_path, 25)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
 
 
 def test_a_cache_that_cannot_be_written_is_done_without(small, picture, tmp_path, monkeypatch) -> None:
