@@ -127,6 +127,15 @@ def test_a_state_dict_of_ours_is_left_as_it_is():
     assert convert_swinir(own).keys() == own.keys()
 
 
+@pytest.mark.parametrize("shifted", [False, True])
+def test_fused_attention_is_the_same(shifted):
+    attention = net().layers[0].blocks[1].attn
+    q, k, v = torch.randn(3, 2 * 4, 16, 12).unbind()  # two pictures of four windows
+    bias = torch.randn(4, 3, 16, 16) if shifted else torch.randn(3, 16, 16)
+    expected = attention._attend(q, k, v, bias)
+    torch.testing.assert_close(attention._attend_fused(q, k, v, bias), expected, rtol=0, atol=1e-5)
+
+
 # --- depth ---------------------------------------------------------------------------------------------------------
 
 UNITS = [("rstb", (4, 2, 1)), ("layer", (8, 4, 2))]
