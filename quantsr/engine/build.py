@@ -153,7 +153,8 @@ def build_teacher(options: Options) -> nn.Module | None:
 def title(net: nn.Module) -> str:
     """The network's name in tables: its class, with its bits where it is quantized, e.g. ``QuantSR_C W4A4``.
 
-    Where there are several protocols of what is quantized, its name too: ``QuantSR_T W4A4, 2DQuant protocol``.
+    Where there are several protocols of what is quantized, its name too: ``QuantSR_T W4A4, 2DQuant protocol``; and where
+    sub-networks are cut as the released code cuts them, that.
     """
     from quantsr.quant import FLOAT_BITS, manifest
 
@@ -165,6 +166,8 @@ def title(net: nn.Module) -> str:
         return f"float {name}"
     protocol = getattr(net, "protocol", None)
     suffix = "" if protocol is None else f", {protocol} protocol"
+    if getattr(net, "depth_rule", "exact") == "released":
+        suffix += ", released block count (depth + 1)"
     return f"{name} " + "/".join(f"W{w}A{a}" for w, a in bits) + suffix
 
 
