@@ -9,6 +9,7 @@ import yaml
 
 from quantsr.config import load_options
 from quantsr.config.docs import options_page
+from quantsr.errors import OptionsError
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "options").glob("t*/**/*.yml"))
@@ -117,6 +118,32 @@ def test_the_papers_settings_are_all_there() -> None:
                 assert (options.name, options.scale) == (f"QuantSR_C_{name}", scale)
                 assert (kwargs["nbits_w"], kwargs["nbits_a"]) == (bits, bits)
                 assert (kwargs["num_feat"], kwargs["num_block"], kwargs["depths"]) == (64, 32, [32, 16, 8])
+
+
+def test_quantsr_ts_settings_are_all_there() -> None:
+    for kind in ("train", "test"):
+        for bits in (2, 3, 4, 8):
+            for scale in (2, 4):
+                name = f"w{bits}a{bits}_x{scale}"
+                file = ROOT / "options" / kind / "QuantSR_T" / f"{name}.yml"
+                options = load_options(str(file), is_train=kind == "train", check_paths=False)
+                kwargs = options.network_g.kwargs
+                assert (options.name, options.scale) == (f"QuantSR_T_{name}", scale)
+                assert (kwargs["nbits_w"], kwargs["nbits_a"]) == (bits, bits)
+                assert (kwargs["embed_dim"], kwargs["num_block"], kwargs["depths"]) == (60, 8, [8, 4, 2])
+                assert not kwargs["quantize_attention"]
+                assert not kwargs["quantize_conv"]
+
+
+def test_depths_of_a_transformer_count_rstbs_or_swin_layers() -> None:
+    file = str(ROOT / "options" / "train" / "QuantSR_T" / "mini_w4a4_x2.yml")
+    for unit, depths in (("layer", [8, 4, 2]), ("rstb", [4, 3])):
+        words = [f"network_g.dqa_unit={unit}", f"network_g.depths={depths}"]
+        assert load_options(file, words, check_paths=False).network_g.kwargs["depths"] == depths
+    with pytest.raises(OptionsError, match=r"depth 8 is not within 1\.\.4"):
+        load_options(file, ["network_g.depths=[8]"], check_paths=False)
+    with pytest.raises(OptionsError, match=r"depth 9 is not within 1\.\.8"):
+        load_options(file, ["network_g.depths=[9]", "network_g.dqa_unit=layer"], check_paths=False)
 
 
 def test_a_test_file_reads_what_its_training_file_writes() -> None:
