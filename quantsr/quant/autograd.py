@@ -52,9 +52,10 @@ class _FakeQuantizeActivation(torch.autograd.Function):
         ctx.save_for_backward(x, tau, step)
         ctx.spec = spec
         bounds = bounds_on(spec.range.qmin, spec.range.qmax, x.device)
+        rows = _as_rows(x, spec)
         run = kernel("activation_values", x.device.type)
-        out: Tensor = run(x, _view_per_channel(tau, x.dim(), spec.channel_dim), step, bounds, x.dtype)
-        return out
+        out: Tensor = run(rows, _view_per_channel(tau, rows.dim(), spec.channel_dim), step, bounds, x.dtype)
+        return out.reshape(x.shape)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
@@ -78,7 +79,7 @@ def activation_gradients(
 
 def _as_rows(x: Tensor, spec: ActivationQuant) -> Tensor:
     """(..., C) as a matrix where the channels are last, so that one compiled kernel serves all such tensors."""
-    return x.reshape(-1, x.shape[-1]) if spec.channel_dim == -1 else x
+    return x.reshape(-1, x.shape[-1]).contiguous() if spec.channel_dim == -1 else x
 
 
 class _QuantizeWeight(torch.autograd.Function):

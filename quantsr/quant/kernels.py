@@ -198,19 +198,31 @@ def compiler_works(device_type: str) -> bool:
 
 @functools.cache
 def _compiled(name: str) -> Callable[..., Any]:
-    """Matrices, rows of a linear layer or its weight, may have any size; other tensors compile once for each size."""
+    """The compiled function, called so that it is compiled as seldom as can be.
+
+    Autocast is off inside, and parameters arrive as plain tensors: neither changes what is computed, but each would
+    compile again. Matrices, rows of a linear layer or its weight, may have any size; other tensors compile once for each.
+    """
     compiled = torch.compile(_EAGER[name])
 
     def run(*args: Any) -> Any:
-        for arg in args:
-            if isinstance(arg, Tensor) and arg.dim() == 2:
-                for dim in (0, 1):
-                    # Not where a size is 1: that is how tau and bias broadcast.
-                    if arg.shape[dim] > 1:
-                        torch._dynamo.maybe_mark_dynamic(arg, dim)
-        return compiled(*args)
+        plain = [_plain(arg) if isinstance(arg, Tensor) else arg for arg in args]
+        device_type = plain[0].device.type
+        if not torch.is_autocast_enabled(device_type):
+            return compiled(*plain)
+        with torch.autocast(device_type, enabled=False):
+            return compiled(*plain)
 
     return run
+
+
+def _plain(x: Tensor) -> Tensor:
+    x = x.detach()
+    if x.dim() == 2:
+        for dim in (0, 1):
+            if x.shape[dim] > 1:  # 1 is how tau and bias broadcast
+                torch._dynamo.maybe_mark_dynamic(x, dim)
+    return x
 
 
 def kernel(name: str, device_type: str) -> Callable[..., Any]:
