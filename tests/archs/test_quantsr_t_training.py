@@ -13,6 +13,7 @@ from quantsr.engine.strips import forward_in_strips
 from quantsr.engine.trainer import Trainer
 from quantsr.models.distillation import Distillation
 from quantsr.quant import calibrate, get_compile, set_compile, set_exact_fp32
+from quantsr.quant.kernels import compiler_works
 
 ROOT = Path(__file__).resolve().parents[2]
 MINI = ROOT / "options" / "train" / "QuantSR_T" / "mini_w4a4_x2.yml"
@@ -159,3 +160,26 @@ def test_training_state_is_restored(tmp_path):
     x = torch.rand(1, 3, 8, 8)
     with torch.no_grad():
         assert torch.equal(twin(x, depth=5), net.eval()(x, depth=5))
+
+
+@pytest.mark.integration
+def test_compiled_kernels_give_the_same_and_are_few():
+    """Linear layers of four sizes share their kernels: compiling again and again ends in running plain."""
+    if not compiler_works("cpu"):
+        pytest.skip("no compiler")
+    results = []
+    for compiled in (False, True):
+        set_compile(False)
+        torch.manual_seed(0)
+        net = QuantSR_T(**{**SMALL, "num_block": 2}, quantize_attention=True, quantize_conv=True)
+        x = torch.rand(2, 3, 16, 16)
+        calibrate(net, [x])
+        set_compile(compiled)
+        before = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+        with torch.autocast("cpu", torch.bfloat16):
+            out = net(x)
+        out.float().square().mean().backward()
+        results.append([out.detach().float(), *(p.grad for p in net.parameters())])
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] - before <= 20
+    for plain, fast in zip(*results, strict=True):
+        assert (plain - fast).norm() <= 1e-3 * plain.norm() + 1e-8
