@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import statistics
 import subprocess
 import sys
 from collections.abc import Callable
@@ -23,7 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks import timing
-from quantsr.analysis.timing import load_per_core
+from quantsr.analysis.timing import Timing, interleaved, load_per_core, machine
 from quantsr.deploy import packing, runtimes
 from quantsr.deploy.model import PackedModel
 from quantsr.deploy.stand_in import random_model
@@ -212,27 +211,26 @@ def main() -> None:
             if name in wanted:
                 wanted[f"{name} [{isa}]"] = restricted(name, isa, args.network)
     load = load_per_core()
-    seconds = timing.interleave(wanted, repeats=args.rounds, warmup=1)
-    records = report(seconds, load)
-    print(f"{timing.machine()}; {runtimes.cpu_count()} cores used; load per core before the run {load:.2f}")
+    records = report(interleaved(wanted, args.rounds), load)
+    print(f"{machine()}; {runtimes.cpu_count()} cores used; load per core before the run {load:.2f}")
     print(timing.table(records))
     print(timing.write_csv(args.output, records))
 
 
-def report(seconds: dict[str, list[float]], load: float) -> list[dict[str, object]]:
+def report(timings: list[Timing], load: float) -> list[dict[str, object]]:
     """One record per contender, with its speed relative to the released formulation by medians."""
-    base = statistics.median(seconds[RELEASED]) if RELEASED in seconds else None
+    base = next((t.median for t in timings if t.name == RELEASED), None)
     return [
         {
-            "contender": name,
-            **timing.summary(times),
-            "released_over_this": round(base / statistics.median(times), 2) if base else "",
-            "runs": len(times),
+            "contender": t.name,
+            **t.row(),
+            "released_over_this": round(base / t.median, 2) if base else "",
+            "runs": len(t.times),
             "picture": f"{WIDTH}x{HEIGHT} x4",
             "cores": runtimes.cpu_count(),
             "load_per_core_before": round(load, 2),
         }
-        for name, times in seconds.items()
+        for t in timings
     ]
 
 

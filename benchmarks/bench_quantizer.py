@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import timing
+from quantsr.analysis.timing import interleaved, machine
 from quantsr.quant import get_quantizer, set_compile
 from tests.reference import rlq
 
@@ -74,7 +75,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--repeats", type=int, default=31)
     args = parser.parse_args()
-    print(timing.machine())
+    print(machine())
     records: list[dict[str, Any]] = []
     for dtype in (torch.bfloat16, torch.float32):
         x = (
@@ -83,13 +84,12 @@ def main() -> None:
             .contiguous(memory_format=torch.channels_last)
         )
         sync = torch.cuda.synchronize if args.device == "cuda" else None
-        seconds = timing.interleave(_rows(x, args.bits), repeats=args.repeats, sync=sync)
-        copy = timing.summary(seconds["copy"])["median_ms"]
-        for name, values in seconds.items():
-            figures = timing.summary(values)
-            ratio = round(figures["median_ms"] / copy, 2)
+        timings = interleaved(_rows(x, args.bits), args.repeats, warm_up=2, sync=sync)
+        copy = timings[0].median
+        for found in timings:
+            ratio = round(found.median / copy, 2)
             kind = str(dtype).removeprefix("torch.")
-            records.append({"row": name, "type": kind, **figures, "x_copy": ratio})
+            records.append({"row": found.name, "type": kind, **found.row(), "x_copy": ratio})
     print(timing.table(records))
     print(f"written to {timing.write_csv(f'quantizer_{args.device}.csv', records)}")
 

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks import timing
+from quantsr.analysis.timing import interleaved, machine
 from quantsr.archs import QuantSR_C
 from quantsr.basicsr_compat import EDSR
 from quantsr.quant import calibrate, set_compile
@@ -175,17 +176,16 @@ def measure(rows: dict[str, Row], work: Work, *, repeats: int, memory: bool) -> 
         begin = time.perf_counter()
         step()
         first[name] = time.perf_counter() - begin
-    seconds = timing.interleave(steps, repeats=repeats, sync=_sync(work.device))
-    median = {name: statistics.median(values) for name, values in seconds.items()}
+    timings = {t.name: t for t in interleaved(steps, repeats, warm_up=2, sync=_sync(work.device))}
     records = []
     for name, row in rows.items():
         base = "float bf16" if row.bf16 else "float FP32"
-        record: dict[str, Any] = {"row": name, **timing.summary(seconds[name])}
-        if base in median:
-            pairs = [a / b for a, b in zip(seconds[name], seconds[base], strict=True)]
+        record: dict[str, Any] = {"row": name, **timings[name].row()}
+        if base in timings:
+            pairs = [a / b for a, b in zip(timings[name].times, timings[base].times, strict=True)]
             record["x_float_same_precision"] = round(statistics.median(pairs), 3)
-        if "released FP32" in median:
-            pairs = [b / a for a, b in zip(seconds[name], seconds["released FP32"], strict=True)]
+        if "released FP32" in timings:
+            pairs = [b / a for a, b in zip(timings[name].times, timings["released FP32"].times, strict=True)]
             record["x_faster_than_released"] = round(statistics.median(pairs), 2)
         record["first_step_s"] = round(first[name], 2)
         if memory:
@@ -256,7 +256,7 @@ def main() -> None:
         _print_peak(args.peak_of, Work(**json.loads(args.work)))
         return
     work = Work(**{name: getattr(args, name) for name in asdict(Work())})
-    print(timing.machine())
+    print(machine())
     if args.grow:
         records = grow(work, repeats=args.repeats)
         path = timing.write_csv(f"train_growth_{work.device}.csv", records)

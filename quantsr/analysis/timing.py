@@ -34,19 +34,36 @@ class Timing:
     def fastest(self) -> float:
         return min(self.times)
 
+    def row(self) -> dict[str, float]:
+        """Median, fastest and slowest run, for a table."""
+        return {
+            "median_ms": round(self.median, 3),
+            "min_ms": round(self.fastest, 3),
+            "max_ms": round(max(self.times), 3),
+        }
+
 
 def interleaved(
-    contenders: Mapping[str, Callable[[], object]], rounds: int, warm_up: int = 1
+    contenders: Mapping[str, Callable[[], object]],
+    rounds: int,
+    warm_up: int = 1,
+    sync: Callable[[], object] | None = None,
 ) -> list[Timing]:
-    """Run every contender once per round, so that a slow moment of the machine hits all alike."""
+    """Run every contender once per round, so that a slow moment of the machine hits all alike.
+
+    `warm_up` uncounted runs of each come first; `sync`, if given, waits for the device before each reading of the clock.
+    """
+    wait = sync or (lambda: None)
     for call in contenders.values():
         for _ in range(warm_up):
             call()
     times: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(rounds):
         for name, call in contenders.items():
+            wait()
             start = time.perf_counter()
             call()
+            wait()
             times[name].append((time.perf_counter() - start) * 1e3)
     return [Timing(name, tuple(values)) for name, values in times.items()]
 
