@@ -168,10 +168,9 @@ def exported_engine(output: Path, model: PackedModel) -> list[tuple[str, Upscale
         return [
             (f"{output.name} (onnxruntime)", lambda picture: session.run(None, {name: picture[None]})[0][0])
         ]
-    import openvino
+    from quantsr.deploy.openvino_core import core
 
-    core = openvino.Core()
-    compiled = core.compile_model(core.read_model(output), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    compiled = core().compile_model(core().read_model(output), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     return [(f"{output.name} (openvino)", lambda picture: np.array(compiled(picture[None])[0][0]))]
 
 
@@ -252,7 +251,9 @@ def _write_ir(graph: bytes, output: Path) -> list[Path]:
     """OpenVINO IR of an ONNX graph: `output` and its .bin beside it, each renamed into place when complete."""
     import openvino
 
-    model = openvino.Core().read_model(graph)
+    from quantsr.deploy.openvino_core import core
+
+    model = core().read_model(graph)
     binary = output.with_suffix(".bin")
     try:
         with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as folder:

@@ -20,6 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 from quantsr.deploy import collapse
 from quantsr.deploy.fold import FoldedConv, FoldedNet, fold
 from quantsr.deploy.model import PackedModel
+from quantsr.deploy.openvino_core import core
 
 Tail = Literal["collapsed", "layers"]
 Node = Any
@@ -242,7 +243,5 @@ def integer_sums_saturate() -> bool:
     x = op.parameter([1, 16, 4, 4], np.float32)
     weight = op.multiply(op.convert(op.constant(np.full((16, 16, 1, 1), 127, np.int8)), "f32"), _floats(1.0))
     y = _convolution(_fake_quantize(x, (0, 255), "codes"), weight, 0)
-    compiled = ov.Core().compile_model(
-        ov.Model([y], [x], "probe"), "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
-    )
+    compiled = core().compile_model(ov.Model([y], [x], "probe"), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     return bool(compiled([np.full((1, 16, 4, 4), 255, np.float32)])[0].max() < 16 * 127 * 255)

@@ -113,11 +113,11 @@ class OpenVinoEngine:
         cache: bool = True,
     ) -> None:
         """`precision` is what OpenVINO uses for what is not integer: "f32", or "bf16" (faster on AMX, no longer exact)."""
-        import openvino
+        from quantsr.deploy.openvino_core import core
 
         self.threads = threads or cpu_count()
         self._model, self._depth, self._tail = model, depth, tail
-        self._core = openvino.Core()
+        self._core = core()
         self._config: dict[str, Any] = {
             "INFERENCE_PRECISION_HINT": precision,
             "INFERENCE_NUM_THREADS": self.threads,

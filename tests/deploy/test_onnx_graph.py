@@ -24,10 +24,11 @@ def by_onnxruntime(proto: onnx.ModelProto, pictures: np.ndarray) -> np.ndarray:
 
 
 def by_openvino(proto: onnx.ModelProto, pictures: np.ndarray) -> np.ndarray:
-    openvino = pytest.importorskip("openvino")
-    core = openvino.Core()
+    pytest.importorskip("openvino")
+    from quantsr.deploy.openvino_core import core
+
     settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
-    compiled = core.compile_model(core.read_model(proto.SerializeToString()), "CPU", settings)
+    compiled = core().compile_model(core().read_model(proto.SerializeToString()), "CPU", settings)
     return np.array(compiled(pictures)[0])
 
 
@@ -130,10 +131,11 @@ def test_the_graph_is_of_integers():
 
 @pytest.mark.integration
 def test_openvino_runs_the_convs_in_int8():
-    openvino = pytest.importorskip("openvino")
+    pytest.importorskip("openvino")
+    from quantsr.deploy.openvino_core import core
+
     model = small_model(num_feat=32, num_block=2)
-    core = openvino.Core()
-    compiled = core.compile_model(core.read_model(onnx_graph.build(model).SerializeToString()), "CPU")
+    compiled = core().compile_model(core().read_model(onnx_graph.build(model).SerializeToString()), "CPU")
     kinds = Counter()
     for op in compiled.get_runtime_model().get_ops():
         info = op.get_rt_info()

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from quantsr.deploy import integer, openvino_graph, packing
 from quantsr.deploy.fold import fold
 from quantsr.deploy.model import PackedModel
+from quantsr.deploy.openvino_core import core
 from quantsr.deploy.stand_in import random_model
 from tests.deploy.conftest import dyadic_model
 
@@ -25,7 +26,7 @@ def _compiled(model: PackedModel, image: NDArray, **options) -> ov.CompiledModel
     graph = openvino_graph.build(
         model, options.pop("depth", None), height=image.shape[0], width=image.shape[1], **options
     )
-    return ov.Core().compile_model(graph, "CPU", EXACT)
+    return core().compile_model(graph, "CPU", EXACT)
 
 
 def _run(model: PackedModel, image: NDArray, **options) -> NDArray:
@@ -59,7 +60,7 @@ def test_every_code_equals_the_reference(bits: int, picture, monkeypatch) -> Non
     ]
     assert {name.removesuffix(".input") for name in names} == set(expected) - {"conv_first"}
     graph.add_outputs([(name, 0) for name in names])
-    result = ov.Core().compile_model(graph, "CPU", EXACT)([image[None]])
+    result = core().compile_model(graph, "CPU", EXACT)([image[None]])
     for index, name in enumerate(names, start=1):
         codes = torch.from_numpy(np.array(result[index]))
         wanted = expected[name.removesuffix(".input")]
@@ -76,7 +77,7 @@ def test_codes_of_any_network_differ_only_where_float32_rounds(picture, monkeypa
     expected = _reference_codes(model, image, monkeypatch)
     graph = openvino_graph.build(model, height=20, width=24)
     graph.add_outputs([(f"{name}.input", 0) for name in expected])
-    result = ov.Core().compile_model(graph, "CPU", EXACT)([image[None]])
+    result = core().compile_model(graph, "CPU", EXACT)([image[None]])
     for index, (name, wanted) in enumerate(expected.items(), start=1):
         difference = np.abs(result[index][0] - wanted)
         assert difference.max() <= 1, name
@@ -113,7 +114,7 @@ def test_codes_are_rounded_half_to_even_then_limited(bits: int, shift: float) ->
     x = np.linspace(-140, 140, 1121, dtype=np.float32).reshape(1, 1, 1, -1)  # quarters: ties included
     parameter = openvino_graph.op.parameter(x.shape, np.float32)
     node = openvino_graph._fake_quantize(parameter, limits, "q", np.float32(shift))
-    result = ov.Core().compile_model(ov.Model([node], [parameter], "q"), "CPU", EXACT)([x])[0]
+    result = core().compile_model(ov.Model([node], [parameter], "q"), "CPU", EXACT)([x])[0]
     np.testing.assert_array_equal(result, np.clip(np.rint(x + np.float32(shift)), *limits))
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -37,6 +39,26 @@ def test_batches_and_tiles_come_back_in_order(engine: str, small, picture) -> No
     tiles = dict(net.run_tiles((index, image) for index, image in enumerate(images)))
     assert list(tiles) == list(range(5))
     np.testing.assert_array_equal(np.stack(list(tiles.values())), batch)
+
+
+def test_signals_are_survived_after_engines_that_died_in_any_order() -> None:
+    """OpenVINO's cores exchange the thread's signal stack on processors with AMX; see openvino_core.core."""
+    pytest.importorskip("openvino")
+    code = (
+        "import faulthandler, os, signal, numpy as np\n"
+        "from quantsr.deploy import runtimes\n"
+        "from quantsr.deploy.stand_in import random_model\n"
+        "faulthandler.enable()\n"  # has a signal stack of its own, which comes back at the end
+        "signal.signal(signal.SIGUSR1, lambda *_: print('handled'))\n"
+        "model, image = random_model(num_feat=16, num_block=1, depths=(1,)), np.zeros((1, 8, 8, 3), np.uint8)\n"
+        "engines = [runtimes.create('openvino', model, threads=1) for _ in range(2)]\n"
+        "for engine in engines: engine.run(image)\n"
+        "engine = None\n"
+        "while engines: del engines[0]\n"
+        "os.kill(os.getpid(), signal.SIGUSR1)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "handled\n")
 
 
 def test_tiles_of_two_shapes_may_alternate(small, picture) -> None:
