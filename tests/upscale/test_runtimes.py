@@ -38,7 +38,10 @@ def test_batches_and_tiles_come_back_in_order(engine: str, small, picture) -> No
     batch = net.run(images)
     tiles = dict(net.run_tiles((index, image) for index, image in enumerate(images)))
     assert list(tiles) == list(range(5))
-    np.testing.assert_array_equal(np.stack(list(tiles.values())), batch)
+    difference = np.abs(np.stack(list(tiles.values())).astype(int) - batch)
+    assert (difference > 1).mean() == 0
+    # The two graphs compute with integers; torch sums floats in an order that depends on the batch.
+    assert (difference > 0).mean() <= (0.001 if engine == "torch" else 0)
 
 
 def test_signals_are_survived_after_engines_that_died_in_any_order() -> None:
