@@ -13,7 +13,9 @@ from quantsr.errors import InputError, WorkError
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("source", type=Path, help="folder with the budgie_* photographs")
-    parser.add_argument("-o", "--output", type=Path, default=Path(__file__).resolve().parents[1] / "datasets/mini")
+    parser.add_argument(
+        "-o", "--output", type=Path, default=Path(__file__).resolve().parents[1] / "datasets/mini"
+    )
     args = parser.parse_args()
     try:
         total = make_mini(args.source, args.output)
