@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 import numpy as np
@@ -149,9 +148,7 @@ def test_what_a_type_cannot_keep_is_said(upscale, tmp_path, picture, caplog) -> 
 
 
 @pytest.mark.integration
-def test_one_small_picture_starts_quickly(tmp_path, picture) -> None:
-    """Reports the process time; the bound is loose, for a machine that does other things as well."""
-    import resource
+def test_a_process_of_its_own_upscales_a_picture(tmp_path, picture) -> None:
     import subprocess
     import sys
 
@@ -160,9 +157,6 @@ def test_one_small_picture_starts_quickly(tmp_path, picture) -> None:
 
     packing.save(random_model(), tmp_path / "n.safetensors")
     Image.fromarray(picture(64, 64)).save(tmp_path / "a.png")
-    start = time.perf_counter()
     command = [sys.executable, "-m", "quantsr", "upscale", tmp_path / "a.png", "-o", tmp_path / "o.png"]
     subprocess.run([*command, "--model", tmp_path / "n.safetensors"], check=True)
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    print(f"wall {time.perf_counter() - start:.2f} s, process time {used.ru_utime + used.ru_stime:.2f} s")
-    assert used.ru_utime + used.ru_stime < 6
+    assert Image.open(tmp_path / "o.png").size == (256, 256)
