@@ -148,11 +148,19 @@ def module_macs(
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.utils.flop_counter import FlopCounterMode
 
+    from quantsr.archs.windows import shifted_window_mask
+    from quantsr.quant.kernels import bounds_on
+
     counter = FlopCounterMode(display=False)
     options = {} if depth is None else {"depth": depth}
     # Not the meta device: it has no autocast, which quantized layers ask about.
-    with FakeTensorMode(allow_non_fake_inputs=True), counter, torch.no_grad():
-        net.eval()(torch.empty(1, 3, *size), **options)
+    try:
+        with FakeTensorMode(allow_non_fake_inputs=True), counter, torch.no_grad():
+            net.eval()(torch.empty(1, 3, *size), **options)
+    finally:
+        # Constants kept between calls were made without storage too.
+        bounds_on.cache_clear()
+        shifted_window_mask.cache_clear()
     counts = {name: dict(flops) for name, flops in counter.get_flop_counts().items() if name != "Global"}
     own = {label: dict(operations) for label, operations in counts.items()}
     for label, operations in counts.items():

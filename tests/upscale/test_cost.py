@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
 
 from quantsr import cli
 from quantsr.analysis import cost
@@ -104,3 +105,15 @@ def test_bad_size_is_named(network_file, capsys) -> None:
         cli.main(["cost", "-m", str(network_file), "--size", "big"])
     assert stop.value.code == 2
     assert "HEIGHTxWIDTH" in capsys.readouterr().err
+
+
+def test_counting_leaves_nothing_without_storage_behind() -> None:
+    from quantsr.archs import QuantSR_C
+    from quantsr.quant import calibrate
+    from quantsr.quant.kernels import bounds_on
+
+    net = QuantSR_C(num_feat=4, num_block=1, upscale=2)
+    calibrate(net, [torch.rand(1, 3, 8, 8)])
+    bounds_on.cache_clear()
+    cost.module_macs(net, (8, 8))
+    assert net(torch.rand(1, 3, 4, 4)).detach().numpy().shape == (1, 3, 8, 8)
