@@ -16,7 +16,8 @@ def load(name_or_path: str | Path) -> nn.Module:
 
     Args:
         name_or_path: a checkpoint ``.pth`` of quantsr (its moving average is taken where there is one), a packed
-            ``.safetensors``, or the name of a training run in ``experiments`` (its best network, else its latest).
+            ``.safetensors``, the name of a training run in ``experiments`` (its best network, else its latest), or the
+            name of a network that comes with quantsr.
 
     Raises:
         InputError: no such file or run, or not one that says how to build its network.
@@ -40,7 +41,15 @@ def resolve(name_or_path: str | Path) -> Path:
         file = run / "models" / f"net_g_{label}.pth"
         if file.is_file():
             return file
-    raise InputError(f"{name_or_path}: no such checkpoint, and no training run of that name in experiments")
+    from quantsr.deploy.upscaler import ZOO
+
+    shipped = ZOO / f"{path.name}.safetensors"
+    if shipped.is_file():
+        return shipped
+    raise InputError(
+        f"{name_or_path}: no such checkpoint, no training run of that name in experiments, and no network that comes "
+        "with quantsr"
+    )
 
 
 def _from_checkpoint(path: Path) -> nn.Module:

@@ -19,7 +19,7 @@ from quantsr.errors import InputError, WorkError
 
 log = logging.getLogger(__name__)
 
-DEFAULT_MODEL = "quantsr-c-x4"
+DEFAULT_MODEL = "quantsr_c_x4_w4a4"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -218,13 +218,9 @@ def find_model(name_or_path: str | Path) -> Path:
     if named.is_file():
         return named
     names = sorted(file.stem for file in ZOO.glob("*.safetensors"))
-    choice = (
-        f"the networks that come with quantsr are {', '.join(names)}"
-        if names
-        else "no network comes with quantsr yet"
-    )
     raise InputError(
-        f"model {name_or_path}: no such file or name ({choice}); give a packed file with --model FILE"
+        f"model {name_or_path}: no such file or name (the networks that come with quantsr are {', '.join(names)}); "
+        "give a packed file with --model FILE"
     )
 
 
