@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import shlex
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -298,7 +299,7 @@ class Trainer:
         if not asked:
             return
         self._save(validation_due=validation_due)
-        command = f"quantsr train -opt {self.option_file or 'FILE'} --auto-resume"
+        command = f"quantsr train -opt {shlex.quote(self.option_file or 'FILE')} --auto-resume"
         raise WorkError(
             f"stopped by {self.stop.name or 'a signal'} at iteration {self.iteration}, checkpoint written; "
             f"go on with: {command}"
