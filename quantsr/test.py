@@ -123,9 +123,9 @@ def main(options: Options) -> int:
 
 def run(args: argparse.Namespace) -> int:
     """The command."""
-    from quantsr.config import load_options
+    from quantsr.config.arguments import options_from
 
-    return main(load_options(args.opt, overrides=args.set, force_yml=args.force_yml, is_train=False))
+    return main(options_from(args, is_train=False))
 
 
 if __name__ == "__main__":

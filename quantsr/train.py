@@ -13,18 +13,9 @@ if TYPE_CHECKING:
 
 def add_option_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments that `train` and `test` share, under BasicSR's names."""
-    parser.add_argument("-opt", "--opt", required=True, metavar="FILE", help="option file (YAML)")
-    parser.add_argument(
-        "--set", nargs="+", action="extend", default=[], metavar="KEY.SUB=VALUE", help="change options"
-    )
-    parser.add_argument(
-        "--force_yml",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="KEY:SUB=VALUE",
-        help="the same, as in BasicSR",
-    )
+    from quantsr.config.arguments import add_option_arguments as add_options
+
+    add_options(parser)
     parser.add_argument(
         "--launcher",
         choices=("none", "pytorch", "slurm"),
@@ -68,9 +59,9 @@ def main(
 
 def run(args: argparse.Namespace) -> int:
     """The command."""
-    from quantsr.config import load_options
+    from quantsr.config.arguments import options_from
 
-    options = load_options(args.opt, overrides=args.set, force_yml=args.force_yml, is_train=True)
+    options = options_from(args, is_train=True)
     return main(options, args.auto_resume, option_file=args.opt, launcher=args.launcher)
 
 

@@ -16,6 +16,7 @@ from quantsr.engine.distributed import World
 from quantsr.engine.ema import Ema
 from quantsr.errors import WorkError
 from quantsr.models.distillation import Distillation
+from quantsr.quant import step_parameters
 
 if TYPE_CHECKING:
     from quantsr.config import Options
@@ -24,17 +25,6 @@ logger = logging.getLogger(__name__)
 
 Batch = Mapping[str, Tensor]
 """``{"lq": (B, 3, h, w), "gt": (B, 3, h * s, w * s)}``, float RGB in [0, 1]."""
-
-
-def quantizer_parameters(net: nn.Module) -> list[nn.Parameter]:
-    """The steps and thresholds (tau) of all quantizers in ``net``, each once, in the order of the network."""
-    found: dict[int, nn.Parameter] = {}
-    for module in net.modules():
-        for name in ("weight_quantizer", "input_quantizer"):
-            quantizer = getattr(module, name, None)
-            if isinstance(quantizer, nn.Module):
-                found.update({id(parameter): parameter for parameter in quantizer.parameters()})
-    return list(found.values())
 
 
 @MODEL_REGISTRY.register()
@@ -109,7 +99,7 @@ class QuantSRModel(BaseModel):
     def _optimizer(self) -> torch.optim.Optimizer:
         """Adam over two groups: weights, and quantizer steps and thresholds with their own rate and no decay."""
         optim = self.train_options.optim_g
-        steps = quantizer_parameters(self.net)
+        steps = list(step_parameters(self.net).values())
         known = {id(parameter) for parameter in steps}
         weights = [p for p in self.net.parameters() if p.requires_grad and id(p) not in known]
         groups: list[dict[str, Any]] = [{"params": weights}]
