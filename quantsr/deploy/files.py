@@ -1,11 +1,10 @@
-"""Writing files whole or not at all."""
+"""Writing files whole or not at all, for the commands that write where the user says."""
 
 from __future__ import annotations
 
-import os
-import tempfile
 from pathlib import Path
 
+from quantsr.engine.atomic import replace_file
 from quantsr.errors import InputError
 
 
@@ -15,29 +14,13 @@ def write_atomically(path: str | Path, data: bytes) -> None:
     A reader sees the old file or the new one, never a part. Raises InputError where the folder is missing or not writable.
     """
     path = Path(path)
+    if not path.parent.is_dir():
+        raise InputError(
+            f"{path}: cannot be written (No such file or directory); create the folder or choose another"
+        )
     try:
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        replace_file(path, data)
     except OSError as error:
         raise InputError(
-            f"{path}: cannot be written ({error.strerror}); create the folder or choose another"
+            f"{path}: cannot be written ({error.strerror}); free some space or choose another"
         ) from error
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
-    except BaseException as error:
-        Path(temporary).unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise InputError(
-                f"{path}: cannot be written ({error.strerror}); free some space or choose another"
-            ) from error
-        raise
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

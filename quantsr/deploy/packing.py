@@ -94,11 +94,6 @@ def load(path: str | Path) -> PackedModel:
     return model
 
 
-def is_packed(path: str | Path) -> bool:
-    """True where the name says that `load` should read the file."""
-    return Path(path).suffix == ".safetensors"
-
-
 def counted_bytes(model: PackedModel) -> int:
     """Sum of the bits of all weights, plus 4 bytes per float value (bias, steps, taus, shortcuts): what the dense file should take."""
     bits = sum(layer.weight.size * layer.bits_w for layer in model.layers.values())

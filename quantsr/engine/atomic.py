@@ -32,27 +32,36 @@ def _failures_named(path: Path) -> Iterator[None]:
         ) from error
 
 
-def write_bytes(path: Path, content: bytes) -> None:
+def replace_file(path: Path, content: bytes) -> None:
     """Writes ``path`` atomically: a reader sees the old file or the whole new one, whatever happens.
 
     Raises:
-        WorkError: the disk is full, the folder is not writable ... An earlier ``path`` is untouched then.
+        OSError: the disk is full, the folder is missing or not writable ... An earlier ``path`` is untouched then.
+    """
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(name, 0o666 & ~_umask())
+        os.replace(name, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(name)
+        raise
+    sync_folder(path.parent)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """`replace_file`, making the folder where it is missing.
+
+    Raises:
+        WorkError: names the file and the reason. An earlier ``path`` is untouched then.
     """
     with _failures_named(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.chmod(name, 0o666 & ~_umask())
-            os.replace(name, path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                os.unlink(name)
-            raise
-        sync_folder(path.parent)
+        replace_file(path, content)
 
 
 def write_text(path: Path, content: str) -> None:
