@@ -111,8 +111,8 @@ class DepthDynamic(nn.Module):
         """The units, for sub-networks that keep the units ``kept``; see :meth:`_start`."""
         raise TypeError(f"{type(self).__name__} must define _body")
 
-    def _reconstruct(self, features: Tensor, shallow: Tensor) -> Tensor:
-        """The float tail: features (B, C, h, w) to pictures."""
+    def _reconstruct(self, features: Sequence[Tensor], shallow: Tensor) -> list[Tensor]:
+        """The float tail, on the features (B, C, h, w) of several sub-networks: pictures."""
         raise TypeError(f"{type(self).__name__} must define _reconstruct")
 
     # --- running ------------------------------------------------------------------------------------------------------
@@ -140,9 +140,10 @@ class DepthDynamic(nn.Module):
         kept = [frozenset(self.blocks_kept(d)) for d in wanted]
         shallow = self._shallow(x)
         outputs: list[Tensor] = [shallow] * len(kept)
-        for features, members in self._body(shallow, kept):
-            out = self._reconstruct(features, shallow)
-            for i in members:
+        streams = self._body(shallow, kept)
+        pictures = self._reconstruct([stream.features for stream in streams], shallow)
+        for out, stream in zip(pictures, streams, strict=True):
+            for i in stream.members:
                 outputs[i] = out
         return tuple(outputs) if several else outputs[0]
 

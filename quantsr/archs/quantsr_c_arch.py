@@ -11,6 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from quantsr.archs import linear_tail
 from quantsr.archs.depth import DepthRule
 from quantsr.archs.dqa import DepthDynamic, Stream, Unit, advance, as_unit, start
 from quantsr.archs.load_float import LoadReport, copy_float
@@ -144,10 +145,20 @@ class QuantSR_C(DepthDynamic):
             streams = advance(block, streams, [index in blocks for blocks in kept])
         return streams
 
-    def _reconstruct(self, features: Tensor, shallow: Tensor) -> Tensor:
-        features = self.conv_after_body(features) + shallow
-        out: Tensor = self.conv_last(self.upsample(features))  # (B, 3, r*h, r*w)
-        return out / self.img_range + self.mean
+    def _reconstruct(self, features: Sequence[Tensor], shallow: Tensor) -> list[Tensor]:
+        inputs = [self.conv_after_body(x) + shallow for x in features]
+        outputs = self._composed_tail(inputs) if self.training else None  # (B, 3, r*h, r*w) each
+        if outputs is None:
+            outputs = [self.conv_last(self.upsample(x)) for x in inputs]
+        return [out / self.img_range + self.mean for out in outputs]
+
+    def _composed_tail(self, inputs: Sequence[Tensor]) -> list[Tensor] | None:
+        """The tail as one convolution, where that is less work; composed once for all sub-networks."""
+        tail = linear_tail.stages(self.upsample, self.conv_last)
+        if not linear_tail.pays(tail, inputs[0]):
+            return None
+        composed = linear_tail.compose(tail)
+        return [linear_tail.run(tail, composed, x) for x in inputs]
 
     def load_float(
         self, state_dict: Mapping[str, Tensor], which: Literal["all", "head_tail"] = "all"

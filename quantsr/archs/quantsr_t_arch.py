@@ -232,9 +232,11 @@ class QuantSR_T(DepthDynamic):
                 first = inside.stop
         return [Stream(to_map(self.norm(features), grid), members) for features, members in streams]
 
-    def _reconstruct(self, features: Tensor, shallow: Tensor) -> Tensor:
-        features = self.conv_before_upsample(self.conv_after_body(features) + shallow)
-        out: Tensor = self.conv_last(self.upsample(features))  # (B, 3, r*H, r*W)
+    def _reconstruct(self, features: Sequence[Tensor], shallow: Tensor) -> list[Tensor]:
+        return [self._picture(self.conv_after_body(x) + shallow) for x in features]
+
+    def _picture(self, features: Tensor) -> Tensor:
+        out: Tensor = self.conv_last(self.upsample(self.conv_before_upsample(features)))  # (B, 3, r*H, r*W)
         return out / self.img_range + self.mean
 
     def convert_state_dict(self, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
