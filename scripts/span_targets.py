@@ -74,7 +74,9 @@ def ensemble(net: Span, img: NDArray[np.uint8]) -> F32:
 
 def main(argv: list[str] | None = None) -> int:
     """Exit code 2 and one line on bad input."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--scale", type=int, required=True)
     parser.add_argument("--gt", type=Path, required=True, help="folder of ground-truth pictures")
     parser.add_argument("--out", type=Path, required=True, help="folder to write to; pictures there are kept")
@@ -93,7 +95,7 @@ def main(argv: list[str] | None = None) -> int:
             levels = np.clip(large * 255 + 0.5, 0, 255).astype(np.uint8)
             replace_file(target, encode_png(levels, 1))
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        sys.stderr.write(f"error: {error}\n")
         return 2
     return 0
 

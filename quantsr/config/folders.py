@@ -7,7 +7,7 @@ from typing import Any
 
 from quantsr.config.problems import Problems
 
-_ROOTS = ("dataroot_gt", "dataroot_lq")
+_ROOTS = ("dataroot_gt", "dataroot_lq", "dataroot_soft")
 _CHECKPOINTS = (
     "pretrain_network_g",
     "fp_pretrain_network_g",

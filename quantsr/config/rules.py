@@ -70,13 +70,16 @@ def _check_dataset(key: str, dataset: Any, scale: Any, problems: Problems) -> No
                 problems.add(
                     (*path, root), "PairedImageDataset takes one folder; use CroppedImageDataset for several"
                 )
-    gt, lq = dataset.get("dataroot_gt"), dataset.get("dataroot_lq")
-    if kind == "CroppedImageDataset" and lq is not None and _folder_count(gt) != _folder_count(lq):
-        remedy = "give one for each, or leave dataroot_lq out"
+    if kind != "CroppedImageDataset" and "dataroot_soft" in dataset:
         problems.add(
-            (*path, "dataroot_lq"),
-            f"{_folder_count(lq)} folders for {_folder_count(gt)} of dataroot_gt; {remedy}",
+            (*path, "dataroot_soft"), "only CroppedImageDataset has it; change the type or leave it out"
         )
+    count = _folder_count(dataset.get("dataroot_gt"))
+    for root in ("dataroot_lq", "dataroot_soft") if kind == "CroppedImageDataset" else ():
+        own = _folder_count(dataset.get(root))
+        if root in dataset and own != count:
+            remedy = f"give one for each, or leave {root} out"
+            problems.add((*path, root), f"{own} folders for {count} of dataroot_gt; {remedy}")
     if kind == "SkimageDataset" and phase == "train":
         problems.add((*path, "type"), "SkimageDataset is for val and test; train on CroppedImageDataset")
     template = dataset.get("filename_tmpl")
@@ -134,6 +137,16 @@ def _check_training(options: dict[str, Any], problems: Problems) -> None:
         problems.add(
             ("train", "distill"),
             "missing or all zero although there is a teacher; set output_weight or remove network_teacher",
+        )
+    weighed, given = bool(distill.get("soft_weight")), "dataroot_soft" in _section(datasets, "train")
+    if weighed and not given:
+        problems.add(
+            ("datasets", "train", "dataroot_soft"), "missing; train.distill.soft_weight needs the pictures"
+        )
+    if given and not weighed:
+        problems.add(
+            ("train", "distill", "soft_weight"),
+            "missing or zero although there is datasets.train.dataroot_soft; set it",
         )
 
 

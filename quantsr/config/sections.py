@@ -62,6 +62,11 @@ class DatasetOptions(Section):
         default=None,
         description="Folder(s) of low-resolution pictures. Without it `CroppedImageDataset` makes them by MATLAB's bicubic.",
     )
+    dataroot_soft: str | list[str] | None = Field(
+        default=None,
+        description="`CroppedImageDataset`: folder(s) of another network's outputs on the LR pictures, under the names of the GT pictures; "
+        "further targets, weighed by `train.distill.soft_weight`.",
+    )
     filename_tmpl: str = Field(
         default="{}",
         description="Name of an LR picture, `{}` being the GT picture's name without extension: `'{}x4'`.",

@@ -88,7 +88,7 @@ class LossOptions(Section):
 
 
 class DistillOptions(Section):
-    """Learning from the float teacher `network_teacher` (QuantSR's losses)."""
+    """Learning from the float teacher `network_teacher` (QuantSR's losses), or from pictures that another network made."""
 
     output_weight: float = Field(
         default=0.0, ge=0, description="Weight of the L1 distance between student's and teacher's output."
@@ -98,6 +98,11 @@ class DistillOptions(Section):
     )
     points: Int = Field(
         default=4, gt=0, description="How many blocks, evenly spread, are compared by the feature loss."
+    )
+    soft_weight: float = Field(
+        default=0.0,
+        ge=0,
+        description="Weight of the L1 distance between output and `datasets.train.dataroot_soft`; needs no `network_teacher`.",
     )
 
 
@@ -123,7 +128,7 @@ class TrainOptions(Section):
     pixel_opt: LossOptions = Field(
         default_factory=LossOptions, description="The loss between output and ground truth."
     )
-    distill: DistillOptions | None = Field(default=None, description="Distillation; needs `network_teacher`.")
+    distill: DistillOptions | None = Field(default=None, description="Distillation.")
     depth_weights: list[float] | None = Field(
         default=None,
         description="Stage 2: weight of each depth's loss, deepest first; default equal, together 1.",

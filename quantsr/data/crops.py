@@ -13,7 +13,7 @@ import torch
 from torch.utils.data import Dataset
 
 from quantsr.basicsr_compat import DATASET_REGISTRY
-from quantsr.data.images import as_folders, list_images, pair_up
+from quantsr.data.images import as_folders, list_images, pair_up, partner
 from quantsr.data.resize import U8
 from quantsr.data.store import PictureStore, Source
 from quantsr.errors import InputError
@@ -45,6 +45,7 @@ class CroppedImageDataset(Dataset[dict[str, torch.Tensor]]):
 
     Args:
         opt: BasicSR's keys ``dataroot_gt`` (a folder or a list of them), ``dataroot_lq`` (optional, as many), ``scale``,
+            ``dataroot_soft`` (ours, optional, as many: another network's outputs under the names of the pictures),
             ``gt_size``, ``filename_tmpl``, ``meta_info_file``, ``use_hflip``, ``use_rot`` (vertical flip and
             transposition), ``use_shuffle``, and ours: ``seed``, ``cache_budget_mb`` (MiB of decoded pictures to keep),
             ``crop_sampling``: ``area`` (default: every pixel is as likely, so large pictures give more crops) or
@@ -86,30 +87,33 @@ class CroppedImageDataset(Dataset[dict[str, torch.Tensor]]):
         return self.store.in_memory
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        """``lq`` ``(3, h, w)`` and ``gt`` ``(3, s*h, s*w)``, float32 in [0, 1], RGB."""
+        """``lq`` ``(3, h, w)``, ``gt`` ``(3, s*h, s*w)`` and, if there are, ``soft`` as ``gt``; float32 in [0, 1], RGB."""
         batch = self.__getitems__([index])
         return {key: value[0] for key, value in batch.items()}
 
     def __getitems__(self, indices: Sequence[int], pin_memory: bool = False) -> dict[str, torch.Tensor]:
-        """A whole batch: ``lq`` ``(B, 3, h, w)`` and ``gt`` ``(B, 3, s*h, s*w)``, float32 in [0, 1], RGB."""
+        """A whole batch: `__getitem__`'s tensors with a first dimension more."""
         small, count = self.gt_size // self.scale, len(indices)
-        gt = np.empty((count, 3, self.gt_size, self.gt_size), np.uint8)
-        lq = np.empty((count, 3, small, small), np.uint8)
+        sides = {"lq": small, "gt": self.gt_size}
+        if self.store.sources[0].soft is not None:
+            sides["soft"] = self.gt_size
+        batch = {key: np.empty((count, 3, side, side), np.uint8) for key, side in sides.items()}
         for row, index in enumerate(indices):
-            self._cut(index, gt[row], lq[row])
-        return {"lq": _to_float(lq, pin_memory), "gt": _to_float(gt, pin_memory)}
+            self._cut(index, {key: crops[row] for key, crops in batch.items()})
+        return {key: _to_float(crops, pin_memory) for key, crops in batch.items()}
 
-    def _cut(self, index: int, gt: U8, lq: U8) -> None:
-        """Writes sample ``index`` into ``gt`` ``(3, g, g)`` and ``lq`` ``(3, g/s, g/s)``."""
+    def _cut(self, index: int, crops: dict[str, U8]) -> None:
+        """Writes sample ``index`` into ``lq`` ``(3, g/s, g/s)``, ``gt`` and ``soft`` ``(3, g, g)``."""
         rng = sample_rng(self.seed, index)
         pair = self.store.get(self._choose(index, rng))
-        size = lq.shape[1]
+        size = crops["lq"].shape[1]
         top = int(rng.integers(pair.lq.shape[1] - size + 1))
         left = int(rng.integers(pair.lq.shape[2] - size + 1))
         mirror, upset, turn = rng.random(3) < 0.5
-        for picture, side, factor, out in ((pair.lq, size, 1, lq), (pair.gt, self.gt_size, self.scale, gt)):
+        for key, out in crops.items():
+            side, factor = out.shape[1], out.shape[1] // size
             y, x = top * factor, left * factor
-            view = picture[:, y : y + side, x : x + side]
+            view = getattr(pair, key)[:, y : y + side, x : x + side]
             if self.hflip and mirror:
                 view = view[:, :, ::-1]
             if self.rotate and upset:
@@ -168,7 +172,7 @@ def _to_float(levels: U8, pin_memory: bool) -> torch.Tensor:
 
 
 def find_sources(opt: dict[str, Any]) -> list[Source]:
-    """The pictures that ``dataroot_gt``, ``dataroot_lq``, ``filename_tmpl`` and ``meta_info_file`` name.
+    """The pictures that ``dataroot_gt``, ``dataroot_lq``, ``dataroot_soft``, ``filename_tmpl`` and ``meta_info_file`` name.
 
     Raises:
         InputError: a folder, a picture or a partner is missing.
@@ -176,22 +180,38 @@ def find_sources(opt: dict[str, Any]) -> list[Source]:
     if not opt.get("dataroot_gt"):
         raise InputError("dataroot_gt: missing; name a folder of ground-truth pictures")
     gt_folders = as_folders(opt["dataroot_gt"])
-    lq_folders: list[Path] = as_folders(opt["dataroot_lq"]) if opt.get("dataroot_lq") else []
-    if lq_folders and len(lq_folders) != len(gt_folders):
-        raise InputError(
-            f"dataroot_lq: {len(lq_folders)} folders for {len(gt_folders)} of dataroot_gt; give one for each, or none"
-        )
+    lq_folders, soft_folders = (
+        _as_many(opt, key, len(gt_folders)) for key in ("dataroot_lq", "dataroot_soft")
+    )
     names = opt.get("meta_info_file")
     sources: list[Source] = []
     for number, folder in enumerate(gt_folders):
         paths = _listed(folder, Path(names).expanduser()) if names else list_images(folder)
+        lqs: list[Path | None] = [None] * len(paths)
+        softs = lqs
         if lq_folders:
-            sources += [
-                Source(*pair) for pair in pair_up(paths, lq_folders[number], opt.get("filename_tmpl") or "{}")
-            ]
-        else:
-            sources += [Source(path) for path in paths]
+            lqs = [lq for _, lq in pair_up(paths, lq_folders[number], opt.get("filename_tmpl") or "{}")]
+        if soft_folders:
+            softs = [_soft(path, soft_folders[number]) for path in paths]
+        sources += map(Source, paths, lqs, softs)
     return sources
+
+
+def _as_many(opt: dict[str, Any], key: str, count: int) -> list[Path]:
+    """The folders under ``key``: none, or one for each of the ``count`` folders of ground truth."""
+    folders = as_folders(opt[key]) if opt.get(key) else []
+    if folders and len(folders) != count:
+        raise InputError(
+            f"{key}: {len(folders)} folders for {count} of dataroot_gt; give one for each, or none"
+        )
+    return folders
+
+
+def _soft(gt: Path, folder: Path) -> Path:
+    found = partner(folder, gt.stem, gt.suffix)
+    if found is None:
+        raise InputError(f"{folder / gt.name}: the soft target of {gt.name} is missing; check dataroot_soft")
+    return found
 
 
 def _listed(folder: Path, meta_info_file: Path) -> list[Path]:

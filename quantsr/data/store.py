@@ -31,14 +31,22 @@ class Source:
 
     gt: Path
     lq: Path | None = None
+    soft: Path | None = None
+    """Another network's upscaled LR picture, a further target."""
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A decoded pair: ``gt`` ``(3, s*h, s*w)`` and ``lq`` ``(3, h, w)``, uint8 RGB planes."""
+    """A decoded pair: ``gt`` ``(3, s*h, s*w)`` and ``lq`` ``(3, h, w)``, uint8 RGB planes; ``soft`` as ``gt``, or absent."""
 
     gt: U8
     lq: U8
+    soft: U8 | None = None
+
+    @property
+    def planes(self) -> tuple[U8, ...]:
+        """What there is of the three."""
+        return (self.gt, self.lq) if self.soft is None else (self.gt, self.lq, self.soft)
 
 
 def picture_size(path: Path) -> tuple[int, int]:
@@ -70,7 +78,18 @@ def load_pair(source: Source, scale: int) -> Pair:
                 f"({gt.shape[1]}x{gt.shape[0]}); check dataroot_lq, filename_tmpl and scale"
             )
         gt = gt[: height * scale, : width * scale]
-    return Pair(np.ascontiguousarray(gt.transpose(2, 0, 1)), np.ascontiguousarray(lq.transpose(2, 0, 1)))
+    soft = read_rgb(source.soft) if source.soft is not None else None
+    if soft is not None and soft.shape != gt.shape:
+        raise InputError(
+            f"{source.soft}: {soft.shape[1]}x{soft.shape[0]} where {source.gt.name}, cropped to a multiple of {scale}, has "
+            f"{gt.shape[1]}x{gt.shape[0]}; check dataroot_soft and scale"
+        )
+    return Pair(_planes(gt), _planes(lq), None if soft is None else _planes(soft))
+
+
+def _planes(picture: U8) -> U8:
+    """(H, W, 3) to (3, H, W), contiguous."""
+    return np.ascontiguousarray(picture.transpose(2, 0, 1))
 
 
 class PictureStore:
@@ -96,7 +115,7 @@ class PictureStore:
             sources: at least one.
             scale: ground-truth side over LR side.
             gt_size: pictures with a side shorter than this are skipped with a warning.
-            budget_mb: MiB of decoded pictures to keep at most, GT and LR together.
+            budget_mb: MiB of decoded pictures to keep at most, all of a pair together.
             threads: decoding threads; 0 for one per core, at most 8.
 
         Raises:
@@ -115,7 +134,8 @@ class PictureStore:
                 f"{sources[0].gt.parent}: no picture is at least {gt_size}x{gt_size}; lower gt_size or use larger pictures"
             )
         self._budget = budget_mb << 20
-        self._need = 3 * self.pixels + 3 * (self.pixels // scale**2)
+        targets = 2 if self.sources[0].soft is not None else 1
+        self._need = 3 * targets * self.pixels + 3 * (self.pixels // scale**2)
         self.in_memory = int(self._need.sum()) <= self._budget
         self._pairs = self._load_all() if self.in_memory else []
         self._arena: torch.Tensor | None = None
@@ -134,7 +154,7 @@ class PictureStore:
         begin = time.perf_counter()
         with ThreadPoolExecutor(self._threads) as pool:
             pairs = list(pool.map(lambda source: load_pair(source, self.scale), self.sources))
-        size = sum(pair.gt.nbytes + pair.lq.nbytes for pair in pairs) >> 20
+        size = sum(plane.nbytes for pair in pairs for plane in pair.planes) >> 20
         logger.info("%d pictures decoded, %d MiB, %.1f s", len(pairs), size, time.perf_counter() - begin)
         return pairs
 
@@ -187,18 +207,21 @@ class PictureStore:
     def __getstate__(self) -> dict[str, Any]:
         if self.in_memory and self._arena is None:
             self._arena = torch.cat(
-                [torch.from_numpy(p).flatten() for pair in self._pairs for p in (pair.gt, pair.lq)]
+                [torch.from_numpy(plane).flatten() for pair in self._pairs for plane in pair.planes]
             )
             self._arena.share_memory_()
-            self._pairs = self._views([(pair.gt.shape, pair.lq.shape) for pair in self._pairs])
-        shapes = [(pair.gt.shape, pair.lq.shape) for pair in self._pairs]
+            self._pairs = self._views(self._shapes())
+        shapes = self._shapes()
         return {**self.__dict__, "_pairs": shapes, "_futures": {}, "_pool": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._pairs = self._views(state["_pairs"])
 
-    def _views(self, shapes: list[tuple[tuple[int, ...], tuple[int, ...]]]) -> list[Pair]:
+    def _shapes(self) -> list[tuple[tuple[int, ...], ...]]:
+        return [tuple(plane.shape for plane in pair.planes) for pair in self._pairs]
+
+    def _views(self, shapes: list[tuple[tuple[int, ...], ...]]) -> list[Pair]:
         """The pairs as views of the shared tensor, in which they lie one after the other."""
         pairs, at = [], 0
         for both in shapes:

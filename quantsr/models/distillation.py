@@ -102,6 +102,13 @@ def _spatial(x: Tensor) -> Tensor:
     return x.mean(1).flatten(1) if x.dim() == 4 else x.mean(-1)
 
 
+def output_loss(outputs: Sequence[Tensor], weights: Sequence[float], target: Tensor) -> Tensor:
+    """The mean absolute distance of each depth's output from ``target``, (B, 3, H, W) all, weighed and added up."""
+    return torch.stack(
+        [w * (out - target).abs().mean() for out, w in zip(outputs, weights, strict=True)]
+    ).sum()
+
+
 class Distillation:
     """The teacher and what is compared with it.
 
@@ -151,8 +158,7 @@ class Distillation:
         """
         terms = {}
         if self.output_weight > 0:
-            distances = [w * (o - target).abs().mean() for o, w in zip(outputs, weights, strict=True)]
-            terms["l_teacher"] = self.output_weight * torch.stack(distances).sum()
+            terms["l_teacher"] = self.output_weight * output_loss(outputs, weights, target)
         if self.taps is not None:
             ours, theirs = (tap.take() for tap in self.taps)
             terms["l_feature"] = self.feature_weight * feature_loss(ours, theirs)

@@ -15,7 +15,7 @@ from quantsr.basicsr_compat import LOSS_REGISTRY, MODEL_REGISTRY, BaseModel
 from quantsr.engine.distributed import World
 from quantsr.engine.ema import Ema
 from quantsr.errors import WorkError
-from quantsr.models.distillation import Distillation
+from quantsr.models.distillation import Distillation, output_loss
 from quantsr.quant import step_parameters
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 Batch = Mapping[str, Tensor]
-"""``{"lq": (B, 3, h, w), "gt": (B, 3, h * s, w * s)}``, float RGB in [0, 1]."""
+"""``{"lq": (B, 3, h, w), "gt": (B, 3, h * s, w * s)}``, float RGB in [0, 1]; ``soft``, as ``gt``, where the data set has it."""
 
 
 @MODEL_REGISTRY.register()
@@ -94,7 +94,7 @@ class QuantSRModel(BaseModel):
         if distill is None or teacher is None:
             return None
         teacher = teacher.to(self.device, memory_format=self.layout)  # type: ignore[call-overload]
-        return Distillation(self.net, teacher, **distill.model_dump())
+        return Distillation(self.net, teacher, **distill.model_dump(exclude={"soft_weight"}))
 
     def _optimizer(self) -> torch.optim.Optimizer:
         """Adam over two groups: weights, and quantizer steps and thresholds with their own rate and no decay."""
@@ -164,10 +164,7 @@ class QuantSRModel(BaseModel):
         """Takes the batches of the next step: one, or as many as gradients are accumulated over."""
         batches = [data] if isinstance(data, Mapping) else data
         self.batches = [
-            {
-                "lq": batch["lq"].to(self.device, non_blocking=True, memory_format=self.layout),
-                "gt": batch["gt"].to(self.device, non_blocking=True),
-            }
+            {key: value.to(self.device, non_blocking=True) for key, value in batch.items()}
             for batch in batches
         ]
 
@@ -196,7 +193,7 @@ class QuantSRModel(BaseModel):
 
     def _losses(self, batch: Batch) -> dict[str, Tensor]:
         """The weighted loss terms of one batch; their sum is minimised."""
-        lq, gt = batch["lq"], batch["gt"]
+        lq, gt = batch["lq"].contiguous(memory_format=self.layout), batch["gt"]
         half = self.train_options.precision == "bf16"
         with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
             target = self.distillation.ask(lq) if self.distillation is not None else None
@@ -210,6 +207,9 @@ class QuantSRModel(BaseModel):
             terms[f"l_pix_depth{depth}"] = self.loss(output, gt) * weight
         if self.distillation is not None and target is not None:
             terms.update(self.distillation.losses(outputs, weights, target))
+        distill = self.train_options.distill
+        if distill is not None and distill.soft_weight > 0:
+            terms["l_soft"] = distill.soft_weight * output_loss(outputs, weights, batch["soft"])
         return terms
 
     def _note_finite(self, iteration: int) -> None:

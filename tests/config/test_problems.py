@@ -83,6 +83,10 @@ CASES = [
     ("train.depth_weights=[1, 1]", "train.depth_weights: 2 weights for the 3 depths [4, 2, 1]; give one each"),
     ("train.distill={output_weight: 1}", "network_teacher: missing; train.distill needs a teacher"),
     ("train.distill={output_weight: 1}", "path.pretrain_network_teacher: missing"),
+    ("train.distill={soft_weight: 1}", "datasets.train.dataroot_soft: missing; train.distill.soft_weight needs the pictures"),
+    ("datasets.train.dataroot_soft=.", "train.distill.soft_weight: missing or zero although there is datasets.train.dataroot_soft"),
+    ("datasets.train.dataroot_soft=[a, b]", "datasets.train.dataroot_soft: 2 folders for 1 of dataroot_gt"),
+    ("datasets.val.dataroot_soft=a", "datasets.val.dataroot_soft: only CroppedImageDataset has it"),
     (TEACHER, "train.distill: missing or all zero although there is a teacher"),
     ("train.scheduler={type: CosineAnnealingRestartLR, periods: [50, 20]}", "train.scheduler.periods: end at 70, before total_iter 100"),
 ]  # fmt: skip

@@ -74,6 +74,34 @@ def test_crops_are_aligned_and_turned_alike(make_pictures: Maker, scale: int) ->
     assert turns == set(range(8))
 
 
+def test_soft_targets_are_cut_as_the_ground_truth(make_pictures: Maker) -> None:
+    """Soft pictures that are the negative of the ground truth stay so in every crop, also across pickling."""
+    folder = make_pictures("hr", [(27, 31), (24, 24)])
+    soft = folder.parent / "soft"
+    soft.mkdir()
+    for path in folder.iterdir():
+        cv2.imwrite(str(soft / path.name), 255 - mod_crop(cv2.imread(str(path)), 4))
+    data = CroppedImageDataset({**options(folder, dataroot_soft=str(soft)), "scale": 4})
+    copied = pickle.loads(pickle.dumps(data))  # noqa: S301  (our own bytes)
+    for index in range(10):
+        sample = data[index]
+        assert torch.equal((sample["soft"] * 255).round(), 255 - (sample["gt"] * 255).round())
+        assert torch.equal(copied[index]["soft"], sample["soft"])
+
+
+def test_a_missing_or_misfit_soft_target_is_named(make_pictures: Maker) -> None:
+    folder = make_pictures("hr", [(24, 24)])
+    soft = make_pictures("soft", [(24, 20)])
+    data = {**options(folder, dataroot_soft=str(soft)), "scale": 4}
+    with pytest.raises(
+        InputError, match=r"soft/p0.png: 20x24 where p0.png, .* has 24x24; check dataroot_soft"
+    ):
+        CroppedImageDataset(data)
+    (soft / "p0.png").unlink()
+    with pytest.raises(InputError, match=r"soft/p0.png: the soft target of p0.png is missing"):
+        CroppedImageDataset(data)
+
+
 def test_values_are_those_of_basicsr(make_pictures: Maker) -> None:
     folder = make_pictures("hr", [(16, 16)])
     batch = next(build_train_loader(options(folder, use_hflip=False, use_rot=False), 2, 0, 3))

@@ -52,6 +52,19 @@ def test_stage1_is_the_loss_of_the_full_depth(make_options: Any) -> None:
     }
 
 
+def test_soft_targets_add_their_weighted_distance_at_every_depth(make_options: Any, tmp_path: Any) -> None:
+    soft_folder = {"datasets.train.dataroot_soft": str(tmp_path), "train.distill": {"soft_weight": 0.25}}
+    model = make_model(make_options(**soft_folder))
+    model.start_stage2()
+    data = batch()
+    data["soft"] = data["gt"].flip(-1)
+    outputs = model.net(data["lq"], depth=model.depths)
+    wanted = torch.stack([(out - data["soft"]).abs().mean() for out in outputs]).mean() * 0.25
+    model.feed_data(data)
+    model.optimize_parameters(1)
+    assert model.get_current_log()["l_soft"] == pytest.approx(wanted.item())
+
+
 @pytest.mark.parametrize("weights", [None, [0.5, 0.3, 0.2]])
 def test_stage2_is_the_weighted_sum_over_depths(make_options: Any, weights: list[float] | None) -> None:
     model = make_model(make_options(**{"train.depth_weights": weights}))
