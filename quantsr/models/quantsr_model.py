@@ -16,7 +16,7 @@ from quantsr.engine.distributed import World
 from quantsr.engine.ema import Ema
 from quantsr.errors import WorkError
 from quantsr.models.distillation import Distillation, output_loss
-from quantsr.quant import step_parameters
+from quantsr.quant import step_magnitudes, step_parameters
 
 if TYPE_CHECKING:
     from quantsr.config import Options
@@ -97,16 +97,20 @@ class QuantSRModel(BaseModel):
         return Distillation(self.net, teacher, **distill.model_dump(exclude={"soft_weight"}))
 
     def _optimizer(self) -> torch.optim.Optimizer:
-        """Adam over two groups: weights, and quantizer steps and thresholds with their own rate and no decay."""
+        """Adam over groups of one rate each: weights, and quantizer steps and thresholds with their own and no decay."""
         optim = self.train_options.optim_g
-        steps = list(step_parameters(self.net).values())
-        known = {id(parameter) for parameter in steps}
+        steps = step_parameters(self.net)
+        known = {id(parameter) for parameter in steps.values()}
         weights = [p for p in self.net.parameters() if p.requires_grad and id(p) not in known]
         groups: list[dict[str, Any]] = [{"params": weights}]
-        if steps:
-            groups.append(
-                {"params": steps, "lr": optim.lr * self.train_options.step_lr_mult, "weight_decay": 0.0}
-            )
+        rate = optim.lr * self.train_options.step_lr_mult
+        if self.train_options.step_lr == "relative":
+            for name, unit in step_magnitudes(self.net).items():
+                group = {"params": [steps[name]], "lr": rate * unit, "weight_decay": 0.0}
+                # LSQ's gradient scale leaves activation steps gradients of 1e-9, below Adam's usual epsilon.
+                groups.append({**group, "eps": 1e-15})
+        elif steps:
+            groups.append({"params": list(steps.values()), "lr": rate, "weight_decay": 0.0})
         kind = {"Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW}[optim.type]
         beta1, beta2 = optim.betas
         # One fused call instead of a dozen small ones for each of several hundred tensors.
@@ -275,4 +279,6 @@ class QuantSRModel(BaseModel):
             optimizer.load_state_dict(saved)
         for scheduler, saved in zip(self.schedulers, state["schedulers"], strict=True):
             scheduler.load_state_dict(saved)
+            # Relative rates follow from the steps that calibration gave, which training has changed since.
+            scheduler.base_lrs = [group["initial_lr"] for group in scheduler.optimizer.param_groups]
         self.stage = int(state["stage"])

@@ -14,6 +14,7 @@ from quantsr.quant.quantizers import (
     Quantizer,
     WeightQuantizer,
     get_quantizer,
+    step_magnitudes,
     step_parameters,
 )
 from quantsr.quant.ranges import FLOAT_BITS, IntRange, check_bits
@@ -44,5 +45,6 @@ __all__ = [
     "quantized_layers",
     "set_compile",
     "set_exact_fp32",
+    "step_magnitudes",
     "step_parameters",
 ]

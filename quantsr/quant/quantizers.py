@@ -6,7 +6,7 @@ return fake-quantized tensors, are calibrated explicitly, and refuse to run befo
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -281,8 +281,21 @@ def get_quantizer(name: str) -> type[Quantizer]:
 def step_parameters(net: nn.Module) -> Mapping[str, nn.Parameter]:
     """Names and parameters of all quantizers in ``net`` (steps, offsets and the like)."""
     found: dict[str, nn.Parameter] = {}
-    for prefix, module in net.named_modules():
-        if isinstance(module, _Calibrated):
-            for name, parameter in module.named_parameters(prefix, recurse=False):
-                found[name] = parameter
+    for prefix, module in _quantizers(net):
+        found.update(module.named_parameters(prefix, recurse=False))
     return found
+
+
+def step_magnitudes(net: nn.Module) -> dict[str, float]:
+    """For every name in :func:`step_parameters`: the mean step of its quantizer, what its value is measured in."""
+    return {
+        name: float(module.step.detach().abs().mean())
+        for prefix, module in _quantizers(net)
+        for name, _ in module.named_parameters(prefix, recurse=False)
+    }
+
+
+def _quantizers(net: nn.Module) -> Iterator[tuple[str, WeightQuantizer | ActivationQuantizer]]:
+    for name, module in net.named_modules():
+        if isinstance(module, (WeightQuantizer, ActivationQuantizer)):
+            yield name, module

@@ -45,8 +45,11 @@ class StopAt(Trainer):
             os.kill(os.getpid(), signal.SIGTERM)
 
 
-@pytest.mark.parametrize(("stop_at", "precision"), [(3, "bf16"), (4, "fp32"), (6, "bf16")])
-def test_resumed_equals_uninterrupted(make_options: Any, stop_at: int, precision: str) -> None:
+@pytest.mark.parametrize(
+    ("stop_at", "precision", "step_lr"),
+    [(3, "bf16", "absolute"), (4, "fp32", "absolute"), (6, "bf16", "relative")],
+)
+def test_resumed_equals_uninterrupted(make_options: Any, stop_at: int, precision: str, step_lr: str) -> None:
     """Stops in stage 1, at the change of stage and in stage 2, with warm-up, accumulation, clipping and EMA on."""
     common = {
         "train.precision": precision,
@@ -54,6 +57,7 @@ def test_resumed_equals_uninterrupted(make_options: Any, stop_at: int, precision
         "train.accumulate": 2,
         "train.grad_clip_norm": 0.5,
         "train.step_lr_mult": 0.1,
+        "train.step_lr": step_lr,
     }
     through = make_options(name="through", **common)
     Trainer(through).run()

@@ -116,6 +116,24 @@ def test_quantizer_parameters_have_their_own_rate_and_no_decay(make_options: Any
     assert len(weights["params"]) + len(steps["params"]) == len(names)
 
 
+def test_relative_rates_move_all_steps_by_the_same_share(make_options: Any) -> None:
+    """Adam's first step is as large as the rate."""
+    model = make_model(make_options(**{"train.step_lr": "relative", "train.step_lr_mult": 0.5}))
+    rate = model.train_options.optim_g.lr
+    before = parameters(model.net)
+    model.feed_data(batch())
+    model.optimize_parameters(1)
+    moved = 0
+    for name, parameter in model.net.named_parameters():
+        if "quantizer" in name and parameter.grad is not None:
+            unit = before[name.replace(".tau", ".step")]
+            share = (parameter.detach() - before[name]).abs().max() / unit
+            if share > 0:
+                moved += 1
+                assert share.item() == pytest.approx(0.5 * rate, rel=1e-2), name
+    assert moved >= 16
+
+
 def test_accumulating_equals_one_large_batch(make_options: Any) -> None:
     whole = batch(size=4)
     halves = [{k: v[:2] for k, v in whole.items()}, {k: v[2:] for k, v in whole.items()}]
