@@ -1,6 +1,7 @@
 """One training step: the float network, ours, and the released formulation, interleaved in one process.
 
     python -m benchmarks.bench_train                  # the table of the README
+    python -m benchmarks.bench_train --arch T         # the same for the transformer: SwinIR-S, QuantSR-T
     python -m benchmarks.bench_train --grow           # how cost grows with bits, blocks, batch and patch
     python -m benchmarks.bench_train --device cuda --batch 32
 
@@ -24,22 +25,26 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from benchmarks import timing
 from quantsr.analysis.timing import interleaved, machine
-from quantsr.archs import QuantSR_C
-from quantsr.basicsr_compat import EDSR
+from quantsr.archs import QuantSR_C, QuantSR_T
+from quantsr.basicsr_compat import EDSR, SwinIR
 from quantsr.quant import calibrate, set_compile
-from tests.reference.released_quantizer import ReleasedQuantSRC
+from tests.reference.released_quantizer import ReleasedQuantSRC, quantize_linears
 
 MIB = 2**20
 
 
 @dataclass(frozen=True)
 class Work:
-    """The common work: network shape, batch and patch (side of the low-resolution crop, pixels)."""
+    """The common work: network shape, batch and patch (side of the low-resolution crop, pixels).
 
+    ``arch`` C is EDSR's shape, T SwinIR-S's with ``blocks`` RSTBs of six layers and ``feat`` channels.
+    """
+
+    arch: str = "C"
     blocks: int = 16
     feat: int = 64
     upscale: int = 4
@@ -59,9 +64,12 @@ class Row:
     depths: int = 1
 
 
+WORKS = {"C": Work(), "T": Work(arch="T", blocks=4, feat=60)}
+
 ROWS = {
     "float FP32": Row("float"),
     "float bf16": Row("float", bf16=True),
+    "ours with 32 bits, bf16": Row("ours float", bf16=True),
     "released FP32": Row("released"),
     "released bf16": Row("released", bf16=True),
     "ours FP32": Row("ours", compiled=True),
@@ -69,6 +77,35 @@ ROWS = {
     "ours bf16": Row("ours", bf16=True, compiled=True),
 }
 STAGE2 = {"ours bf16, three depths": Row("ours", bf16=True, compiled=True, depths=3)}
+
+
+def build_network(kind: str, work: Work) -> Any:
+    """The float network, ours or the released one, in the shape of the work."""
+    bits = {"bits_w": work.bits, "bits_a": work.bits}
+    nbits = 32 if kind == "ours float" else work.bits
+    if work.arch == "C":
+        shape: dict[str, Any] = {"num_feat": work.feat, "num_block": work.blocks, "upscale": work.upscale}
+        if kind == "float":
+            return EDSR(3, 3, **shape)
+        if kind == "released":
+            return ReleasedQuantSRC(**shape, **bits)
+        return QuantSR_C(**shape, nbits_w=nbits, nbits_a=nbits)
+    if kind in ("float", "released"):
+        swinir = SwinIR(
+            img_size=work.patch,
+            embed_dim=work.feat,
+            depths=[6] * work.blocks,
+            num_heads=[6] * work.blocks,
+            window_size=8,
+            mlp_ratio=2,
+            upscale=work.upscale,
+            upsampler="pixelshuffledirect",
+            resi_connection="1conv",
+        )
+        return swinir if kind == "float" else quantize_linears(swinir, **bits)
+    return QuantSR_T(
+        embed_dim=work.feat, num_block=work.blocks, upscale=work.upscale, nbits_w=nbits, nbits_a=nbits
+    )
 
 
 class Step:
@@ -80,18 +117,12 @@ class Step:
         side = work.patch
         self.x = torch.rand(work.batch, 3, side, side)
         self.y = torch.rand(work.batch, 3, side * work.upscale, side * work.upscale)
-        shape = {"num_feat": work.feat, "num_block": work.blocks, "upscale": work.upscale}
-        self.net: nn.Module
-        if row.kind == "float":
-            self.net = EDSR(3, 3, **shape)
-        elif row.kind == "released":
-            self.net = ReleasedQuantSRC(**shape, bits_w=work.bits, bits_a=work.bits)
+        self.net = build_network(row.kind, work)
+        if row.kind == "released":
             self.net(self.x)  # its hidden initialisation
-        else:
-            ours = QuantSR_C(**shape, nbits_w=work.bits, nbits_a=work.bits)
-            calibrate(ours, [self.x])
-            ours.rank_blocks()
-            self.net = ours
+        elif row.kind == "ours":
+            calibrate(self.net, [self.x])
+            self.net.rank_blocks()
         self.net.to(self.device)
         self.x, self.y = self.x.to(self.device), self.y.to(self.device)
         if row.bf16:
@@ -245,8 +276,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--arch", choices=sorted(WORKS), default="C")
     for name, value in asdict(Work()).items():
-        parser.add_argument(f"--{name}", type=type(value), default=value)
+        if name != "arch":
+            parser.add_argument(f"--{name}", type=type(value), help=f"default {value} (QuantSR-C)")
     parser.add_argument("--repeats", type=int, default=11)
     parser.add_argument("--grow", action="store_true", help="the table of how cost grows")
     parser.add_argument("--peak-of", help=argparse.SUPPRESS)
@@ -255,17 +288,19 @@ def main() -> None:
     if args.peak_of:
         _print_peak(args.peak_of, Work(**json.loads(args.work)))
         return
-    work = Work(**{name: getattr(args, name) for name in asdict(Work())})
+    given = {name: getattr(args, name) for name in asdict(Work()) if getattr(args, name) is not None}
+    work = replace(WORKS[args.arch], **given)
+    tag = work.device if work.arch == "C" else f"{work.arch.lower()}_{work.device}"
     print(machine())
     if args.grow:
         records = grow(work, repeats=args.repeats)
-        path = timing.write_csv(f"train_growth_{work.device}.csv", records)
+        path = timing.write_csv(f"train_growth_{tag}.csv", records)
     else:
         records = measure(ROWS, work, repeats=args.repeats, memory=True)
         records += measure(STAGE2, work, repeats=args.repeats, memory=True)
         ours = next(r for r in records if r["row"] == "ours bf16")
         records.append({**loader_wait(work, ours["median_ms"] / 1e3), **asdict(work)})
-        path = timing.write_csv(f"train_{work.device}.csv", records)
+        path = timing.write_csv(f"train_{tag}.csv", records)
     shown = [{k: v for k, v in r.items() if k not in asdict(work)} for r in records]
     print(timing.table(shown))
     print(f"written to {path}")

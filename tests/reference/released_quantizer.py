@@ -53,6 +53,15 @@ class ActOurs(nn.Module):
         return _round_with_tanh_gradient(clip(x / alpha, low, high)) * alpha
 
 
+def _quantized_weight(layer: Conv2dOurs | LinearOurs) -> Tensor:
+    low, high = -(2 ** (layer.bits - 1)), 2 ** (layer.bits - 1) - 1
+    if layer.training and layer.init_state == 0:
+        layer.alpha.data.copy_(2 * layer.weight.abs().mean() / math.sqrt(high))
+        layer.init_state.fill_(1)
+    alpha = _scaled_gradient(layer.alpha, 1.0 / math.sqrt(layer.weight.numel() * high))
+    return _round_with_tanh_gradient(clip(layer.weight / alpha, low, high)) * alpha
+
+
 class Conv2dOurs(nn.Conv2d):
     def __init__(self, channels: int, *, bits_w: int, bits_a: int) -> None:
         super().__init__(channels, channels, 3, 1, 1)
@@ -64,13 +73,32 @@ class Conv2dOurs(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.ActOurs(x + self.channel_threshold)
-        low, high = -(2 ** (self.bits - 1)), 2 ** (self.bits - 1) - 1
-        if self.training and self.init_state == 0:
-            self.alpha.data.copy_(2 * self.weight.abs().mean() / math.sqrt(high))
-            self.init_state.fill_(1)
-        alpha = _scaled_gradient(self.alpha, 1.0 / math.sqrt(self.weight.numel() * high))
-        w = _round_with_tanh_gradient(clip(self.weight / alpha, low, high)) * alpha
-        return F.conv2d(x, w, self.bias, 1, 1)
+        return F.conv2d(x, _quantized_weight(self), self.bias, 1, 1)
+
+
+class LinearOurs(nn.Linear):
+    """The same for a linear layer; ``channel_threshold`` is (1, C). The released code holds it, but no network uses it."""
+
+    def __init__(self, linear: nn.Linear, *, bits_w: int, bits_a: int) -> None:
+        super().__init__(linear.in_features, linear.out_features, linear.bias is not None)
+        self.bits = bits_w
+        self.alpha = nn.Parameter(torch.zeros(1))
+        self.register_buffer("init_state", torch.zeros(1))
+        self.ActOurs = ActOurs(bits_a)
+        self.channel_threshold = nn.Parameter(torch.zeros(1, linear.in_features))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.ActOurs(x + self.channel_threshold)
+        return F.linear(x, _quantized_weight(self), self.bias)
+
+
+def quantize_linears(net: nn.Module, *, bits_w: int, bits_a: int) -> nn.Module:
+    """Puts the released quantization into every qkv, proj, fc1 and fc2 of a float SwinIR."""
+    for module in list(net.modules()):
+        for name, layer in list(module.named_children()):
+            if name in ("qkv", "proj", "fc1", "fc2") and isinstance(layer, nn.Linear):
+                setattr(module, name, LinearOurs(layer, bits_w=bits_w, bits_a=bits_a))
+    return net
 
 
 class Block(nn.Module):
