@@ -156,6 +156,10 @@ class TrainOptions(Section):
         default=False,
         description="Forbid TF32 and other shortcuts, and choose deterministic kernels, on CUDA.",
     )
+    initial_steps: Literal["mean", "mse"] = Field(
+        default="mean",
+        description="Steps at the start: `mean`, `2 mean|x| / sqrt(Qp)` as in the paper, or `mse`, the multiple of that with the least squared error.",
+    )
     calibration_batches: Int = Field(
         default=1, gt=0, description="Training batches from which steps and signs are initialised."
     )

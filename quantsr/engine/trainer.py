@@ -228,7 +228,7 @@ class Trainer:
             next(self.loader)["lq"].to(self.device) for _ in range(self.train_options.calibration_batches)
         ]
         self.loader.load_state_dict(begin)
-        quant.calibrate(net, batches)
+        quant.calibrate(net, batches, self.train_options.initial_steps)
         if dist.is_initialized():
             for tensor in net.state_dict().values():
                 dist.broadcast(tensor, 0)

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from quantsr.quant.layers import quantized_layers
 
+InitialSteps = Literal["mean", "mse"]
+"""How a step starts: ``mean``, the quantizer's own formula (RLQ, LSQ: ``2 mean|x| / sqrt(Qp)``); ``mse``, the multiple of it, 1/4 to 4,
+that leaves the least squared error. After a ReLU most values are 0 and the mean is a poor guess: factor 2.5 is common."""
+
 
 @contextmanager
-def calibrating(net: nn.Module) -> Iterator[None]:
+def calibrating(net: nn.Module, steps: InitialSteps = "mean") -> Iterator[None]:
     """Within it, every forward of ``net`` is a calibration batch: quantizers observe, then quantize with what they saw.
 
     Earlier statistics are forgotten on entry.
@@ -20,6 +25,9 @@ def calibrating(net: nn.Module) -> Iterator[None]:
     layers = quantized_layers(net).values()
     for layer in layers:
         layer.calibrating = True
+        for quantizer in (layer.weight_quantizer, layer.input_quantizer):
+            if quantizer is not None:
+                quantizer.search_step = steps == "mse"
         reset = getattr(layer.input_quantizer, "reset", None)
         if reset is not None:
             reset()
@@ -31,7 +39,7 @@ def calibrating(net: nn.Module) -> Iterator[None]:
 
 
 @torch.no_grad()
-def calibrate(net: nn.Module, batches: Iterable[Tensor]) -> nn.Module:
+def calibrate(net: nn.Module, batches: Iterable[Tensor], steps: InitialSteps = "mean") -> nn.Module:
     """Set every quantizer of ``net`` from sample inputs (QuantSR does the same, unasked, in its first training step).
 
     Each batch runs at full depth in FP32; a layer sees its input as the quantized layers before it make it.
@@ -39,6 +47,7 @@ def calibrate(net: nn.Module, batches: Iterable[Tensor]) -> nn.Module:
     Args:
         net: a network with quantized layers; its training mode is kept.
         batches: (B, 3, H, W) in [0, 1].
+        steps: see :data:`InitialSteps`.
 
     Returns:
         ``net``.
@@ -47,7 +56,7 @@ def calibrate(net: nn.Module, batches: Iterable[Tensor]) -> nn.Module:
         ValueError: if there is no batch, or a quantized layer was never reached.
     """
     seen = 0
-    with calibrating(net):
+    with calibrating(net, steps):
         for batch in batches:
             net(batch)
             seen += 1

@@ -58,6 +58,34 @@ def initial_step(mean_abs: Tensor, qmax: int) -> Tensor:
     return 2.0 * mean_abs / math.sqrt(qmax)
 
 
+STEP_FACTORS = tuple(2.0 ** (k / 8) for k in range(-16, 17))
+"""Multiples of a first guess among which a step of least squared error is searched: 1/4 to 4."""
+
+
+def step_errors(x: Tensor, step: Tensor, qmin: int, qmax: int) -> Tensor:
+    """Mean squared error of quantizing ``x`` with each of ``STEP_FACTORS`` times ``step``.
+
+    Args:
+        x: (..., N) float.
+        step: (...,) positive.
+        qmin, qmax: smallest and largest code.
+
+    Returns:
+        (len(STEP_FACTORS), ...)
+    """
+    errors = []
+    for factor in STEP_FACTORS:
+        quantized = fake_quantize(x, step.unsqueeze(-1) * factor, qmin, qmax)
+        errors.append((quantized - x).square().mean(-1))
+    return torch.stack(errors)
+
+
+def least_error_step(errors: Tensor, step: Tensor) -> Tensor:
+    """``step`` times the factor with the least of ``errors``, see :func:`step_errors`; shape of ``step``."""
+    factors = torch.tensor(STEP_FACTORS, dtype=step.dtype, device=step.device)
+    return step * factors[errors.argmin(0)]
+
+
 def step_gradient_scale(numel: int, qmax: int) -> float:
     """``g = 1 / sqrt(numel * Qp)``, by which the gradient of a step is scaled (LSQ, section 2.2).
 

@@ -45,6 +45,8 @@ class _Calibrated(nn.Module):
         super().__init__()
         self.register_buffer("calibrated", torch.tensor(False))
         self._ready = False  # mirror of the buffer, so that no forward waits for the device
+        self.search_step = False
+        """Whether calibration looks for the step of least squared error instead of taking the method's formula."""
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
@@ -118,6 +120,19 @@ class WeightQuantizer(_Calibrated):
         return f"bits={self.bits}, granularity={self.granularity}"
 
 
+_SAMPLE = 2**18
+"""How many values of a batch the search for a step looks at."""
+
+
+def _sample(x: Tensor) -> Tensor:
+    """At most ``_SAMPLE`` values of ``x``, the same ones each time: (N,)."""
+    values = x.flatten()
+    if values.numel() <= _SAMPLE:
+        return values
+    places = torch.randint(values.numel(), (_SAMPLE,), generator=torch.Generator().manual_seed(0))
+    return values[places.to(values.device)]
+
+
 class ActivationQuantizer(_Calibrated):
     """Base class: fake-quantizes a layer's input.
 
@@ -171,9 +186,13 @@ class RLQWeight(WeightQuantizer):
     @torch.no_grad()
     def calibrate(self, weight: Tensor) -> None:
         """``v = 2 mean|w| / sqrt(Qp)``, over the tensor or each output channel."""
-        mean = weight.abs().mean() if self.granularity == "tensor" else weight.abs().flatten(1).mean(1)
-        step = functional.initial_step(mean, self.range.qmax).clamp_min(MIN_STEP)
-        self.step.copy_(step.reshape(self.step.shape))
+        rows = weight.reshape(self.step.numel(), -1)
+        step = functional.initial_step(rows.abs().mean(1), self.range.qmax).clamp_min(MIN_STEP)
+        if self.search_step:
+            step = functional.least_error_step(
+                functional.step_errors(rows, step, self.range.qmin, self.range.qmax), step
+            )
+        self.step.copy_(step)
         self._mark_calibrated()
 
     def quantize(self, weight: Tensor, dtype: torch.dtype) -> QuantizedWeight:
@@ -216,6 +235,12 @@ class RLQActivation(ActivationQuantizer):
         self._mark_calibrated()
         mean = (seen["sum"] / seen["count"]).float()
         step = functional.initial_step(mean, self.range.qmax).clamp_min(MIN_STEP)
+        if self.search_step:
+            errors = functional.step_errors(
+                _sample(shifted), step.to(shifted.device), self.range.qmin, self.range.qmax
+            ).cpu()
+            seen["errors"] = seen.get("errors", torch.zeros(())) + errors
+            step = functional.least_error_step(seen["errors"], step)
         self.step.copy_(step.reshape(1))
 
     def reset(self) -> None:

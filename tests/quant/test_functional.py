@@ -77,3 +77,20 @@ def test_polynomial_slope_is_the_formula_to_fp32_rounding():
 def test_initial_step_and_gradient_scale():
     assert functional.initial_step(torch.tensor(3.0), 7).item() == pytest.approx(6 / math.sqrt(7))
     assert functional.step_gradient_scale(100, 7) == pytest.approx(1 / math.sqrt(700))
+
+
+def test_the_searched_step_is_the_candidate_of_least_squared_error():
+    torch.manual_seed(0)
+    x = torch.relu(torch.randn(3, 4000)) * torch.tensor([[1.0], [5.0], [0.1]])
+    x[:, ::2] = 0
+    step = functional.initial_step(x.mean(1), 15)
+    found = functional.least_error_step(functional.step_errors(x, step, 0, 15), step)
+    for row, first, best in zip(x.double(), step.double(), found.double(), strict=True):
+        errors = []
+        for factor in functional.STEP_FACTORS:
+            v = first * factor
+            codes = [min(max(round(float(value / v)), 0), 15) for value in row]
+            errors.append(float((torch.tensor(codes) * v - row).square().mean()))
+        k = min(range(len(errors)), key=errors.__getitem__)
+        assert float(best) == pytest.approx(float(first) * functional.STEP_FACTORS[k], rel=1e-5)
+        assert errors[k] < 0.5 * errors[functional.STEP_FACTORS.index(1.0)]

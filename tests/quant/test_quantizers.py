@@ -161,3 +161,30 @@ def test_calibration_needs_batches_and_reaches_every_layer():
     net.unused.hidden = QuantConv2d(3, 4, 3, nbits_w=4, nbits_a=4)
     with pytest.raises(ValueError, match=r"unused\.hidden"):
         calibrate(net, [torch.rand(1, 3, 8, 8)])
+
+
+@pytest.mark.parametrize("granularity", ["tensor", "channel"])
+def test_calibration_for_least_error_leaves_less_of_it(granularity):
+    torch.manual_seed(0)
+    x = torch.relu(torch.randn(2, 6, 24, 24) - 1)
+    found = {}
+    for steps in ("mean", "mse"):
+        layer = QuantConv2d(6, 5, 3, nbits_w=4, nbits_a=4, weight_granularity=granularity)
+        torch.nn.init.trunc_normal_(layer.weight, std=0.1)
+        layer.weight.data[0] *= 8
+        calibrate(layer, [x[:1], x[1:]], steps)
+        weight = layer.weight_quantizer(layer.weight) - layer.weight
+        found[steps] = weight.square().mean(), (layer.input_quantizer(x) - x).square().mean()
+        assert layer.weight_quantizer.step.shape == ((5,) if granularity == "channel" else (1,))
+    assert found["mse"][0] <= found["mean"][0]
+    assert found["mse"][1] < 0.7 * found["mean"][1]
+
+
+def test_the_search_looks_at_all_channels_of_a_large_batch():
+    """One channel in 60 holds the large values."""
+    x = torch.rand(20_000, 60) * 0.1
+    x[:, 7] *= 100
+    layer = QuantLinear(60, 4, nbits_w=4, nbits_a=4)
+    calibrate(layer, [x], "mse")
+    errors = (layer.input_quantizer(x) - x).square().mean()
+    assert errors < 0.5 * x.square().mean()
