@@ -23,3 +23,7 @@ class OptionsError(InputError):
 
 class WorkError(Exception):
     """The request was sound but the work failed (exit code 1)."""
+
+
+class StopError(WorkError):
+    """A signal asked the work to stop; what was done is kept, and the message says how to go on."""

@@ -37,9 +37,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(
-    options: Options, auto_resume: bool = False, *, option_file: str | None = None, launcher: str = "none"
+    options: Options, auto_resume: bool = False, *, go_on: str | None = None, launcher: str = "none"
 ) -> int:
     """Trains as ``options`` say, and prints the last validation's tables.
+
+    ``go_on`` is the command that an interrupted run names for going on.
 
     Returns:
         0.
@@ -50,7 +52,7 @@ def main(
     from quantsr.engine.results import markdown
     from quantsr.engine.trainer import Trainer
 
-    trainer = Trainer(options, auto_resume=auto_resume, option_file=option_file, launcher=launcher)
+    trainer = Trainer(options, auto_resume=auto_resume, go_on=go_on, launcher=launcher)
     records = trainer.run()
     if records and trainer.world.is_main:
         print(markdown(records))
@@ -59,10 +61,11 @@ def main(
 
 def run(args: argparse.Namespace) -> int:
     """The command."""
-    from quantsr.config.arguments import options_from
+    from quantsr.config.arguments import options_from, typed_again
 
     options = options_from(args, is_train=True)
-    return main(options, args.auto_resume, option_file=args.opt, launcher=args.launcher)
+    go_on = typed_again("train", args, "--auto-resume")
+    return main(options, args.auto_resume, go_on=go_on, launcher=args.launcher)
 
 
 def _command(name: str, words: Sequence[str]) -> int:

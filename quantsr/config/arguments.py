@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 
 from quantsr.config.load import load_options
 from quantsr.config.schema import Options
@@ -38,3 +39,11 @@ def options_from(args: argparse.Namespace, *, is_train: bool, check_paths: bool 
         OptionsError: with every problem found.
     """
     return load_options(args.opt, args.set, args.force_yml, is_train=is_train, check_paths=check_paths)
+
+
+def typed_again(command: str, args: argparse.Namespace, *more: str) -> str:
+    """The line that runs ``quantsr COMMAND`` with the same option file and changes, quoted for the shell."""
+    words = ["quantsr", command, "-opt", args.opt]
+    for flag, entries in (("--set", args.set), ("--force_yml", args.force_yml)):
+        words += [flag, *entries] if entries else []
+    return shlex.join([*words, *more])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import shlex
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -25,7 +24,7 @@ from quantsr.engine.results import Record, write_results
 from quantsr.engine.run_folder import RunFolder, StopRequest, log_file
 from quantsr.engine.saving import Saver
 from quantsr.engine.validation import Stopped, Validation
-from quantsr.errors import InputError, WorkError
+from quantsr.errors import InputError, StopError
 from quantsr.models.quantsr_model import QuantSRModel
 
 if TYPE_CHECKING:
@@ -43,7 +42,7 @@ class Trainer:
     Args:
         options: with a ``train`` section and a ``train`` data set.
         auto_resume: go on from the newest complete state of this run, if there is one.
-        option_file: what the run was started with, for the line that says how to go on.
+        go_on: the command that goes on with an interrupted run, for the line that says so.
         launcher: see `distributed.detect`.
 
     Raises:
@@ -55,7 +54,7 @@ class Trainer:
         options: Options,
         *,
         auto_resume: bool = False,
-        option_file: str | None = None,
+        go_on: str | None = None,
         launcher: str = "none",
     ) -> None:
         if options.train is None:
@@ -65,7 +64,7 @@ class Trainer:
         self.options = options
         self.train_options = options.train
         self.auto_resume = auto_resume or options.auto_resume
-        self.option_file = option_file
+        self.go_on = go_on or "quantsr train -opt FILE --auto-resume"
         self.world = distributed.detect(launcher)
         self.folder = RunFolder(Path(options.experiment_folder))
         self.saver = Saver(options, self.folder)
@@ -79,7 +78,7 @@ class Trainer:
 
         Raises:
             InputError: the options ask for what is not there.
-            WorkError: the loss is not finite, a file cannot be written, or a signal asked to stop.
+            WorkError: the loss is not finite or a file cannot be written; `StopError` where a signal asked to stop.
         """
         self.device = resolve_device(self.options.num_gpu, self.world.local_rank)
         distributed.join(self.world, cuda=self.device.type == "cuda", port=self.options.dist_params.port)
@@ -299,10 +298,9 @@ class Trainer:
         if not asked:
             return
         self._save(validation_due=validation_due)
-        command = f"quantsr train -opt {shlex.quote(self.option_file or 'FILE')} --auto-resume"
-        raise WorkError(
+        raise StopError(
             f"stopped by {self.stop.name or 'a signal'} at iteration {self.iteration}, checkpoint written; "
-            f"go on with: {command}"
+            f"go on with: {self.go_on}"
         )
 
     def _finish(self, records: Sequence[Record]) -> list[Record]:

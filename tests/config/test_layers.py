@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,7 @@ from typing import Any
 import pytest
 
 from quantsr.config import Options
+from quantsr.config.arguments import add_option_arguments, typed_again
 from quantsr.config.layers import read_layers
 from quantsr.errors import InputError, OptionsError
 
@@ -159,3 +162,20 @@ def test_force_yml_evaluates_nothing(
     with pytest.raises(OptionsError):
         load(sound, force_yml=[f"train:total_iter=[open({str(trace)!r}, 'w')]"])
     assert not trace.exists()
+
+
+def test_the_line_to_type_again_repeats_every_change_quoted() -> None:
+    parser = argparse.ArgumentParser()
+    add_option_arguments(parser)
+    words = [
+        "-opt",
+        "my file.yml",
+        "--set",
+        "network_g.depths=[4, 2]",
+        "name=a",
+        "--force_yml",
+        "train:total_iter=5",
+    ]
+    line = typed_again("train", parser.parse_args(words), "--auto-resume")
+    assert shlex.split(line) == ["quantsr", "train", *words, "--auto-resume"]
+    assert "'my file.yml' --set 'network_g.depths=[4, 2]' name=a" in line

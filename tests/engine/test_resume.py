@@ -63,7 +63,7 @@ def test_resumed_equals_uninterrupted(make_options: Any, stop_at: int, precision
     Trainer(through).run()
 
     broken = make_options(name="broken", **common)
-    first = StopAt(broken, option_file="some.yml")
+    first = StopAt(broken, go_on="quantsr train -opt some.yml --auto-resume")
     first.stop_at = stop_at
     with pytest.raises(WorkError, match=f"iteration {stop_at}.*quantsr train -opt some.yml --auto-resume"):
         first.run()
