@@ -49,6 +49,10 @@ class Command:
 COMMANDS = {
     "train": Command("quantsr.train", "train a network from an option file"),
     "test": Command("quantsr.test", "evaluate a network: PSNR and SSIM at every depth on every set"),
+    "compare": Command(
+        "quantsr.analysis.compare",
+        "train variants with several seeds, and table mean, spread and differences",
+    ),
     "check": Command("quantsr.config.check", "report every problem of an option file without running it"),
     "prepare": Command("quantsr.data.prepare", "prepare data sets: bicubic pictures, sub-images, LMDB"),
     "upscale": Command("quantsr.deploy.upscale_cli", "upscale pictures"),

@@ -13,7 +13,7 @@ from quantsr.errors import InputError
 from quantsr.train import _command, add_option_arguments
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from torch import nn
 
@@ -28,8 +28,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_option_arguments(parser)
 
 
-def evaluate_options(options: Options) -> list[Record]:
+def evaluate_options(options: Options, progress: Callable[[str], None] | None = None) -> list[Record]:
     """Bicubic, the float network of ``network_teacher`` where given, and ``network_g``, on all test sets.
+
+    ``progress`` is called with a line after each picture; what it raises ends the evaluation.
 
     Raises:
         InputError: no checkpoint, sets or metrics, or a checkpoint that does not fit.
@@ -81,6 +83,8 @@ def evaluate_options(options: Options) -> list[Record]:
         def advance(line: str) -> None:
             bar.set_description(line, refresh=False)
             bar.update()
+            if progress is not None:
+                progress(line)
 
         if val.baseline:
             provenance = Provenance(options.config_hash())

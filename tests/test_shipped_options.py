@@ -10,8 +10,11 @@ import numpy as np
 import pytest
 import torch
 
+from quantsr.analysis import compare
+from quantsr.analysis.runs import Ledger
 from quantsr.basicsr_compat import ARCH_REGISTRY
 from quantsr.config import Options, load_options
+from quantsr.config.compare import load_comparison
 from quantsr.quant import get_compile, set_compile
 from quantsr.test import evaluate_options
 from quantsr.train import main as train
@@ -19,6 +22,7 @@ from tests.reference.released_quantizer import ReleasedQuantSRC
 
 ROOT = Path(__file__).parents[1]
 TRAIN = sorted(str(p.relative_to(ROOT)) for p in (ROOT / "options" / "train").glob("*/*.yml"))
+COMPARE = sorted(str(p.relative_to(ROOT)) for p in (ROOT / "options" / "compare").glob("*.yml"))
 NARROW = {
     "QuantSR_C": {"num_feat": 4},
     "QEDSR_Ours": {"num_feat": 4},
@@ -119,3 +123,42 @@ def test_the_released_test_file_evaluates_a_released_checkpoint(version, picture
     rows = [record for record in records if record.network != "bicubic"]
     assert {row.depth for row in rows} == {(32, 16, 8)[version]}
     assert all("released block count" in row.network for row in rows)
+
+
+@pytest.mark.parametrize("file", COMPARE)
+def test_every_comparison_has_three_seeds_one_start_and_equal_iterations(file):
+    comparison = load_comparison(str(ROOT / file), check_paths=False)
+    assert comparison.options.name == Path(file).stem
+    assert len(comparison.options.seeds) == 3
+    assert len({run.training.train.total_iter for run in comparison.runs}) == 1
+    assert {run.after for run in comparison.runs} == {(), *((f"float_seed{seed}",) for seed in (1, 2, 3))}
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("file", COMPARE)
+def test_every_comparison_runs(file, pictures, tmp_path):
+    """All variants of one seed, narrow, two iterations each, to the table."""
+    whole = load_comparison(str(ROOT / file), check_paths=False)
+    tiny = f"{{name: tiny, type: CroppedImageDataset, dataroot_gt: {pictures}}}"
+    small = NARROW[whole.runs[0].training.network_g.type]
+    words = [f"base.network_g.{key}={value}" for key, value in small.items()]
+    for name, changes in whole.changes.items():
+        if "network_teacher.type" in changes:
+            words += [f"variants.{name}.network_teacher.{key}={value}" for key, value in small.items()]
+    words += [
+        "base.train.total_iter=2",
+        "base.train.compile=false",
+        "base.num_gpu=0",
+        f"base.datasets.train={{name: tiny, type: CroppedImageDataset, dataroot_gt: {pictures}, gt_size: 16, batch_size_per_gpu: 1}}",
+        "seeds=[5]",
+        f"experiments_root={tmp_path}",
+        *(f"datasets.{key}={tiny}" for key in whole.options.datasets),
+    ]
+    comparison = load_comparison(str(ROOT / file), words)
+    records = compare.compare(comparison, Ledger(comparison), go_on="")
+    depths = comparison.runs[0].training.network_g.kwargs["depths"]
+    for variant in comparison.options.variants:
+        assert [r.depth for r in records if (r.variant, r.metric) == (variant, "psnr")][
+            : len(depths)
+        ] == depths
+    assert {record.variant for record in records} == {None, *comparison.options.variants}

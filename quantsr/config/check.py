@@ -32,10 +32,34 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         OptionsError: with every problem found; the command line prints them and exits with 2.
     """
-    is_train = args.purpose == "train" if args.purpose else "train" in read_layers(args.opt)[0]
+    keys = read_layers(args.opt)[0]
+    if "variants" in keys and args.purpose is None:
+        return _check_comparison(args)
+    is_train = args.purpose == "train" if args.purpose else "train" in keys
     options = options_from(args, is_train=is_train, check_paths=not args.no_paths)
     sys.stdout.write(f"{args.opt}: no problems\n")
     for label, text in summary(options, is_train):
+        sys.stdout.write(f"  {label:<10} {text}\n")
+    return 0
+
+
+def _check_comparison(args: argparse.Namespace) -> int:
+    """The same for a comparison file: what its runs are."""
+    from quantsr.config.compare import load_comparison
+
+    comparison = load_comparison(args.opt, args.set, args.force_yml, check_paths=not args.no_paths)
+    options = comparison.options
+    iterations = sum(run.training.train.total_iter for run in comparison.runs if run.training.train)
+    evaluation = comparison.runs[0].evaluation
+    sys.stdout.write(f"{args.opt}: no problems\n")
+    for label, text in (
+        ("comparison", f"{options.name}, in {options.folder}"),
+        ("variants", ", ".join(options.variants)),
+        ("seeds", ", ".join(map(str, options.seeds))),
+        ("reference", options.difference_to),
+        ("training", f"{len(comparison.runs)} runs, {iterations} iterations together"),
+        ("test sets", ", ".join(dataset.name for dataset in evaluation.evaluation_sets().values())),
+    ):
         sys.stdout.write(f"  {label:<10} {text}\n")
     return 0
 

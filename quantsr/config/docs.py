@@ -11,6 +11,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from quantsr.config.base import Section
+from quantsr.config.comparison import CompareOptions
 from quantsr.config.schema import Options
 from quantsr.config.wording import section_of, takes
 
@@ -37,7 +38,7 @@ key and remedy, or sums up what it would do. An unknown key is an error; so is a
 
 def options_page() -> str:
     """The whole page, as Markdown."""
-    parts = [_HEAD, *_section("", Options)]
+    parts = [_HEAD, *_section("", Options), _COMPARE, *_table(CompareOptions)]
     return "\n".join(parts)
 
 
@@ -46,23 +47,52 @@ def _section(prefix: str, section: type[Section]) -> Iterator[str]:
     doc = (section.__doc__ or "").strip().split("\n")[0]
     title = f"`{prefix}`" if prefix else "The file"
     yield f"\n## {title}\n\n{_TOP_DOC if not prefix else _cell(doc)}\n"
-    yield "| key | takes | default | meaning |\n|---|---|---|---|"
+    yield from _table(section)
     inner: list[tuple[str, type[Section]]] = []
     for name, field in section.model_fields.items():
         if name in _NOT_WRITTEN:
             continue
-        yield f"| `{name}` | {_cell(takes(field))} | {_default(field)} | {_cell(field.description or '')} |"
         child, many = section_of(field.annotation)
         if child is not None:
             path = f"{prefix}.{name}" if prefix else name
             inner.append((f"{path}.<name>" if many else path, child))
-    if "kwargs" in section.model_fields:
-        meaning = section.model_fields["kwargs"].description or ""
-        yield f"| ... | what the constructor takes | the constructor's | {_cell(meaning)} |"
     for path, child in inner:
         if path != "network_teacher":  # as network_g
             yield from _section(path, child)
 
+
+def _table(section: type[Section]) -> Iterator[str]:
+    """A line per key."""
+    yield "| key | takes | default | meaning |\n|---|---|---|---|"
+    for name, field in section.model_fields.items():
+        if name not in _NOT_WRITTEN:
+            yield f"| `{name}` | {_cell(takes(field))} | {_default(field)} | {_cell(field.description or '')} |"
+    if "kwargs" in section.model_fields:
+        meaning = section.model_fields["kwargs"].description or ""
+        yield f"| ... | what the constructor takes | the constructor's | {_cell(meaning)} |"
+
+
+_COMPARE = """
+## Comparison files
+
+`quantsr compare -opt FILE` trains every variant with every seed and tables what comes out; `options/compare/` has examples. A file:
+
+```yaml
+name: bits
+base: ../train/QuantSR_C/mini_w4a4_x2.yml
+seeds: [1, 2, 3]
+variants:
+  float: {network_g.nbits_w: 32, network_g.nbits_a: 32}
+  w4a4: {path.fp_pretrain_network_g: '{run:float}/models/net_g_latest.pth'}
+```
+
+- **Placeholders** in paths: `{seed}`, and `{run:VARIANT}`, the run folder of that variant with the same seed. Such a run is trained after
+  the one it starts from. A run leaves `models/net_g_latest.pth`, and with a `val` set `models/net_g_best.pth`.
+- **Order**: all variants of a seed, then the next seed. Finished runs are kept, and an interrupted one goes on, when the command is
+  given again; runs whose options have changed since are refused, or with `--retrain` set aside and trained again.
+- **What is evaluated** is `net_g_latest.pth`, the averaged weights where `train.ema_decay` keeps them, at all depths.
+- **Command line**: `--set base.train.total_iter=100 variants.w4a4.network_g.nbits_w=3 seeds=[1]`; what a variant changes wins over `base`.
+"""
 
 _TOP_DOC = "The keys at the top of a file."
 

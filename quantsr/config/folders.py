@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Collection
 from typing import Any
 
-from quantsr.config.problems import Problems
+from quantsr.config.problems import KeyPath, Problems
 
 _ROOTS = ("dataroot_gt", "dataroot_lq", "dataroot_soft")
 _CHECKPOINTS = (
@@ -18,32 +19,39 @@ _CHECKPOINTS = (
 
 def expand_paths(options: dict[str, Any]) -> None:
     """Replace ``~`` and environment variables (``$DATA``) in every path of the options, in place."""
+    change_paths(options, lambda key, path: os.path.expanduser(os.path.expandvars(path)))
+
+
+def change_paths(options: dict[str, Any], change: Callable[[KeyPath, str], str]) -> None:
+    """Replace every path of the options by what ``change`` makes of its key and itself, in place."""
     datasets = options.get("datasets")
-    for dataset in datasets.values() if isinstance(datasets, dict) else ():
+    for name, dataset in datasets.items() if isinstance(datasets, dict) else ():
         if isinstance(dataset, dict):
-            _expand(dataset, (*_ROOTS, "meta_info_file"))
+            _change(dataset, ("datasets", name), (*_ROOTS, "meta_info_file"), change)
     if isinstance(options.get("path"), dict):
-        _expand(options["path"], (*_CHECKPOINTS, "experiments_root", "results_root"))
+        _change(options["path"], ("path",), (*_CHECKPOINTS, "experiments_root", "results_root"), change)
 
 
-def _expand(section: dict[str, Any], keys: tuple[str, ...]) -> None:
+def _change(
+    section: dict[str, Any], parents: KeyPath, keys: tuple[str, ...], change: Callable[[KeyPath, str], str]
+) -> None:
     for key in keys:
-        value = section.get(key)
+        value, path = section.get(key), (*parents, key)
         if isinstance(value, str):
-            section[key] = os.path.expanduser(os.path.expandvars(value))
+            section[key] = change(path, value)
         elif isinstance(value, list):
-            section[key] = [
-                os.path.expanduser(os.path.expandvars(v)) if isinstance(v, str) else v for v in value
-            ]
+            section[key] = [change(path, entry) if isinstance(entry, str) else entry for entry in value]
 
 
-def check_checkpoints(section: Any, is_train: bool, problems: Problems) -> None:
-    """Every checkpoint that the run will read must be a file."""
+def check_checkpoints(
+    section: Any, is_train: bool, problems: Problems, awaited: Collection[str] = ()
+) -> None:
+    """Every checkpoint that the run will read must be a file, save those that are yet to be written."""
     if not isinstance(section, dict):
         return
     for key in _CHECKPOINTS if is_train else _CHECKPOINTS[:1]:
         value = section.get(key)
-        if isinstance(value, str) and not os.path.isfile(value):
+        if isinstance(value, str) and value not in awaited and not os.path.isfile(value):
             what = "is a folder" if os.path.isdir(value) else "does not exist"
             remedy = (
                 "train it first, or correct the path" if key == "pretrain_network_g" else "correct the path"

@@ -47,7 +47,7 @@ def _read(path: str, children: tuple[str, ...], origins: dict[KeyPath, str]) -> 
             )
         merge(options, _read(base_path, chain, origins))
     merge(options, own)
-    _note(own, path, origins)
+    note_origins(own, path, origins)
     return options
 
 
@@ -62,13 +62,15 @@ def merge(target: dict[str, Any], source: dict[str, Any]) -> None:
             target[key] = copy.deepcopy(value)
 
 
-def _note(section: dict[str, Any], name: str, origins: dict[KeyPath, str], prefix: KeyPath = ()) -> None:
+def note_origins(
+    section: dict[str, Any], name: str, origins: dict[KeyPath, str], prefix: KeyPath = ()
+) -> None:
     """Note ``name`` as the origin of every key of a section."""
     for key, value in section.items():
         path = (*prefix, key)
         origins[path] = name
         if isinstance(value, dict):
-            _note(value, name, origins, path)
+            note_origins(value, name, origins, path)
 
 
 def apply_overrides(
@@ -111,7 +113,7 @@ def _set(options: dict[str, Any], keys: KeyPath, value: Any, flag: str, problems
             return
         section = section[key]
     section[keys[-1]] = value
-    _note({keys[-1]: value}, flag, problems.origins, keys[:-1])
+    note_origins({keys[-1]: value}, flag, problems.origins, keys[:-1])
 
 
 def drop_nulls(value: Any) -> Any:

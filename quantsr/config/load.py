@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from pydantic import ValidationError
@@ -35,7 +35,39 @@ def load_options(
     Raises:
         OptionsError: with one line ``FILE: key: problem; remedy`` for every problem, all at once.
     """
-    options, problems = _gather(path, overrides, force_yml)
+    options, problems = read_options(path)
+    if "variants" in options and "network_g" not in options:
+        problems.add((), "is a comparison; run it with: quantsr compare -opt FILE")
+        problems.raise_if_any()
+    apply_overrides(options, force_yml, "--force_yml", ":", problems)
+    apply_overrides(options, overrides, "--set", ".", problems)
+    options = drop_nulls(options)
+    expand_paths(options)
+    checked = check_options(options, problems, is_train=is_train, check_paths=check_paths)
+    problems.raise_if_any()
+    assert checked is not None  # no problem was noted, so it was valid
+    return checked
+
+
+def check_options(
+    options: dict[str, Any],
+    problems: Problems,
+    *,
+    is_train: bool,
+    check_paths: bool,
+    awaited: Collection[str] = (),
+) -> Options | None:
+    """Note every problem of merged options: types, rules between keys and, where asked for, absent folders and files.
+
+    Args:
+        options: as a file holds them, without nulls.
+        problems: receives what is wrong.
+        is_train, check_paths: see :func:`load_options`.
+        awaited: checkpoints that will only be written later, and are not looked for.
+
+    Returns:
+        The options, None where their types are wrong.
+    """
     checked = _validate(options, problems)
     from quantsr.config.rules import check_rules, evaluated_keys
 
@@ -46,25 +78,23 @@ def load_options(
             if isinstance(datasets[key], dict):
                 check_dataset(key, datasets[key], problems)
     if check_paths:
-        check_checkpoints(options.get("path"), is_train, problems)
-    problems.raise_if_any()
-    assert checked is not None  # no problem was noted, so it was valid
+        check_checkpoints(options.get("path"), is_train, problems, awaited)
     return checked
 
 
-def _gather(path: str, overrides: Sequence[str], force_yml: Sequence[str]) -> tuple[dict[str, Any], Problems]:
+def read_options(path: str) -> tuple[dict[str, Any], Problems]:
+    """Read and merge a file and what it inherits, unchecked, with an empty list of its problems.
+
+    Raises:
+        OptionsError: the file cannot be read.
+    """
     try:
         options, origins = read_layers(path)
     except OptionsError:
         raise
     except InputError as error:
         raise OptionsError([str(error)]) from None
-    problems = Problems(path, origins)
-    apply_overrides(options, force_yml, "--force_yml", ":", problems)
-    apply_overrides(options, overrides, "--set", ".", problems)
-    options = drop_nulls(options)
-    expand_paths(options)
-    return options, problems
+    return options, Problems(path, origins)
 
 
 def _validate(options: dict[str, Any], problems: Problems) -> Options | None:

@@ -14,12 +14,14 @@ from quantsr.config.schema import Options
 from quantsr.config.wording import section_of, takes
 
 
-def add_validation_errors(error: ValidationError, problems: Problems) -> None:
+def add_validation_errors(
+    error: ValidationError, problems: Problems, schema: type[Section] = Options
+) -> None:
     """Note every error of the schema under its dotted key; branches of a union become one problem."""
     for item in error.errors(include_url=False):
-        key, field, siblings = _locate(item["loc"])
+        key, field, siblings = _locate(item["loc"], schema)
         if item["type"] == "extra_forbidden":
-            problems.add(key, f"unknown option; {_suggest(key, siblings)}")
+            problems.add(key, f"unknown option; {_suggest(key, siblings, schema)}")
         elif item["type"] == "missing":
             wanted = "it"
             if field is not None:
@@ -42,12 +44,14 @@ def show(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def _locate(loc: tuple[str | int, ...]) -> tuple[tuple[str, ...], FieldInfo | None, list[str]]:
+def _locate(
+    loc: tuple[str | int, ...], schema: type[Section]
+) -> tuple[tuple[str, ...], FieldInfo | None, list[str]]:
     """The key of an error, its field (None for an unknown key) and the keys that could stand there.
 
     What pydantic adds behind the key - a branch of a union, an index of a list - is left away.
     """
-    section: type[Section] | None = Options
+    section: type[Section] | None = schema
     key: list[str] = []
     field: FieldInfo | None = None
     siblings: list[str] = []
@@ -65,16 +69,16 @@ def _locate(loc: tuple[str | int, ...]) -> tuple[tuple[str, ...], FieldInfo | No
     return tuple(key), field, siblings
 
 
-def _suggest(key: tuple[str, ...], siblings: list[str]) -> str:
+def _suggest(key: tuple[str, ...], siblings: list[str], schema: type[Section]) -> str:
     """The nearest key of the same section, or the section in which a key of exactly this name belongs."""
     nearest = did_you_mean(key[-1], siblings)
     if nearest.startswith("did you mean"):
         return nearest
-    for name, field in Options.model_fields.items():
+    for name, field in schema.model_fields.items():
         section, many = section_of(field.annotation)
         if section is not None and not many and key[-1] in section.model_fields and name != key[0]:
             return f"did you mean '{name}.{key[-1]}'?"
-    return f"did you mean {key[-1]!r} at the top?" if key[-1] in Options.model_fields else nearest
+    return f"did you mean {key[-1]!r} at the top?" if key[-1] in schema.model_fields else nearest
 
 
 def _first_clause(text: str | None) -> str:

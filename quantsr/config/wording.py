@@ -33,6 +33,8 @@ def _is_section(annotation: Any) -> bool:
 
 def takes(field: FieldInfo) -> str:
     """What a field takes: ``"a whole number > 0"``, ``"'mean' or 'sum'"``, ``"a list of 2 numbers"``."""
+    if isinstance(field.json_schema_extra, dict) and "takes" in field.json_schema_extra:
+        return str(field.json_schema_extra["takes"])  # what the file may say shorter
     words = " or ".join(dict.fromkeys(_words(field.annotation))) or "empty"
     if words == "text" and any(getattr(rule, "min_length", None) for rule in field.metadata):
         words = "text that is not empty"

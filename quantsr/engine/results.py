@@ -31,6 +31,7 @@ class Record:
         config_hash: of the options that the run was made with.
         commit: git commit of the source, with ``+`` where it had changes; None outside a repository.
         version: of quantsr.
+        variant, seed: of a comparison (`quantsr.analysis.compare`), None elsewhere.
     """
 
     set: str
@@ -46,6 +47,8 @@ class Record:
     config_hash: str | None = None
     commit: str | None = None
     version: str | None = None
+    variant: str | None = None
+    seed: int | None = None
 
     @property
     def row(self) -> str:
@@ -81,17 +84,24 @@ def table(records: Sequence[Record], set_name: str) -> str:
     values = {(record.row, record.metric): record.value for record in chosen}
     cells = [["network", *(metric.upper() for metric in metrics)]]
     cells += [[row, *(_number(values.get((row, metric)), metric) for metric in metrics)] for row in rows]
+    return aligned(cells)
+
+
+def aligned(cells: Sequence[Sequence[str]], left: int = 1) -> str:
+    """A Markdown table of the head and the lines in ``cells``; the first ``left`` columns are flush left, the others right."""
     widths = [max(len(line[column]) for line in cells) for column in range(len(cells[0]))]
-    lines = [_line(line, widths) for line in cells]
-    lines.insert(1, "|" + "|".join("-" * (w + 1) + (":" if i else "-") for i, w in enumerate(widths)) + "|")
-    return "\n".join(lines)
 
+    def padded(line: Sequence[str]) -> str:
+        sides = (
+            c.ljust(w) if i < left else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True))
+        )
+        return "| " + " | ".join(sides) + " |"
 
-def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
-    first = cells[0].ljust(widths[0])
-    return (
-        "| " + " | ".join([first, *(c.rjust(w) for c, w in zip(cells[1:], widths[1:], strict=True))]) + " |"
+    lines = [padded(line) for line in cells]
+    lines.insert(
+        1, "|" + "|".join("-" * (w + 1) + ("-" if i < left else ":") for i, w in enumerate(widths)) + "|"
     )
+    return "\n".join(lines)
 
 
 def _number(value: float | None, metric: str) -> str:
@@ -111,8 +121,8 @@ def markdown(records: Sequence[Record]) -> str:
     return "\n".join(parts)
 
 
-def write_results(records: Sequence[Record], folder: str | Path) -> None:
-    """Writes ``results.json`` (a list with one object per record) and ``results.md`` (the tables), atomically.
+def write_results(records: Sequence[Record], folder: str | Path, tables: str | None = None) -> None:
+    """Writes ``results.json`` (a list with one object per record) and ``results.md`` (``tables``, or `markdown`), atomically.
 
     An infinite value (PSNR of equal pictures) is written as the string ``"inf"``, since JSON has no such number.
 
@@ -127,7 +137,7 @@ def write_results(records: Sequence[Record], folder: str | Path) -> None:
             row["value"] = str(record.value)
         rows.append(row)
     write_text(folder / "results.json", json.dumps(rows, indent=1, allow_nan=False) + "\n")
-    write_text(folder / "results.md", markdown(records))
+    write_text(folder / "results.md", markdown(records) if tables is None else tables)
 
 
 def read_results(path: str | Path) -> list[Record]:

@@ -62,13 +62,7 @@ class RunFolder:
         """
         try:
             if fresh and self.root.exists():
-                archive = self.root.with_name(f"{self.root.name}_archived_{time.strftime('%Y%m%d_%H%M%S')}")
-                number = 1
-                while archive.exists():
-                    number += 1
-                    archive = archive.with_name(f"{archive.name.partition('~')[0]}~{number}")
-                self.root.rename(archive)
-                logger.info("%s: an earlier run, renamed to %s", self.root, archive.name)
+                set_aside(self.root)
             for folder in (self.models, self.states, self.log):
                 folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -78,6 +72,21 @@ class RunFolder:
         write_text(
             self.root / "options.yml", yaml.safe_dump(options.dump(), sort_keys=False, allow_unicode=True)
         )
+
+
+def set_aside(folder: Path) -> None:
+    """Renames the folder of an earlier run to ``NAME_archived_TIME``.
+
+    Raises:
+        OSError: it cannot be renamed.
+    """
+    archive = folder.with_name(f"{folder.name}_archived_{time.strftime('%Y%m%d_%H%M%S')}")
+    number = 1
+    while archive.exists():
+        number += 1
+        archive = archive.with_name(f"{archive.name.partition('~')[0]}~{number}")
+    folder.rename(archive)
+    logger.info("%s: an earlier run, renamed to %s", folder, archive.name)
 
 
 @contextlib.contextmanager

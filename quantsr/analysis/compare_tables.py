@@ -1,0 +1,151 @@
+"""The tables of a comparison: mean and spread over seeds, and differences paired by seed. Pure arithmetic, no torch."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from quantsr.engine.results import Record, aligned
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Of some numbers.
+
+    Attributes:
+        mean: arithmetic mean.
+        deviation: sample standard deviation (divisor n - 1); None for one number, or where one is not finite.
+        n: how many there were.
+    """
+
+    mean: float
+    deviation: float | None
+    n: int
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Spread:
+        """Raises ``ValueError`` where there are no values."""
+        if not values:
+            raise ValueError("no values")
+        finite = all(math.isfinite(value) for value in values)
+        deviation = statistics.stdev(values) if finite and len(values) > 1 else None
+        mean = math.fsum(values) / len(values) if finite else sum(values) / len(values)
+        return cls(mean, deviation, len(values))
+
+
+def paired_difference(ours: Mapping[int, float], theirs: Mapping[int, float]) -> Spread | None:
+    """Mean and spread of ``ours - theirs`` over the seeds that both have; None where they share none.
+
+    Args:
+        ours, theirs: a value by seed.
+    """
+    seeds = [seed for seed in ours if seed in theirs]
+    return Spread.of([ours[seed] - theirs[seed] for seed in seeds]) if seeds else None
+
+
+Row = tuple[str, str, int | None]
+"""Variant, network and depth."""
+
+
+def by_row(records: Sequence[Record], set_name: str, metric: str) -> dict[Row, dict[int, float]]:
+    """For one set and metric the values of every row by seed, in the order of the records."""
+    found: dict[Row, dict[int, float]] = {}
+    for record in records:
+        if (record.set, record.metric) == (set_name, metric) and record.variant is not None:
+            assert record.seed is not None
+            found.setdefault((record.variant, record.network, record.depth), {})[record.seed] = record.value
+    return found
+
+
+def table(records: Sequence[Record], set_name: str, reference: str) -> str:
+    """The Markdown table of one set: a row per variant and depth, two columns per metric.
+
+    The second column of a metric is the paired difference to the same depth of ``reference``.
+    """
+    chosen = [record for record in records if record.set == set_name]
+    metrics = list(dict.fromkeys(record.metric for record in chosen))
+    values = {metric: by_row(chosen, set_name, metric) for metric in metrics}
+    rows = list(dict.fromkeys(row for metric in metrics for row in values[metric]))
+    head = ["variant", "network", "depth", "n"]
+    for metric in metrics:
+        head += [metric.upper(), f"{metric.upper()} - {reference}"]
+    cells = [head]
+    baseline = {r.metric: r.value for r in chosen if r.variant is None}
+    if baseline:
+        line = ["bicubic", "", "", ""]
+        for metric in metrics:
+            line += [number(baseline.get(metric), metric), ""]
+        cells.append(line)
+    for row in rows:
+        variant, network, depth = row
+        n = max(len(values[metric].get(row, {})) for metric in metrics)
+        line = [variant, network, "" if depth is None else str(depth), str(n)]
+        for metric in metrics:
+            own = values[metric].get(row, {})
+            bar = next(
+                (v for (name, _, d), v in values[metric].items() if (name, d) == (reference, depth)), {}
+            )
+            line.append(shown(Spread.of(list(own.values())), metric) if own else "-")
+            difference = None if variant == reference else paired_difference(own, bar)
+            line.append("" if variant == reference else shown(difference, metric, signed=True, beside=n))
+        cells.append(line)
+    return aligned(cells, left=2)
+
+
+def number(value: float | None, metric: str, *, signed: bool = False) -> str:
+    """One digit more than in other tables: differences between variants are small."""
+    if value is None:
+        return "-"
+    if not math.isfinite(value):
+        return str(value)
+    digits = 3 if "psnr" in metric.lower() else 5
+    return f"{value:+.{digits}f}" if signed else f"{value:.{digits}f}"
+
+
+def shown(spread: Spread | None, metric: str, *, signed: bool = False, beside: int | None = None) -> str:
+    """``32.526 ± 0.004``; how many values it is of is added where that is not ``beside``."""
+    if spread is None:
+        return "-"
+    text = number(spread.mean, metric, signed=signed)
+    if spread.deviation is not None:
+        text += f" ± {number(spread.deviation, metric)}"
+    return f"{text} (n={spread.n})" if beside not in (None, spread.n) else text
+
+
+def markdown(
+    name: str,
+    records: Sequence[Record],
+    *,
+    reference: str,
+    about: Mapping[str, str],
+    missing: Sequence[str] = (),
+) -> str:
+    """The page ``results.md``.
+
+    Args:
+        name: of the comparison.
+        records: of all finished runs; those without a variant are the baseline.
+        reference: the variant that differences are counted from.
+        about: per variant, a line that says what it is.
+        missing: runs that are not finished.
+    """
+    seeds = sorted({record.seed for record in records if record.seed is not None})
+    commits = ", ".join(sorted({record.commit for record in records if record.commit is not None}))
+    parts = [
+        f"# {name}\n",
+        "Mean ± sample standard deviation over n seeds "
+        f"({', '.join(map(str, seeds)) or 'none yet'}). Differences to `{reference}` at the same depth are paired by "
+        "seed: mean ± sample standard deviation of the differences."
+        + (f" Source: {commits}." if commits else "")
+        + "\n",
+    ]
+    if missing:
+        parts.append(f"Not finished ({len(missing)}): {', '.join(missing)}.\n")
+    for set_name in dict.fromkeys(record.set for record in records):
+        first = next(record for record in records if record.set == set_name)
+        title = f"## {set_name}, x{first.scale}, {first.pictures} pictures\n"
+        parts.append(f"{title}\n{table(records, set_name, reference)}\n")
+    parts.append("## Variants\n\n" + "".join(f"- `{variant}`: {text}\n" for variant, text in about.items()))
+    return "\n".join(parts)

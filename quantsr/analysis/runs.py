@@ -1,0 +1,150 @@
+"""What of a comparison is done: the state of every run, and the records of the finished ones."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from quantsr.config.comparison import Comparison, Run
+from quantsr.engine import checkpoint
+from quantsr.engine.atomic import write_text
+from quantsr.engine.results import Record, read_results
+from quantsr.engine.run_folder import RunFolder, set_aside
+from quantsr.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class State:
+    """How far a run is.
+
+    Attributes:
+        iteration: of the newest training state or of the finished network.
+        trained: the network is finished.
+        evaluated: on the sets, depths and metrics of the comparison.
+        foreign: the folder holds a run of other options, or one that started from a run of other options.
+    """
+
+    iteration: int = 0
+    trained: bool = False
+    evaluated: bool = False
+    foreign: bool = False
+
+    def __str__(self) -> str:
+        if self.foreign:
+            return "made with other options"
+        if self.evaluated:
+            return "finished"
+        if self.trained:
+            return "to evaluate"
+        return f"goes on at iteration {self.iteration}" if self.iteration else "to train"
+
+
+class Ledger:
+    """Reads and writes ``runs.json`` and knows the records of ``results.json``.
+
+    For each run it keeps the *identity* of its training, a hash of its options and of those it starts from, and the hash of
+    the options that it was evaluated with.
+    """
+
+    def __init__(self, comparison: Comparison) -> None:
+        self.folder = Path(comparison.options.folder)
+        self._variants = list(comparison.options.variants)
+        self.runs = {run.name: run for run in comparison.runs}
+        self._entries = self._read_entries()
+        self._records = self._read_records()
+
+    def state(self, run: Run) -> State:
+        """How far a run is."""
+        folder = RunFolder(Path(run.training.experiment_folder))
+        if not folder.root.exists():
+            return State()
+        entry = self._entries.get(run.name, {})
+        if entry.get("training") != self.identity(run):
+            return State(foreign=True)
+        train = run.training.train
+        assert train is not None
+        states = checkpoint.states_in(folder.states)
+        iteration = int(states[0].stem) if states else 0
+        if iteration < train.total_iter and (folder.models / "net_g_latest.pth").is_file():
+            iteration = max(iteration, _iteration(folder.models / "net_g_latest.pth"))
+        trained = iteration >= train.total_iter
+        known = trained and entry.get("evaluation") == run.evaluation.config_hash()
+        return State(iteration, trained, known and run.name in self._records)
+
+    def identity(self, run: Run) -> str:
+        """Twelve hexadecimal digits that change with the options of the run and of every run it builds on."""
+        parts = [run.training.config_hash(), *(self.identity(self.runs[name]) for name in run.after)]
+        return hashlib.sha256(" ".join(parts).encode()).hexdigest()[:12]
+
+    def begin(self, run: Run) -> None:
+        """Notes that the training of a run begins or goes on; a run of other options is set aside."""
+        if self.state(run).foreign:
+            set_aside(Path(run.training.experiment_folder))
+        self._entries[run.name] = {"training": self.identity(run)}
+        self._records.pop(run.name, None)
+        self._write_entries()
+
+    def finish(self, run: Run, records: Sequence[Record]) -> None:
+        """Notes the records of an evaluated run; `results` is to be written after."""
+        self._records[run.name] = [
+            dataclasses.replace(record, variant=run.variant, seed=run.seed) for record in records
+        ]
+        self._entries[run.name] = {"training": self.identity(run), "evaluation": run.evaluation.config_hash()}
+        self._write_entries()
+
+    def add_baseline(self, records: Sequence[Record]) -> None:
+        """Puts the baseline's records first."""
+        self._records[""] = list(records)
+
+    def results(self) -> list[Record]:
+        """The records of the baseline and of all evaluated runs, variant by variant in the order of the file."""
+        done = {name: run for name, run in self.runs.items() if self.state(run).evaluated}
+        ordered = sorted(done, key=lambda name: self._variants.index(done[name].variant))
+        return [record for name in ["", *ordered] for record in self._records.get(name, [])]
+
+    def _read_entries(self) -> dict[str, dict[str, str]]:
+        path = self.folder / "runs.json"
+        if not path.exists():
+            return {}
+        try:
+            entries = json.loads(path.read_text(encoding="utf-8"))
+            return {str(name): dict(entry) for name, entry in entries.items()}
+        except (ValueError, TypeError, AttributeError) as error:
+            raise InputError(f"{path}: damaged ({error}); give the comparison another name") from error
+
+    def _read_records(self) -> dict[str, list[Record]]:
+        path = self.folder / "results.json"
+        found: dict[str, list[Record]] = {}
+        if not path.exists():
+            return found
+        try:
+            records = read_results(path)
+        except (ValueError, TypeError, KeyError) as error:
+            logger.warning("%s: damaged (%s); evaluating again", path, error)
+            return found
+        names = {(run.variant, run.seed): name for name, run in self.runs.items()}
+        for record in records:
+            if record.variant is not None and record.seed is not None:
+                name = names.get((record.variant, record.seed))
+                if name is not None:
+                    found.setdefault(name, []).append(record)
+        return found
+
+    def _write_entries(self) -> None:
+        write_text(self.folder / "runs.json", json.dumps(self._entries, indent=1) + "\n")
+
+
+def _iteration(path: Path) -> int:
+    """Of a network file; 0 where it cannot be read."""
+    try:
+        ours = checkpoint.metadata(checkpoint.load(path), path)
+    except InputError as error:
+        logger.warning("%s", error)
+        return 0
+    return int(ours["iteration"]) if ours is not None and isinstance(ours.get("iteration"), int) else 0
