@@ -9,14 +9,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 import torch.distributed as dist
 from torch import nn
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from quantsr import quant
 from quantsr.basicsr_compat import MODEL_REGISTRY
-from quantsr.engine import build, checkpoint, distributed
+from quantsr.engine import build, checkpoint, distributed, start
 from quantsr.engine.device import resolve_device, seed_everything
 from quantsr.engine.evaluate import build_sets
 from quantsr.engine.monitor import Monitor
@@ -104,15 +102,15 @@ class Trainer:
         return contextlib.nullcontext()
 
     def _run(self, state: Mapping[str, Any] | None) -> list[Record]:
-        self._set_modes()
+        start.set_modes(self.train_options)
         seed_everything(self.options.manual_seed + self.world.rank)
-        self.loader = self._train_loader()
+        self.loader = start.train_loader(self.options, self.world)
         sets = build_sets(self.options.sets("val"), self.options.scale)
         self.validation = Validation(self.options, sets, self.folder)
         net = build.build_for_options(self.options).to(self.device)
         if state is None:
             build.initialise(net, self.options)
-            self._calibrate(net)
+            start.calibrate(net, self.loader, self.train_options, self.device)
         kind = MODEL_REGISTRY.get("QuantSRModel")
         self.model: QuantSRModel = kind(
             self.options,
@@ -189,50 +187,6 @@ class Trainer:
         if self.device.type == "cpu" or self.iteration % BAR_REFRESH_ON_GPU == 0:
             loss = float(sum(self.model.loss_terms.values()))
         monitor.stepped(loss, self.model.stage)
-
-    # Set-up
-
-    def _set_modes(self) -> None:
-        """Process-wide switches: compilation, exact arithmetic, cuDNN."""
-        exact = self.train_options.exact_fp32
-        quant.set_compile(self.train_options.compile)
-        quant.set_exact_fp32(exact)
-        torch.backends.cudnn.benchmark = not exact
-        torch.backends.cudnn.deterministic = exact
-        torch.backends.cudnn.allow_tf32 = not exact
-        torch.backends.cuda.matmul.allow_tf32 = not exact
-
-    def _train_loader(self) -> Any:
-        from quantsr.data.loader import build_train_loader
-
-        return build_train_loader(
-            self.options.datasets["train"],
-            scale=self.options.scale,
-            seed=self.options.manual_seed,
-            rank=self.world.rank,
-            world_size=self.world.size,
-        )
-
-    def _calibrate(self, net: nn.Module) -> None:
-        """Gives the quantizers their first steps and signs, from the batches that training will begin with."""
-        quantizers = [
-            q
-            for layer in quant.quantized_layers(net).values()
-            for q in (layer.weight_quantizer, layer.input_quantizer)
-        ]
-        if all(q is None or q.is_calibrated for q in quantizers):
-            return
-        begin = self.loader.state_dict()
-        batches = [
-            next(self.loader)["lq"].to(self.device) for _ in range(self.train_options.calibration_batches)
-        ]
-        self.loader.load_state_dict(begin)
-        quant.calibrate(net, batches, self.train_options.initial_steps)
-        if dist.is_initialized():
-            for tensor in net.state_dict().values():
-                dist.broadcast(tensor, 0)
-            net.load_state_dict(net.state_dict())  # every quantizer reads its sign and state again
-        logger.info("quantizers calibrated on %d batches", len(batches))
 
     def _announce(self, net: nn.Module) -> None:
         count = sum(parameter.numel() for parameter in net.parameters())

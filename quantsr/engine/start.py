@@ -1,0 +1,66 @@
+"""What a training run sets up before its first iteration: process-wide switches, the data, the quantizers' first state."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from quantsr import quant
+from quantsr.engine.distributed import World
+
+if TYPE_CHECKING:
+    from quantsr.config import Options, TrainOptions
+    from quantsr.data.loader import TrainLoader
+
+logger = logging.getLogger(__name__)
+
+
+def set_modes(options: TrainOptions) -> None:
+    """Process-wide switches: compilation, exact arithmetic, cuDNN."""
+    exact = options.exact_fp32
+    quant.set_compile(options.compile)
+    quant.set_exact_fp32(exact)
+    torch.backends.cudnn.benchmark = not exact
+    torch.backends.cudnn.deterministic = exact
+    torch.backends.cudnn.allow_tf32 = not exact
+    torch.backends.cuda.matmul.allow_tf32 = not exact
+
+
+def train_loader(options: Options, world: World) -> TrainLoader:
+    """This process's share of the training set."""
+    from quantsr.data.loader import build_train_loader
+
+    return build_train_loader(
+        options.datasets["train"],
+        scale=options.scale,
+        seed=options.manual_seed,
+        rank=world.rank,
+        world_size=world.size,
+    )
+
+
+def calibrate(net: nn.Module, loader: TrainLoader, options: TrainOptions, device: torch.device) -> None:
+    """Gives the quantizers their first steps and signs, from the batches that training will begin with.
+
+    Does nothing where all have them. Processes end with the same values, those of the first.
+    """
+    quantizers = [
+        q
+        for layer in quant.quantized_layers(net).values()
+        for q in (layer.weight_quantizer, layer.input_quantizer)
+    ]
+    if all(q is None or q.is_calibrated for q in quantizers):
+        return
+    begin = loader.state_dict()
+    batches = [next(loader)["lq"].to(device) for _ in range(options.calibration_batches)]
+    loader.load_state_dict(begin)
+    quant.calibrate(net, batches, options.initial_steps)
+    if dist.is_initialized():
+        for tensor in net.state_dict().values():
+            dist.broadcast(tensor, 0)
+        net.load_state_dict(net.state_dict())  # every quantizer reads its sign and state again
+    logger.info("quantizers calibrated on %d batches", len(batches))
