@@ -102,6 +102,11 @@ def _folder_count(roots: Any) -> int:
 
 def _check_training(options: dict[str, Any], problems: Problems) -> None:
     datasets = _section(options, "datasets")
+    if "slimmable_version" in options:
+        problems.add(
+            ("slimmable_version",),
+            "is for quantsr test, which it makes test one depth; a training has all of network_g.depths; remove it",
+        )
     if "train" not in options:
         problems.add(("train",), "missing; training needs this section (optim_g, scheduler, total_iter)")
     if "train" not in datasets:

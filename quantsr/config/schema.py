@@ -76,7 +76,7 @@ class Options(Section):
         default=None,
         ge=0,
         le=2,
-        description="QuantSR's key: test one depth only, as its released code cuts it; 0 full, 1 half, 2 quarter.",
+        description="QuantSR's key, for tests: test one depth only, as its released code cuts it; 0 full, 1 half, 2 quarter.",
     )
     datasets: dict[str, DatasetOptions] = Field(
         description="Data sets by key: `train`, `val`, `val_*`, `test`, `test_*`."

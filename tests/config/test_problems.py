@@ -26,6 +26,7 @@ CASES = [
     ("manual_seed=true", "manual_seed: must be a whole number >= 0, got true"),
     ("model_type=ESRGANModel", "model_type: must be QuantSRModel or SRModel, got 'ESRGANModel'"),
     ("slimmable_version=3", "slimmable_version: must be a whole number >= 0 and <= 2, got 3"),
+    ("slimmable_version=1", "slimmable_version: is for quantsr test"),
     ("total_iter=3", "total_iter: unknown option; did you mean 'train.total_iter'?"),
     ("train.optim_g.lr=fast", "train.optim_g.lr: must be a number > 0, got 'fast'"),
     ("train.optim_g.lr=.inf", "train.optim_g.lr: must be a number > 0"),
