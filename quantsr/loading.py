@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from quantsr.errors import InputError
 
@@ -32,7 +32,11 @@ def load(name_or_path: str | Path) -> nn.Module:
 
 
 def resolve(name_or_path: str | Path) -> Path:
-    """The file that `load` reads for a path or the name of a training run."""
+    """The file that `load` reads for a path, the name of a training run or that of a network that comes with quantsr.
+
+    Raises:
+        InputError: there is none.
+    """
     path = Path(name_or_path).expanduser()
     if path.is_file():
         return path
@@ -52,16 +56,35 @@ def resolve(name_or_path: str | Path) -> Path:
     )
 
 
-def _from_checkpoint(path: Path) -> nn.Module:
-    from quantsr.engine import build, checkpoint
+def architecture(name_or_path: str | Path) -> dict[str, Any]:
+    """How the network in a file is built, as ``network_g`` in an option file: its ``type`` and the constructor's arguments.
 
-    content = checkpoint.load(path)
-    ours = checkpoint.metadata(content, path)
+    Args:
+        name_or_path: see `load`.
+
+    Raises:
+        InputError: no such file or run, or not one that says how to build its network.
+    """
+    path = resolve(name_or_path)
+    if path.suffix == ".safetensors":
+        from quantsr.deploy.packing import load as load_packed
+
+        return dict(load_packed(path).header.arch)
+    from quantsr.engine import checkpoint
+
+    ours = checkpoint.metadata(checkpoint.load(path), path)
     if ours is None or not ours.get("arch"):
         raise InputError(
-            f"{path}: does not say how its network is built; use `quantsr test -opt FILE` with path.pretrain_network_g"
+            f"{path}: does not say how its network is built; use `quantsr test -opt FILE` with network_g and "
+            "path.pretrain_network_g"
         )
-    arch = dict(ours["arch"])
+    return dict(ours["arch"])
+
+
+def _from_checkpoint(path: Path) -> nn.Module:
+    from quantsr.engine import build
+
+    arch = architecture(path)
     net = build.build_network(arch.pop("type"), arch)
     build.load_checkpoint(net, str(path), None)
     return net.eval()

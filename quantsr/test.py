@@ -13,11 +13,13 @@ from quantsr.errors import InputError
 from quantsr.train import _command, add_option_arguments
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from torch import nn
 
     from quantsr.config import Options
+    from quantsr.deploy.upscaler import Upscaler
+    from quantsr.engine.evaluate import Upscale
     from quantsr.engine.results import Record
 
 logger = logging.getLogger(__name__)
@@ -39,37 +41,34 @@ def evaluate_options(options: Options, progress: Callable[[str], None] | None = 
     """
     from tqdm import tqdm
 
+    from quantsr.deploy.upscaler import Upscaler
     from quantsr.engine import build
     from quantsr.engine.device import resolve_device, seed_everything
     from quantsr.engine.evaluate import Provenance, Saving, bicubic, build_sets, evaluate
     from quantsr.engine.validation import metric_arguments
 
-    val, checkpoint = options.val, options.path.pretrain_network_g
+    val = options.val
     metrics = metric_arguments(options)
     if val is None or not metrics:
         raise InputError("val.metrics: missing; name what to measure, e.g. psnr: {type: calculate_psnr}")
-    if checkpoint is None:
-        raise InputError("path.pretrain_network_g: missing; name the checkpoint to test")
     device = resolve_device(options.num_gpu)
     seed_everything(options.manual_seed)
-    net = build.build_for_options(options)
-    iteration = build.load_checkpoint(
-        net, checkpoint, options.path.param_key_g, strict=options.path.strict_load_g
-    )
-    build.ensure_ranking(net, checkpoint)
-    net = net.to(device)
+    net, iteration = build.trained_network(options)
     sets = build_sets(options.evaluation_sets(), options.scale)
     if not sets:
         raise InputError("datasets: no test or val set; add one")
     depths = build.depths_to_evaluate(net, options)
     build.log_manifest(net)
 
-    networks: list[tuple[nn.Module, str, Sequence[int] | None, int | None]] = []
-    if options.network_teacher is not None:
-        teacher = build.build_teacher(options)
-        assert teacher is not None
+    networks: list[tuple[nn.Module | Upscale, str, Sequence[int] | None, int | None]] = []
+    teacher = build.build_teacher(options)
+    if teacher is not None:
         networks.append((teacher.to(device), build.title(teacher), None, None))
-    networks.append((net, build.title(net), depths, iteration))
+    if val.engine == "torch":
+        networks.append((net.to(device), build.title(net), depths, iteration))
+    else:
+        for depth, upscaler in _on_engine(options, depths):
+            networks.append((upscaler, build.title(net), [depth], iteration))
     saving = None
     if val.save_img:
         saving = Saving(
@@ -97,11 +96,33 @@ def evaluate_options(options: Options, progress: Callable[[str], None] | None = 
                 name=name,
                 depths=rows,
                 ensemble=val.selfensemble_testing,
-                saving=saving if network is net else None,
+                engine=val.engine if isinstance(network, Upscaler) else "torch",
+                saving=None if network is teacher else saving,
                 provenance=Provenance(options.config_hash(), step),
                 progress=advance,
             )
     return records
+
+
+def _on_engine(options: Options, depths: Sequence[int] | None) -> Iterator[tuple[int, Upscaler]]:
+    """The packed file of ``path.pretrain_network_g`` on ``val.engine``, at each depth.
+
+    Raises:
+        InputError: the checkpoint is not a packed file, or has no such depth.
+    """
+    from quantsr.deploy.upscaler import Upscaler
+    from quantsr.loading import resolve
+
+    assert options.val is not None
+    assert options.path.pretrain_network_g is not None
+    file, engine = resolve(options.path.pretrain_network_g), options.val.engine
+    if file.suffix != ".safetensors":
+        raise InputError(
+            f"val.engine: {engine} runs packed files, and {file} is a checkpoint; make one with "
+            f"`quantsr export -m {file} -o NETWORK.safetensors`, or set val.engine=torch"
+        )
+    for depth in depths or ():
+        yield depth, Upscaler(file, engine=engine, depth=depth)
 
 
 def main(options: Options) -> int:

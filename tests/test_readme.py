@@ -21,7 +21,7 @@ DOCUMENTS = [
 ]
 DEFAULTS = {
     "train.sh": ("train", "options/train/QuantSR_C/mini_w4a4_x2.yml"),
-    "test.sh": ("test", "options/test/QuantSR_C/mini_w4a4_x2.yml"),
+    "test.sh": ("test", "options/test/shipped.yml"),
 }
 
 

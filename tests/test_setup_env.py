@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -335,26 +334,16 @@ def test_several_processes_start_through_torchrun(ready: Machine) -> None:
     assert "torch.distributed.run --standalone --nproc_per_node=4 -m quantsr train -opt x.yml" in line
 
 
-def test_test_without_a_default_run_says_how_to_get_one(ready: Machine) -> None:
-    done = ready.run("test.sh")
-    assert done.returncode == 2
-    assert done.stderr.count("\n") == 1
-    assert "sh train.sh" in done.stderr
-
-
-def test_test_takes_the_newest_default_run(ready: Machine) -> None:
-    for age, name in enumerate(("mini_w4a4_x2", "mini_w4a4_x2_archived_1", "another")):
-        checkpoint = ready.checkout / "experiments" / name / "models" / "net_g_latest.pth"
-        checkpoint.parent.mkdir(parents=True)
-        checkpoint.touch()
-        os.utime(checkpoint, (10**9 + age, 10**9 + age))
-    ready.run("test.sh")
-    (line,) = runs(ready)
-    root = ready.checkout
-    assert f"quantsr test -opt {root}/options/test/QuantSR_C/mini_w4a4_x2.yml" in line
-    assert line.endswith(
-        "--set path.pretrain_network_g=experiments/mini_w4a4_x2_archived_1/models/net_g_latest.pth"
-    )
+def test_test_takes_the_network_that_comes_with_quantsr(ready: Machine) -> None:
+    default = f"quantsr test -opt {ready.checkout}/options/test/shipped.yml"
+    for words, typed in (
+        ((), default),
+        (("--set", "path.pretrain_network_g=run"), f"{default} --set path.pretrain_network_g=run"),
+        (("mine.yml",), "quantsr test -opt mine.yml"),
+    ):
+        ready.log.unlink(missing_ok=True)
+        ready.run("test.sh", *words)
+        assert runs(ready) == [f"in {ready.checkout}: {typed}"]
 
 
 def test_every_check_runs_even_after_one_that_failed(ready: Machine) -> None:

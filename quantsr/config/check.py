@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 
 from quantsr.config.arguments import add_option_arguments, options_from
-from quantsr.config.folders import count_pictures
+from quantsr.config.folders import count_pictures, is_left_out
 from quantsr.config.layers import read_layers
 from quantsr.config.schema import Options
 
@@ -31,12 +31,17 @@ def run(args: argparse.Namespace) -> int:
 
     Raises:
         OptionsError: with every problem found; the command line prints them and exits with 2.
+        InputError: the checkpoint of a test cannot be loaded.
     """
     keys = read_layers(args.opt)[0]
     if "variants" in keys and args.purpose is None:
         return _check_comparison(args)
     is_train = args.purpose == "train" if args.purpose else "train" in keys
     options = options_from(args, is_train=is_train, check_paths=not args.no_paths)
+    if not is_train and not args.no_paths:
+        from quantsr.engine.build import trained_network
+
+        trained_network(options)  # says whether the checkpoint is one of this network
     sys.stdout.write(f"{args.opt}: no problems\n")
     for label, text in summary(options, is_train):
         sys.stdout.write(f"  {label:<10} {text}\n")
@@ -98,6 +103,8 @@ def summary(options: Options, is_train: bool) -> Iterator[tuple[str, str]]:
     for key, dataset in sets.items():
         count = count_pictures(dataset)
         pictures = "not looked for" if count is None else "1 picture" if count == 1 else f"{count} pictures"
+        if is_left_out(dataset):
+            pictures = "not there, left out"
         yield key, f"{dataset.name}, {pictures} ({dataset.type})"
     if options.path.pretrain_network_g is not None:
         yield "checkpoint", options.path.pretrain_network_g

@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection
 from typing import Any
 
 from quantsr.config.problems import KeyPath, Problems
+from quantsr.errors import InputError
 
 _ROOTS = ("dataroot_gt", "dataroot_lq", "dataroot_soft")
 _CHECKPOINTS = (
@@ -51,7 +52,9 @@ def check_checkpoints(
         return
     for key in _CHECKPOINTS if is_train else _CHECKPOINTS[:1]:
         value = section.get(key)
-        if isinstance(value, str) and value not in awaited and not os.path.isfile(value):
+        if not isinstance(value, str) or value in awaited or os.path.isfile(value):
+            continue
+        if is_train or not _is_named(value):
             what = "is a folder" if os.path.isdir(value) else "does not exist"
             remedy = (
                 "train it first, or correct the path" if key == "pretrain_network_g" else "correct the path"
@@ -59,8 +62,31 @@ def check_checkpoints(
             problems.add(("path", key), f"{value!r} {what}{_seen_from(value)}; {remedy}")
 
 
+def _is_named(value: str) -> bool:
+    """Whether a test knows a checkpoint by this name: a training run's, or that of a network that comes with quantsr."""
+    from quantsr.loading import resolve
+
+    try:
+        return resolve(value).is_file()
+    except InputError:
+        return False
+
+
+def is_left_out(dataset: Any) -> bool:
+    """Whether a run goes on without this set (an entry of ``Options.datasets``): ``optional``, and its folder is not there."""
+    roots = dataset.dataroot_gt
+    folders = [roots] if isinstance(roots, str) else roots or []
+    return dataset.optional and not all(os.path.isdir(folder) for folder in folders)
+
+
 def check_dataset(key: str, dataset: dict[str, Any], problems: Problems) -> None:
-    """The folders of one data set must exist and hold pictures, and its pairs must be pairs."""
+    """The folders of one data set must exist and hold pictures, and its pairs must be pairs.
+
+    A set that is ``optional`` may lack its folders altogether.
+    """
+    root_gt = dataset.get("dataroot_gt")
+    if dataset.get("optional") is True and isinstance(root_gt, str) and not os.path.exists(root_gt):
+        return
     lmdb = isinstance(dataset.get("io_backend"), dict) and dataset["io_backend"].get("type") == "lmdb"
     names: dict[str, list[str]] = {}
     for root in _ROOTS:

@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from quantsr.config.folders import check_checkpoints, check_dataset, expand_paths
+from quantsr.config.from_checkpoint import fill_network
 from quantsr.config.layers import apply_overrides, drop_nulls, read_layers
 from quantsr.config.problems import Problems
 from quantsr.config.schema import Options
@@ -29,7 +30,8 @@ def load_options(
         overrides: ``a.b=value`` each, as ``--set`` takes them; they win over the file.
         force_yml: ``a:b=value`` each, as BasicSR's ``--force_yml`` takes them.
         is_train: whether the options are for training (the section ``train`` and the training set are needed, data
-            sets for tests are not looked at) or for a test (the other way round).
+            sets for tests are not looked at) or for a test (the other way round; ``network_g`` and ``scale`` may be
+            left to the checkpoint).
         check_paths: whether the folders and files it names must exist.
 
     Raises:
@@ -43,6 +45,8 @@ def load_options(
     apply_overrides(options, overrides, "--set", ".", problems)
     options = drop_nulls(options)
     expand_paths(options)
+    if not is_train:
+        fill_network(options, problems)
     checked = check_options(options, problems, is_train=is_train, check_paths=check_paths)
     problems.raise_if_any()
     assert checked is not None  # no problem was noted, so it was valid

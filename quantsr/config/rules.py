@@ -60,12 +60,16 @@ def _check_dataset(key: str, dataset: Any, scale: Any, problems: Problems) -> No
     kind = dataset.get("type")
     if isinstance(kind, str) and kind not in (known := registries.dataset_types()):
         problems.add((*path, "type"), f"no data set type {kind!r}; {did_you_mean(kind, known)}")
-    needed = {"PairedImageDataset": ("dataroot_gt", "dataroot_lq"), "CroppedImageDataset": ("dataroot_gt",)}
-    for root in needed.get(str(kind), ()):
+    paired = kind == "PairedImageDataset"
+    lmdb = _section(dataset, "io_backend").get("type") == "lmdb"
+    needed = ["dataroot_gt"] if paired or kind == "CroppedImageDataset" else []
+    if paired and (lmdb or phase not in ("val", "test")):
+        needed.append("dataroot_lq")
+    for root in needed:
         if root not in dataset:
             problems.add((*path, root), f"missing; {kind} needs this folder")
-    if kind == "PairedImageDataset":
-        for root in needed[kind]:
+    if paired:
+        for root in ("dataroot_gt", "dataroot_lq"):
             if isinstance(dataset.get(root), list):
                 problems.add(
                     (*path, root), "PairedImageDataset takes one folder; use CroppedImageDataset for several"
@@ -80,6 +84,8 @@ def _check_dataset(key: str, dataset: Any, scale: Any, problems: Problems) -> No
         if root in dataset and own != count:
             remedy = f"give one for each, or leave {root} out"
             problems.add((*path, root), f"{own} folders for {count} of dataroot_gt; {remedy}")
+    if dataset.get("optional") is True and phase == "train":
+        problems.add((*path, "optional"), "training cannot go on without its pictures; leave it out")
     if kind == "SkimageDataset" and phase == "train":
         problems.add((*path, "type"), "SkimageDataset is for val and test; train on CroppedImageDataset")
     template = dataset.get("filename_tmpl")

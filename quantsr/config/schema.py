@@ -81,7 +81,10 @@ class Options(Section):
     datasets: dict[str, DatasetOptions] = Field(
         description="Data sets by key: `train`, `val`, `val_*`, `test`, `test_*`."
     )
-    network_g: NetworkOptions = Field(description="The network.")
+    network_g: NetworkOptions = Field(
+        description="The network. A test may leave it and `scale` out where the checkpoint says how its network is built: those of "
+        "`quantsr train`, packed files and the networks that come with quantsr do."
+    )
     network_teacher: NetworkOptions | None = Field(
         default=None, description="Float teacher for `train.distill`."
     )

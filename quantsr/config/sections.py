@@ -60,7 +60,8 @@ class DatasetOptions(Section):
     )
     dataroot_lq: str | list[str] | None = Field(
         default=None,
-        description="Folder(s) of low-resolution pictures. Without it `CroppedImageDataset` makes them by MATLAB's bicubic.",
+        description="Folder(s) of low-resolution pictures. Without it they are made by MATLAB's bicubic, bit for bit; only training with "
+        "`PairedImageDataset` needs it.",
     )
     dataroot_soft: str | list[str] | None = Field(
         default=None,
@@ -70,6 +71,10 @@ class DatasetOptions(Section):
     filename_tmpl: str = Field(
         default="{}",
         description="Name of an LR picture, `{}` being the GT picture's name without extension: `'{}x4'`.",
+    )
+    optional: bool = Field(
+        default=False,
+        description="`val` and `test` sets: go on without this set, and say so, where the folder `dataroot_gt` does not exist.",
     )
     io_backend: IOBackendOptions = Field(
         default_factory=IOBackendOptions, description="How pictures are read."
@@ -119,7 +124,9 @@ class PathOptions(Section):
     """Checkpoints and folders; relative paths start at the current directory, `~` is the home folder."""
 
     pretrain_network_g: str | None = Field(
-        default=None, description="Checkpoint of `network_g`: what is tested, or where training starts."
+        default=None,
+        description="Checkpoint of `network_g`: what is tested, or where training starts. A test also takes a packed `.safetensors` file, "
+        "the name of a training run or that of a network that comes with quantsr.",
     )
     param_key_g: str = Field(
         default="params", description="Entry of that checkpoint: `params` or `params_ema`."
@@ -181,6 +188,10 @@ class ValOptions(Section):
     baseline: bool = Field(default=True, description="Put MATLAB's bicubic beside the network.")
     selfensemble_testing: bool = Field(
         default=False, description="Average the outputs of the eight flips and rotations."
+    )
+    engine: Literal["torch", "openvino", "onnxruntime"] = Field(
+        default="torch",
+        description="`quantsr test`: what runs the network; the others run the integers of a packed file, far faster on a CPU.",
     )
     pbar: bool = Field(default=True, description="Show a progress bar.")
 

@@ -150,17 +150,82 @@ def build_teacher(options: Options) -> nn.Module | None:
     return net.eval().requires_grad_(False)
 
 
+def trained_network(options: Options) -> tuple[nn.Module, int | None]:
+    """The network that a test run evaluates: ``network_g`` with the parameters of ``path.pretrain_network_g``.
+
+    Of a packed file it is the network with fake quantization that computes what the file's codes do.
+
+    Returns:
+        The network, ranked and on the CPU, and the iteration it was trained for, None where the file does not say.
+
+    Raises:
+        InputError: no such file, one that cannot be read, or one of another network than ``network_g``.
+    """
+    from quantsr import loading
+
+    path = options.path
+    if path.pretrain_network_g is None:
+        raise InputError("path.pretrain_network_g: missing; name the checkpoint to test")
+    file = loading.resolve(path.pretrain_network_g)
+    net: Any = build_for_options(options)
+    if file.suffix == ".safetensors":
+        from quantsr.deploy.convert import to_module
+        from quantsr.deploy.packing import load as load_packed
+
+        packed = load_packed(file)
+        found: Any = to_module(packed)
+        _check_same(net, found, str(file))
+        found.depth_rule = net.depth_rule
+        found.depths = net.depths if packed.header.ranking is not None else packed.header.depths
+        iteration = packed.header.provenance.get("iteration")
+        return found, iteration if isinstance(iteration, int) else None
+    ours = checkpoint.metadata(checkpoint.load(file), file)
+    if path.strict_load_g and ours is not None and ours.get("arch"):
+        arch = dict(ours["arch"])
+        _check_same(net, build_network(arch.pop("type"), arch), str(file))
+    iteration = load_checkpoint(net, str(file), path.param_key_g, strict=path.strict_load_g)
+    ensure_ranking(net, str(file))
+    return net, iteration
+
+
+def _check_same(net: Any, trained: Any, file: str) -> None:
+    """``net``, built from the options, must be what the file holds; which depths are run is the options' choice.
+
+    Raises:
+        InputError: names every argument that differs.
+    """
+    arch, own = trained.arch_options(), net.arch_options() if hasattr(net, "arch_options") else {}
+    own.setdefault("type", type(net).__name__)
+    if arch["type"] != own["type"]:
+        wrong = {"type"}
+    else:
+        wrong = {key for key in arch if arch[key] != own.get(key)} - {"depths", "depth_rule"}
+    if wrong:
+        found = ", ".join(f"{key} {own.get(key)!r} instead of {arch[key]!r}" for key in sorted(wrong))
+        raise InputError(
+            f"{file}: was trained as another network than network_g ({found}); leave network_g out, or name another checkpoint"
+        )
+
+
 def title(net: nn.Module) -> str:
     """The network's name in tables: its class, with its bits where it is quantized, e.g. ``QuantSR_C W4A4``.
 
-    Where there are several protocols of what is quantized, its name too: ``QuantSR_T W4A4, 2DQuant protocol``; and where
+    Where layers outside the blocks are quantized to others, as in packed files, theirs follow: ``QuantSR_C W4A4 rest W8A8``. Where there are several protocols of what is quantized, its name too: ``QuantSR_T W4A4, 2DQuant protocol``; and where
     sub-networks are cut as the released code cuts them, that.
     """
     from quantsr.quant import FLOAT_BITS, manifest
 
-    layers = [record for record in manifest(net) if record["kind"] != "matmul"]
-    pairs = {(record["bits_w"], record["bits_a"]) for record in layers}
-    bits = sorted(pair for pair in pairs if pair != (FLOAT_BITS, FLOAT_BITS))
+    units = set(net.units()) if hasattr(net, "units") else set()
+    blocks = tuple(f"{name}." for name, module in net.named_modules() if module in units) or ("",)
+    body: set[tuple[int, int]] = set()
+    rest: set[tuple[int, int]] = set()
+    for record in manifest(net):
+        pair = (record["bits_w"], record["bits_a"])
+        if record["kind"] != "matmul" and pair != (FLOAT_BITS, FLOAT_BITS):
+            (body if record["name"].startswith(blocks) else rest).add(pair)
+    bits = " rest ".join(
+        "/".join(f"W{w}A{a}" for w, a in sorted(pairs)) for pairs in (body, rest - body) if pairs
+    )
     name = "QuantSR_C" if type(net).__name__ == "QEDSR_Ours" else type(net).__name__
     if not bits:
         return f"float {name}"
@@ -168,7 +233,7 @@ def title(net: nn.Module) -> str:
     suffix = "" if protocol is None else f", {protocol} protocol"
     if getattr(net, "depth_rule", "exact") == "released":
         suffix += ", released block count (depth + 1)"
-    return f"{name} " + "/".join(f"W{w}A{a}" for w, a in bits) + suffix
+    return f"{name} {bits}{suffix}"
 
 
 def log_manifest(net: nn.Module) -> None:

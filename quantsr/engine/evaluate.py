@@ -81,12 +81,19 @@ def to_picture(output: Tensor) -> Picture:
 
 
 def build_sets(datasets: Mapping[str, Any], scale: int) -> list[EvalSet]:
-    """The evaluation sets of the options' data sets."""
-    if not datasets:
+    """The evaluation sets of the options' data sets; one line of the log names the ``optional`` ones that are not there."""
+    from quantsr.config.folders import is_left_out
+
+    chosen = [d for d in datasets.values() if not is_left_out(d)]
+    if missing := [d.name for d in datasets.values() if is_left_out(d)]:
+        logger.warning(
+            "not there, and left out: %s; datasets/README.md says where they belong", ", ".join(missing)
+        )
+    if not chosen:
         return []
     from quantsr.data import build_eval_dataset
 
-    return [EvalSet(d.name, scale, build_eval_dataset(d, scale)) for d in datasets.values()]
+    return [EvalSet(d.name, scale, build_eval_dataset(d, scale)) for d in chosen]
 
 
 @contextlib.contextmanager
@@ -195,7 +202,8 @@ def evaluate(
         sets: what to evaluate on.
         metrics: see `measure`.
         name: the network's name in the records.
-        depths: which depths of the network; None is all in ``network.depths``, or the only one.
+        depths: which depths of the network; None is all in ``network.depths``, or the only one. Of a function: the one
+            that it runs, to be recorded.
         ensemble: average the eight flips and rotations.
         engine: recorded.
         saving: write the pictures.
@@ -217,7 +225,7 @@ def evaluate(
         rows = tuple(depths if depths is not None else getattr(network, "depths", None) or (None,))
         mode: contextlib.AbstractContextManager[None] = evaluating(network)
     else:
-        rows, mode = (None,), contextlib.nullcontext()
+        rows, mode = tuple(depths or (None,)), contextlib.nullcontext()
         upscale = _ensemble_pictures(network) if ensemble else network
     records = []
     with mode:

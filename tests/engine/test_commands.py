@@ -153,6 +153,105 @@ def test_train_then_test_every_depth_with_the_moving_average(
     assert found[0]["Set1", rows[0]] != found[2]["Set1", rows[0]]
 
 
+@pytest.fixture
+def packed(tmp_path: Path) -> Path:
+    """A packed network x2 with an 8-bit tail."""
+    from quantsr.deploy import packing
+    from quantsr.deploy.stand_in import random_model
+
+    file = tmp_path / "packed.safetensors"
+    packing.save(random_model(num_feat=8, num_block=4, scale=2), file)
+    return file
+
+
+def test_a_packed_file_without_network_g(tmp_path: Path, test_file: Any, packed: Path) -> None:
+    """The rows are those of `quantsr.load`, and on an engine those of `Upscaler`."""
+    import quantsr
+    from quantsr.data.images import read_rgb
+    from quantsr.engine.evaluate import measure, network_upscaler
+
+    path = test_file(None, packed, scale=None)
+    assert main(["test", "-opt", str(path)]) == 0
+    torch_rows = results(tmp_path)
+    assert main(["test", "-opt", str(path), "--set", "val.engine=openvino"]) == 0
+    engine_rows = results(tmp_path)
+
+    net = quantsr.load(packed)
+    title = "QuantSR_C W4A4 rest W8A8"
+    assert build.title(net) == title
+    hr = sorted(Path(yaml.safe_load(path.read_text())["datasets"]["test_1"]["dataroot_gt"]).iterdir())
+    for depth in net.depths:
+        (by_module, by_engine) = (0.0, 0.0)
+        upscaler = quantsr.Upscaler(packed, engine="openvino", depth=depth)
+        for truth in hr:
+            low = read_rgb(tmp_path / "lr" / f"{truth.stem}x2.png")
+            with torch.inference_mode():
+                (sr,) = network_upscaler(net, (depth,), scale=2)(low)
+            by_module += measure(sr, read_rgb(truth), METRICS)["psnr"] / len(hr)
+            by_engine += measure(upscaler(low), read_rgb(truth), METRICS)["psnr"] / len(hr)
+        assert torch_rows["Set1", f"{title}, depth {depth}"] == pytest.approx(by_module, abs=1e-9)
+        assert engine_rows["Set1", f"{title}, depth {depth}, openvino"] == pytest.approx(by_engine, abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        (["network_g.nbits_w=2"], "packed.safetensors: was trained as another network than network_g (nbits_w 2 instead of 4)"),
+        (["network_g={type: EDSR, num_in_ch: 3, num_out_ch: 3, upscale: 2}"], "(type 'EDSR' instead of 'QuantSR_C')"),
+        (["path.pretrain_network_g=nothing"], "path.pretrain_network_g: 'nothing' does not exist"),
+    ],
+)  # fmt: skip
+def test_another_network_than_the_packed_one_is_one_line(
+    test_file: Any, packed: Path, capsys: Any, changes: list[str], expected: str
+) -> None:
+    path = test_file(None, packed, scale=2)
+    assert main(["test", "-opt", str(path), "--set", *changes]) == 2
+    assert sum(expected in line for line in capsys.readouterr().err.splitlines()) == 1
+
+
+def test_engines_need_a_packed_file(tmp_path: Path, test_file: Any, capsys: Any) -> None:
+    network = {"type": "QuantSR_C", "num_feat": 4, "num_block": 2, "upscale": 2}
+    net = build.build_network("QuantSR_C", {k: v for k, v in network.items() if k != "type"})
+    quant.calibrate(net, [torch.rand(1, 3, 8, 8)])
+    file = tmp_path / "net.pth"
+    checkpoint.save(file, checkpoint.network_file(net, None, iteration=1))
+    assert main(["test", "-opt", str(test_file(network, file)), "--set", "val.engine=openvino"]) == 2
+    assert "quantsr export -m" in capsys.readouterr().err
+
+
+def test_a_checkpoint_of_other_bits_is_refused(tmp_path: Path, test_file: Any, capsys: Any) -> None:
+    """The tensors of W4A4 and W2A2 have the same shapes: only what the checkpoint says tells them apart."""
+    network = {"type": "QuantSR_C", "num_feat": 4, "num_block": 2, "upscale": 2, "nbits_w": 2}
+    net = build.build_network("QuantSR_C", {k: v for k, v in network.items() if k != "type"})
+    quant.calibrate(net, [torch.rand(1, 3, 8, 8)])
+    file = tmp_path / "net.pth"
+    checkpoint.save(file, checkpoint.network_file(net, None, iteration=1))
+    assert main(["test", "-opt", str(test_file(network, file))]) == 0
+    assert main(["test", "-opt", str(test_file({**network, "nbits_w": 4}, file))]) == 2
+    assert "(nbits_w 4 instead of 2)" in capsys.readouterr().err
+
+
+def test_optional_sets_that_are_absent_are_one_line(
+    tmp_path: Path, test_file: Any, packed: Path, caplog: Any
+) -> None:
+    path = test_file(None, packed, scale=None)
+    absent = [
+        change
+        for n, name in enumerate(("There", "Away"), start=3)
+        for change in (
+            f"datasets.test_{n}={{name: {name}, type: PairedImageDataset, optional: true, dataroot_gt: {tmp_path / name}}}",
+        )
+    ]
+    (tmp_path / "There").mkdir()
+    for n in range(2):
+        cv2.imwrite(str(tmp_path / "There" / f"{n}.png"), torch.randint(0, 256, (16, 16, 3)).byte().numpy())
+    assert main(["test", "-opt", str(path), "--set", *absent]) == 0
+    assert {name for name, _ in results(tmp_path)} == {"Set1", "Set2", "There"}
+    assert [r.message for r in caplog.records if "left out" in r.message] == [
+        "not there, and left out: Away; datasets/README.md says where they belong"
+    ]
+
+
 def test_a_missing_or_damaged_checkpoint_is_one_line(tmp_path: Path, test_file: Any, capsys: Any) -> None:
     network = {"type": "QuantSR_C", "num_feat": 4, "num_block": 2, "upscale": 2}
     file = tmp_path / "bad.pth"

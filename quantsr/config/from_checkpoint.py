@@ -1,0 +1,39 @@
+"""What a test takes from its checkpoint where the option file leaves it out: ``network_g`` and ``scale``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from quantsr.config.layers import note_origins
+from quantsr.config.problems import Problems
+from quantsr.errors import InputError
+
+
+def fill_network(options: dict[str, Any], problems: Problems) -> None:
+    """Complete ``network_g`` and ``scale`` from ``path.pretrain_network_g``, in place, where ``network_g`` names no type.
+
+    Keys of ``network_g`` that are given stay. A checkpoint that is not there is left to the check of paths.
+    """
+    from quantsr import loading
+
+    given = options.get("network_g", {})
+    section = options.get("path")
+    name = section.get("pretrain_network_g") if isinstance(section, dict) else None
+    if not isinstance(given, dict) or "type" in given or not isinstance(name, str):
+        return
+    try:
+        loading.resolve(name)
+    except InputError:
+        return
+    try:
+        arch = loading.architecture(name)
+    except InputError as error:
+        problems.add(("path", "pretrain_network_g"), str(error))
+        return
+    found: dict[str, Any] = {"network_g": {**arch, **given}}
+    if "scale" not in options and "upscale" in arch:
+        found["scale"] = arch["upscale"]
+    origins = dict(problems.origins)
+    note_origins(found, name, problems.origins)
+    problems.origins.update(origins)
+    options.update(found)
