@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from quantsr.config.folders import check_checkpoints
 from quantsr.config.layers import note_origins
 from quantsr.config.problems import Problems
 from quantsr.errors import InputError
@@ -12,7 +13,10 @@ from quantsr.errors import InputError
 def fill_network(options: dict[str, Any], problems: Problems) -> None:
     """Complete ``network_g`` and ``scale`` from ``path.pretrain_network_g``, in place, where ``network_g`` names no type.
 
-    Keys of ``network_g`` that are given stay. A checkpoint that is not there is left to the check of paths.
+    Keys of ``network_g`` that are given stay.
+
+    Raises:
+        OptionsError: the checkpoint is not there, or does not say how its network is built; without it nothing else can be checked.
     """
     from quantsr import loading
 
@@ -21,15 +25,14 @@ def fill_network(options: dict[str, Any], problems: Problems) -> None:
     name = section.get("pretrain_network_g") if isinstance(section, dict) else None
     if not isinstance(given, dict) or "type" in given or not isinstance(name, str):
         return
-    try:
-        loading.resolve(name)
-    except InputError:
-        return
+    check_checkpoints(section, False, problems)
+    problems.raise_if_any()
     try:
         arch = loading.architecture(name)
     except InputError as error:
         problems.add(("path", "pretrain_network_g"), str(error))
-        return
+        problems.raise_if_any()
+        raise
     found: dict[str, Any] = {"network_g": {**arch, **given}}
     if "scale" not in options and "upscale" in arch:
         found["scale"] = arch["upscale"]

@@ -67,7 +67,8 @@ def test_what_is_wrong_is_said(
     (tmp_path / "bad.pth").write_bytes(b"not a checkpoint")
     (tmp_path / "bad.safetensors").write_bytes(b"nor a packed network")
     found = problems(bare, *changes, is_train=False, check_paths=True)
-    assert sum(line in problem for problem in found) == 1, found
+    assert len(found) == 1
+    assert line in found[0]
 
 
 def test_training_needs_its_network(problems: Lines, bare: dict[str, Any]) -> None:
