@@ -17,7 +17,7 @@ from quantsr.archs.dqa import DepthDynamic, Stream, Unit, advance, as_unit, star
 from quantsr.archs.load_float import LoadReport, copy_float
 from quantsr.basicsr_compat import ARCH_REGISTRY, Upsample
 from quantsr.quant.autograd import shortcut_add
-from quantsr.quant.layers import QuantConv2d, compute_dtype
+from quantsr.quant.layers import FirstConv2d, QuantConv2d, compute_dtype
 from quantsr.quant.prepare import Rule, prepare
 from quantsr.quant.quantizers import Granularity
 
@@ -118,7 +118,7 @@ class QuantSR_C(DepthDynamic):
         self.register_buffer("mean", torch.tensor(list(rgb_mean)).view(1, -1, 1, 1), persistent=False)
         self.mean: Tensor
 
-        self.conv_first = nn.Conv2d(num_in_ch, num_feat, 3, padding=1)
+        self.conv_first = FirstConv2d(num_in_ch, num_feat, 3, padding=1)
         self.body = nn.ModuleList(
             ResidualBlock(num_feat=num_feat, res_scale=res_scale) for _ in range(num_block)
         )

@@ -1,35 +1,30 @@
-"""Folding: every step, tau, bias, shortcut and skipped block of a converted QuantSR-C becomes one multiplication and one addition per conv.
+"""Folding: what of a converted QuantSR-C can be one multiplication and one addition per conv, and what stays as training computes it.
 
 All engines (integer reference, ONNX, OpenVINO) are written from the same `FoldedNet`, so they share every constant to the last bit.
 
 Notation: S the integer sum of a conv, v its input step, w its weight step, tau its input shift, b its bias, k = v * w.
 
-*Requantization.* Behind conv1 come the ReLU and conv2's quantizer, `clip(rint((max(S1 * k1 + b1, 0) + tau2) / v2), qmin, qmax)`. `rint` and
-`clip` are monotone, hence commute with `max`, and this is `clip(rint(S1 * (k1 / v2) + (b1 + tau2) / v2), low, qmax)` with the lower limit per channel
-`low = clip(rint(tau2 / v2), qmin, qmax)`.
+*Skip stream.* It stays in the units of training, and so do the float32 operations on it, in their order: `r = S2 * k2 + b2`, `x' = x * s + r`, `x * s` for a
+skipped block, `(x + tau) / v` before rounding. An engine that rounds each of them as IEEE 754 says gets the codes of the training network's
+evaluation, bit for bit; a single last bit that differs would flip a few codes in every picture, and 16 blocks spread them.
 
-*Skip stream.* The stream is held in the units of the conv that reads it next, U = (x + tau) / v, so that its codes are `clip(rint(U))`. A block
-`x' = s * x + r * (S2 * k2 + b2)` followed by skipped blocks with shortcuts of product p becomes, v' and tau' belonging to the next reader,
-
-    U' = (p * s * v / v') * U + (p * r * k2 / v') * S2 + (p * (r * b2 - s * tau) + tau') / v'
-
-*Long skip.* The head's output is kept as U0 only; x0 = (U0 * v0 - tau0) / p0 is folded into the sum behind `conv_after_body`.
-
-Each identity is exact in real numbers; the constants are computed in float64 and rounded once to float32.
+*Requantization.* Between conv1 and conv2 nothing but S1 goes in: the code is a staircase of it. It is computed as `clip(rint(S1 * scale + bias), low, qmax)`,
+`low = clip(rint(tau2 / v2), qmin, qmax)` being the ReLU, and the bias is moved within a stair, far from every edge, so that the last bits of the
+float operations do not matter: see `staircase_bias`.
 """
 
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from quantsr.deploy.model import Codes, Float, Header, PackedModel, QuantizedLayer, upsample_stages
-from quantsr.errors import InputError
 
-Float64 = NDArray[np.float64]
+_CODE_BITS = 16  # beyond, inputs are float
+_HIGH_INPUT = 256.0  # largest integer that the head's input is split into
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,6 +42,10 @@ class FoldedConv:
     bias: Float
     codes_in: tuple[int, int] | None
     """Range of the input's integer codes; None where the input is float."""
+    step: Float | None = None
+    """Where the input is float x and its codes are `clip(rint((x + tau) / step), *codes_in)`: (1,) or, equalized, (I,). None: codes come in."""
+    tau: Float | None = None
+    """(I,), beside `step`."""
     zero_point: NDArray[np.int32] | None = None
     """(I,); only the head has one."""
     codes_out: tuple[int, int] | None = None
@@ -72,41 +71,37 @@ class FoldedConv:
 
 @dataclass(frozen=True, eq=False)
 class FoldedBlock:
-    """`U' = stream_scale * U + conv2(conv1(clip(rint(U), *conv1.codes_in)))`; a float conv1 reads U as it is."""
+    """`x' = (x * shortcut + conv2(conv1(x))) * gap[0] * gap[1] ...`, multiplied one after the other."""
 
     conv1: FoldedConv
     conv2: FoldedConv
-    stream_scale: Float
-    """() or, where the next reader's steps differ by channel, (C, 1, 1)."""
+    shortcut: np.float32
+    gap: tuple[np.float32, ...]
+    """Shortcuts of the skipped blocks between this one and the next that runs."""
 
 
 @dataclass(frozen=True, eq=False)
 class FoldedNet:
     """The network at one depth, from pixels (0..255) to pixels.
 
-    `U0 = head(input)`; blocks; `T = conv_after_body(U) + skip_scale * U0`; tail convs in order, the last one giving pixels as uint8 codes.
-    A conv with `codes_in` reads `clip(rint(.), *codes_in)` of a float value, or the codes as they come.
+    `x0 = head(input)`; blocks on `x0 * gap[0] * ...`; `T = conv_after_body(x) + x0`; tail convs in order, the last one giving pixels as uint8 codes.
     """
 
     head: FoldedConv
-    pixel_scale: np.float32
-    """The head's input is `pixel * pixel_scale + pixel_shift[c]`; (1, 0) where the pixels themselves are its codes."""
-    pixel_shift: Float
+    img_range: np.float32
+    mean: Float
+    """The head's input is `(pixel / 255 - mean[c]) * img_range`, unless its codes are the pixels themselves (`pixels_are_codes`)."""
+    gap: tuple[np.float32, ...]
+    """Shortcuts of the skipped blocks before the first that runs."""
     blocks: tuple[FoldedBlock, ...]
     conv_after_body: FoldedConv
-    skip_scale: Float
-    """As `FoldedBlock.stream_scale`."""
     tail: tuple[FoldedConv, ...]
     factor: int
     """Upscaling factor."""
 
     @property
     def pixels_are_codes(self) -> bool:
-        return (
-            self.head.codes_in is not None
-            and bool(self.pixel_scale == 1)
-            and not bool(self.pixel_shift.any())
-        )
+        return self.head.codes_in is not None and self.head.step is None
 
     def convs(self) -> list[FoldedConv]:
         """All convs in order of execution."""
@@ -114,156 +109,179 @@ class FoldedNet:
         return [self.head, *body, self.conv_after_body, *self.tail]
 
 
+@dataclass(frozen=True, eq=False)
+class SplitHead:
+    """A float head as two convs whose sum hardly depends on the order of summation: `conv(h, high) + conv([h, x - h], low)`, h = rint(x * unit) / unit.
+
+    `h * unit` and the rows of `high`, times a power of two each, are integers so small that float32 adds their products without rounding; what is left is
+    a thousand times smaller, and so is what rounding does to it.
+    """
+
+    unit: np.float32
+    """A power of two."""
+    high: Float
+    """(O, I, kh, kw)"""
+    low: Float
+    """(O, 2 * I, kh, kw)"""
+
+
+def split_head(net: FoldedNet) -> SplitHead:
+    """Split the float weight of `net.head`; each part of the input is `(pixel / 255 - mean) * img_range`."""
+    weight = net.head.weight.astype(np.float32)
+    largest = float(net.img_range) * max(float(np.abs(net.mean).max()), float(np.abs(1 - net.mean).max()))
+    unit = np.exp2(np.floor(np.log2(_HIGH_INPUT / largest)))
+    room = 2.0**24 / (_HIGH_INPUT * weight[0].size)
+    peaks = np.maximum(np.abs(weight).reshape(len(weight), -1).max(1), np.float32(1e-30)).astype(np.float64)
+    units = np.exp2(np.floor(np.log2(room / peaks))).reshape(-1, 1, 1, 1)
+    high = (np.rint(weight * units) / units).astype(np.float32)
+    return SplitHead(np.float32(unit), high, np.concatenate([weight - high, weight], 1))
+
+
 def fold(model: PackedModel, depth: int | None = None) -> FoldedNet:
-    """Fold `model` at `depth` (default: its deepest). Raises InputError for an unknown depth or shortcuts that multiply to 0."""
+    """Fold `model` at `depth` (default: its deepest). Raises InputError for an unknown depth."""
     header, layers = model.header, model.layers
     kept = header.blocks_kept(model.depth_or_default(depth))
-    # gaps[k]: product of the shortcuts of the skipped blocks right before kept block k (last: before conv_after_body).
+    shortcuts = [np.float32(s) for s in header.shortcuts]
+    # gaps[k]: shortcuts of the skipped blocks right before kept block k (last: before conv_after_body).
     ends = (-1, *kept, header.num_block)
-    shortcuts = np.asarray(header.shortcuts, np.float64)
-    gaps = [float(np.prod(shortcuts[a + 1 : b])) for a, b in itertools.pairwise(ends)]
-    if abs(gaps[0]) < 1e-6:
-        raise InputError(
-            "shortcuts: those of the first skipped blocks multiply to 0; this depth carries no picture"
-        )
-
-    after, last = layers["conv_after_body"], layers["conv_last"]
-    readers = [*(layers[f"body.{i}.conv1"] for i in kept), after]
-    stages = upsample_stages(header.scale)
-    tail_layers = [*(layers[name] for name, _ in stages), last]
-
-    first_step, first_tau = _units(readers[0])
-    head, pixel_scale, pixel_shift = _fold_head(header, layers["conv_first"], readers[0], gaps[0])
+    gaps = [tuple(shortcuts[a + 1 : b]) for a, b in itertools.pairwise(ends)]
     blocks = tuple(
-        _fold_block(
-            layers[f"body.{i}.conv1"],
-            layers[f"body.{i}.conv2"],
-            readers[k + 1],
-            shortcut=float(shortcuts[i]),
-            res_scale=header.res_scale,
-            gap=gaps[k + 1],
+        FoldedBlock(
+            first := _requantized(
+                layers[f"body.{i}.conv1"], layers[f"body.{i}.conv2"], relu=True, reads_float=True
+            ),
+            _plain(layers[f"body.{i}.conv2"], header.res_scale, reads_float=first.codes_out is None),
+            shortcuts[i],
+            gaps[k + 1],
         )
         for k, i in enumerate(kept)
     )
-    next_step, next_tau = _units(tail_layers[0])
-    middle = _conv(
-        after, _scale(after) / next_step, (after.bias - first_tau / gaps[0] + next_tau) / next_step
-    )
+    stages = upsample_stages(header.scale)
+    tail = [*(layers[name] for name, _ in stages), layers["conv_last"]]
     return FoldedNet(
-        head=head,
-        pixel_scale=pixel_scale,
-        pixel_shift=pixel_shift,
+        head=_fold_head(header, layers["conv_first"]),
+        img_range=np.float32(header.img_range),
+        mean=np.asarray(header.rgb_mean, np.float32),
+        gap=gaps[0],
         blocks=blocks,
-        conv_after_body=middle,
-        skip_scale=_factor(first_step / (gaps[0] * next_step)),
-        tail=_fold_tail(header, tail_layers, [factor for _, factor in stages]),
+        conv_after_body=_plain(layers["conv_after_body"], reads_float=True),
+        tail=_fold_tail(header, tail, [factor for _, factor in stages]),
         factor=header.scale,
     )
 
 
-def _fold_head(
-    header: Header, layer: QuantizedLayer, reader: QuantizedLayer, gap: float
-) -> tuple[FoldedConv, np.float32, Float]:
-    """conv_first and how pixels become its input. Its float input is `(pixel / 255 - mean) * img_range`."""
-    step, tau = _units(reader)
-    scale = _scale(layer) * gap / step
-    bias = (layer.bias.astype(np.float64) * gap + tau) / step
-    mean = 255.0 * np.asarray(header.rgb_mean, np.float64)
+def staircase_bias(layer: QuantizedLayer, reader: QuantizedLayer, scale: Float) -> Float:
+    """(O,) bias with which `clip(rint(S * scale + bias))` is, above the ReLU, the code that training computes of the integer sum S.
+
+    Training's code of S, in float32, `rint(clip((max(S * k + b, 0) + tau) / v))`, never falls with S: for each code c there is a smallest sum T[c]
+    that reaches it. `T[c] * scale + bias` must lie above c - 1/2 and `(T[c] - 1) * scale + bias` below, for every c; the bias is the middle of what that
+    allows. Its distance to every edge, some hundredth of a code, is far more than float32 rounds, in whatever order it is computed. (With 8 bits
+    the edges leave less room than rounding needs, or none: then a code next to an edge may still fall to either side.)
+    """
+    k, b, (v, tau) = _scale(layer), layer.bias, _units(reader)
+    qmin, qmax = reader.act_range
+    edges = np.arange(qmin + 1, qmax + 1, dtype=np.float64) - 0.5  # (n,) edge below each code but the lowest
+    column = [np.asarray(part, np.float64).reshape(-1, 1) for part in (k, b, tau, v)]
+    near = np.floor((edges * column[3] - column[2] - column[1]) / column[0])  # (O, n) sum about at the edge
+    sums = near[..., None] + np.arange(-1, 3)  # (O, n, 4)
+    k, b, tau, v = (part.astype(np.float32)[..., None] for part in column)
+    values = np.maximum(sums.astype(np.float32) * k + b, np.float32(0))
+    reached = np.rint(np.clip((values + tau) / v, qmin, qmax)) > edges[:, None]
+    first = np.take_along_axis(sums, reached.argmax(2)[..., None], 2)[..., 0]  # T, (O, n)
+    least = np.rint(np.clip(tau / v, qmin, qmax))[..., 0]  # the code of 0, which the ReLU gives at least
+    counts = reached.any(2) & ~reached.all(2) & (edges > least) & (np.abs(first) <= _sum_bound(layer) + 1)
+    width = scale.astype(np.float64)[:, None]
+    above = np.where(counts, edges - first * width, -np.inf).max(1)
+    below = np.where(counts, edges - (first - 1) * width, np.inf).min(1)
+    plain = (layer.bias.astype(np.float64) + np.ravel(_units(reader)[1])) / np.ravel(_units(reader)[0])
+    room = np.isfinite(above) & np.isfinite(below) & (above < below)
+    return np.where(room, (np.where(room, above, 0) + np.where(room, below, 0)) / 2, plain).astype(np.float32)
+
+
+def _fold_head(header: Header, layer: QuantizedLayer) -> FoldedConv:
+    """conv_first. Where its codes are so close to the pixels that they are the pixels, it reads those."""
+    conv = _plain(layer, reads_float=True)
+    if conv.step is None:
+        return conv
+    step, tau = _units(layer)
     unit = header.img_range / 255.0
-    if layer.bits_a > 8:
-        return _conv(layer, scale * unit, bias), np.float32(1), (-mean).astype(np.float32)
-    own_step, own_tau = _units(layer)
-    pixel_scale = unit / float(own_step)
-    pixel_shift = (own_tau - mean * unit) / own_step
-    if abs(pixel_scale - 1) * 255 + np.abs(pixel_shift).max() < 0.01:  # far from half way to another code
-        pixel_scale, pixel_shift = 1.0, np.zeros_like(pixel_shift)
-    return _conv(layer, scale, bias), np.float32(pixel_scale), pixel_shift.astype(np.float32)
-
-
-def _fold_block(
-    first: QuantizedLayer,
-    second: QuantizedLayer,
-    reader: QuantizedLayer,
-    *,
-    shortcut: float,
-    res_scale: float,
-    gap: float,
-) -> FoldedBlock:
-    own_step, own_tau = _units(first)
-    next_step, next_tau = _units(reader)
-    conv1 = _requantized(first, second, relu=True)
-    scale = _scale(second) * (gap * res_scale / next_step)
-    bias = (gap * (res_scale * second.bias.astype(np.float64) - shortcut * own_tau) + next_tau) / next_step
-    return FoldedBlock(conv1, _conv(second, scale, bias), _factor(gap * shortcut * own_step / next_step))
+    pixel_scale = unit / float(step[0])
+    pixel_shift = (tau - 255.0 * np.asarray(header.rgb_mean, np.float64) * unit) / step
+    # Far from half way to another code.
+    exact = abs(pixel_scale - 1) * 255 + np.abs(pixel_shift).max() < 0.01
+    return replace(conv, step=None, tau=None) if exact else conv
 
 
 def _fold_tail(header: Header, tail: list[QuantizedLayer], factors: list[int]) -> tuple[FoldedConv, ...]:
-    convs = [_requantized(tail[i], tail[i + 1], shuffle=factor) for i, factor in enumerate(factors)]
-    last = tail[-1]
-    unit = 255.0 / header.img_range
-    bias = last.bias.astype(np.float64) * unit + 255.0 * np.asarray(header.rgb_mean, np.float64)
-    return (*convs, _conv(last, _scale(last) * unit, bias, codes_out=(0, 255)))
+    convs = [
+        _requantized(tail[i], tail[i + 1], shuffle=factor, reads_float=i == 0)
+        for i, factor in enumerate(factors)
+    ]
+    last = _plain(tail[-1], 255.0 / header.img_range, reads_float=not convs or convs[-1].codes_out is None)
+    mean = 255.0 * np.asarray(header.rgb_mean, np.float64)
+    return (*convs, replace(last, bias=(last.bias + mean).astype(np.float32), codes_out=(0, 255)))
 
 
 def _requantized(
-    layer: QuantizedLayer, reader: QuantizedLayer, *, relu: bool = False, shuffle: int = 1
-) -> FoldedConv:
-    """`layer` giving the codes of `reader` at once (or the float that a float `reader` reads)."""
-    # (O,): channel c of the shuffled map is fed by outputs c*r*r .. c*r*r + r*r - 1.
-    step, tau = (np.repeat(part, shuffle**2) if part.ndim else part for part in _units(reader))
-    scale, bias = _scale(layer) / step, (layer.bias.astype(np.float64) + tau) / step
-    if reader.bits_a > 8:
-        return _conv(layer, scale, bias, relu=relu, shuffle=shuffle)
-    codes_out = reader.act_range
-    low = np.clip(np.rint(tau / step), *codes_out).astype(np.float32) if relu else None
-    if low is not None and (low == codes_out[0]).all():
-        low = None
-    return _conv(layer, scale, bias, codes_out=codes_out, low=low, shuffle=shuffle)
-
-
-def _conv(
     layer: QuantizedLayer,
-    scale: Float64,
-    bias: Float64,
+    reader: QuantizedLayer,
     *,
-    codes_out: tuple[int, int] | None = None,
-    low: Float | None = None,
+    reads_float: bool,
     relu: bool = False,
     shuffle: int = 1,
 ) -> FoldedConv:
+    """`layer` giving the codes of `reader` at once; where `layer` or `reader` is float, the float that `reader` reads."""
+    conv = replace(_plain(layer, reads_float=reads_float), shuffle=shuffle)
+    if not layer.integer or reader.bits_a > _CODE_BITS:
+        return replace(conv, relu=relu)
+    # (O,): channel c of the shuffled map is fed by outputs c*r*r .. c*r*r + r*r - 1.
+    step, tau = (np.repeat(part, shuffle**2) if part.size > 1 else part for part in _units(reader))
+    scale = (conv.scale.astype(np.float64) / step).astype(np.float32)
+    if not relu:
+        bias = ((layer.bias.astype(np.float64) + tau) / step).astype(np.float32)
+        return replace(conv, scale=scale, bias=bias, codes_out=reader.act_range)
+    low = np.rint(np.clip(tau.astype(np.float32) / step.astype(np.float32), *reader.act_range))
+    low = low.astype(np.float32)
+    return replace(
+        conv,
+        scale=scale,
+        bias=staircase_bias(layer, reader, scale),
+        codes_out=reader.act_range,
+        low=None if (low == reader.act_range[0]).all() else low,
+    )
+
+
+def _plain(layer: QuantizedLayer, factor: float = 1.0, reads_float: bool = False) -> FoldedConv:
+    """`layer` giving floats, `factor` times what it gives in training; its input is float where `reads_float`, else codes."""
+    scale, bias = _scale(layer), layer.bias
+    if factor != 1:
+        scale, bias = ((part.astype(np.float64) * factor).astype(np.float32) for part in (scale, bias))
+    quantized = layer.bits_a <= _CODE_BITS
+    step, tau = _units(layer) if quantized and reads_float else (None, None)
     return FoldedConv(
-        layer.name,
-        layer.weight.astype(np.float16) if layer.bits_w == 16 else layer.weight,
-        np.broadcast_to(scale, bias.shape).astype(np.float32),
-        bias.astype(np.float32),
-        layer.act_range if layer.bits_a <= 8 else None,
-        layer.act_zero_point,
-        codes_out,
-        low,
-        relu,
-        shuffle,
+        name=layer.name,
+        weight=layer.weight.astype(np.float16) if layer.bits_w == 16 else layer.weight,
+        scale=np.array(np.broadcast_to(scale, bias.shape)),
+        bias=bias,
+        codes_in=layer.act_range if quantized else None,
+        step=step,
+        tau=tau,
+        zero_point=layer.act_zero_point,
     )
 
 
-def _units(layer: QuantizedLayer) -> tuple[Float64, Float64]:
-    """(v, tau) of a layer's input, v () or, equalized, (I,), tau (I,); (1, 0) where it reads float values."""
-    if layer.bits_a > 8:
-        return np.ones(()), np.zeros(layer.in_channels)
+def _units(layer: QuantizedLayer) -> tuple[Float, Float]:
+    """(v, tau) of a layer's quantized input: v (1,) or, equalized, (I,); tau (I,)."""
     assert layer.act_step is not None
-    step = layer.act_step.astype(np.float64)
-    return step * layer.equal() if layer.act_equal is not None else step.reshape(()), layer.tau().astype(
-        np.float64
-    )
+    step = layer.act_step if layer.act_equal is None else layer.act_step * layer.act_equal
+    return step.astype(np.float32), layer.tau()
 
 
-def _scale(layer: QuantizedLayer) -> Float64:
-    """(1,) or (O,) real value of one unit of the conv's sum."""
-    weight = np.ones(1) if layer.weight_step is None else layer.weight_step.astype(np.float64)
-    return weight if layer.act_step is None else weight * layer.act_step.astype(np.float64)
+def _scale(layer: QuantizedLayer) -> Float:
+    """(1,) or (O,) real value of one unit of the conv's sum: the steps' product, in float32 as in training."""
+    weight = np.ones(1, np.float32) if layer.weight_step is None else layer.weight_step
+    return weight if layer.act_step is None else weight * layer.act_step
 
 
-def _factor(value: Float64) -> Float:
-    """A factor on feature maps: () or (C, 1, 1) float32."""
-    return (
-        np.asarray(value, np.float32).reshape(-1, 1, 1) if np.ndim(value) else np.asarray(value, np.float32)
-    )
+def _sum_bound(layer: QuantizedLayer) -> int:
+    return FoldedConv(layer.name, layer.weight, layer.bias, layer.bias, layer.act_range).sum_bound

@@ -8,6 +8,8 @@ kernel may transform its operands (Winograd), which would round. TF32 keeps 11 s
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -33,25 +35,31 @@ def run_folded(net: FoldedNet, image: Image) -> Image:
     pixels = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None]  # (1, 3, H, W)
     x = pixels.to(torch.float32)
     if not net.pixels_are_codes:
-        x = x * float(net.pixel_scale) + _channels(net.pixel_shift)
-    stream = start = conv(net.head, x)
+        x = (x / 255 - _channels(net.mean)) * float(net.img_range)
+    start = conv(net.head, x)
+    stream = _times(start, net.gap)
     for block in net.blocks:
         branch = conv(block.conv2, conv(block.conv1, stream))
-        stream = stream * torch.tensor(block.stream_scale) + branch
-    x = conv(net.conv_after_body, stream) + start * torch.tensor(net.skip_scale)
+        stream = _times(stream * float(block.shortcut) + branch, block.gap)
+    x = conv(net.conv_after_body, stream) + start
     for layer in net.tail:
         x = conv(layer, x)
     return x[0].permute(1, 2, 0).to(torch.uint8).numpy()
 
 
+def _times(x: Tensor, factors: Iterable[np.float32]) -> Tensor:
+    for factor in factors:
+        x = x * float(factor)
+    return x
+
+
 def conv(layer: FoldedConv, x: Tensor) -> Tensor:
     """One folded conv on (1, I, H, W), float values or integer-valued codes; returns (1, O, H*shuffle, W*shuffle) float32."""
     if layer.codes_in is not None:
-        x = x.round().clamp(*layer.codes_in)
+        x = codes(layer, x)
         if layer.zero_point is not None:
             x = x - _channels(layer.zero_point)
-    sums = integer_sums(x, layer) if layer.integer else float_sums(x, layer)
-    y = sums * _channels(layer.scale) + _channels(layer.bias)
+    y = sums(x, layer) * _channels(layer.scale) + _channels(layer.bias)
     if layer.codes_out is not None:
         if layer.low is not None:
             y = torch.maximum(y, _channels(layer.low))
@@ -61,13 +69,24 @@ def conv(layer: FoldedConv, x: Tensor) -> Tensor:
     return F.pixel_shuffle(y, layer.shuffle) if layer.shuffle > 1 else y
 
 
-def integer_sums(codes: Tensor, layer: FoldedConv) -> Tensor:
-    """The exact integer conv of (1, I, H, W) codes, as float32 (rounded to it once where the sums need more than 24 bits)."""
-    exact = torch.float32 if layer.sum_bound < _EXACT_FLOAT32 else torch.float64
-    weight = torch.tensor(layer.weight, dtype=exact).flatten(1)  # (O, I*k*k)
+def codes(layer: FoldedConv, x: Tensor) -> Tensor:
+    """The integer codes that `layer` reads of `x`, as float32; codes stay as they are."""
+    assert layer.codes_in is not None
+    if layer.step is not None and layer.tau is not None:
+        x = (x + _channels(layer.tau)) / _channels(layer.step)
+    return x.clamp(*layer.codes_in).round()
+
+
+def sums(x: Tensor, layer: FoldedConv) -> Tensor:
+    """The conv of (1, I, H, W) codes or float values, without scale and bias: as float32, exact or rounded to it once.
+
+    Integer sums are exact. Those of a layer that is not fully integer are taken in float64, so that no order of summation shows.
+    """
+    exact = torch.float32 if layer.integer and layer.sum_bound < _EXACT_FLOAT32 else torch.float64
+    weight = torch.tensor(layer.weight).to(exact).flatten(1)  # (O, I*k*k)
     size = layer.weight.shape[-1]
-    height, width = codes.shape[-2:]
-    padded = F.pad(codes, [size // 2] * 4)  # codes are padded with 0, after quantization
+    height, width = x.shape[-2:]
+    padded = F.pad(x, [size // 2] * 4)  # codes are padded with 0, after quantization
     rows = max(1, _STRIP_VALUES // (weight.shape[1] * width))
     strips = []
     for top in range(0, height, rows):
@@ -75,12 +94,6 @@ def integer_sums(codes: Tensor, layer: FoldedConv) -> Tensor:
         columns = F.unfold(strip, size)[0].to(exact)  # (I*k*k, rows*W)
         strips.append((weight @ columns).view(1, len(weight), -1, width))
     return torch.cat(strips, 2).to(torch.float32)
-
-
-def float_sums(x: Tensor, layer: FoldedConv) -> Tensor:
-    """The conv of a layer that is not fully integer, in float32."""
-    weight = torch.tensor(layer.weight, dtype=torch.float32)
-    return F.conv2d(x, weight, padding=weight.shape[-1] // 2)
 
 
 def _channels(values: np.ndarray) -> Tensor:

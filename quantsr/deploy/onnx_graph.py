@@ -8,7 +8,9 @@ the same sums, and the real scale is applied once behind it, as in the reference
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -17,7 +19,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from quantsr.deploy import bitstream
 from quantsr.deploy.files import write_atomically
-from quantsr.deploy.fold import FoldedConv, FoldedNet, fold
+from quantsr.deploy.fold import FoldedConv, FoldedNet, fold, split_head
 from quantsr.deploy.model import PackedModel
 
 INPUT, OUTPUT = "image", "upscaled"
@@ -63,45 +65,69 @@ class _Graph:
     def network(self, net: FoldedNet) -> None:
         """The whole network from INPUT to OUTPUT."""
         x = self.node("Transpose", [INPUT], "pixels", perm=[0, 3, 1, 2])
-        stream = start = self.conv(net.head, self.head_input(net, x))
+        start = self.head(net, x)
+        stream = self.times(start, net.gap, "shallow")
         for i, block in enumerate(net.blocks):
-            codes = self.codes(block.conv1, stream)
-            branch = self.conv(block.conv2, self.conv(block.conv1, codes))
-            scaled = self.node(
-                "Mul", [stream, self.factor(f"stream.{i}.scale", block.stream_scale)], f"stream.{i}.scaled"
-            )
+            branch = self.conv(block.conv2, self.conv(block.conv1, stream))
+            scaled = self.node("Mul", [stream, self.scalar(block.shortcut)], f"stream.{i}.scaled")
             stream = self.node("Add", [scaled, branch], f"stream.{i + 1}")
-        y = self.conv(net.conv_after_body, self.codes(net.conv_after_body, stream))
-        skip = self.node("Mul", [start, self.factor("long_skip.scale", net.skip_scale)], "long_skip.scaled")
-        x = self.codes(net.tail[0], self.node("Add", [y, skip], "long_skip"))
+            stream = self.times(stream, block.gap, f"stream.{i + 1}")
+        y = self.conv(net.conv_after_body, stream)
+        x = self.node("Add", [y, start], "long_skip")
         for layer in net.tail:
             x = self.conv(layer, x)
         self.node("Transpose", [x], OUTPUT, perm=[0, 2, 3, 1])
 
+    def head(self, net: FoldedNet, pixels: str) -> str:
+        """The head conv on the pixels. With float weights in two parts, so that the order of its sums does not show (`SplitHead`)."""
+        x = self.head_input(net, pixels)
+        if net.head.codes_in is not None:
+            return self.conv(net.head, x)
+        name, parts = net.head.name, split_head(net)
+        unit, back = self.scalar(parts.unit), self.scalar(1 / parts.unit)
+        rounded = self.node("Round", [self.node("Mul", [x, unit], "pixels.units")], "pixels.integers")
+        high = self.node("Mul", [rounded, back], "pixels.high")
+        both = self.node("Concat", [high, self.node("Sub", [x, high], "pixels.low")], "pixels.parts", axis=1)
+        size = net.head.weight.shape[-1]
+        sums = [
+            self.convolution(
+                part, self.constant(f"{name}.weight.{label}", weight), size, f"{name}.sum.{label}"
+            )
+            for label, part, weight in (("high", high, parts.high), ("low", both, parts.low))
+        ]
+        return self.finish_conv(net.head, self.node("Add", sums, f"{name}.sum"))
+
+    def times(self, x: str, factors: Sequence[np.float32], name: str) -> str:
+        """`x` times every factor in turn."""
+        for i, factor in enumerate(factors):
+            x = self.node("Mul", [x, self.scalar(factor)], f"{name}.skipped.{i}")
+        return x
+
     def head_input(self, net: FoldedNet, pixels: str) -> str:
-        """What the head conv multiplies: codes less their zero point, or centred float pixels."""
+        """What the head conv reads: the pixels themselves, or `(pixel / 255 - mean) * img_range`."""
         if net.pixels_are_codes:
             return pixels
         x = self.node("Cast", [pixels], "pixels.float", to=TensorProto.FLOAT)
-        if net.pixel_scale != 1:
-            x = self.node("Mul", [x, self.scalar(net.pixel_scale)], "pixels.scaled")
-        x = self.node("Add", [x, self.channels("pixels.shift", net.pixel_shift)], "pixels.centred")
-        return self.codes(net.head, x)
+        x = self.node("Div", [x, self.scalar(255)], "pixels.share")
+        x = self.node("Sub", [x, self.channels("pixels.mean", net.mean)], "pixels.centred")
+        return self.node("Mul", [x, self.scalar(net.img_range)], "pixels.scaled")
 
     def conv(self, layer: FoldedConv, x: str) -> str:
         """One folded conv, from its codes (or float input) to the next conv's codes (or float)."""
-        name = layer.name
         if layer.codes_in is not None:
-            x = self.dequantize(layer, x)
-        pad = layer.weight.shape[-1] // 2
-        y = self.node(
-            "Conv",
-            [x, self.weight(layer)],
-            f"{name}.sum",
-            pads=[pad] * 4,
-            kernel_shape=layer.weight.shape[2:],
-        )
-        y = self.node("Mul", [y, self.channels(f"{name}.scale", layer.scale)], f"{name}.scaled")
+            x = self.dequantize(layer, self.codes(layer, x))
+        y = self.convolution(x, self.weight(layer), layer.weight.shape[-1], f"{layer.name}.sum")
+        return self.finish_conv(layer, y)
+
+    def convolution(self, x: str, weight: str, size: int, output: str) -> str:
+        """Stride 1, padded with 0 to the same size; weight (O, I, size, size)."""
+        return self.node("Conv", [x, weight], output, pads=[size // 2] * 4, kernel_shape=[size] * 2)
+
+    def finish_conv(self, layer: FoldedConv, y: str) -> str:
+        """What follows the sums `y`: scale, bias, limit, codes or ReLU, shuffle."""
+        name = layer.name
+        if (layer.scale != 1).any():
+            y = self.node("Mul", [y, self.channels(f"{name}.scale", layer.scale)], f"{name}.scaled")
         y = self.node("Add", [y, self.channels(f"{name}.bias", layer.bias)], f"{name}.out")
         if layer.low is not None:
             y = self.node("Max", [y, self.channels(f"{name}.low", layer.low)], f"{name}.limited")
@@ -114,12 +140,21 @@ class _Graph:
         return y
 
     def codes(self, reader: FoldedConv, x: str) -> str:
-        """The float value `x` as `reader` wants it: as its codes, or as it is."""
-        return x if reader.codes_in is None else self.quantize(f"{reader.name}.input", x, reader.codes_in)
+        """`x` as `reader`'s codes, where it is float."""
+        if reader.step is None or reader.tau is None or reader.codes_in is None:
+            return x
+        name = f"{reader.name}.input"
+        if reader.tau.any():
+            x = self.node("Add", [x, self.channels(f"{name}.tau", reader.tau)], f"{name}.shifted")
+        x = self.node("Div", [x, self.channels(f"{name}.step", reader.step)], f"{name}.units")
+        return self.quantize(name, x, reader.codes_in)
 
     def quantize(self, name: str, x: str, limits: tuple[int, int]) -> str:
-        """QuantizeLinear with scale 1, then Clip to `limits` where they are narrower than the 8-bit type."""
-        dtype = np.dtype(np.uint8 if limits[0] >= 0 else np.int8)
+        """QuantizeLinear with scale 1, then Clip to `limits` where they are narrower than the 8-bit type; 16-bit codes stay in float32."""
+        if limits[1] > 255:
+            low, high = (self.scalar(v) for v in limits)
+            return self.node("Clip", [self.node("Round", [x], f"{name}.wide"), low, high], name)
+        dtype = _code_type(limits)
         zero = self.constant(f"zero.{dtype}", np.zeros((), dtype))
         whole = limits == (np.iinfo(dtype).min, np.iinfo(dtype).max)
         y = self.node("QuantizeLinear", [x, self.scalar(1), zero], name if whole else f"{name}.wide")
@@ -130,7 +165,9 @@ class _Graph:
 
     def dequantize(self, layer: FoldedConv, codes: str) -> str:
         assert layer.codes_in is not None
-        dtype = np.dtype(np.uint8 if layer.codes_in[0] >= 0 else np.int8)
+        if layer.codes_in[1] > 255:
+            return codes
+        dtype = _code_type(layer.codes_in)
         name = f"{layer.name}.input.value"
         if layer.zero_point is None:
             zero = self.constant(f"zero.{dtype}", np.zeros((), dtype))
@@ -157,10 +194,6 @@ class _Graph:
         """(C,) as a constant (1, C, 1, 1)."""
         return self.constant(name, values.astype(np.float32).reshape(1, -1, 1, 1))
 
-    def factor(self, name: str, value: NDArray[np.float32]) -> str:
-        """() or (C, 1, 1)."""
-        return self.constant(name, value) if value.ndim else self.scalar(float(value))
-
     def scalar(self, value: float | np.float32) -> str:
         value = np.float32(value)
         return self.constant(f"scalar.{value!r}", np.array(value, np.float32))
@@ -180,3 +213,8 @@ class _Graph:
             OUTPUT, TensorProto.UINT8, ["n", f"height*{scale}", f"width*{scale}", 3]
         )
         return helper.make_graph(self.nodes, "quantsr", [image], [upscaled], list(self.constants.values()))
+
+
+def _code_type(limits: tuple[int, int]) -> np.dtype[Any]:
+    """uint8 or int8."""
+    return np.dtype(np.uint8 if limits[0] >= 0 else np.int8)

@@ -8,6 +8,7 @@ fused into it; a block's scaled skip, its addition and the next block's quantiza
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from functools import cache
 from typing import Any, Literal
@@ -18,7 +19,7 @@ import openvino.opset13 as op
 from numpy.typing import ArrayLike, NDArray
 
 from quantsr.deploy import collapse
-from quantsr.deploy.fold import FoldedConv, FoldedNet, fold
+from quantsr.deploy.fold import FoldedConv, FoldedNet, fold, split_head
 from quantsr.deploy.model import PackedModel
 from quantsr.deploy.openvino_core import core
 
@@ -61,7 +62,9 @@ def build(
         if layer.act_step is not None
     }
     image = op.parameter([batch, height, width, 3], np.float32 if float_io else np.uint8, name="image")
-    x = image if float_io else op.convert(image, "f32")
+    x = (
+        image if float_io else _apart(op.convert(image, "f32"))
+    )  # else the head's first steps pass for dequantization
     x = _features(op.transpose(x, _ints(0, 3, 1, 2)), net, taus, limit, round_input=not float_io)
     if tail == "collapsed" and len(net.tail) > 1 and min(height, width) >= collapse.MIN_SIZE:
         grid = [[_pixels(cell, float_io) for cell in row] for row in _collapsed_tail(x, net, limit)]
@@ -79,34 +82,86 @@ def _features(
     x: Node, net: FoldedNet, taus: dict[str, NDArray[np.float32]], limit: int | None, *, round_input: bool
 ) -> Node:
     """(B, 3, H, W) pixels -> (B, C, H, W), the tail's input in units of its codes."""
-    stream = start = _head(x, net, round_input=round_input)
+    start = _head(x, net, round_input=round_input)
+    stream = _times(start, net.gap)
     for block in net.blocks:
         y = _sums(_codes(stream, block.conv1, limit), block.conv1)
         if block.conv1.codes_out is None:
-            y = op.relu(_bias(y, block.conv1))
+            y = _codes(op.relu(_bias(y, block.conv1)), block.conv2, limit)
         else:
             # ReLU before the shift by tau, so that it fuses: equal to the reference's per-channel lower limit on the codes.
             shift = _column(taus[block.conv2.name])
             y = op.relu(_bias(y, block.conv1, -shift))
             y = _quantize(y, block.conv2, limit, shift)
         branch = _bias(_sums(y, block.conv2), block.conv2)
-        skip = stream if (block.stream_scale == 1).all() else op.multiply(stream, _floats(block.stream_scale))
-        stream = op.add(skip, branch)
+        stream = _times(op.add(_times(stream, (block.shortcut,)), branch), block.gap)
     y = _bias(_sums(_codes(stream, net.conv_after_body, limit), net.conv_after_body), net.conv_after_body)
-    return op.add(y, op.multiply(start, _floats(net.skip_scale)))
+    return op.add(y, start)
 
 
 def _head(x: Node, net: FoldedNet, *, round_input: bool) -> Node:
-    """conv_first in float32, exact for integer codes: 27 products of at most 8 x 9 bits."""
+    """conv_first in float32: integer codes are summed exactly, float weights in two parts (see `fold.SplitHead`)."""
     head = net.head
+    pad = head.weight.shape[-1] // 2
     if not net.pixels_are_codes:
-        x = op.add(op.multiply(x, _floats(net.pixel_scale)), _floats(_column(net.pixel_shift)))
-        if head.codes_in is not None and round_input:
-            x = op.clamp(op.round(x, "half_to_even"), *map(float, head.codes_in))
+        # Divided by 255: the plugin would multiply by the reciprocal, which rounds otherwise. `large` has 16 bits, so its products are exact.
+        large = np.float32(np.rint(2.0**23 / 255) / 2.0**23)
+        x = op.add(op.multiply(x, _floats(large)), op.multiply(x, _floats(1 / 255 - float(large))))
+        x = op.multiply(_apart(op.subtract(x, _floats(_column(net.mean)))), _floats(net.img_range))
+        if head.codes_in is None:
+            parts = split_head(net)
+            high = _apart(op.multiply(x, _floats(parts.unit)))
+            high = op.multiply(op.round(high, "half_to_even"), _floats(1 / parts.unit))
+            both = op.concat([high, op.subtract(x, high)], 1)
+            sums = (
+                _convolution(part, _floats(w), pad) for part, w in ((high, parts.high), (both, parts.low))
+            )
+            return _bias(_apart(op.add(*sums)), head)
+        x = _units(x, head)
+        x = op.clamp(op.round(x, "half_to_even") if round_input else x, *map(float, head.codes_in))
     if head.zero_point is not None:
         x = op.subtract(x, _floats(_column(head.zero_point)))
-    y = _convolution(x, _floats(head.weight), head.weight.shape[-1] // 2)
-    return _bias(op.multiply(y, _floats(_column(head.scale))), head)
+    return _bias(op.multiply(_convolution(x, _floats(head.weight), pad), _floats(_column(head.scale))), head)
+
+
+def _apart(x: Node) -> Node:
+    """`x`, behind a limit that changes nothing, so that the plugin rounds it: it would fuse a product with the next sum, or swap them."""
+    return op.maximum(x, _floats(np.finfo(np.float32).min))
+
+
+def _times(x: Node, factors: Iterable[np.float32]) -> Node:
+    """`x` times every factor in turn, each product rounded."""
+    for factor in factors:
+        x = x if factor == 1 else _apart(op.multiply(x, _floats(factor)))
+    return x
+
+
+def _units(x: Node, reader: FoldedConv) -> Node:
+    """(x + tau) / step of `reader`."""
+    assert reader.step is not None
+    assert reader.tau is not None
+    assert reader.codes_in is not None
+    if reader.tau.any():
+        x = _apart(op.add(x, _floats(_column(reader.tau))))
+    return _apart(op.multiply(x, _floats(_column(reciprocal(reader.step, reader.codes_in)))))
+
+
+def reciprocal(step: NDArray[np.float32], limits: tuple[int, int]) -> NDArray[np.float32]:
+    """What to multiply by instead of dividing by `step` (1,), a division being several times as slow, so that codes between `limits` stay the same.
+
+    Of the float32 numbers next to `1 / step`, the one with which the fewest values change their code: at most a few single float32 numbers, next to
+    edges between two codes. Of several steps, the plain reciprocals.
+    """
+    plain = np.float32(1) / step
+    if step.size != 1:
+        return plain
+    edges = np.arange(*limits, dtype=np.float64) + 0.5
+    near = (edges * step).astype(np.float32)
+    values = (near.view(np.int32)[:, None] + np.arange(-4, 5, dtype=np.int32)).view(np.float32)
+    wanted = np.rint(values / step)
+    tried = (plain.view(np.int32) + np.array([0, 1, -1, 2, -2], np.int32)).view(np.float32)
+    wrong = [int((np.rint(values * factor) != wanted).sum()) for factor in tried]
+    return tried[[int(np.argmin(wrong))]]
 
 
 def _floats(value: ArrayLike) -> Node:
@@ -124,7 +179,10 @@ def _column(values: ArrayLike) -> NDArray[np.float64]:
 
 def _codes(x: Node, reader: FoldedConv, limit: int | None) -> Node:
     """The float value `x` as `reader`'s input codes, or as it is where the reader is float."""
-    return x if reader.codes_in is None else _quantize(x, reader, limit)
+    if reader.codes_in is None:
+        return x
+    # FakeQuantize adds the lower limit before it rounds, which rounds too.
+    return _quantize(op.round(_units(x, reader), "half_to_even"), reader, limit)
 
 
 def _quantize(x: Node, reader: FoldedConv, limit: int | None, shift: ArrayLike = 0.0) -> Node:
@@ -190,6 +248,7 @@ def _collapsed_tail(x: Node, net: FoldedNet, limit: int | None) -> list[list[Nod
         step = np.maximum(np.abs(inner.weight).max((1, 2, 3), keepdims=True) / 127, np.finfo(np.float32).tiny)
         steps = np.rint(inner.weight / step).astype(np.int8)
         weight = op.multiply(op.convert(op.constant(steps), "f32"), _floats(step))
+        x = _units(x, net.tail[0])
         codes = _quantize(x, replace(net.tail[0], weight=steps), limit)
     # The ring is one pixel wide: its kernels stay in float.
     rows = {"first": _cut(x, 2, first=True), "last": _cut(x, 2, first=False)}

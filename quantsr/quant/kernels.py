@@ -123,8 +123,9 @@ def weight_backward(
 
 def scale_bias(z: Tensor, scale: Tensor, bias: Tensor, relu: bool) -> Tensor:
     """``scale * z + bias``, then ReLU if asked; type of ``z``."""
-    out = _wide(z) * scale + bias
-    return (out.clamp_min(0) if relu else out).to(z.dtype)
+    out = _wide(z) * scale
+    out += bias
+    return (out.clamp_min_(0) if relu else out).to(z.dtype)
 
 
 def relu_backward(grad: Tensor, out: Tensor) -> Tensor:

@@ -114,8 +114,16 @@ def compute_dtype(x: Tensor) -> torch.dtype:
 
 
 def runs_on_codes(dtype: torch.dtype) -> bool:
-    """Whether products in this type are computed on integer codes: in half precision, unless :func:`set_exact_fp32`."""
-    return dtype in (torch.bfloat16, torch.float16) and not _exact_fp32
+    """Whether products in this type are computed on integer codes, unless :func:`set_exact_fp32`.
+
+    In half precision, where codes are exact and values are not; and in FP32 without gradients, so that an evaluation's
+    sums are integers, the same in every order of summation and on every engine (docs/numerics.md).
+    """
+    if _exact_fp32:
+        return False
+    return dtype in (torch.bfloat16, torch.float16) or (
+        dtype == torch.float32 and not torch.is_grad_enabled()
+    )
 
 
 def exact_products(device_type: str) -> AbstractContextManager[Any]:
@@ -194,6 +202,21 @@ class QuantConv2d(QuantizedLayer, nn.Conv2d):  # type: ignore[misc]
         with exact_products(x.device.type):
             out = self._conv_forward(x.to(w.dtype) if _exact_fp32 else x, w, self.bias)
         return F.relu(out) if relu else out
+
+
+class FirstConv2d(nn.Conv2d):
+    """``torch.nn.Conv2d`` whose FP32 evaluation does not depend on the order of summation.
+
+    Everything behind the first layer quantizes what it gives: a last bit that another engine sets otherwise becomes another code.
+    Without gradients the sums are taken in FP64, rounded once, and the bias is added in FP32.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) to (B, O, H', W')."""
+        if torch.is_grad_enabled() or compute_dtype(x) != torch.float32:
+            return super().forward(x)
+        sums = self._conv_forward(x.double(), self.weight.double(), None).float()
+        return sums if self.bias is None else sums.add_(self.bias.view(-1, 1, 1))
 
 
 class QuantLinear(QuantizedLayer, nn.Linear):  # type: ignore[misc]

@@ -27,7 +27,7 @@ def small_model(**options) -> PackedModel:
 
 def dyadic_model(**options) -> PackedModel:
     """A network whose every constant is a multiple of a power of two, so that float32 computes it without rounding."""
-    model = small_model(**options)
+    model = small_model(**{"first_bits": 8, **options})  # pixels / 255, which a float head reads, are rounded
     rng = np.random.default_rng(11)
     layers = {}
     for name, layer in model.layers.items():
@@ -36,7 +36,7 @@ def dyadic_model(**options) -> PackedModel:
         if layer.bits_w <= 8:
             layer = replace(layer, weight_step=2.0 ** np.floor(np.log2(layer.weight_step)).astype(np.float32))
         else:
-            layer = replace(layer, weight=(np.rint(layer.weight * 64) / 64).astype(np.float32))
+            layer = replace(layer, weight=(np.rint(layer.weight * 32) / 32).astype(np.float32))
         if layer.bits_a <= 8 and name != "conv_first":
             step = 2.0 ** np.floor(np.log2(layer.act_step)).astype(np.float32)
             tau = (rng.integers(-40, 41, layer.in_channels) / 8).astype(np.float32)

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quantsr.deploy import integer
-from quantsr.deploy.fold import _requantized, fold
+from quantsr.deploy.fold import _requantized, fold, split_head
 from quantsr.deploy.model import ConvLayer, PackedModel, code_range
 from quantsr.errors import InputError
 from quantsr.quant import IntRange
@@ -66,7 +66,7 @@ def test_requantization_with_relu_is_the_unfolded_one(total, bias, tau, bits, si
     step, weight_step, next_step = 0.5, 0.25, 2.0**shift
     layer = _one_weight(bits_a=8, step=step, weight_step=weight_step, bias=bias / 8)
     reader = _one_weight(bits_a=bits, step=next_step, weight_step=1.0, bias=0.0, tau=tau / 16, signed=signed)
-    folded = _requantized(layer, reader, relu=True)
+    folded = _requantized(layer, reader, relu=True, reads_float=True)
     got = float(np.float32(total) * folded.scale[0] + folded.bias[0])
     if folded.low is not None:
         got = max(got, float(folded.low[0]))
@@ -96,7 +96,7 @@ def test_sums_are_exact_at_the_float32_limit():
     layer = fold(model, 1).blocks[0].conv2
     layer = replace(layer, weight=rng.integers(-128, 128, layer.weight.shape).astype(np.int8))
     codes = rng.integers(200, 256, (1, 64, 6, 5))
-    got = integer.integer_sums(torch.from_numpy(codes.astype(np.float32)), layer)
+    got = integer.sums(torch.from_numpy(codes.astype(np.float32)), layer)
     padded = np.pad(codes[0], ((0, 0), (1, 1), (1, 1)))
     expected = sum(
         np.tensordot(layer.weight[:, :, dy, dx].astype(np.int64), padded[:, dy : dy + 6, dx : dx + 5], 1)
@@ -140,10 +140,50 @@ def test_depths_keep_the_first_of_the_ranking():
         replace(header, ranking=None).blocks_kept(2)
 
 
-def test_shortcuts_that_end_the_picture_are_refused():
-    model = small_model()
-    shortcuts = [1.0] * 4
-    shortcuts[0] = 0.0
-    header = replace(model.header, shortcuts=tuple(shortcuts), ranking=(1, 2, 3, 0))
-    with pytest.raises(InputError, match="multiply to 0"):
-        fold(PackedModel(header, model.layers), 2)
+@pytest.mark.parametrize("bits", [2, 3, 4, 6])
+@pytest.mark.parametrize("signed", [True, False])
+def test_the_staircase_gives_trainings_codes_with_room_to_spare(bits, signed):
+    # Training's float32 operations, one by one, for every sum there can be; the folded code even when its value is off by many last bits.
+    rng = np.random.default_rng(bits)
+    outputs, step2 = 64, np.array([0.7310031], np.float32)
+    codes = rng.integers(-(2 ** (bits - 1)), 2 ** (bits - 1), (outputs, 16, 3, 3)).astype(np.int8)
+    layer = ConvLayer(
+        "conv1",
+        codes,
+        rng.normal(0, 2, outputs).astype(np.float32),
+        bits_w=bits,
+        weight_step=rng.uniform(0.01, 0.02, outputs).astype(np.float32),
+        bits_a=bits,
+        act_step=np.array([1.2345678], np.float32),
+    )
+    tau = rng.normal(0, 1, outputs).astype(np.float32)
+    reader = replace(layer, name="conv2", act_step=step2, act_tau=tau, act_signed=signed)
+    folded = _requantized(layer, reader, relu=True, reads_float=True)
+    assert folded.codes_out == code_range(bits, signed)
+    sums = torch.arange(-folded.sum_bound, folded.sum_bound + 1, dtype=torch.float32)  # (n,)
+    scale, bias, shift = (
+        torch.from_numpy(np.ravel(part))[:, None]
+        for part in (layer.act_step * layer.weight_step, layer.bias, tau)
+    )
+    u = ((sums * scale + bias).relu() + shift) / torch.from_numpy(step2)
+    expected = u.clamp(*folded.codes_out).round()  # (O, n)
+    low = torch.full((outputs, 1), float(folded.codes_out[0]))
+    low = low if folded.low is None else torch.from_numpy(folded.low)[:, None]
+    values = sums.double() * torch.from_numpy(folded.scale).double()[:, None]
+    for off in (-1e-5, 0.0, 1e-5):
+        got = (values + torch.from_numpy(folded.bias).double()[:, None] + off).float()
+        got = torch.maximum(got, low).round().clamp(*folded.codes_out)
+        assert torch.equal(got, expected)
+
+
+def test_the_head_in_two_parts_is_the_head():
+    net = fold(small_model(num_feat=16, head_tail_bits=32))
+    parts = split_head(net)
+    weight = net.head.weight
+    np.testing.assert_array_equal(parts.high + parts.low[:, :3], weight)
+    np.testing.assert_array_equal(parts.low[:, 3:], weight)
+    # Integers times one number for each output, whose sums of products float32 holds without rounding.
+    rows = np.rint(parts.high.reshape(16, -1).astype(np.float64) * 2.0**40).astype(np.int64)
+    integers = rows // np.gcd.reduce(rows, 1)[:, None]
+    assert (255 * float(parts.unit) * np.abs(integers).sum(1) < 2**24).all()
+    assert np.abs(parts.low[:, :3]).max() < np.abs(weight).max() / 500

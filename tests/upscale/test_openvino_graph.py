@@ -40,7 +40,7 @@ def _reference_codes(model: PackedModel, image: NDArray, monkeypatch) -> dict[st
 
     def record(layer, x):
         if layer.codes_in is not None:
-            seen[layer.name] = x.round().clamp(*layer.codes_in)[0].numpy()
+            seen[layer.name] = integer.codes(layer, x)[0].numpy()
         return conv(layer, x)
 
     monkeypatch.setattr(integer, "conv", record)
