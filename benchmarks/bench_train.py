@@ -18,14 +18,15 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from benchmarks import timing
 from quantsr.analysis.timing import interleaved, machine
@@ -54,6 +55,12 @@ class Work:
     device: str = "cpu"
 
 
+Stage2 = Literal["one pass", "separate", "batched", "checkpointed"]
+"""Manners of training several depths at once: as the library does, sharing quantized weights and common beginnings; one after the
+other; as the library does, but the tensors of all depths joined to one batch in every block; as the library does, but every block's
+inner tensors computed again in backward instead of kept."""
+
+
 @dataclass(frozen=True)
 class Row:
     """How one row computes."""
@@ -61,7 +68,8 @@ class Row:
     kind: str
     bf16: bool = False
     compiled: bool = False
-    depths: int = 1
+    stage2: Stage2 | None = None
+    """All depths in one step, and in which manner; None: full depth."""
 
 
 WORKS = {"C": Work(), "T": Work(arch="T", blocks=4, feat=60)}
@@ -76,7 +84,9 @@ ROWS = {
     "ours bf16, eager": Row("ours", bf16=True),
     "ours bf16": Row("ours", bf16=True, compiled=True),
 }
-STAGE2 = {"ours bf16, three depths": Row("ours", bf16=True, compiled=True, depths=3)}
+STAGE2 = {
+    f"three depths, {how}": Row("ours", bf16=True, compiled=True, stage2=how) for how in get_args(Stage2)
+}
 
 
 def build_network(kind: str, work: Work) -> Any:
@@ -108,6 +118,22 @@ def build_network(kind: str, work: Work) -> Any:
     )
 
 
+def _batched(forward: Callable[..., Any]) -> Callable[..., Any]:
+    def run(streams: Sequence[Tensor]) -> Sequence[Tensor]:
+        (out,) = forward([torch.cat(list(streams))])
+        parts: Sequence[Tensor] = out.chunk(len(streams))
+        return parts
+
+    return run
+
+
+def _checkpointed(forward: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda streams: checkpoint(forward, streams, use_reentrant=False)
+
+
+_BLOCKS = {"batched": _batched, "checkpointed": _checkpointed}
+
+
 class Step:
     """One network with its optimizer and data, ready to be stepped."""
 
@@ -123,6 +149,9 @@ class Step:
         elif row.kind == "ours":
             calibrate(self.net, [self.x])
             self.net.rank_blocks()
+        if row.stage2 in _BLOCKS:
+            for unit in self.net.units():
+                unit.forward = _BLOCKS[row.stage2](unit.forward)
         self.net.to(self.device)
         self.x, self.y = self.x.to(self.device), self.y.to(self.device)
         if row.bf16:
@@ -135,8 +164,11 @@ class Step:
         set_compile(self.row.compiled)
         amp = torch.autocast(self.device.type, torch.bfloat16) if self.row.bf16 else nullcontext()
         with amp:
-            if self.row.depths == 1:
-                outputs: tuple[Tensor, ...] = (self.net(self.x),)
+            outputs: Sequence[Tensor]
+            if self.row.stage2 is None:
+                outputs = [self.net(self.x)]
+            elif self.row.stage2 == "separate":
+                outputs = [self.net(self.x, depth=depth) for depth in self.net.depths]
             else:
                 outputs = self.net(self.x, depth=self.net.depths)
         return sum((out.float() - self.y).abs().mean() for out in outputs) / len(outputs)  # type: ignore[return-value]
@@ -288,7 +320,9 @@ def main() -> None:
     if args.peak_of:
         _print_peak(args.peak_of, Work(**json.loads(args.work)))
         return
-    given = {name: getattr(args, name) for name in asdict(Work()) if getattr(args, name) is not None}
+    given: dict[str, Any] = {
+        name: getattr(args, name) for name in asdict(Work()) if getattr(args, name) is not None
+    }
     work = replace(WORKS[args.arch], **given)
     tag = work.device if work.arch == "C" else f"{work.arch.lower()}_{work.device}"
     print(machine())
@@ -297,7 +331,8 @@ def main() -> None:
         path = timing.write_csv(f"train_growth_{tag}.csv", records)
     else:
         records = measure(ROWS, work, repeats=args.repeats, memory=True)
-        records += measure(STAGE2, work, repeats=args.repeats, memory=True)
+        if work.arch == "C":
+            records += measure(STAGE2, work, repeats=args.repeats, memory=True)
         ours = next(r for r in records if r["row"] == "ours bf16")
         records.append({**loader_wait(work, ours["median_ms"] / 1e3), **asdict(work)})
         path = timing.write_csv(f"train_{tag}.csv", records)
