@@ -53,6 +53,9 @@ COMMANDS = {
         "quantsr.analysis.compare",
         "train variants with several seeds, and table mean, spread and differences",
     ),
+    "report": Command(
+        "quantsr.analysis.report.command", "tables, pictures and curves of several runs in one HTML file"
+    ),
     "check": Command("quantsr.config.check", "report every problem of an option file without running it"),
     "prepare": Command("quantsr.data.prepare", "prepare data sets: bicubic pictures, sub-images, LMDB"),
     "upscale": Command("quantsr.deploy.upscale_cli", "upscale pictures"),

@@ -126,7 +126,7 @@ def _on_engine(options: Options, depths: Sequence[int] | None) -> Iterator[tuple
 
 
 def main(options: Options) -> int:
-    """Evaluates as ``options`` say, prints a table per set, writes ``results.json`` and ``results.md``.
+    """Evaluates as ``options`` say, prints a table per set, writes ``results.json``, ``results.md`` and ``options.yml``.
 
     Returns:
         0.
@@ -135,11 +135,12 @@ def main(options: Options) -> int:
         InputError, WorkError: see `evaluate_options`.
     """
     from quantsr.engine.results import markdown, write_results
-    from quantsr.engine.run_folder import log_file
+    from quantsr.engine.run_folder import log_file, write_options
 
     folder = Path(options.results_folder)
     with log_file(folder / f"test_{options.name}_{time.strftime('%Y%m%d_%H%M%S')}.log"):
         records = evaluate_options(options)
+        write_options(options.dump(), folder)
         write_results(records, folder)
         print(markdown(records))
         logger.info("results written to %s", folder)

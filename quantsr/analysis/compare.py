@@ -1,7 +1,7 @@
 """``quantsr compare``: trains every variant with every seed, evaluates each, and tables mean, spread and paired differences.
 
-Everything lies below ``experiments/compare_NAME/``: a run folder per variant and seed, ``results.json``, ``results.md``, and
-``runs.json``, which says with which options each run was made. Finished runs are kept, an interrupted one goes on.
+Everything lies below ``experiments/compare_NAME/``: a run folder per variant and seed, ``results.json``, ``results.md``,
+``options.yml``, the comparison in one file, and ``runs.json``, which says with which options each run was made. Finished runs are kept, an interrupted one goes on.
 """
 
 from __future__ import annotations
@@ -68,6 +68,7 @@ def compare(comparison: Comparison, ledger: Ledger, *, go_on: str, retrain: bool
         WorkError: runs failed; the others are finished.
     """
     from quantsr.engine import distributed
+    from quantsr.engine.run_folder import write_options
 
     if distributed.detect("none").size > 1:
         raise InputError(
@@ -79,6 +80,7 @@ def compare(comparison: Comparison, ledger: Ledger, *, go_on: str, retrain: bool
             f"{ledger.folder}: made with other options: {', '.join(foreign)}; give the comparison another name, or "
             "add --retrain to set these runs aside and train them again"
         )
+    write_options(comparison.dump(), ledger.folder)
     failed: dict[str, str] = {}
     for number, run in enumerate(comparison.runs, start=1):
         unmet = [name for name in run.after if name in failed]
@@ -160,12 +162,12 @@ def page(comparison: Comparison, records: Sequence[Record]) -> str:
         comparison.options.name,
         records,
         reference=comparison.options.difference_to,
-        about=_about(comparison),
+        about=about_variants(comparison),
         missing=[run.name for run in comparison.runs if (run.variant, run.seed) not in finished],
     )
 
 
-def _about(comparison: Comparison) -> dict[str, str]:
+def about_variants(comparison: Comparison) -> dict[str, str]:
     """Per variant, in the order of the file: iterations and what it changes."""
     first = {run.variant: run for run in reversed(comparison.runs)}
     found = {}

@@ -60,7 +60,12 @@ def by_row(records: Sequence[Record], set_name: str, metric: str) -> dict[Row, d
 
 
 def table(records: Sequence[Record], set_name: str, reference: str) -> str:
-    """The Markdown table of one set: a row per variant and depth, two columns per metric.
+    """The Markdown table of one set, see `table_cells`."""
+    return aligned(table_cells(records, set_name, reference), left=2)
+
+
+def table_cells(records: Sequence[Record], set_name: str, reference: str) -> list[list[str]]:
+    """The table of one set, the head first: a row per variant and depth, two columns per metric.
 
     The second column of a metric is the paired difference to the same depth of ``reference``.
     """
@@ -91,7 +96,7 @@ def table(records: Sequence[Record], set_name: str, reference: str) -> str:
             difference = None if variant == reference else paired_difference(own, bar)
             line.append("" if variant == reference else shown(difference, metric, signed=True, beside=n))
         cells.append(line)
-    return aligned(cells, left=2)
+    return cells
 
 
 def number(value: float | None, metric: str, *, signed: bool = False) -> str:

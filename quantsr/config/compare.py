@@ -149,7 +149,7 @@ class _Assembly:
                 if run is not None:
                     runs.append(run)
         self._check_together(runs)
-        return Comparison(self.options, tuple(runs), self.changes, self._baseline(base))
+        return Comparison(self.options, tuple(runs), self.changes, self._baseline(base), base)
 
     def _base(self) -> tuple[dict[str, Any], dict[KeyPath, str]]:
         """The base's options and where each key comes from."""

@@ -121,12 +121,18 @@ class Comparison:
         runs: in an order in which each comes after those it starts from; all variants of a seed before the next seed.
         changes: per variant, what it changes, by dotted key; None for a key taken away.
         baseline: whether bicubic stands beside.
+        base: the options of the base, as a file holds them.
     """
 
     options: CompareOptions
     runs: tuple[Run, ...]
     changes: dict[str, dict[str, Any]]
     baseline: bool
+    base: dict[str, Any]
+
+    def dump(self) -> dict[str, Any]:
+        """The comparison as a file that needs no other: what it inherits is written into it."""
+        return {**self.options.model_dump(exclude_none=True), "base": self.base}
 
 
 def run_name(variant: str, seed: int) -> str:

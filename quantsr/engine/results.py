@@ -83,7 +83,7 @@ def table(records: Sequence[Record], set_name: str) -> str:
     rows = list(dict.fromkeys(record.row for record in chosen))
     values = {(record.row, record.metric): record.value for record in chosen}
     cells = [["network", *(metric.upper() for metric in metrics)]]
-    cells += [[row, *(_number(values.get((row, metric)), metric) for metric in metrics)] for row in rows]
+    cells += [[row, *(number(values.get((row, metric)), metric) for metric in metrics)] for row in rows]
     return aligned(cells)
 
 
@@ -104,7 +104,8 @@ def aligned(cells: Sequence[Sequence[str]], left: int = 1) -> str:
     return "\n".join(lines)
 
 
-def _number(value: float | None, metric: str) -> str:
+def number(value: float | None, metric: str) -> str:
+    """A value as tables show it: PSNR with two digits, others with four, ``-`` for None."""
     if value is None:
         return "-"
     if not math.isfinite(value):

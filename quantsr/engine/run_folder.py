@@ -6,11 +6,11 @@ import contextlib
 import logging
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -69,9 +69,16 @@ class RunFolder:
             raise WorkError(
                 f"{self.root}: cannot be made ({error.strerror}); check path.experiments_root"
             ) from error
-        write_text(
-            self.root / "options.yml", yaml.safe_dump(options.dump(), sort_keys=False, allow_unicode=True)
-        )
+        write_options(options.dump(), self.root)
+
+
+def write_options(options: Mapping[str, Any], folder: Path) -> None:
+    """Writes ``folder/options.yml``, an option file of its own that says how what lies beside it was made.
+
+    Raises:
+        WorkError: it cannot be written.
+    """
+    write_text(folder / "options.yml", yaml.safe_dump(dict(options), sort_keys=False, allow_unicode=True))
 
 
 def set_aside(folder: Path) -> None:

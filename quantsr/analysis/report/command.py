@@ -1,0 +1,149 @@
+"""``quantsr report RUN... -o report.html``: tables, pictures and training curves of several runs in one file."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from quantsr.analysis.compare_tables import table_cells
+from quantsr.analysis.report import curves, html
+from quantsr.analysis.report.pictures import scenes
+from quantsr.analysis.report.runs import ReportRun, read_runs
+from quantsr.engine.atomic import write_text
+from quantsr.engine.results import Record, number
+from quantsr.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of ``quantsr report``."""
+    parser.add_argument(
+        "runs", nargs="+", metavar="RUN", help="results/NAME, experiments/NAME or experiments/compare_NAME"
+    )
+    parser.add_argument(
+        "-o", "--output", default="report.html", metavar="FILE", help="the page to write (report.html)"
+    )
+    parser.add_argument("--title", default="Results", help="its title")
+    parser.add_argument(
+        "--pictures", type=int, default=3, metavar="N", help="pictures of each set, where runs saved them (3)"
+    )
+    parser.add_argument(
+        "--crop", type=int, default=192, metavar="N", help="side of the crops in pixels (192)"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """The command.
+
+    Raises:
+        InputError: a run is not there or damaged, or an argument is out of range.
+        WorkError: the page cannot be written.
+    """
+    if args.pictures < 0:
+        raise InputError(f"--pictures: must be 0 or more, got {args.pictures}")
+    if args.crop < 16:
+        raise InputError(f"--crop: must be 16 or more, got {args.crop}")
+    output = Path(args.output)
+    if output.is_dir():
+        raise InputError(f"-o {args.output}: is a folder; name a file, such as {output / 'report.html'}")
+    text = report(read_runs(args.runs), title=args.title, per_set=args.pictures, side=args.crop)
+    write_text(output, text)
+    logger.info("%s: %.1f MB", output, output.stat().st_size / 1e6)
+    return 0
+
+
+def report(runs: Sequence[ReportRun], *, title: str = "Results", per_set: int = 3, side: int = 192) -> str:
+    """The page as HTML.
+
+    Args:
+        runs: in the order of the tables.
+        title: of the page.
+        per_set: pictures shown of each set.
+        side: of the crops.
+    """
+    sources = [source for entry in runs for source in entry.sources]
+    shown = scenes(sources, per_set=per_set, side=side) if per_set else []
+    drawn = curves.charts([(entry.label, curves.read_scalars(entry.tensorboard)) for entry in runs])
+    sections = [("Results", _results(runs))]
+    sections += [(f"Comparison {entry.label}", _comparison(entry)) for entry in runs if entry.comparison]
+    sections += [
+        ("Pictures", "".join(html.scene(scene, number) for number, scene in enumerate(shown))),
+        ("Training", f'<div class="charts">{"".join(drawn)}</div>\n' if drawn else ""),
+        ("Runs", _provenance(runs)),
+    ]
+    return html.page(title, f"{len(runs)} runs" if len(runs) > 1 else runs[0].label, sections)
+
+
+def _results(runs: Sequence[ReportRun]) -> str:
+    """A table per set with the rows of all tests and trainings; equal baselines once."""
+    rows = [(entry.label, record) for entry in runs if not entry.comparison for record in entry.records]
+    tables = []
+    for key in dict.fromkeys((record.set, record.scale, record.pictures) for _, record in rows):
+        name, scale, pictures = key
+        chosen = [(label, r) for label, r in rows if (r.set, r.scale, r.pictures) == key]
+        tables.append(html.table(f"{name}, x{scale}, {pictures} pictures", _cells(chosen), left=2))
+    return "".join(tables)
+
+
+def _cells(rows: Sequence[tuple[str, Record]]) -> list[list[str]]:
+    metrics = list(dict.fromkeys(record.metric for _, record in rows))
+    values: dict[tuple[str, str], dict[str, float]] = {}
+    for label, record in rows:
+        values.setdefault((label, record.row), {})[record.metric] = record.value
+    cells = [["run", "network", *(metric.upper() for metric in metrics)]]
+    baselines = []
+    for (label, network), found in values.items():
+        if network == "bicubic":
+            if found in baselines:
+                continue
+            baselines.append(found)
+            label = "" if len(baselines) == 1 else label
+        cells.append([label, network, *(number(found.get(metric), metric) for metric in metrics)])
+    return cells
+
+
+def _comparison(entry: ReportRun) -> str:
+    """The tables of a comparison: mean and spread over seeds, differences paired by seed."""
+    from quantsr.analysis.compare import about_variants
+
+    assert entry.comparison is not None
+    reference = entry.comparison.options.difference_to
+    text = (
+        "Mean ± sample standard deviation over n seeds. Differences are counted from the same depth of "
+        f"{reference} and paired by seed."
+    )
+    parts = [html.paragraph(text)]
+    for name in dict.fromkeys(record.set for record in entry.records):
+        first = next(record for record in entry.records if record.set == name)
+        caption = f"{name}, x{first.scale}, {first.pictures} pictures"
+        parts.append(html.table(caption, table_cells(entry.records, name, reference), left=2))
+    about = about_variants(entry.comparison)
+    parts.append(html.bullets([(variant, what.replace("`", "")) for variant, what in about.items()]))
+    return "".join(parts)
+
+
+def _provenance(runs: Sequence[ReportRun]) -> str:
+    """Where every number comes from."""
+    cells = [["run", "kind", "iteration", "options", "commit", "quantsr", "folder"]]
+    for entry in runs:
+        trained = [record for record in entry.records if record.network != "bicubic"]
+        cells.append(
+            [
+                entry.label,
+                entry.kind,
+                _one_of(record.iteration for record in trained),
+                "" if entry.comparison else _one_of(record.config_hash for record in trained),
+                _one_of(record.commit for record in trained),
+                _one_of(record.version for record in trained),
+                str(entry.folder),
+            ]
+        )
+    return html.table("Where the numbers come from", cells, left=len(cells[0]))
+
+
+def _one_of(values: Iterable[object]) -> str:
+    """The values there are, each once."""
+    return ", ".join(dict.fromkeys(str(value) for value in values if value is not None))

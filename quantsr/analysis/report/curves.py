@@ -1,0 +1,138 @@
+"""Training curves from the TensorBoard logs of runs, drawn as SVG."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+
+WIDTH, HEIGHT = 640, 260
+_LEFT, _RIGHT, _TOP, _BOTTOM = 64, 12, 10, 34
+MOST_POINTS = 400
+"""Of a line; where there are more, every k-th is drawn, and the last."""
+
+STYLES = 8
+"""Colours and dash patterns of the lines in the style sheet, ``line0`` to ``line7``."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """One curve: ``points`` are (iteration, value), finite, in the order of the iterations."""
+
+    label: str
+    points: tuple[tuple[int, float], ...]
+
+
+def read_scalars(folder: Path) -> dict[str, tuple[tuple[int, float], ...]]:
+    """The scalars of a TensorBoard log by tag, without values that are not finite; nothing where there is no log.
+
+    Points that an interrupted run made again are there once.
+    """
+    if not folder.is_dir():
+        return {}
+    from tensorboard.backend.event_processing.event_accumulator import SCALARS, EventAccumulator
+
+    log = EventAccumulator(str(folder), size_guidance={SCALARS: 0})
+    log.Reload()
+    found = {}
+    for tag in log.Tags()["scalars"]:
+        values = {event.step: event.value for event in log.Scalars(tag) if math.isfinite(event.value)}
+        if values:
+            found[tag] = tuple(sorted(values.items()))
+    return found
+
+
+def charts(runs: Sequence[tuple[str, dict[str, tuple[tuple[int, float], ...]]]]) -> list[str]:
+    """The HTML of every chart: the loss, and each metric of each set with a line per run and depth.
+
+    Args:
+        runs: label and scalars of each run.
+    """
+    groups: dict[str, list[Line]] = {}
+    for label, scalars in runs:
+        for tag, points in scalars.items():
+            parts = tag.split("/")
+            if tag == "train/loss":
+                groups.setdefault("training loss", []).append(Line(label, points))
+            elif parts[0] == "val" and len(parts) >= 3:
+                set_name, metric, *depth = parts[1:]
+                name = f"{label}, {depth[0].replace('depth', 'depth ')}" if depth else label
+                groups.setdefault(f"{metric.upper()} on {set_name}", []).append(Line(name, points))
+    order = sorted(groups, key=lambda title: title != "training loss")
+    return [chart(title, groups[title], log_scale=title == "training loss") for title in order]
+
+
+def chart(title: str, lines: Sequence[Line], *, log_scale: bool = False) -> str:
+    """A line chart with axes and a legend, as HTML. ``log_scale`` is for the vertical axis, of positive values."""
+    last = max(line.points[-1][0] for line in lines)
+    values = [value for line in lines for _, value in line.points]
+    log_scale = log_scale and min(values) > 0
+    marks = _log_ticks(min(values), max(values)) if log_scale else ticks(min(values), max(values))
+    low, high = min(*values, *marks), max(*values, *marks)
+    high = high if high > low else low + 1.0
+
+    def x(iteration: float) -> float:
+        return _LEFT + (WIDTH - _LEFT - _RIGHT) * iteration / max(last, 1)
+
+    def y(value: float) -> float:
+        share = math.log(value / low) / math.log(high / low) if log_scale else (value - low) / (high - low)
+        return HEIGHT - _BOTTOM - (HEIGHT - _TOP - _BOTTOM) * share
+
+    parts = []
+    for value in marks:
+        parts.append(
+            f'<line class="grid" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{y(value):.1f}" y2="{y(value):.1f}"/>'
+        )
+        parts.append(f'<text class="end" x="{_LEFT - 6}" y="{y(value) + 4:.1f}">{value:g}</text>')
+    for iteration in ticks(0, last, whole=True):
+        if iteration <= last:
+            parts.append(f'<text class="mid" x="{x(iteration):.1f}" y="{HEIGHT - 14}">{iteration:g}</text>')
+    parts.append(
+        f'<text class="mid" x="{(_LEFT + WIDTH - _RIGHT) / 2:.0f}" y="{HEIGHT - 1}">iteration</text>'
+    )
+    for index, line in enumerate(lines):
+        place = " ".join(f"{x(i):.1f},{y(v):.1f}" for i, v in thinned(line.points))
+        parts.append(f'<polyline class="line{index % STYLES}" points="{place}"/>')
+        if len(line.points) == 1:
+            (i, v), *_ = line.points
+            parts.append(f'<circle class="line{index % STYLES}" cx="{x(i):.1f}" cy="{y(v):.1f}" r="2.5"/>')
+    legend = "".join(
+        f'<li><svg class="key" viewBox="0 0 24 8" aria-hidden="true"><line class="line{index % STYLES}" x1="0" x2="24" y1="4" '
+        f'y2="4"/></svg>{escape(line.label)}: {line.points[-1][1]:.4g}</li>'
+        for index, line in enumerate(lines)
+    )
+    name = escape(title)
+    return (
+        f'<figure class="chart"><figcaption>{name}</figcaption>'
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{name}; the last values are in the list below">'
+        f"{''.join(parts)}</svg><ul>{legend}</ul></figure>"
+    )
+
+
+def thinned(points: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
+    """At most about `MOST_POINTS` of them, the last always."""
+    stride = -(-len(points) // MOST_POINTS)
+    return [*points[:-1:stride], points[-1]]
+
+
+def ticks(low: float, high: float, *, whole: bool = False) -> list[float]:
+    """Four to eight round numbers that span ``low`` to ``high``."""
+    span = high - low if high > low else abs(high) or 1.0
+    step = 10.0 ** math.floor(math.log10(span / 4))
+    step *= next(factor for factor in (1, 2, 5, 10) if span / (step * factor) <= 6)
+    if whole:
+        step = max(1.0, step)
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    last = max(last, first + 1)  # an axis has two ends
+    return [round((first + k) * step, 12) for k in range(last - first + 1)]
+
+
+def _log_ticks(low: float, high: float) -> list[float]:
+    """1, 2 and 5 times powers of ten around ``low`` to ``high``."""
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    marks = [factor * 10.0**power for power in powers for factor in (1, 2, 5)]
+    below = max((mark for mark in marks if mark <= low), default=low)
+    above = min((mark for mark in marks if mark >= high), default=high)
+    return [float(f"{mark:.6g}") for mark in marks if below <= mark <= above]

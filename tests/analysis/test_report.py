@@ -1,0 +1,372 @@
+"""``quantsr report``: what the page holds, that it needs nothing else, and that nothing in it can break out."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from dataclasses import asdict
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import yaml
+
+from quantsr.analysis.report import curves
+from quantsr.analysis.report.pictures import busiest, find_saved, scenes
+from quantsr.analysis.report.runs import Source, read_runs
+from quantsr.cli import main
+from quantsr.config import Options
+from quantsr.data.evaluation import EvalDataset
+from quantsr.data.resize import imresize_uint8
+from quantsr.engine.results import Record, write_results
+
+EVIL = "<img src=x onerror=alert(1)>&\"'"
+NETWORK = {"type": "QuantSR_C", "num_feat": 4, "num_block": 2, "upscale": 2}
+
+
+class Page(HTMLParser):
+    """Collects tags with their attributes, and the text of table cells."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.cells: list[list[str]] = []
+        self._open: list[str] = []
+        self.feed(text)
+        self.close()
+        assert not self._open, self._open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in ("meta", "img", "input"):
+            self._open.append(tag)
+        if tag == "tr":
+            self.cells.append([])
+        if tag in ("td", "th"):
+            self.cells[-1].append("")
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self._open and self._open[-1] in ("td", "th"):
+            self.cells[-1][-1] += data
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+def record(value: float, network: str = "QuantSR_C W4A4", depth: int | None = 2, **more: Any) -> Record:
+    fields = {
+        "set": "S",
+        "scale": 2,
+        "metric": "psnr",
+        "pictures": 1,
+        "config_hash": "0123abc",
+        "commit": "fed",
+    }
+    return Record(network=network, depth=depth, value=value, **{**fields, **more})
+
+
+@pytest.fixture
+def truth(tmp_path: Path) -> Path:
+    """A set of one picture with all its edges in one corner."""
+    picture = np.full((64, 80, 3), 90, np.uint8)
+    picture[40:, 50:] = np.random.default_rng(0).integers(0, 256, (24, 30, 3))
+    (tmp_path / "truth").mkdir()
+    cv2.imwrite(str(tmp_path / "truth" / "one two.png"), picture)
+    return tmp_path / "truth"
+
+
+def make_run(
+    folder: Path, truth: Path, *, set_name: str = "S", name: str = "net", train: bool = False
+) -> Path:
+    """A run folder as ``quantsr test`` (or ``train``) leaves it, with one picture at depths 2 and 1."""
+    options = Options.model_validate(
+        {
+            "name": name,
+            "scale": 2,
+            "network_g": NETWORK,
+            "datasets": {
+                "test_1": {"name": set_name, "type": "CroppedImageDataset", "dataroot_gt": str(truth)}
+            },
+        }
+    )
+    write_results([record(30.0, "bicubic", None, set=set_name), record(32.5, set=set_name)], folder)
+    (folder / "options.yml").write_text(yaml.safe_dump(options.dump()))
+    pictures = folder / "visualization" / set_name
+    pictures.mkdir(parents=True)
+    for depth, gray in ((2, 20), (1, 200)):
+        for iteration in ("_9", "_10") if train else ("",):
+            shade = gray + (5 if iteration == "_10" else 0)
+            path = pictures / f"one-two_{name}{iteration}_depth{depth}.png"
+            cv2.imwrite(str(path), np.full((64, 80, 3), shade, np.uint8))
+    if train:
+        (folder / "models").mkdir()
+    return folder
+
+
+def report(tmp_path: Path, *words: str) -> Page:
+    output = tmp_path / "out" / "report.html"
+    assert main(["report", *words, "-o", str(output)]) == 0
+    return Page(output.read_text(encoding="utf-8"))
+
+
+def test_tables_of_several_runs_with_the_baseline_once(tmp_path: Path, truth: Path) -> None:
+    for name in ("a", "b"):
+        make_run(tmp_path / name, truth)
+    page = report(tmp_path, str(tmp_path / "a"), str(tmp_path / "b" / "results.json"))
+    assert page.cells[:4] == [
+        ["run", "network", "PSNR"],
+        ["", "bicubic", "30.00"],
+        ["a", "QuantSR_C W4A4, depth 2", "32.50"],
+        ["b", "QuantSR_C W4A4, depth 2", "32.50"],
+    ]
+    assert ["a", "test", "", "0123abc", "fed", "", str(tmp_path / "a")] in page.cells
+
+
+def test_the_page_needs_nothing_else(tmp_path: Path, truth: Path) -> None:
+    page = report(tmp_path, str(make_run(tmp_path / "a", truth)))
+    text = (tmp_path / "out" / "report.html").read_text()
+    assert {tag for tag, _ in page.tags}.isdisjoint({"link", "iframe", "object", "base", "form"})
+    for _, attributes in page.tags:
+        assert "href" not in attributes
+        assert attributes.get("src", "data:").startswith("data:image/png;base64,") or "src" not in attributes
+        assert not any(name.startswith("on") for name in attributes)
+    assert not re.search(r"url\(|@import|fetch\(|https?://", re.sub(r"base64,[^\"]*", "", text))
+    policy = next(a["content"] for a in page.all("meta") if a.get("http-equiv") == "Content-Security-Policy")
+    assert policy is not None
+    assert policy.startswith("default-src 'none'; img-src data:")
+
+
+def test_names_cannot_break_out(tmp_path: Path, truth: Path) -> None:
+    """Tags in the names of sets, networks, runs and the title arrive as text."""
+    plain = report(tmp_path, str(make_run(tmp_path / "plain", truth)))
+    folder = make_run(tmp_path / "run", truth, set_name=EVIL.replace("/", ""), name="x<b>&'y\"")
+    write_results([record(31.0, EVIL, None, set=EVIL, metric=EVIL, commit=EVIL)], folder)
+    folder = folder.rename(tmp_path / EVIL)
+    page = report(tmp_path, str(folder), "--title", EVIL)
+    assert [tag for tag, _ in page.tags if tag in ("script", "b", "style")] == ["script", "style"][::-1]
+    assert len(page.all("img")) == len(plain.all("img")) == 4
+    assert not any("onerror" in attributes for _, attributes in page.tags)
+    assert EVIL in [cell for line in page.cells for cell in line]
+    assert any(a.get("alt", "").startswith(f"{EVIL} / one-two: bicubic") for a in page.all("img"))  # type: ignore[union-attr]
+
+
+def crops(page: Page) -> dict[str, np.ndarray]:
+    """The embedded pictures by the last part of their description, ``(H, W, 3)`` RGB."""
+    found = {}
+    for image in page.all("img"):
+        source, label = image["src"], image["alt"]
+        assert source is not None
+        assert label is not None
+        content = base64.b64decode(source.partition("base64,")[2], validate=True)
+        found[label.rpartition(": ")[2]] = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)[
+            ..., ::-1
+        ]
+    return found
+
+
+def test_the_embedded_pictures_are_crops_of_the_saved_ones(tmp_path: Path, truth: Path) -> None:
+    folder = make_run(tmp_path / "a", truth)
+    page = report(tmp_path, str(folder), "--crop", "24")
+    found = crops(page)
+    assert list(found) == ["bicubic", "a, depth 2", "a, depth 1", "ground truth"]
+    item = EvalDataset("S", 2, ((truth / "one two.png", None),))[0]
+    top, left, height, width = busiest(item["gt"], 24)
+    place = np.s_[top : top + height, left : left + width]
+    assert np.array_equal(found["ground truth"], item["gt"][place])
+    assert np.array_equal(found["bicubic"], imresize_uint8(item["lq"], 2)[place])
+    assert np.array_equal(found["a, depth 1"], np.full((24, 24, 3), 200))
+    assert top >= 36
+    assert left >= 46
+
+
+def test_the_slider_can_be_used_from_the_keyboard(tmp_path: Path, truth: Path) -> None:
+    page = report(tmp_path, str(make_run(tmp_path / "a", truth)))
+    labelled = {a["for"] for a in page.all("label")}
+    controls = page.all("select") + [a for a in page.all("input") if a["type"] == "range"]
+    assert len(controls) == 3
+    assert all(control["id"] in labelled and "tabindex" not in control for control in controls)
+    assert all(image["alt"] for image in page.all("img"))
+    assert sum("selected" in option for option in page.all("option")) == 2
+
+
+def test_of_a_training_the_newest_pictures_are_shown(tmp_path: Path, truth: Path) -> None:
+    make_run(tmp_path / "a", truth, train=True)
+    found = crops(report(tmp_path, str(tmp_path / "a")))
+    assert found["a, depth 2"].max() == 25
+    assert found["a, depth 1"].max() == 205
+
+
+def test_pictures_without_their_data_set_are_shown_alone(tmp_path: Path, truth: Path) -> None:
+    make_run(tmp_path / "a", truth)
+    (truth / "one two.png").unlink()
+    assert list(crops(report(tmp_path, str(tmp_path / "a")))) == ["a, depth 2", "a, depth 1"]
+
+
+def test_names_that_begin_alike_are_kept_apart(tmp_path: Path, truth: Path) -> None:
+    folder = tmp_path / "a"
+    make_run(folder, truth)
+    (run,) = read_runs([str(folder)])
+    pictures = folder / "visualization" / "S"
+    (pictures / "one-two_net_depth2.png").rename(pictures / "one-two_net_net_depth2.png")
+    (pictures / "other_suffix_depth2.png").write_bytes(b"")
+    found = find_saved(run.sources)
+    assert {name: [s.label for s in saved] for name, saved in found["S", 2].items()} == {
+        "one-two": ["a, depth 1"],
+        "one-two_net": ["a, depth 2"],
+    }
+
+
+def test_pictures_of_another_size_are_left_out(tmp_path: Path, truth: Path) -> None:
+    folder = make_run(tmp_path / "a", truth)
+    cv2.imwrite(str(folder / "visualization" / "S" / "one-two_net_depth1.png"), np.zeros((8, 8, 3), np.uint8))
+    (run,) = read_runs([str(folder)])
+    (scene,) = scenes(run.sources, per_set=3, side=16)
+    assert [label for label, _ in scene.versions] == ["bicubic", "a, depth 2", "ground truth"]
+    assert scenes([Source("x", tmp_path / "gone", "x", run.sources[0].options)], per_set=3, side=16) == []
+
+
+def test_the_busiest_square_is_where_a_search_finds_it() -> None:
+    picture = np.random.default_rng(1).integers(0, 256, (9, 12, 3)).astype(np.uint8)
+    gray = picture.astype(float).mean(axis=2)
+    edges = np.zeros_like(gray)
+    for i in range(9):
+        for j in range(12):
+            edges[i, j] += abs(gray[i, j] - gray[i, j - 1]) if j else 0
+            edges[i, j] += abs(gray[i, j] - gray[i - 1, j]) if i else 0
+    squares = {(i, j): edges[i : i + 4, j : j + 4].sum() for i in range(6) for j in range(9)}
+    assert busiest(picture, 4) == (*max(squares, key=squares.__getitem__), 4, 4)
+    assert busiest(picture, 100) == (0, 0, 9, 12)
+
+
+def test_curves_come_from_the_tensorboard_log(tmp_path: Path) -> None:
+    from torch.utils.tensorboard import SummaryWriter
+
+    folder = tmp_path / "run" / "tb_logger"
+    with SummaryWriter(str(folder)) as writer:
+        for step, loss in ((1, 0.5), (2, 0.25), (3, 9.0)):
+            writer.add_scalar("train/loss", loss, step)
+        writer.add_scalar("val/S/psnr/depth4", 31.5, 2)
+        writer.add_scalar("val/S/psnr/depth4", float("nan"), 3)
+        writer.add_scalar("quantizers/a", 1.0, 1)
+    with SummaryWriter(str(folder), purge_step=3) as writer:  # gone on after an interruption
+        writer.add_scalar("train/loss", 0.125, 3)
+    found = curves.read_scalars(folder)
+    assert found["train/loss"] == ((1, 0.5), (2, 0.25), (3, 0.125))
+    assert found["val/S/psnr/depth4"] == ((2, 31.5),)
+    assert curves.read_scalars(tmp_path / "gone") == {}
+
+    page = report(tmp_path, str(tmp_path / "run"))  # a training without results yet
+    assert len(page.all("polyline")) == 2
+    text = (tmp_path / "out" / "report.html").read_text()
+    assert text.index("training loss") < text.index("PSNR on S")
+    assert "run, depth 4: 31.5" in text
+    assert "quantizers" not in text
+
+
+def test_a_chart_places_points_on_its_axes() -> None:
+    """Linear from 0 to 10 over 100 iterations: the middle in the middle. Logarithmic from 0.01 to 1: 0.1 in the middle."""
+    for values, log_scale in (((0.0, 5.0, 10.0), False), ((0.01, 0.1, 1.0), True)):
+        line = curves.Line("a", tuple(zip((0, 50, 100), values, strict=True)))
+        text = curves.chart("t", [line], log_scale=log_scale)
+        places = re.search(r'<polyline class="line0" points="([^"]*)"', text)
+        assert places is not None
+        (x0, y0), (x1, y1), (x2, y2) = ([float(v) for v in p.split(",")] for p in places[1].split())
+        assert x1 == pytest.approx((x0 + x2) / 2, abs=0.1)
+        assert y1 == pytest.approx((y0 + y2) / 2, abs=0.1)
+        assert y0 > y2
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [(0, 10, [0, 2, 4, 6, 8, 10]), (31.9, 32.4, [31.9, 32.0, 32.1, 32.2, 32.3, 32.4]), (5, 5, [5, 6])],
+)
+def test_axes_have_round_numbers(low: float, high: float, expected: list[float]) -> None:
+    found = curves.ticks(low, high)
+    assert found[0] <= low
+    assert found[-1] >= high
+    assert 2 <= len(found) <= 8
+    if low < high:
+        assert found == pytest.approx(expected)
+
+
+def test_long_curves_are_thinned_and_keep_their_end() -> None:
+    points = [(i, float(i)) for i in range(10_001)]
+    found = curves.thinned(points)
+    assert len(found) <= curves.MOST_POINTS + 1
+    assert (found[0], found[-1]) == (points[0], points[-1])
+    assert curves.thinned(points[:5]) == points[:5]
+
+
+def test_a_comparison(tmp_path: Path, sound: dict[str, Any], load: Any) -> None:
+    folder = tmp_path / "compare_try"
+    records = [record(30.0, "bicubic", None)] + [
+        record(value, "Q", 2, variant=variant, seed=seed)
+        for variant, seed, value in (
+            ("rlq", 3, 31.0),
+            ("rlq", 7, 33.0),
+            ("float", 3, 32.0),
+            ("float", 7, 33.0),
+        )
+    ]
+    write_results(records, folder)
+    comparison = load({**sound, "reference": "float"})
+    (folder / "options.yml").write_text(yaml.safe_dump(comparison.dump(), sort_keys=False))
+    (tmp_path / "base.yml").unlink()  # the file in the folder needs no other
+    page = report(tmp_path, str(folder))
+    assert ["variant", "network", "depth", "n", "PSNR", "PSNR - float"] in page.cells
+    assert ["rlq", "Q", "2", "2", "32.000 ± 1.414", "-0.500 ± 0.707"] in page.cells
+    assert ["compare_try", "comparison", "", "", "fed", "", str(folder)] in page.cells
+
+
+@pytest.mark.parametrize(
+    ("prepare", "words", "message"),
+    [
+        ("none", ["gone"], "gone: no such folder; give a run"),
+        ("empty", ["a"], "neither results.json nor a TensorBoard log"),
+        ("damaged", ["a"], "results.json: damaged"),
+        ("foreign", ["a"], "options.yml: "),
+        ("sound", ["a", "a/results.json"], "a run is given twice"),
+        ("sound", ["a", "--crop", "3"], "--crop: must be 16 or more, got 3"),
+        ("sound", ["a", "-o", "a"], "-o a: is a folder"),
+    ],
+)
+def test_what_is_no_run_is_one_line(
+    prepare: str,
+    words: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "a"
+    if prepare != "none":
+        folder.mkdir()
+    if prepare == "damaged":
+        (folder / "results.json").write_text(json.dumps([{"psnr": 1}]))
+    if prepare in ("sound", "foreign"):
+        (folder / "results.json").write_text(json.dumps([asdict(record(30.0))]))
+    if prepare == "foreign":
+        (folder / "options.yml").write_text("name: x\n")
+    assert main(["report", *words]) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
+    assert len(lines) == 1
+    assert message in lines[0]
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_runs_of_one_name_are_told_apart(tmp_path: Path, truth: Path) -> None:
+    for parent in ("results", "experiments"):
+        make_run(tmp_path / parent / "net", truth)
+    runs = read_runs([str(tmp_path / "results" / "net"), str(tmp_path / "experiments" / "net")])
+    assert [run.label for run in runs] == ["results/net", "experiments/net"]
