@@ -13,8 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from quantsr.deploy import architectures, packing
+from quantsr.deploy.architectures import LayerCost
 from quantsr.deploy.bench import load, parse_size
-from quantsr.deploy.model import PackedModel, upsample_stages
+from quantsr.deploy.model import PackedModel
 
 if TYPE_CHECKING:
     from torch import nn
@@ -32,18 +34,6 @@ SIZES = ((180, 320), (256, 256))
 
 
 @dataclass(frozen=True)
-class LayerCost:
-    """One layer, or one pair of attention operands, at one picture size."""
-
-    name: str
-    kind: str
-    """conv, linear or product (of two activations)."""
-    macs: int
-    bits_w: int
-    bits_a: int
-
-
-@dataclass(frozen=True)
 class Storage:
     parameters: int
     packed_bytes: int
@@ -55,7 +45,9 @@ class Storage:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("-opt", "--opt", metavar="FILE", help="option file of the network")
-    source.add_argument("-m", "--model", metavar="NAME_OR_FILE", help="packed network, or 'random'")
+    source.add_argument(
+        "-m", "--model", metavar="NAME_OR_FILE", help="packed network, 'random' or 'random_t'"
+    )
     parser.add_argument(
         "--size", type=parse_size, metavar="HxW", help="input picture (default: 180x320 and 256x256)"
     )
@@ -72,37 +64,20 @@ def run(args: argparse.Namespace) -> int:
 
 
 def cost_of_packed(model: PackedModel, sizes: Sequence[tuple[int, int]]) -> dict[str, Any]:
-    """The counts of a packed QuantSR-C at each of its depths. Imports no torch."""
+    """The counts of a packed network at each of its depths. Imports no torch."""
     depths = [
         {"depth": depth, "sizes": [_sums(packed_layers(model, depth, size), size) for size in sizes]}
         for depth in model.header.depths
     ]
     weights = sum(layer.weight.size for layer in model.layers.values())
-    bits = sum(layer.weight.size * layer.bits_w for layer in model.layers.values())
-    floats = len(model.header.shortcuts) + sum(
-        part.size
-        for layer in model.layers.values()
-        for part in (layer.bias, layer.weight_step, layer.act_step, layer.act_tau, layer.act_equal)
-        if part is not None
-    )
-    storage = Storage(weights + floats, -(-bits // 8) + 4 * floats, 4 * (weights + floats))
+    floats = sum(part.size for part in [*model.float_parts(), *model.half_parts()])
+    storage = Storage(weights + floats, packing.counted_bytes(model), 4 * (weights + floats))
     return _record(str(model.header.arch.get("type")), storage, depths)
 
 
 def packed_layers(model: PackedModel, depth: int | None, size: tuple[int, int]) -> list[LayerCost]:
-    """The convs that run at `depth` on a (height, width) picture, in order, upsampler and `conv_last` at their own sizes."""
-    header = model.header
-    kept = set(header.blocks_kept(model.depth_or_default(depth)))
-    enlarged = 1
-    factors = dict(upsample_stages(header.scale))
-    costs = []
-    for name, layer in model.layers.items():
-        if name.startswith("body.") and int(name.split(".")[1]) not in kept:
-            continue
-        pixels = size[0] * size[1] * enlarged**2
-        costs.append(LayerCost(name, layer.kind, layer.weight.size * pixels, layer.bits_w, layer.bits_a))
-        enlarged *= factors.get(name, 1)
-    return costs
+    """What runs at `depth` on a (height, width) picture, in order."""
+    return architectures.of(model.header).costs(model, model.depth_or_default(depth), size)
 
 
 def cost_of_options(path: str, sizes: Sequence[tuple[int, int]]) -> dict[str, Any]:

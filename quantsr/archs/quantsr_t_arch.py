@@ -18,6 +18,7 @@ from quantsr.archs.swin import RSTB, SwinShape, to_map, to_tokens
 from quantsr.archs.swinir import convert_swinir, is_swinir
 from quantsr.archs.windows import reflect_pad
 from quantsr.basicsr_compat import ARCH_REGISTRY, Upsample
+from quantsr.quant.layers import FirstConv2d
 from quantsr.quant.prepare import Rule, prepare
 from quantsr.quant.quantizers import Granularity
 from quantsr.quant.ranges import FLOAT_BITS, check_bits
@@ -125,7 +126,7 @@ class QuantSR_T(DepthDynamic):
         self.register_buffer("mean", torch.tensor(list(rgb_mean)).view(1, -1, 1, 1), persistent=False)
         self.mean: Tensor
 
-        self.conv_first = nn.Conv2d(num_in_ch, embed_dim, 3, padding=1)
+        self.conv_first = FirstConv2d(num_in_ch, embed_dim, 3, padding=1)
         self.norm_first = nn.LayerNorm(embed_dim)
         nbits_attention = nbits_a if quantize_attention else FLOAT_BITS
         shape = SwinShape(embed_dim, num_heads, window_size, mlp_ratio, nbits_attention, quantizer)

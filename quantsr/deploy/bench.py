@@ -23,7 +23,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--model",
         required=True,
         metavar="NAME_OR_FILE",
-        help="packed network, or 'random' for QuantSR-C x4 with 16 blocks, W4A4 and an 8-bit head and tail",
+        help="packed network, or 'random' for QuantSR-C x4 with 16 blocks, 'random_t' for QuantSR-T x4 with 4 RSTBs, "
+        "both W4A4 with random weights and an 8-bit head and tail",
     )
     parser.add_argument("--engine", default="auto", choices=ENGINES, help="default: %(default)s")
     parser.add_argument(
@@ -33,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="HxW",
         help="input picture (default: %(default)s)",
     )
-    parser.add_argument("--depth", type=int, metavar="N", help="blocks to run (default: each depth there is)")
+    parser.add_argument("--depth", type=int, metavar="N", help="depth to run (default: each there is)")
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all)")
     parser.add_argument("--runs", type=int, default=20, metavar="N", help="timed runs (default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
@@ -97,11 +98,15 @@ def measure(
 
 
 def load(name: str) -> PackedModel:
-    """A packed network by name or file, or the stand-in "random"."""
+    """A packed network by name or file, or a stand-in: "random" or "random_t"."""
     if name == "random":
         from quantsr.deploy.stand_in import random_model
 
         return random_model()
+    if name == "random_t":
+        from quantsr.deploy.quantsr_t import stand_in
+
+        return stand_in.random_model()
     return packing.load(find_model(name))
 
 

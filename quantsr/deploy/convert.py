@@ -1,4 +1,4 @@
-"""From a trained QuantSR-C to a converted network, and back to a module."""
+"""From a trained network to a converted one, and back to a module."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from quantsr.archs.quantsr_c_arch import QuantSR_C
+from quantsr.archs import QuantSR_C, QuantSR_T
+from quantsr.archs.dqa import DepthDynamic
 from quantsr.deploy.calibrate8 import (
     InputChoice,
     Method,
@@ -21,14 +22,31 @@ from quantsr.deploy.calibrate8 import (
     observe_inputs,
     quantize_weight,
 )
-from quantsr.deploy.model import ConvLayer, Header, PackedModel, QuantizedLayer
+from quantsr.deploy.model import (
+    ConvLayer,
+    Float,
+    FloatTensor,
+    Header,
+    LinearLayer,
+    Operand,
+    PackedModel,
+    QuantizedLayer,
+)
 from quantsr.errors import InputError
-from quantsr.quant import QuantConv2d, Rule, prepare
+from quantsr.quant import Rule, prepare
+from quantsr.quant.attention import QuantOperand
 from quantsr.quant.kernels import MIN_STEP
+from quantsr.quant.layers import QuantizedLayer as QuantizedModule
+from quantsr.quant.quantizers import step_parameters
 
 logger = logging.getLogger(__name__)
 
 HEAD_TAIL_BITS = (8, 16, 32)
+_CLASSES: dict[str, type[DepthDynamic]] = {
+    "QuantSR_C": QuantSR_C,
+    "QEDSR_Ours": QuantSR_C,
+    "QuantSR_T": QuantSR_T,
+}
 
 
 def convert(
@@ -40,12 +58,13 @@ def convert(
     first_bits: int = 32,
     provenance: Mapping[str, Any] | None = None,
 ) -> PackedModel:
-    """The integer network of a trained QuantSR-C.
+    """The integer network of a trained QuantSR-C or QuantSR-T.
 
     Args:
         net: calibrated; every depth in `net.depths` that its ranking allows is kept.
-        head_tail_bits: bits of the layers outside the blocks. 8 quantizes weights (per output channel) and inputs (per tensor, by
-            `calib_method` over `calib`); 16 keeps float16 weights, 32 float32, both with float inputs.
+        head_tail_bits: bits of the convs that training left in float. 8 quantizes weights (per output channel) and inputs (per tensor, by
+            `calib_method` over `calib`); 16 keeps float16 weights, 32 float32, both with float inputs. Tables of relative position biases
+            are float16 below 32.
         calib: uint8 (H, W, 3) low-resolution RGB pictures; needed for 8 bits.
         calib_method: how input steps are chosen, see `calibrate8`.
         first_bits: bits of conv_first's weight (8, 16 or 32). It holds 0.2 % of the weights, but everything behind it quantizes what it gives:
@@ -56,8 +75,10 @@ def convert(
         InputError: for another architecture, a network that is not calibrated, a quantizer without integer codes, other bits, or
             8 bits without pictures.
     """
-    if not isinstance(net, QuantSR_C):
-        raise InputError(f"network_g.type: {type(net).__name__} cannot be converted; only QuantSR_C can")
+    if not isinstance(net, tuple(_CLASSES.values())):
+        raise InputError(
+            f"network_g.type: {type(net).__name__} cannot be converted; only QuantSR_C and QuantSR_T can"
+        )
     if head_tail_bits not in HEAD_TAIL_BITS:
         raise InputError(
             f"head-tail-bits: {head_tail_bits} is not possible; choose one of {list(HEAD_TAIL_BITS)}"
@@ -69,9 +90,9 @@ def convert(
     if first_bits not in HEAD_TAIL_BITS:
         raise InputError(f"first-bits: {first_bits} is not possible; choose one of {list(HEAD_TAIL_BITS)}")
     header = _header(net, head_tail_bits, provenance or {})
-    convs = {name: m for name, m in net.named_modules() if isinstance(m, nn.Conv2d)}
-    floats = [name for name in convs if not name.startswith("body.")]
-    if any(hasattr(convs[name], "input_equal") for name in floats):
+    modules = {name: m for name, m in net.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)}
+    floats = [name for name, m in modules.items() if not isinstance(m, QuantizedModule)]
+    if any(hasattr(module, "input_equal") for module in modules.values()):
         raise InputError(
             "model: its head and tail were converted to 8 bits before; convert the checkpoint it comes from"
         )
@@ -82,17 +103,17 @@ def convert(
         for choice in inputs.values():
             logger.info("8-bit input of %s", choice)
     layers = {}
-    for name, conv in convs.items():
+    for name, module in modules.items():
         bits = first_bits if name == "conv_first" else head_tail_bits
         layers[name] = (
-            _float_layer(name, conv, header, inputs.get(name), bits)
-            if name in floats
-            else _body_layer(name, conv)
+            _float_layer(name, module, header, inputs.get(name), bits)
+            if isinstance(module, nn.Conv2d) and name in floats
+            else _trained_layer(name, module)
         )
-    return PackedModel(header, layers)
+    return PackedModel(header, layers, _operands(net), _float_tensors(net, head_tail_bits))
 
 
-def to_module(model: PackedModel) -> QuantSR_C:
+def to_module(model: PackedModel) -> DepthDynamic:
     """A network in eval mode that computes what `model` does, with fake quantization in float32; for training on and for PyTorch engines.
 
     8-bit layers become `QuantConv2d` with 8 bits, equalized by a hook. conv_first, whose input codes are the pixels, stays a plain conv.
@@ -100,51 +121,58 @@ def to_module(model: PackedModel) -> QuantSR_C:
     """
     header = model.header
     options = {key: value for key, value in header.arch.items() if key != "type"}
-    net = QuantSR_C(**options)
+    net = _CLASSES[str(header.arch["type"])](**options)
     eight = [
-        n
-        for n, layer in model.layers.items()
-        if layer.integer and not n.startswith("body.") and n != "conv_first"
+        name
+        for name, layer in model.layers.items()
+        if layer.integer and name != "conv_first" and not isinstance(net.get_submodule(name), QuantizedModule)
     ]
     if eight:
         prepare(net, [Rule(name, 8, model.layers[name].bits_a, "RLQ", "channel") for name in eight])
     if header.ranking is not None:
         net.set_ranking(header.ranking)
     with torch.no_grad():
-        for i, shortcut in enumerate(header.shortcuts):
-            net.get_parameter(f"body.{i}.shortcut").fill_(shortcut)
+        for unit, shortcut in zip(net.units(), header.shortcuts, strict=True):
+            unit.shortcut.fill_(shortcut)
         for name, layer in model.layers.items():
             _load_layer(net.get_submodule(name), layer)
+        for name, operand in model.operands.items():
+            module = net.get_submodule(name)
+            assert isinstance(module, QuantOperand)
+            _load_input_quantizer(module.input_quantizer, operand.step, operand.tau, operand.signed)
+        for name, tensor in model.floats.items():
+            net.get_parameter(name).copy_(torch.from_numpy(tensor.values))
     return net.eval()
 
 
-def _header(net: QuantSR_C, head_tail_bits: int, provenance: Mapping[str, Any]) -> Header:
+def _header(net: DepthDynamic, head_tail_bits: int, provenance: Mapping[str, Any]) -> Header:
     arch = net.arch_options()
     if arch["num_in_ch"] != 3 or arch["num_out_ch"] != 3:
         raise InputError(
             "network_g.num_in_ch: only networks from RGB to RGB can be converted; give 3 channels in and out"
         )
     red, green, blue = (float(m) for m in np.broadcast_to(np.asarray(arch["rgb_mean"], np.float64), 3))
-    shortcuts = tuple(float(net.get_parameter(f"body.{i}.shortcut").detach()) for i in range(net.num_block))
+    shortcuts = tuple(float(unit.shortcut.detach()) for unit in net.units())
     return Header(
         arch=arch,
-        scale=net.upscale,
-        depths=net.depths if net.ranking is not None else (net.num_block,),
-        num_block=net.num_block,
+        scale=arch["upscale"],
+        depths=net.depths if net.ranking is not None else (len(shortcuts),),
+        num_block=len(shortcuts),
         shortcuts=shortcuts,
         ranking=net.ranking,
-        res_scale=float(arch["res_scale"]),
-        img_range=float(net.img_range),
+        res_scale=float(arch.get("res_scale", 1.0)),
+        img_range=float(arch["img_range"]),
         rgb_mean=(red, green, blue),
         head_tail_bits=head_tail_bits,
         provenance=dict(provenance),
     )
 
 
-def _body_layer(name: str, conv: nn.Conv2d) -> ConvLayer:
-    """A block's conv as training quantized it; one that is float (32 bits) stays so."""
-    layer = ConvLayer(name, _array(conv.weight), _bias(conv))
-    if not isinstance(conv, QuantConv2d):
+def _trained_layer(name: str, conv: nn.Conv2d | nn.Linear) -> QuantizedLayer:
+    """A layer as training quantized it; one that is float (32 bits) stays so."""
+    kind = LinearLayer if isinstance(conv, nn.Linear) else ConvLayer
+    layer: QuantizedLayer = kind(name, _array(conv.weight), _bias(conv))
+    if not isinstance(conv, QuantizedModule):
         return layer
     if conv.weight_quantizer is not None:
         try:
@@ -156,23 +184,58 @@ def _body_layer(name: str, conv: nn.Conv2d) -> ConvLayer:
             layer, weight=codes.cpu().numpy(), bits_w=conv.nbits_w, weight_step=_array(step).reshape(-1)
         )
     if conv.input_quantizer is not None:
-        try:
-            spec = conv.input_quantizer.spec()
-        except RuntimeError as error:
-            raise InputError(f"{name}: {error}") from error
-        if spec is None:
-            raise InputError(
-                f"{name}: quantizer {conv.quantizer} has no integer input codes; train with another"
-            )
-        tau = _array(spec.tau).reshape(-1)
+        step, tau = _input_codes(name, conv)
         layer = replace(
             layer,
             bits_a=conv.nbits_a,
-            act_step=_array(spec.step.detach().clamp_min(MIN_STEP)).reshape(1),
-            act_tau=tau if tau.any() else None,
+            act_step=step,
+            act_tau=tau,
             act_signed=bool(conv.input_quantizer.signed),
         )
     return layer
+
+
+def _input_codes(name: str, module: QuantizedModule) -> tuple[Float, Float | None]:
+    """Step (1,) and tau (I,), None where all 0, of a module's input quantizer."""
+    assert module.input_quantizer is not None
+    try:
+        spec = module.input_quantizer.spec()
+    except RuntimeError as error:
+        raise InputError(f"{name}: {error}") from error
+    if spec is None:
+        raise InputError(
+            f"{name}: quantizer {module.quantizer} has no integer input codes; train with another"
+        )
+    tau = _array(spec.tau).reshape(-1)
+    return _array(spec.step.detach().clamp_min(MIN_STEP)).reshape(1), tau if tau.any() else None
+
+
+def _operands(net: nn.Module) -> dict[str, Operand]:
+    """The quantizers of attention products."""
+    operands = {}
+    for name, module in net.named_modules():
+        if isinstance(module, QuantOperand) and module.input_quantizer is not None:
+            step, tau = _input_codes(name, module)
+            quantizer = module.input_quantizer
+            operands[name] = Operand(
+                name, quantizer.channels, quantizer.bits, step, tau, bool(quantizer.signed)
+            )
+    return operands
+
+
+def _float_tensors(net: DepthDynamic, head_tail_bits: int) -> dict[str, FloatTensor]:
+    """The parameters of no conv, linear layer, quantizer or unit of depth: LayerNorms and tables, the latter with 16 bits unless all is float."""
+    layers = [m for m in net.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    elsewhere = {p for m in layers for p in m.parameters()} | set(step_parameters(net).values())
+    elsewhere |= {unit.shortcut for unit in net.units()}
+    tensors = {}
+    for name, parameter in net.named_parameters():
+        if parameter not in elsewhere:
+            values, bits = _array(parameter), 32
+            if values.ndim > 1 and head_tail_bits < 32:
+                values, bits = values.astype(np.float16).astype(np.float32), 16
+            tensors[name] = FloatTensor(name, values, bits)
+    return tensors
 
 
 def _float_layer(
@@ -225,7 +288,7 @@ def pixel_offset(layer: QuantizedLayer) -> NDArray[np.float32]:
 
 
 def _load_layer(module: nn.Module, layer: QuantizedLayer) -> None:
-    assert isinstance(module, nn.Conv2d)
+    assert isinstance(module, nn.Conv2d | nn.Linear)
     assert module.bias is not None
     if layer.act_zero_point is not None:
         # Its codes are the pixels, so quantization is the identity, and only their zero point is left to apply.
@@ -237,7 +300,7 @@ def _load_layer(module: nn.Module, layer: QuantizedLayer) -> None:
         layer = replace(layer, act_equal=None)
     module.weight.copy_(torch.from_numpy(layer.float_weight()))
     module.bias.copy_(torch.from_numpy(layer.bias))
-    if not isinstance(module, QuantConv2d):
+    if not isinstance(module, QuantizedModule):
         return
     if module.weight_quantizer is not None:
         assert layer.weight_step is not None
@@ -245,12 +308,15 @@ def _load_layer(module: nn.Module, layer: QuantizedLayer) -> None:
         _set_calibrated(module.weight_quantizer)
     if module.input_quantizer is not None:
         assert layer.act_step is not None
-        module.input_quantizer.step.copy_(torch.from_numpy(layer.act_step))
-        tau = getattr(module.input_quantizer, "tau", None)
-        if tau is not None:
-            tau.copy_(torch.from_numpy(layer.tau()))
-        module.input_quantizer.signed.fill_(layer.act_signed)
-        _set_calibrated(module.input_quantizer)
+        _load_input_quantizer(module.input_quantizer, layer.act_step, layer.act_tau, layer.act_signed)
+
+
+def _load_input_quantizer(quantizer: Any, step: Float, tau: Float | None, signed: bool) -> None:
+    quantizer.step.copy_(torch.from_numpy(step))
+    if tau is not None:
+        quantizer.tau.copy_(torch.from_numpy(tau))
+    quantizer.signed.fill_(signed)
+    _set_calibrated(quantizer)
 
 
 def _prepend(module: nn.Module, equal: NDArray[np.float32], shift: NDArray[np.float32]) -> None:
@@ -276,5 +342,5 @@ def _array(tensor: torch.Tensor) -> NDArray[np.float32]:
     return tensor.detach().float().cpu().numpy().copy()
 
 
-def _bias(conv: nn.Conv2d) -> NDArray[np.float32]:
-    return np.zeros(conv.out_channels, np.float32) if conv.bias is None else _array(conv.bias)
+def _bias(conv: nn.Conv2d | nn.Linear) -> NDArray[np.float32]:
+    return np.zeros(len(conv.weight), np.float32) if conv.bias is None else _array(conv.bias)

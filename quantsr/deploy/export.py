@@ -44,13 +44,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--depth",
         type=int,
         metavar="N",
-        help="blocks to keep (default: all; smaller depths stay in a packed file)",
+        help="depth to keep (default: all; smaller depths stay in a packed file)",
     )
     parser.add_argument(
         "--head-tail-bits",
         type=int,
         choices=(8, 16, 32),
-        help="bits of the layers outside the blocks (default: 8; 8 calibrates on pictures)",
+        help="bits of the convolutions that training left in float (default: 8; 8 calibrates on pictures)",
     )
     parser.add_argument(
         "--first-bits",
@@ -151,10 +151,8 @@ def exported_engine(output: Path, model: PackedModel) -> list[tuple[str, Upscale
     """The exported file itself, run by what can read it; nothing where that is not installed."""
     if output.suffix == ".safetensors":
         from quantsr.deploy import integer
-        from quantsr.deploy.fold import fold
 
-        folded = fold(model)
-        return [(f"{output.name} (integer)", lambda picture: integer.run_folded(folded, picture))]
+        return [(f"{output.name} (integer)", integer.reference(model))]
     if output.suffix == ".onnx":
         try:
             import onnxruntime

@@ -81,16 +81,26 @@ class FoldedBlock:
 
 
 @dataclass(frozen=True, eq=False)
-class FoldedNet:
-    """The network at one depth, from pixels (0..255) to pixels.
-
-    `x0 = head(input)`; blocks on `x0 * gap[0] * ...`; `T = conv_after_body(x) + x0`; tail convs in order, the last one giving pixels as uint8 codes.
-    """
+class FromPixels:
+    """The first conv of a network, and how pixels become its input."""
 
     head: FoldedConv
     img_range: np.float32
     mean: Float
     """The head's input is `(pixel / 255 - mean[c]) * img_range`, unless its codes are the pixels themselves (`pixels_are_codes`)."""
+
+    @property
+    def pixels_are_codes(self) -> bool:
+        return self.head.codes_in is not None and self.head.step is None
+
+
+@dataclass(frozen=True, eq=False)
+class FoldedNet(FromPixels):
+    """The network at one depth, from pixels (0..255) to pixels.
+
+    `x0 = head(input)`; blocks on `x0 * gap[0] * ...`; `T = conv_after_body(x) + x0`; tail convs in order, the last one giving pixels as uint8 codes.
+    """
+
     gap: tuple[np.float32, ...]
     """Shortcuts of the skipped blocks before the first that runs."""
     blocks: tuple[FoldedBlock, ...]
@@ -98,10 +108,6 @@ class FoldedNet:
     tail: tuple[FoldedConv, ...]
     factor: int
     """Upscaling factor."""
-
-    @property
-    def pixels_are_codes(self) -> bool:
-        return self.head.codes_in is not None and self.head.step is None
 
     def convs(self) -> list[FoldedConv]:
         """All convs in order of execution."""
@@ -125,7 +131,7 @@ class SplitHead:
     """(O, 2 * I, kh, kw)"""
 
 
-def split_head(net: FoldedNet) -> SplitHead:
+def split_head(net: FromPixels) -> SplitHead:
     """Split the float weight of `net.head`; each part of the input is `(pixel / 255 - mean) * img_range`."""
     weight = net.head.weight.astype(np.float32)
     largest = float(net.img_range) * max(float(np.abs(net.mean).max()), float(np.abs(1 - net.mean).max()))
@@ -159,7 +165,7 @@ def fold(model: PackedModel, depth: int | None = None) -> FoldedNet:
     stages = upsample_stages(header.scale)
     tail = [*(layers[name] for name, _ in stages), layers["conv_last"]]
     return FoldedNet(
-        head=_fold_head(header, layers["conv_first"]),
+        head=fold_head(header, layers["conv_first"]),
         img_range=np.float32(header.img_range),
         mean=np.asarray(header.rgb_mean, np.float32),
         gap=gaps[0],
@@ -198,7 +204,7 @@ def staircase_bias(layer: QuantizedLayer, reader: QuantizedLayer, scale: Float) 
     return np.where(room, (np.where(room, above, 0) + np.where(room, below, 0)) / 2, plain).astype(np.float32)
 
 
-def _fold_head(header: Header, layer: QuantizedLayer) -> FoldedConv:
+def fold_head(header: Header, layer: QuantizedLayer) -> FoldedConv:
     """conv_first. Where its codes are so close to the pixels that they are the pixels, it reads those."""
     conv = _plain(layer, reads_float=True)
     if conv.step is None:

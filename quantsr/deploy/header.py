@@ -7,9 +7,9 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from quantsr.deploy import architectures
 from quantsr.deploy.bitstream import DENSE, HUFFMAN
-from quantsr.deploy.model import Header, PackedModel, QuantizedLayer, code_range, upsample_stages
-from quantsr.errors import InputError
+from quantsr.deploy.model import FloatTensor, Header, Operand, PackedModel, QuantizedLayer, code_range
 
 _MAX_CHANNELS, _MAX_BLOCKS, _MAX_KERNEL = 1 << 14, 1 << 10, 15
 _MAX_FLOAT = 1e30  # also refuses NaN and infinity
@@ -118,7 +118,128 @@ class LayerRow:
         )
 
 
-def header_to_json(header: Header, rows: list[LayerRow]) -> str:
+@dataclass
+class OperandRow:
+    """One operand of an attention product in the header."""
+
+    name: str
+    channels: int
+    bits: int
+    signed: bool
+    has_tau: bool
+
+    @classmethod
+    def of(cls, operand: Operand) -> OperandRow:
+        return cls(operand.name, operand.channels, operand.bits, operand.signed, operand.tau is not None)
+
+    @property
+    def float_counts(self) -> tuple[int, int]:
+        """Lengths of step and tau."""
+        return 1, self.channels if self.has_tau else 0
+
+    def to_json(self) -> list[Any]:
+        return [self.name, self.channels, self.bits, int(self.signed), int(self.has_tau)]
+
+    @classmethod
+    def from_json(cls, raw: Any) -> OperandRow:
+        """Raises ValueError for anything but a sound row."""
+        if not isinstance(raw, list) or len(raw) != 5 or not isinstance(raw[0], str):
+            raise ValueError("an operand of its header is malformed")
+        name = raw[0]
+        channels = _integer(raw[1], f"{name}: channels", 1, _MAX_CHANNELS)
+        bits = _integer(raw[2], f"{name}: bits", 2, 8)
+        signed, has_tau = (_integer(raw[i], f"{name}: field {i}", 0, 1) for i in (3, 4))
+        return cls(name, channels, bits, bool(signed), bool(has_tau))
+
+
+@dataclass
+class FloatRow:
+    """One float tensor in the header."""
+
+    name: str
+    shape: list[int]
+    bits: int
+
+    @classmethod
+    def of(cls, tensor: FloatTensor) -> FloatRow:
+        return cls(tensor.name, [int(n) for n in tensor.values.shape], tensor.bits)
+
+    @property
+    def count(self) -> int:
+        return math.prod(self.shape)
+
+    def to_json(self) -> list[Any]:
+        return [self.name, self.shape, self.bits]
+
+    @classmethod
+    def from_json(cls, raw: Any) -> FloatRow:
+        """Raises ValueError for anything but a sound row."""
+        if not isinstance(raw, list) or len(raw) != 3 or not isinstance(raw[0], str):
+            raise ValueError("a float tensor of its header is malformed")
+        shape = _integers(raw[1], f"{raw[0]}: shape", 1, _MAX_CHANNELS)
+        if len(shape) not in (1, 2) or raw[2] not in (16, 32):
+            raise ValueError(f"{raw[0]}: shape {shape} or bits are not those of a float tensor")
+        return cls(raw[0], shape, _integer(raw[2], f"{raw[0]}: bits", 16, 32))
+
+
+@dataclass
+class Rows:
+    """All parts of a network in the header."""
+
+    layers: list[LayerRow]
+    operands: list[OperandRow]
+    floats: list[FloatRow]
+
+    @classmethod
+    def of(cls, model: PackedModel) -> Rows:
+        return cls(
+            [LayerRow.of(layer) for layer in model.layers.values()],
+            [OperandRow.of(operand) for operand in model.operands.values()],
+            [FloatRow.of(tensor) for tensor in model.floats.values()],
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """The header's keys; those of parts that the network lacks are left out."""
+        parts = {"layers": self.layers, "operands": self.operands, "floats": self.floats}
+        return {
+            key: [row.to_json() for row in rows] for key, rows in parts.items() if rows or key == "layers"
+        }
+
+    @classmethod
+    def from_json(cls, raw: dict[str, Any]) -> Rows:
+        """Raises ValueError for rows that are not sound, or a name that appears twice."""
+        lists = {key: raw.get(key, []) for key in ("layers", "operands", "floats")}
+        for key, rows in lists.items():
+            if not isinstance(rows, list):
+                raise ValueError(f"{key}: is not a list")
+        found = cls(
+            [LayerRow.from_json(row) for row in lists["layers"]],
+            [OperandRow.from_json(row) for row in lists["operands"]],
+            [FloatRow.from_json(row) for row in lists["floats"]],
+        )
+        for key, parts in (
+            ("layers", found.layers),
+            ("operands", found.operands),
+            ("floats", found.floats),
+        ):
+            if len({row.name for row in parts}) != len(parts):
+                raise ValueError(f"{key}: a name appears twice")
+        return found
+
+    @property
+    def float_counts(self) -> list[int]:
+        """Lengths of the parts of tensor `values` behind the shortcuts, in the order of `PackedModel.float_parts`, 0 for what is not there."""
+        counts = [n for layer in self.layers for n in layer.float_counts]
+        counts += [n for operand in self.operands for n in operand.float_counts]
+        return counts + [tensor.count for tensor in self.floats if tensor.bits == 32]
+
+    @property
+    def half_counts(self) -> list[int]:
+        """Lengths of the parts of tensor `halves`."""
+        return [tensor.count for tensor in self.floats if tensor.bits == 16]
+
+
+def header_to_json(header: Header, rows: Rows) -> str:
     """Compact JSON; the shortcuts are left to the float values."""
     return json.dumps(
         {
@@ -133,15 +254,15 @@ def header_to_json(header: Header, rows: list[LayerRow]) -> str:
             "rgb_mean": header.rgb_mean,
             "head_tail_bits": header.head_tail_bits,
             "provenance": dict(header.provenance),
-            "layers": [row.to_json() for row in rows],
+            **rows.to_json(),
         },
         separators=(",", ":"),
         allow_nan=False,
     )
 
 
-def header_from_json(raw: dict[str, Any]) -> tuple[Header, list[LayerRow]]:
-    """Header (its shortcuts still empty) and layer rows of a parsed header. Raises ValueError naming the first field that is wrong."""
+def header_from_json(raw: dict[str, Any]) -> tuple[Header, Rows]:
+    """Header (its shortcuts still empty) and rows of a parsed header. Raises ValueError naming the first field that is wrong."""
     missing = {
         "arch",
         "scale",
@@ -166,11 +287,7 @@ def header_from_json(raw: dict[str, Any]) -> tuple[Header, list[LayerRow]]:
         raise ValueError("ranking: does not name every block once")
     if ranking is None and depths != [num_block]:
         raise ValueError("ranking: missing, though there is more than one depth")
-    if not isinstance(raw["layers"], list):
-        raise ValueError("layers: is not a list")
-    rows = [LayerRow.from_json(row) for row in raw["layers"]]
-    if len({row.name for row in rows}) != len(rows):
-        raise ValueError("layers: a name appears twice")
+    rows = Rows.from_json(raw)
     red, green, blue = _floats(raw["rgb_mean"], "rgb_mean", 3)
     img_range, res_scale = _floats([raw["img_range"], raw["res_scale"]], "img_range, res_scale", 2)
     if img_range <= 0:
@@ -193,40 +310,23 @@ def header_from_json(raw: dict[str, Any]) -> tuple[Header, list[LayerRow]]:
 
 
 def check_structure(model: PackedModel) -> None:
-    """Raises ValueError unless the layers are those of a QuantSR-C with this header, with shapes that fit each other."""
-    header = model.header
-    if header.arch.get("type") not in ("QuantSR_C", "QEDSR_Ours"):
-        raise ValueError(f"architecture '{header.arch.get('type')}' is unknown")
-    expected = expected_shapes(model)
-    found = {name: tuple(layer.weight.shape) for name, layer in model.layers.items()}
-    if found != expected:
-        wrong = sorted(
-            name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name)
-        )
-        raise ValueError(
-            f"layer {wrong[0]}: has shape {found.get(wrong[0])}, expected {expected.get(wrong[0])}"
-        )
-
-
-def expected_shapes(model: PackedModel) -> dict[str, tuple[int, ...]]:
-    """Shape of every layer of a QuantSR-C whose width is that of its conv_first. Raises ValueError for an impossible header."""
-    header = model.header
-    if "conv_first" not in model.layers:
-        raise ValueError("layer conv_first: is missing")
-    feat = model.layers["conv_first"].out_channels
-    try:
-        stages = upsample_stages(header.scale)
-        used = sorted({i for depth in header.depths for i in header.blocks_kept(depth)})
-    except InputError as error:
-        raise ValueError(str(error)) from error
-    square = (feat, feat, 3, 3)
-    return {
-        "conv_first": (feat, 3, 3, 3),
-        **{f"body.{i}.{conv}": square for i in used for conv in ("conv1", "conv2")},
-        "conv_after_body": square,
-        **{name: (feat * factor**2, feat, 3, 3) for name, factor in stages},
-        "conv_last": (3, feat, 3, 3),
-    }
+    """Raises ValueError unless the parts are those of a network of its architecture with this header, with shapes that fit each other."""
+    expected = architectures.of(model.header).expected(model)
+    found = architectures.Parts(
+        {name: tuple(layer.weight.shape) for name, layer in model.layers.items()},
+        {name: operand.channels for name, operand in model.operands.items()},
+        {name: tuple(tensor.values.shape) for name, tensor in model.floats.items()},
+    )
+    for kind, have, want in (
+        ("layer", found.layers, expected.layers),
+        ("operand", found.operands, expected.operands),
+        ("float tensor", found.floats, expected.floats),
+    ):
+        wrong = sorted(name for name in have.keys() | want.keys() if have.get(name) != want.get(name))
+        if wrong:
+            raise ValueError(
+                f"{kind} {wrong[0]}: has shape {have.get(wrong[0])}, expected {want.get(wrong[0])}"
+            )
 
 
 def _integer(value: Any, name: str, low: int, high: int) -> int:

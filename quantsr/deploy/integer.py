@@ -8,35 +8,37 @@ kernel may transform its operands (Winograd), which would round. TF32 keeps 11 s
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from quantsr.deploy.fold import FoldedConv, FoldedNet, fold
+from quantsr.deploy import architectures
+from quantsr.deploy.fold import FoldedConv, FoldedNet, FromPixels
 from quantsr.deploy.model import PackedModel
 
 Image = np.ndarray
 
-_EXACT_FLOAT32 = 2**24
+EXACT_FLOAT32 = 2**24
 _STRIP_VALUES = 2**25  # unfolded values held at once, 128 MB of float32
 
 
 def run(model: PackedModel, image: Image, depth: int | None = None) -> Image:
     """Upscale a uint8 RGB picture (H, W, 3) to uint8 (H*s, W*s, 3). Raises InputError for an unknown depth."""
-    return run_folded(fold(model, depth), image)
+    return reference(model, depth)(image)
+
+
+def reference(model: PackedModel, depth: int | None = None) -> Callable[[Image], Image]:
+    """`run` for many pictures, the network folded once."""
+    return architectures.of(model.header).reference(model, model.depth_or_default(depth))
 
 
 @torch.inference_mode()
 def run_folded(net: FoldedNet, image: Image) -> Image:
-    """As `run`, for a network folded once and used for many pictures."""
-    pixels = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None]  # (1, 3, H, W)
-    x = pixels.to(torch.float32)
-    if not net.pixels_are_codes:
-        x = (x / 255 - _channels(net.mean)) * float(net.img_range)
-    start = conv(net.head, x)
+    """As `run`, for a folded QuantSR-C."""
+    start = head(net, image)
     stream = _times(start, net.gap)
     for block in net.blocks:
         branch = conv(block.conv2, conv(block.conv1, stream))
@@ -45,6 +47,14 @@ def run_folded(net: FoldedNet, image: Image) -> Image:
     for layer in net.tail:
         x = conv(layer, x)
     return x[0].permute(1, 2, 0).to(torch.uint8).numpy()
+
+
+def head(net: FromPixels, image: Image) -> Tensor:
+    """The first conv on a uint8 picture (H, W, 3): (1, C, H, W)."""
+    x = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None].to(torch.float32)
+    if not net.pixels_are_codes:
+        x = (x / 255 - _channels(net.mean)) * float(net.img_range)
+    return conv(net.head, x)
 
 
 def _times(x: Tensor, factors: Iterable[np.float32]) -> Tensor:
@@ -82,7 +92,7 @@ def sums(x: Tensor, layer: FoldedConv) -> Tensor:
 
     Integer sums are exact. Those of a layer that is not fully integer are taken in float64, so that no order of summation shows.
     """
-    exact = torch.float32 if layer.integer and layer.sum_bound < _EXACT_FLOAT32 else torch.float64
+    exact = torch.float32 if layer.integer and layer.sum_bound < EXACT_FLOAT32 else torch.float64
     weight = torch.tensor(layer.weight).to(exact).flatten(1)  # (O, I*k*k)
     size = layer.weight.shape[-1]
     height, width = x.shape[-2:]

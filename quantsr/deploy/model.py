@@ -6,7 +6,8 @@ A layer computes, on its float input `a` of shape (C, H, W) (method: RLQ, `u = (
     S     = sum over taps and channels of (codes - zero_point[c]) * weight_codes   integers, padded with 0
     out   = (act_step * weight_step[o]) * S + bias[o]                              float32
 
-Layers that stay in float have `bits_w` 32 (or 16: float16 values held as float32) and no steps.
+Layers that stay in float have `bits_w` 32 (or 16: float16 values held as float32) and no steps. A transformer has two more kinds of parts:
+the quantizers of its attention products (`Operand`) and tensors that are float in any case (`FloatTensor`).
 """
 
 from __future__ import annotations
@@ -130,6 +131,36 @@ class LinearLayer(QuantizedLayer):
     """A linear layer; weight (O, I)."""
 
 
+@dataclass(frozen=True, eq=False)
+class Operand:
+    """How one operand of a product of two activations is quantized: `codes = clip(round_half_even((x + tau[c]) / step), qmin, qmax)`."""
+
+    name: str
+    channels: int
+    """Size of the operand's last dimension."""
+    bits: int
+    step: Float
+    """(1,)"""
+    tau: Float | None = None
+    """(channels,) or None for 0."""
+    signed: bool = True
+
+    @property
+    def range(self) -> tuple[int, int]:
+        """(qmin, qmax) of the codes."""
+        return code_range(self.bits, self.signed)
+
+
+@dataclass(frozen=True, eq=False)
+class FloatTensor:
+    """A tensor that no quantizer reads: of a LayerNorm, or a table of relative position biases."""
+
+    name: str
+    values: Float
+    bits: int = 32
+    """32, or 16: float16 values held as float32."""
+
+
 @dataclass(frozen=True)
 class Header:
     """What the network is, beyond its layers."""
@@ -140,8 +171,9 @@ class Header:
     depths: tuple[int, ...]
     """Depths that can be run, descending."""
     num_block: int
+    """Units of depth of the full network: residual blocks, RSTBs or Swin layers."""
     shortcuts: tuple[float, ...]
-    """One learned shortcut scalar s per block of the full network."""
+    """One learned shortcut scalar s per unit of the full network."""
     ranking: tuple[int, ...] | None = None
     """Block indices, kept first; None where the blocks were never ranked (then only full depth runs)."""
     res_scale: float = 1.0
@@ -171,16 +203,33 @@ class Header:
 
 @dataclass(frozen=True, eq=False)
 class PackedModel:
-    """A converted network. `layers` is keyed by module name, in order of execution."""
+    """A converted network. All parts are keyed by module or parameter name, layers in order of execution."""
 
     header: Header
     layers: Mapping[str, QuantizedLayer]
+    operands: Mapping[str, Operand] = field(default_factory=dict)
+    floats: Mapping[str, FloatTensor] = field(default_factory=dict)
 
     def depth_or_default(self, depth: int | None) -> int:
         """`depth`, or the deepest one where None; InputError where there is no such depth."""
         chosen = self.header.depths[0] if depth is None else depth
         self.header.blocks_kept(chosen)
         return chosen
+
+    def float_parts(self) -> list[Float]:
+        """What is stored as float32 beside the weights, in the order of the file: shortcuts; each layer's bias, weight step, input step, tau and
+        equalization; each operand's step and tau; float tensors of 32 bits."""
+        parts: list[Float | None] = [np.asarray(self.header.shortcuts, np.float32)]
+        for layer in self.layers.values():
+            parts += [layer.bias, layer.weight_step, layer.act_step, layer.act_tau, layer.act_equal]
+        for operand in self.operands.values():
+            parts += [operand.step, operand.tau]
+        parts += [tensor.values for tensor in self.floats.values() if tensor.bits == 32]
+        return [part for part in parts if part is not None]
+
+    def half_parts(self) -> list[Float]:
+        """Float tensors that are stored as float16."""
+        return [tensor.values for tensor in self.floats.values() if tensor.bits == 16]
 
     @property
     def manifest(self) -> list[dict[str, Any]]:

@@ -17,9 +17,9 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from quantsr.deploy import bitstream
+from quantsr.deploy import architectures, bitstream
 from quantsr.deploy.files import write_atomically
-from quantsr.deploy.fold import FoldedConv, FoldedNet, fold, split_head
+from quantsr.deploy.fold import FoldedConv, FoldedNet, FromPixels, split_head
 from quantsr.deploy.model import PackedModel
 
 INPUT, OUTPUT = "image", "upscaled"
@@ -34,8 +34,8 @@ def build(model: PackedModel, depth: int | None = None, *, int4: bool = False) -
     """
     header = model.header
     depth = model.depth_or_default(depth)
-    graph = _Graph(int4=int4)
-    graph.network(fold(model, depth))
+    graph = Graph(int4=int4)
+    architectures.of(header).write_onnx(graph, model, depth)
     proto = helper.make_model(
         graph.finish(header.scale),
         opset_imports=[helper.make_opsetid("", _OPSET_INT4 if int4 else _OPSET)],
@@ -54,7 +54,7 @@ def save(proto: onnx.ModelProto, path: str | Path) -> None:
     write_atomically(path, proto.SerializeToString())
 
 
-class _Graph:
+class Graph:
     """Nodes and initialisers in the making. Every method takes and returns names of values."""
 
     def __init__(self, *, int4: bool) -> None:
@@ -63,7 +63,7 @@ class _Graph:
         self.constants: dict[str, onnx.TensorProto] = {}
 
     def network(self, net: FoldedNet) -> None:
-        """The whole network from INPUT to OUTPUT."""
+        """A whole QuantSR-C from INPUT to OUTPUT."""
         x = self.node("Transpose", [INPUT], "pixels", perm=[0, 3, 1, 2])
         start = self.head(net, x)
         stream = self.times(start, net.gap, "shallow")
@@ -78,7 +78,7 @@ class _Graph:
             x = self.conv(layer, x)
         self.node("Transpose", [x], OUTPUT, perm=[0, 2, 3, 1])
 
-    def head(self, net: FoldedNet, pixels: str) -> str:
+    def head(self, net: FromPixels, pixels: str) -> str:
         """The head conv on the pixels. With float weights in two parts, so that the order of its sums does not show (`SplitHead`)."""
         x = self.head_input(net, pixels)
         if net.head.codes_in is not None:
@@ -103,7 +103,7 @@ class _Graph:
             x = self.node("Mul", [x, self.scalar(factor)], f"{name}.skipped.{i}")
         return x
 
-    def head_input(self, net: FoldedNet, pixels: str) -> str:
+    def head_input(self, net: FromPixels, pixels: str) -> str:
         """What the head conv reads: the pixels themselves, or `(pixel / 255 - mean) * img_range`."""
         if net.pixels_are_codes:
             return pixels

@@ -18,8 +18,8 @@ import openvino as ov
 import openvino.opset13 as op
 from numpy.typing import ArrayLike, NDArray
 
-from quantsr.deploy import collapse
-from quantsr.deploy.fold import FoldedConv, FoldedNet, fold, split_head
+from quantsr.deploy import architectures, collapse
+from quantsr.deploy.fold import FoldedConv, FoldedNet, FromPixels, fold, split_head
 from quantsr.deploy.model import PackedModel
 from quantsr.deploy.openvino_core import core
 
@@ -34,8 +34,19 @@ _PAIR_LIMIT = 2**15 - 1  # of the sum of two products, on processors without VNN
 
 
 def build(
+    model: PackedModel, depth: int | None = None, *, height: int, width: int, **options: Any
+) -> ov.Model:
+    """The graph for pictures of `height` x `width`: uint8 (batch, H, W, 3) RGB in, uint8 (batch, H*s, W*s, 3) out.
+
+    Options, all with defaults: `batch`, `tail`, `float_io` and `saturates`, as `build_quantsr_c`. Raises InputError for an unknown depth.
+    """
+    depth = model.depth_or_default(depth)
+    return architectures.of(model.header).openvino_graph(model, depth, height=height, width=width, **options)
+
+
+def build_quantsr_c(
     model: PackedModel,
-    depth: int | None = None,
+    depth: int,
     *,
     height: int,
     width: int,
@@ -44,7 +55,7 @@ def build(
     float_io: bool = False,
     saturates: bool = False,
 ) -> ov.Model:
-    """The graph for pictures of `height` x `width`: uint8 (batch, H, W, 3) RGB in, uint8 (batch, H*s, W*s, 3) out.
+    """`build` for QuantSR-C.
 
     `tail="layers"` runs upsampler and `conv_last` layer by layer, their inputs quantized as in the integer reference. "collapsed" runs
     their composition (see `collapse`): of a float tail it gives the same picture to float rounding; of an 8-bit tail it keeps the
@@ -52,7 +63,7 @@ def build(
     `saturates=True` is for processors that add two 8-bit products in 16 bits (see `integer_sums_saturate`): convs whose products could
     exceed that, those of 8-bit codes with 8-bit weights, are then done in float32, on the same codes.
     `float_io=True` takes and gives float32 in 0..255, and rounds neither the input nor the output to integers (for 16-bit pictures).
-    The integer codes that a conv reads are the value of the node `CONV.input`. Raises InputError for an unknown depth.
+    The integer codes that a conv reads are the value of the node `CONV.input`.
     """
     net = fold(model, depth)
     limit = _PAIR_LIMIT if saturates else None
@@ -99,7 +110,7 @@ def _features(
     return op.add(y, start)
 
 
-def _head(x: Node, net: FoldedNet, *, round_input: bool) -> Node:
+def _head(x: Node, net: FromPixels, *, round_input: bool) -> Node:
     """conv_first in float32: integer codes are summed exactly, float weights in two parts (see `fold.SplitHead`)."""
     head = net.head
     pad = head.weight.shape[-1] // 2
@@ -197,14 +208,16 @@ def _quantize(x: Node, reader: FoldedConv, limit: int | None, shift: ArrayLike =
     return op.clamp(y, low, high, name=name)
 
 
-def _fake_quantize(x: Node, limits: tuple[int, int], name: str, shift: ArrayLike = 0.0) -> Node:
-    """clip(rint(x + shift), *limits) as a FakeQuantize; `shift` is a scalar or (1, C, 1, 1)."""
+def _fake_quantize(
+    x: Node, limits: tuple[int, int], name: str, shift: ArrayLike = 0.0, scale: ArrayLike = 1.0
+) -> Node:
+    """clip(rint(x * scale + shift), *limits) as a FakeQuantize; `scale` > 0 and `shift` are scalars or one per channel of x."""
     low, high = limits
-    shift = np.asarray(shift, np.float64)
+    shift, scale = np.asarray(shift, np.float64), np.asarray(scale, np.float64)
     if high - low + 1 not in _NATIVE_LEVELS:
-        x = op.minimum(x, _floats(high - shift))
+        x = op.minimum(x, _floats((high - shift) / scale))
         high = low + 255
-    ends = (_floats(low - shift), _floats(high - shift), _floats(low), _floats(high))
+    ends = (_floats((low - shift) / scale), _floats((high - shift) / scale), _floats(low), _floats(high))
     return op.fake_quantize(x, *ends, high - low + 1, name=name)
 
 

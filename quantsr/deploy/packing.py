@@ -2,7 +2,8 @@
 
 Layout (docs/formats.md has the tables):
 - one tensor `<layer>.weight` per layer: U8 stream of codes (`bitstream.py`), or F16/F32 values of a layer that stays in float
-- one tensor `values`, F32: the shortcuts, then layer by layer bias, weight step, input step, tau, equalization
+- one tensor `values`, F32: the shortcuts, then layer by layer bias, weight step, input step, tau, equalization, then what a transformer has
+- one tensor `halves`, F16: float tensors of 16 bits, where there are any
 - metadata `quantsr`: the header as JSON, layers as rows; `crc32`: checksum of that JSON and of all tensor bytes
 """
 
@@ -21,12 +22,29 @@ from safetensors.numpy import save as serialize
 
 from quantsr.deploy import bitstream
 from quantsr.deploy.files import write_atomically
-from quantsr.deploy.header import LayerRow, check_structure, header_from_json, header_to_json
-from quantsr.deploy.model import FORMAT_VERSION, ConvLayer, Float, LinearLayer, PackedModel, QuantizedLayer
+from quantsr.deploy.header import (
+    FloatRow,
+    LayerRow,
+    OperandRow,
+    Rows,
+    check_structure,
+    header_from_json,
+    header_to_json,
+)
+from quantsr.deploy.model import (
+    FORMAT_VERSION,
+    ConvLayer,
+    Float,
+    FloatTensor,
+    LinearLayer,
+    Operand,
+    PackedModel,
+    QuantizedLayer,
+)
 from quantsr.errors import InputError
 
 _FLOAT_TYPES: dict[int, Any] = {16: np.dtype(np.float16), 32: np.dtype(np.float32)}
-_VALUES = "values"
+_VALUES, _HALVES = "values", "halves"
 
 
 def save(model: PackedModel, path: str | Path, coding: str | None = None) -> int:
@@ -42,10 +60,8 @@ def save(model: PackedModel, path: str | Path, coding: str | None = None) -> int
 def to_bytes(model: PackedModel, coding: str | None = None) -> bytes:
     """The file's content; see `save`."""
     tensors: dict[str, np.ndarray[Any, Any]] = {}
-    rows: list[LayerRow] = []
-    values = [np.asarray(model.header.shortcuts, np.float32)]
-    for layer in model.layers.values():
-        row = LayerRow.of(layer)
+    rows = Rows.of(model)
+    for row, layer in zip(rows.layers, model.layers.values(), strict=True):
         if layer.bits_w <= 8:
             row.coding, data = bitstream.encode(
                 layer.weight.astype(np.int8).reshape(-1), layer.bits_w, coding
@@ -54,9 +70,9 @@ def to_bytes(model: PackedModel, coding: str | None = None) -> bytes:
         else:
             stored = layer.weight.astype(_FLOAT_TYPES[layer.bits_w])
         tensors[f"{layer.name}.weight"] = stored
-        values += [part for part in _float_parts(layer) if part is not None]
-        rows.append(row)
-    tensors[_VALUES] = np.concatenate([part.astype(np.float32).reshape(-1) for part in values])
+    tensors[_VALUES] = _flat(model.float_parts(), np.float32)
+    if halves := model.half_parts():
+        tensors[_HALVES] = _flat(halves, np.float16)
     text = header_to_json(model.header, rows)
     metadata = {"format": "quantsr", "quantsr": text, "crc32": _checksum(text, tensors)}
     return bytes(serialize(tensors, metadata))
@@ -85,9 +101,14 @@ def load(path: str | Path) -> PackedModel:
         if metadata.get("crc32") != _checksum(metadata["quantsr"], tensors):
             raise ValueError("its checksum is wrong")
         header, rows = header_from_json(raw)
-        layers = _layers(rows, tensors, header.num_block)
-        shortcuts = tuple(float(s) for s in tensors[_VALUES][: header.num_block])
-        model = PackedModel(replace(header, shortcuts=shortcuts), layers)
+        values, halves = _float_streams(rows, tensors, header.num_block)
+        shortcuts = tuple(float(s) for s in next(values))
+        model = PackedModel(
+            replace(header, shortcuts=shortcuts),
+            {row.name: _layer(row, tensors[f"{row.name}.weight"], values) for row in rows.layers},
+            {row.name: _operand(row, values) for row in rows.operands},
+            {row.name: _float_tensor(row, values, halves) for row in rows.floats},
+        )
         check_structure(model)
     except ValueError as error:
         raise InputError(f"{path}: is corrupt: {error}; fetch or export it again") from error
@@ -95,12 +116,11 @@ def load(path: str | Path) -> PackedModel:
 
 
 def counted_bytes(model: PackedModel) -> int:
-    """Sum of the bits of all weights, plus 4 bytes per float value (bias, steps, taus, shortcuts): what the dense file should take."""
+    """Sum of the bits of all weights, plus 4 bytes per float value (bias, steps, taus, shortcuts, LayerNorms; tables of 16 bits take 2): what the dense file should take."""
     bits = sum(layer.weight.size * layer.bits_w for layer in model.layers.values())
-    floats = len(model.header.shortcuts) + sum(
-        part.size for layer in model.layers.values() for part in _float_parts(layer) if part is not None
-    )
-    return -(-bits // 8) + 4 * floats
+    floats = sum(part.size for part in model.float_parts())
+    halves = sum(part.size for part in model.half_parts())
+    return -(-bits // 8) + 4 * floats + 2 * halves
 
 
 def _parse(path: Path, text: str) -> dict[str, Any]:
@@ -118,18 +138,32 @@ def _parse(path: Path, text: str) -> dict[str, Any]:
     return raw
 
 
-def _layers(rows: list[LayerRow], tensors: dict[str, Any], num_block: int) -> dict[str, QuantizedLayer]:
-    values = tensors.get(_VALUES)
-    if values is None or values.dtype != np.float32 or values.ndim != 1:
-        raise ValueError("tensor 'values' is missing or of the wrong type")
-    if not np.isfinite(values).all():
-        raise ValueError("it holds values that are not finite")
-    if len(values) != num_block + sum(row.float_count for row in rows):
-        raise ValueError("tensor 'values' has the wrong length")
-    if set(tensors) != {_VALUES, *(f"{row.name}.weight" for row in rows)}:
-        raise ValueError("its tensors are not those of its header")
-    rest = iter(np.split(values, np.cumsum([num_block, *(n for row in rows for n in row.float_counts)]))[1:])
-    return {row.name: _layer(row, tensors[f"{row.name}.weight"], rest) for row in rows}
+def _flat(parts: list[Float], dtype: Any) -> np.ndarray[Any, Any]:
+    return np.concatenate([part.astype(dtype).reshape(-1) for part in parts])
+
+
+def _float_streams(
+    rows: Rows, tensors: dict[str, Any], num_block: int
+) -> tuple[Iterator[Float], Iterator[Float]]:
+    """The parts of `values`, the shortcuts first, and those of `halves`."""
+    expected = {_VALUES, *(f"{row.name}.weight" for row in rows.layers)}
+    if rows.half_counts:
+        expected.add(_HALVES)
+    if wrong := sorted(expected ^ set(tensors)):
+        raise ValueError(f"its tensors are not those of its header: {wrong[0]}")
+    counts = {_VALUES: [num_block, *rows.float_counts], _HALVES: rows.half_counts}
+    types = {_VALUES: np.float32, _HALVES: np.float16}
+    streams = []
+    for name, lengths in counts.items():
+        stored = tensors.get(name, np.zeros(0, types[name]))
+        if stored.dtype != types[name] or stored.ndim != 1:
+            raise ValueError(f"tensor '{name}' is of the wrong type")
+        if not np.isfinite(stored).all():
+            raise ValueError("it holds values that are not finite")
+        if len(stored) != sum(lengths):
+            raise ValueError(f"tensor '{name}' has the wrong length")
+        streams.append(iter(np.split(stored.astype(np.float32), np.cumsum(lengths))[:-1]))
+    return streams[0], streams[1]
 
 
 def _layer(row: LayerRow, stored: np.ndarray[Any, Any], values: Iterator[Float]) -> QuantizedLayer:
@@ -174,8 +208,16 @@ def _layer(row: LayerRow, stored: np.ndarray[Any, Any], values: Iterator[Float])
     )
 
 
-def _float_parts(layer: QuantizedLayer) -> tuple[Float | None, ...]:
-    return layer.bias, layer.weight_step, layer.act_step, layer.act_tau, layer.act_equal
+def _operand(row: OperandRow, values: Iterator[Float]) -> Operand:
+    step, tau = next(values).copy(), next(values).copy()
+    if not (step > 0).all():
+        raise ValueError(f"{row.name}: a step is not positive")
+    return Operand(row.name, row.channels, row.bits, step, tau if row.has_tau else None, row.signed)
+
+
+def _float_tensor(row: FloatRow, values: Iterator[Float], halves: Iterator[Float]) -> FloatTensor:
+    source = values if row.bits == 32 else halves
+    return FloatTensor(row.name, next(source).reshape(row.shape).copy(), row.bits)
 
 
 def _checksum(text: str, tensors: dict[str, Any]) -> str:

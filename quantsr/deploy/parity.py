@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from torch import nn
 
 from quantsr.deploy import integer, runtimes
-from quantsr.deploy.fold import fold
 from quantsr.deploy.model import PackedModel
 from quantsr.engine.evaluate import EvalSet, Upscale, evaluate, evaluating, network_upscaler
 from quantsr.errors import InputError
@@ -73,11 +72,7 @@ def parity(
 ) -> list[ParityRow]:
     """Run the training network (where given), the integer reference and `engines` on `sets` at `depth` and compare their pictures."""
     depth = model.depth_or_default(depth)
-    folded = fold(model, depth)
-    runs: list[tuple[str, Upscale]] = [
-        (INTEGER, lambda picture: integer.run_folded(folded, picture)),
-        *engines,
-    ]
+    runs: list[tuple[str, Upscale]] = [(INTEGER, integer.reference(model, depth)), *engines]
     if network is not None:
         upscale = network_upscaler(network, (depth,), scale=model.header.scale)
         runs.insert(0, (NETWORK, lambda picture: upscale(picture)[0]))

@@ -3,11 +3,17 @@
 A tile reads `halo` pixels more than it keeps on every side that is not the picture's border, `halo` being the receptive field. At the
 picture's border it has no halo, so the network pads it with zeros there and nowhere else that reaches a kept pixel. All tiles of a picture
 have one shape: those that would reach over the border are shifted inwards and keep less.
+
+A network of windows sees the picture on a grid. Its tiles start and end on that grid, so that its windows are those of the whole picture, and
+those that reach over the right or lower border continue the picture by reflection, as the network itself does.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
 
 from quantsr.errors import InputError
 
@@ -64,15 +70,33 @@ class Plan:
         return self.count * self.tile[0] * self.tile[1]
 
 
-def plan(height: int, width: int, halo: int, tile: int | None = None, max_area: int = MAX_TILE_AREA) -> Plan:
+def plan(
+    height: int,
+    width: int,
+    halo: int,
+    tile: int | None = None,
+    max_area: int = MAX_TILE_AREA,
+    *,
+    grid: int = 1,
+) -> Plan:
     """The tiles of a `height` x `width` picture.
 
     `tile` is the side that a tile keeps at most, without its halo. Where it is None, the tiles are those that compute the fewest pixels
-    among all with at most `max_area` pixels each: a single one for a picture that small. Raises InputError for `tile` < 1.
+    among all with at most `max_area` pixels each: a single one for a picture that small. On a `grid`, tiles and their halos are multiples of it
+    (a `tile` below it becomes one cell of the grid). Raises InputError for `tile` < 1.
     """
+    if tile is not None and tile < 1:
+        raise InputError(f"tile: must be at least 1 pixel, got {tile}")
+    if grid > 1:
+        cells = plan(
+            -(-height // grid),
+            -(-width // grid),
+            -(-halo // grid),
+            None if tile is None else max(1, tile // grid),
+            max_area // grid**2,
+        )
+        return Plan(_enlarged(cells.rows, grid, height), _enlarged(cells.columns, grid, width))
     if tile is not None:
-        if tile < 1:
-            raise InputError(f"tile: must be at least 1 pixel, got {tile}")
         return Plan(spans(height, tile + 2 * halo, halo), spans(width, tile + 2 * halo, halo))
     best: tuple[int, int, int] | None = None  # area, tile height, tile width
     for count in range(1, height + 1):
@@ -91,6 +115,21 @@ def plan(height: int, width: int, halo: int, tile: int | None = None, max_area: 
     if best is None:  # not even the halo fits: the smallest useful tiles
         return plan(height, width, halo, tile=max(1, halo))
     return Plan(spans(height, best[1], halo), spans(width, best[2], halo))
+
+
+def read(image: np.ndarray[Any, Any], row: Span, column: Span) -> np.ndarray[Any, Any]:
+    """What a tile reads of (H, W, 3): (row.size, column.size, 3), beyond the right and lower border reflected."""
+    part = image[row.read, column.read]
+    missing = (row.size - part.shape[0], column.size - part.shape[1])
+    return np.pad(part, [(0, missing[0]), (0, missing[1]), (0, 0)], "reflect") if any(missing) else part
+
+
+def _enlarged(cells: tuple[Span, ...], grid: int, length: int) -> tuple[Span, ...]:
+    """Spans counted in cells of a grid, in pixels of an axis of `length`; the last may read beyond it."""
+    return tuple(
+        Span(c.start * grid, c.size * grid, c.keep_start * grid, min(c.keep_stop * grid, length))
+        for c in cells
+    )
 
 
 def spans(length: int, size: int, halo: int) -> tuple[Span, ...]:

@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--model", default=DEFAULT_MODEL, metavar="NAME_OR_FILE", help="packed network (default: %(default)s)"
     )
     parser.add_argument(
-        "--depth", type=int, metavar="N", help="blocks to run; fewer are faster (default: all)"
+        "--depth", type=int, metavar="N", help="depth to run; smaller ones are faster (default: all)"
     )
     parser.add_argument(
         "--budget-ms",

@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from quantsr.deploy import runtimes, tiling
-from quantsr.deploy.collapse import RADIUS
+from quantsr.deploy import architectures, runtimes, tiling
 from quantsr.deploy.model import PackedModel
 from quantsr.errors import InputError
 
@@ -38,11 +37,12 @@ class Upscaler:
     scale: int
     """The upscaling factor."""
     depth: int
-    """Residual blocks in use."""
+    """Units in use: residual blocks, RSTBs or Swin layers."""
     depths: tuple[int, ...]
     """Depths this network offers, descending."""
     halo: int
-    """Receptive field: low-resolution pixels on each side that a result depends on."""
+    """Low-resolution pixels that tiles overlap by on each side: for QuantSR-C the receptive field, so that the result does not depend on the
+    tiles. For QuantSR-T, whose windows pass on what they see from layer to layer, a choice (docs/numerics.md has its effect)."""
 
     def __init__(
         self,
@@ -59,8 +59,8 @@ class Upscaler:
             name_or_path: a packed `.safetensors` file, the name of a network that comes with quantsr, or a network in memory.
             engine: "auto", "openvino", "onnxruntime" or "torch"; auto takes the first that is installed.
             depth: one of the network's depths; default: the deepest.
-            tile: side of the tiles in low-resolution pixels, without their overlap; default: as few as memory allows. The result does
-                not depend on it.
+            tile: side of the tiles in low-resolution pixels, without their overlap; default: as few as memory allows. QuantSR-C's result does
+                not depend on it; QuantSR-T's tiles are whole windows.
             threads: CPU threads; default: all this process may use.
             self_ensemble: average the results of the eight flips and rotations (eight times the work).
 
@@ -82,7 +82,8 @@ class Upscaler:
 
     def _use(self, depth: int) -> None:
         self.depth = depth
-        self.halo = receptive_field(self._model, depth)
+        self._reach = architectures.of(self._model.header).reach(self._model, depth)
+        self.halo = self._reach.halo
         self._engine = runtimes.create(self._engine_name, self._model, depth, threads=self._threads)
 
     @property
@@ -116,8 +117,8 @@ class Upscaler:
     def bands(self, image: Image, progress: bool = False) -> Iterator[tuple[int, Image]]:
         """The upscaled picture from top to bottom as (first row, (rows, W*s, 3)), for pictures too large to hold. See `__call__`."""
         _check(image)
-        height, width, _ = image.shape
-        layout = tiling.plan(height, width, self.halo, self._tile)
+        width = image.shape[1]
+        layout = self._layout(image)
         results = self._results(image, layout)
         if progress and layout.count > 1:
             from tqdm import tqdm
@@ -132,6 +133,12 @@ class Upscaler:
             if column is layout.columns[-1]:
                 yield row.keep_start * self.scale, band
 
+    def _layout(self, image: Image) -> tiling.Plan:
+        reach = self._reach
+        return tiling.plan(
+            image.shape[0], image.shape[1], self.halo, self._tile, reach.max_area, grid=reach.grid
+        )
+
     def _results(
         self, image: Image, layout: tiling.Plan
     ) -> Iterator[tuple[tuple[tiling.Span, tiling.Span], Image]]:
@@ -142,7 +149,7 @@ class Upscaler:
             return
         turns = range(8) if self._self_ensemble else range(1)
         tiles = (
-            ((span, turn), _turn(self._to_engine(image[span[0].read, span[1].read]), turn))
+            ((span, turn), _turn(self._to_engine(tiling.read(image, *span)), turn))
             for span in spans
             for turn in turns
         )
@@ -191,8 +198,8 @@ class Upscaler:
 
     def measure(self, image: Image, runs: int = 3) -> float:
         """Median ms of `runs` upscalings of one tile of this picture, after one to warm up, times the tiles."""
-        layout = tiling.plan(image.shape[0], image.shape[1], self.halo, self._tile)
-        part = self._to_engine(image[layout.rows[0].read, layout.columns[0].read])[None]
+        layout = self._layout(image)
+        part = self._to_engine(tiling.read(image, layout.rows[0], layout.columns[0]))[None]
         self._engine.run(part)
         times = []
         for _ in range(runs):
@@ -200,11 +207,6 @@ class Upscaler:
             self._engine.run(part)
             times.append(time.perf_counter() - start)
         return median(times) * 1e3 * layout.count * (8 if self._self_ensemble else 1)
-
-
-def receptive_field(model: PackedModel, depth: int) -> int:
-    """Low-resolution pixels on each side: one per 3x3 conv of head, kept blocks and body end, and the tail's."""
-    return 2 + 2 * len(model.header.blocks_kept(depth)) + RADIUS
 
 
 def find_model(name_or_path: str | Path) -> Path:

@@ -1,0 +1,188 @@
+"""Graphs of QuantSR-T against the integer reference: bits x protocol x engine, any size, and that products run as integers."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import onnx
+import pytest
+
+from quantsr.deploy import integer, onnx_graph, packing
+from quantsr.deploy.model import PackedModel
+from tests.deploy.quantsr_t import PROTOCOLS, small_model
+from tests.deploy.test_onnx_graph import by_onnxruntime, by_openvino
+
+EVERYTHING = PROTOCOLS["QuantSR+"]
+
+
+def by_built_openvino(model: PackedModel, pictures: np.ndarray, **options) -> np.ndarray:
+    """The graph that the upscaler builds, not the imported ONNX one."""
+    pytest.importorskip("openvino")
+    from quantsr.deploy import openvino_graph
+    from quantsr.deploy.openvino_core import core
+
+    batch, height, width, _ = pictures.shape
+    depth = options.pop("depth", None)
+    graph = openvino_graph.build(model, depth, height=height, width=width, batch=batch, **options)
+    settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
+    return np.array(core().compile_model(graph, "CPU", settings)(pictures)[0])
+
+
+RUNS = {
+    "onnxruntime": lambda model, pictures: by_onnxruntime(onnx_graph.build(model), pictures),
+    "openvino from onnx": lambda model, pictures: by_openvino(onnx_graph.build(model), pictures),
+    "openvino": by_built_openvino,
+}
+
+
+def assert_close(got: np.ndarray, expected: np.ndarray) -> None:
+    """LayerNorm, softmax and GELU are summed in another order, so a code next to a tie may flip; later layers see that."""
+    difference = np.abs(got.astype(int) - expected)
+    assert (difference <= 1).mean() >= 0.999, difference.max()
+    assert difference.max() <= 3
+
+
+@pytest.mark.parametrize("run", RUNS)
+@pytest.mark.parametrize("options", [{}, EVERYTHING], ids=["QuantSR", "QuantSR+"])
+@pytest.mark.parametrize("bits", range(2, 9))
+def test_engines_give_the_references_picture(picture, bits, options, run):
+    # One RSTB: deep random networks, unlike trained ones, amplify a flipped code on its way to the output.
+    model = small_model(bits_w=bits, bits_a=bits, num_block=1, **options)
+    expected = integer.run(model, picture)
+    assert expected.std() > 20
+    assert_close(RUNS[run](model, picture[None])[0], expected)
+
+
+@pytest.mark.parametrize("run", RUNS)
+@pytest.mark.parametrize(
+    "options",
+    [
+        PROTOCOLS["2DQuant"],
+        {"head_tail_bits": 16},
+        {"head_tail_bits": 32},
+        {"first_bits": 8},
+        {"bits_w": 32, "bits_a": 32},
+        {"dqa_unit": "layer"},
+        {"upsampler": "pixelshuffle", "resi_connection": "3conv", "scale": 4},
+        {"scale": 3, "window_size": 5},
+    ],
+    ids=str,
+)
+def test_every_option(picture, options, run):
+    model = small_model(num_block=1, **options)
+    assert_close(RUNS[run](model, picture[None])[0], integer.run(model, picture))
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_any_batch_and_size(picture, run):
+    model = small_model(num_block=1)
+    for pictures in (
+        picture[None, :1, :1],
+        picture[None, :3, :17],
+        np.stack([picture[:9, :5], picture[3:12, 4:9]]),
+    ):
+        got = RUNS[run](model, pictures)
+        for one, image in zip(got, pictures, strict=True):  # too few values for a share of 0.1 %
+            difference = np.abs(one.astype(int) - integer.run(model, image))
+            assert difference.max() <= 3
+            assert (difference <= 1).mean() >= 0.99
+
+
+def test_every_depth(picture):
+    model = small_model(num_block=2, dqa_unit="layer")
+    for depth in model.header.depths:
+        expected = integer.run(model, picture, depth)
+        assert_close(by_onnxruntime(onnx_graph.build(model, depth), picture[None])[0], expected)
+        assert_close(by_built_openvino(model, picture[None], depth=depth)[0], expected)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_int4_weights(picture, bits):
+    model = small_model(bits_w=bits, num_block=1)
+    packed = onnx_graph.build(model, int4=True)
+    types = Counter(tensor.data_type for tensor in packed.graph.initializer)
+    # q, k and v have a tensor each.
+    assert types[onnx.TensorProto.INT4] == (2 * 6 if bits == 4 else 0)  # 8-bit convs stay int8
+    assert_close(by_onnxruntime(packed, picture[None])[0], integer.run(model, picture))
+
+
+def test_the_graph_is_of_integers():
+    model = small_model(**EVERYTHING)
+    graph = onnx_graph.build(model).graph
+    kinds = Counter(node.op_type for node in graph.node)
+    layers = 2 * 2
+    assert kinds["MatMul"] == layers * (3 + 1 + 2 + 2)
+    assert kinds["Conv"] == 1 + 2 + 1 + 1
+    # All operands of products but the input and weight of conv_first.
+    assert kinds["DequantizeLinear"] == 2 * (kinds["MatMul"] + kinds["Conv"] - 1)
+    weights = [t for t in graph.initializer if t.name.endswith(".weight") and "norm" not in t.name]
+    assert Counter(t.data_type for t in weights) == {
+        onnx.TensorProto.INT8: layers * 6 + 4,
+        onnx.TensorProto.FLOAT: 1,
+    }
+    # Orders and masks are computed once, not per layer: 3 orders in, 2 back, and between shifts; one mask.
+    assert kinds["Where"] == 1
+    assert [d.dim_param for d in graph.input[0].type.tensor_type.shape.dim[:3]] == ["n", "height", "width"]
+
+
+@pytest.mark.parametrize("bits", [2, 4, 7, 8])
+def test_openvino_runs_linear_layers_as_integers(bits, picture):
+    pytest.importorskip("openvino")
+    from quantsr.deploy import openvino_graph
+    from quantsr.deploy.openvino_core import core
+
+    model = small_model(embed_dim=24, num_block=1, bits_w=bits, bits_a=bits)
+    graph = openvino_graph.build(model, height=16, width=16)
+    runtime = core().compile_model(graph, "CPU", {"INFERENCE_PRECISION_HINT": "f32"}).get_runtime_model()
+    kinds = Counter()
+    for node in runtime.get_ordered_ops():
+        info = {key: node.get_rt_info()[key].astype(str) for key in ("layerType", "runtimePrecision")}
+        kinds[
+            info["layerType"].removesuffix("QuantizedLegacy"), info["runtimePrecision"] in ("i8", "u8")
+        ] += 1
+    assert (kinds["FullyConnected", True], kinds["FullyConnected", False]) == (2 * 6, 0)
+    assert (kinds["Convolution", True], kinds["Convolution", False]) == (3, 1)
+
+
+@pytest.mark.parametrize(
+    "options", [{"bits_w": 8, "bits_a": 8}, {"bits_w": 8, "bits_a": 8, **EVERYTHING}], ids=str
+)
+def test_saturating_processors_get_the_same_picture(picture, options):
+    pytest.importorskip("openvino")
+    from quantsr.deploy.quantsr_t.fold import fold
+    from quantsr.deploy.quantsr_t.openvino_graph import overflowing
+
+    model = small_model(num_block=1, **options)
+    layers = dict(model.layers)
+    for name, layer in model.layers.items():
+        if layer.kind == "linear":  # two products of the largest codes need 17 bits
+            weight = layer.weight.copy()
+            weight[:, :2] = 127
+            layers[name] = replace(layer, weight=weight, weight_step=layer.weight_step / 4)
+    model = replace(model, layers=layers)
+    assert len(overflowing(fold(model))) >= 2 * 4
+    # Weights of 4 bits cannot overflow 16; the 8-bit convs outside the blocks can.
+    four = overflowing(fold(small_model(num_block=1)))
+    assert four == {"layers.0.conv.input", "conv_after_body.input", "upsample.0.input"}
+    assert_close(by_built_openvino(model, picture[None], saturates=True)[0], integer.run(model, picture))
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("isa", ["AVX512_CORE", "AVX2", "SSE41"])
+def test_same_picture_without_vnni(isa, picture, tmp_path):
+    pytest.importorskip("openvino")
+    model = small_model(num_block=1, bits_w=8, bits_a=8, **EVERYTHING)
+    packing.save(model, tmp_path / "n.safetensors")
+    np.save(tmp_path / "in.npy", picture)
+    code = (
+        "import numpy as np; from quantsr.deploy import packing, runtimes\n"
+        f"e = runtimes.create('openvino', packing.load({str(tmp_path / 'n.safetensors')!r}), threads=1, cache=False)\n"
+        f"np.save({str(tmp_path / 'out.npy')!r}, e.run(np.load({str(tmp_path / 'in.npy')!r})[None]))"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | {"ONEDNN_MAX_CPU_ISA": isa})
+    assert_close(np.load(tmp_path / "out.npy")[0], integer.run(model, picture))
