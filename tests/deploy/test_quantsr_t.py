@@ -5,11 +5,12 @@ from __future__ import annotations
 import itertools
 from dataclasses import replace
 
+import cv2
 import numpy as np
 import pytest
 import torch
 
-from quantsr import load
+from quantsr import cli, load
 from quantsr.analysis import cost
 from quantsr.archs import windows
 from quantsr.deploy import architectures, convert, integer, packing, restrict
@@ -17,6 +18,7 @@ from quantsr.deploy.model import PackedModel
 from quantsr.deploy.quantsr_t import layout
 from quantsr.deploy.quantsr_t.fold import relative_positions
 from quantsr.deploy.quantsr_t.stand_in import random_model
+from quantsr.engine import checkpoint
 from quantsr.errors import InputError
 from quantsr.quant import manifest
 from tests.deploy.quantsr_t import PROTOCOLS, small_model, trained, upscaled
@@ -301,3 +303,24 @@ def test_cost_of_the_file_is_that_of_the_module(name, depth):
     assert products == {32 if name == "QuantSR" else 4}
     storage = cost.cost_of_packed(model, [(6, 9)])["storage"]
     assert storage["packed_bytes"] == packing.counted_bytes(model)
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "onnx"])
+def test_export_prints_its_parity(tmp_path, picture, capsys, suffix):
+    pytest.importorskip("onnxruntime")
+    options = {"name": "tiny_t", "datasets": {}}
+    content = checkpoint.network_file(
+        trained(num_block=2, quantize_attention=True), None, iteration=7, options=options
+    )
+    checkpoint.save(tmp_path / "T.pth", content)
+    (tmp_path / "hr").mkdir()
+    cv2.imwrite(str(tmp_path / "hr" / "0.png"), np.tile(picture, (2, 2, 1)))
+    words = ["-m", str(tmp_path / "T.pth"), "-o", str(tmp_path / f"net.{suffix}"), "--depth", "1"]
+    folders = ["--calib", str(tmp_path / "hr"), "--data", str(tmp_path / "hr")]
+    assert cli.main(["export", *words, *folders]) == 0
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| hr")]
+    names = [row.split("|")[2].strip() for row in rows]
+    assert names[:5] == ["network", "integer", "openvino", "onnxruntime", "torch"]
+    assert names[5].startswith(f"net.{suffix} (")
+    shares = [float(row.split("|")[-2].split()[0]) for row in rows[2:]]
+    assert min(shares) >= 99.5  # within 1 of the integer reference
