@@ -117,15 +117,12 @@ def test_the_graph_is_of_integers():
     kinds = Counter(node.op_type for node in graph.node)
     layers = 2 * 2
     assert kinds["MatMul"] == layers * (3 + 1 + 2 + 2)
-    assert kinds["Conv"] == 1 + 2 + 1 + 1
-    # All operands of products but the input and weight of conv_first.
-    assert kinds["DequantizeLinear"] == 2 * (kinds["MatMul"] + kinds["Conv"] - 1)
+    assert kinds["Conv"] == 2 + 2 + 1 + 1  # conv_first is float, in two parts
+    # All operands of products but the inputs and weights of conv_first.
+    assert kinds["DequantizeLinear"] == 2 * (kinds["MatMul"] + kinds["Conv"] - 2)
     weights = [t for t in graph.initializer if t.name.endswith(".weight") and "norm" not in t.name]
-    assert Counter(t.data_type for t in weights) == {
-        onnx.TensorProto.INT8: layers * 6 + 4,
-        onnx.TensorProto.FLOAT: 1,
-    }
-    # Orders and masks are computed once, not per layer: 3 orders in, 2 back, and between shifts; one mask.
+    assert Counter(t.data_type for t in weights) == {onnx.TensorProto.INT8: layers * 6 + 4}
+    # Masks are computed once, not per layer.
     assert kinds["Where"] == 1
     assert [d.dim_param for d in graph.input[0].type.tensor_type.shape.dim[:3]] == ["n", "height", "width"]
 
@@ -146,7 +143,7 @@ def test_openvino_runs_linear_layers_as_integers(bits, picture):
             info["layerType"].removesuffix("QuantizedLegacy"), info["runtimePrecision"] in ("i8", "u8")
         ] += 1
     assert (kinds["FullyConnected", True], kinds["FullyConnected", False]) == (2 * 6, 0)
-    assert (kinds["Convolution", True], kinds["Convolution", False]) == (3, 1)
+    assert (kinds["Convolution", True], kinds["Convolution", False]) == (3, 2)
 
 
 @pytest.mark.parametrize(
