@@ -123,22 +123,31 @@ def markdown(records: Sequence[Record]) -> str:
 
 
 def write_results(records: Sequence[Record], folder: str | Path, tables: str | None = None) -> None:
-    """Writes ``results.json`` (a list with one object per record) and ``results.md`` (``tables``, or `markdown`), atomically.
+    """Writes ``results.json`` (see `write_records`) and ``results.md`` (``tables``, or `markdown`), atomically.
+
+    Raises:
+        WorkError: the folder is not writable or the disk is full.
+    """
+    folder = Path(folder)
+    write_records(records, folder / "results.json")
+    write_text(folder / "results.md", markdown(records) if tables is None else tables)
+
+
+def write_records(records: Iterable[Record], path: Path) -> None:
+    """Writes a JSON list with one object per record, atomically.
 
     An infinite value (PSNR of equal pictures) is written as the string ``"inf"``, since JSON has no such number.
 
     Raises:
         WorkError: the folder is not writable or the disk is full.
     """
-    folder = Path(folder)
     rows = []
     for record in records:
         row = dataclasses.asdict(record)
         if not math.isfinite(record.value):
             row["value"] = str(record.value)
         rows.append(row)
-    write_text(folder / "results.json", json.dumps(rows, indent=1, allow_nan=False) + "\n")
-    write_text(folder / "results.md", markdown(records) if tables is None else tables)
+    write_text(path, json.dumps(rows, indent=1, allow_nan=False) + "\n")
 
 
 def read_results(path: str | Path) -> list[Record]:

@@ -1,0 +1,146 @@
+"""Writes the measured part of a model card, quantsr/zoo/NAME.md: between its two marks, what the packed file and the test runs say.
+
+    sh test.sh --set path.pretrain_network_g=NAME
+    python scripts/model_card.py NAME results/shipped/results.json [MORE.json ...]
+
+The records are kept beside the card, in NAME.json; without result files the card is made again from those. What stands outside the
+marks (data, training, licence) is written by hand and stays.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import hashlib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from quantsr.deploy.model import PackedModel, QuantizedLayer
+from quantsr.deploy.packing import load
+from quantsr.deploy.upscaler import ZOO
+from quantsr.engine.results import Record, read_results, write_records
+from quantsr.errors import InputError
+
+BEGIN = "<!-- measured: python scripts/model_card.py -->"
+END = "<!-- end of what is measured -->"
+SPEED = Path(__file__).resolve().parents[1] / "benchmarks" / "results" / "inference.csv"
+
+
+def measured(packed: Path, records: Sequence[Record]) -> str:
+    """The measured part: the file, its layers and bits, PSNR and SSIM of every row on every set, milliseconds of every depth."""
+    content, model = packed.read_bytes(), load(packed)
+    depths = ", ".join(map(str, model.header.depths))
+    lines = [
+        f"x{model.header.scale}, depths {depths}; {len(content):,} bytes, SHA-256 {hashlib.sha256(content).hexdigest()[:16]}...",
+        "",
+        "| layers | weights | inputs |",
+        "|---|---|---|",
+        *layers_table(model),
+        "",
+        *quality_table(records),
+        "",
+        "Y-PSNR in dB / SSIM, border as wide as the scale (BasicSR's protocol).",
+        *speed_line(model),
+    ]
+    return "\n".join(lines)
+
+
+def layers_table(model: PackedModel) -> list[str]:
+    """Rows of layers with the same bits, in order of execution; blocks are counted."""
+    groups: dict[tuple[str, str], list[str]] = {}
+    for name, layer in model.layers.items():
+        groups.setdefault((weight_bits(layer), input_bits(layer)), []).append(name)
+    rows = []
+    for (weights, inputs), names in groups.items():
+        blocks = [name for name in names if name.startswith(("body.", "layers."))]
+        others = [f"`{name}`" for name in names if name not in blocks]
+        if blocks:
+            others.insert(0, f"{len(blocks)} in {model.header.num_block} blocks")
+        rows.append(f"| {', '.join(others)} | {weights} | {inputs} |")
+    return rows
+
+
+def weight_bits(layer: QuantizedLayer) -> str:
+    """How a layer's weights are stored."""
+    if layer.bits_w > 8:
+        return f"float{layer.bits_w}"
+    per = "output channel" if layer.weight_step is not None and layer.weight_step.size > 1 else "tensor"
+    return f"{layer.bits_w} bit, a step per {per}"
+
+
+def input_bits(layer: QuantizedLayer) -> str:
+    """What a layer's inputs are rounded to."""
+    return "float" if layer.bits_a > 8 else f"{layer.bits_a} bit"
+
+
+def quality_table(records: Sequence[Record]) -> list[str]:
+    """A row for each network and depth, a column for each set."""
+    sets = list(dict.fromkeys(record.set for record in records))
+    values = {(record.row, record.set, record.metric): record.value for record in records}
+    table = [f"| | {' | '.join(sets)} |", "|---" * (len(sets) + 1) + "|"]
+    for row in dict.fromkeys(record.row for record in records):
+        cells = []
+        for name in sets:
+            psnr, ssim = values.get((row, name, "psnr")), values.get((row, name, "ssim"))
+            cells.append("" if psnr is None or ssim is None else f"{psnr:.2f} / {ssim:.4f}")
+        table.append(f"| {row} | {' | '.join(cells)} |")
+    return table
+
+
+def speed_line(model: PackedModel) -> list[str]:
+    """The benchmark's medians of these depths, which depend on the network's shape and not on its weights; none for other shapes."""
+    header = model.header
+    shape = (header.arch.get("type"), header.scale, header.arch.get("num_feat"), header.head_tail_bits)
+    if shape != ("QuantSR_C", 4, 64, 8) or not SPEED.is_file():
+        return []
+    with SPEED.open(encoding="utf-8", newline="") as file:
+        rows = {row["contender"]: row for row in csv.DictReader(file)}
+    found = {depth: rows[f"ours, depth {depth}"] for depth in header.depths if f"ours, depth {depth}" in rows}
+    if not found:
+        return []
+    first = next(iter(found.values()))
+    times = ", ".join(f"{float(row['median_ms']):.0f} ms at depth {depth}" for depth, row in found.items())
+    return ["", f"{first['picture']} in OpenVINO: {times} (medians, {first['machine']})."]
+
+
+def with_measured(card: str, part: str, name: str) -> str:
+    """The card with its measured part replaced.
+
+    Raises:
+        InputError: the card lacks one of the marks.
+    """
+    head, begin, rest = card.partition(BEGIN)
+    _, end, tail = rest.partition(END)
+    if not begin or not end:
+        raise InputError(f"{name}.md: no lines '{BEGIN}' and '{END}'; add them where the tables belong")
+    return f"{head}{BEGIN}\n\n{part}\n\n{END}{tail}"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("name", help="of a network in quantsr/zoo")
+    parser.add_argument("results", nargs="*", type=Path, help="results.json of test runs")
+    args = parser.parse_args()
+    packed, card, kept = (ZOO / f"{args.name}.{suffix}" for suffix in ("safetensors", "md", "json"))
+    try:
+        for file in (packed, card, *(args.results or [kept])):
+            if not file.is_file():
+                raise InputError(f"{file}: no such file; see --help")
+        if args.results:
+            records = [record for file in args.results for record in read_results(file)]
+            write_records({(r.set, r.row, r.metric): r for r in records}.values(), kept)
+        text = with_measured(
+            card.read_text(encoding="utf-8"), measured(packed, read_results(kept)), args.name
+        )
+        card.write_text(text, encoding="utf-8")
+    except InputError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
