@@ -76,8 +76,14 @@ def shrunk(file, pictures, tmp_path, *, is_train):
         options["path"]["pretrain_network_teacher"] = str(tmp_path / "teacher.pth")
         if options["path"].get("fp_pretrain_network_g"):
             options["path"]["fp_pretrain_network_g"] = str(tmp_path / "teacher.pth")
+    elif options["path"].get("fp_pretrain_network_g"):
+        start = {**options["network_g"], "nbits_w": 32, "nbits_a": 32}
+        net = ARCH_REGISTRY.get(start.pop("type"))(**start)
+        torch.save({"params": net.state_dict()}, tmp_path / "start.pth")
+        options["path"]["fp_pretrain_network_g"] = str(tmp_path / "start.pth")
     if is_train:
-        options["datasets"] = {"train": {**tiny, "gt_size": 8 * scale, "batch_size_per_gpu": 1}}
+        soft = {"dataroot_soft": str(pictures)} if "dataroot_soft" in options["datasets"]["train"] else {}
+        options["datasets"] = {"train": {**tiny, **soft, "gt_size": 8 * scale, "batch_size_per_gpu": 1}}
         options["train"] |= {"total_iter": 2, "stage1_fraction": 0.5, "compile": False}
         options["logger"]["use_tb_logger"] = False
     else:
