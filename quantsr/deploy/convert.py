@@ -16,8 +16,8 @@ from quantsr.archs import QuantSR_C, QuantSR_T
 from quantsr.archs.dqa import DepthDynamic
 from quantsr.deploy.calibrate8 import (
     InputChoice,
-    Method,
     choose_input,
+    choose_weight_step,
     choose_weight_steps,
     observe_inputs,
     quantize_weight,
@@ -54,7 +54,6 @@ def convert(
     *,
     head_tail_bits: int = 8,
     calib: Sequence[NDArray[np.uint8]] = (),
-    calib_method: Method = "max",
     first_bits: int = 32,
     provenance: Mapping[str, Any] | None = None,
 ) -> PackedModel:
@@ -62,11 +61,10 @@ def convert(
 
     Args:
         net: calibrated; every depth in `net.depths` that its ranking allows is kept.
-        head_tail_bits: bits of the convs that training left in float. 8 quantizes weights (per output channel) and inputs (per tensor, by
-            `calib_method` over `calib`); 16 keeps float16 weights, 32 float32, both with float inputs. Tables of relative position biases
+        head_tail_bits: bits of the weights of the convs that training left in float. 8 quantizes them, and their inputs over `calib`: in QuantSR-C
+            weights per tensor and inputs to 16 bits, in QuantSR-T weights per output channel and inputs to 8; 16 keeps float16 weights, 32 float32, both with float inputs. Tables of relative position biases
             are float16 below 32.
         calib: uint8 (H, W, 3) low-resolution RGB pictures; needed for 8 bits.
-        calib_method: how input steps are chosen, see `calibrate8`.
         first_bits: bits of conv_first's weight (8, 16 or 32). It holds 0.2 % of the weights, but everything behind it quantizes what it gives:
             at 8 bits so many codes of 4-bit blocks flip that 1.2 % of the output values, not 0.05 %, are off by more than 1 of 255.
         provenance: what the file shall say about its origin (plain JSON values).
@@ -92,16 +90,18 @@ def convert(
     header = _header(net, head_tail_bits, provenance or {})
     modules = {name: m for name, m in net.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)}
     floats = [name for name, m in modules.items() if not isinstance(m, QuantizedModule)]
-    if any(hasattr(module, "input_equal") for module in modules.values()):
+    if getattr(net, "head_tail_converted", False):
         raise InputError(
             "model: its head and tail were converted to 8 bits before; convert the checkpoint it comes from"
         )
     inputs: dict[str, InputChoice] = {}
     if head_tail_bits == 8:
         seen = observe_inputs(net, [n for n in floats if n != "conv_first"], calib, header.depths)
-        inputs = {name: choose_input(name, *seen[name], calib_method) for name in seen}
+        inputs = {
+            name: choose_input(name, *seen[name], 16 if isinstance(net, QuantSR_C) else 8) for name in seen
+        }
         for choice in inputs.values():
-            logger.info("8-bit input of %s", choice)
+            logger.info("%d-bit input of %s", choice.bits, choice)
     layers = {}
     for name, module in modules.items():
         bits = first_bits if name == "conv_first" else head_tail_bits
@@ -116,7 +116,8 @@ def convert(
 def to_module(model: PackedModel) -> DepthDynamic:
     """A network in eval mode that computes what `model` does, with fake quantization in float32; for training on and for PyTorch engines.
 
-    8-bit layers become `QuantConv2d` with 8 bits, equalized by a hook. conv_first, whose input codes are the pixels, stays a plain conv.
+    Layers outside the blocks stay plain convs, whose weights are the dequantized codes: 16-bit inputs are left in float. Those with 8-bit inputs (files of
+    format 1) become `QuantConv2d`, equalized by a hook; conv_first, whose input codes are the pixels, does not.
     A network with an 8-bit head and tail cannot be converted again: convert its checkpoint.
     """
     header = model.header
@@ -125,7 +126,10 @@ def to_module(model: PackedModel) -> DepthDynamic:
     eight = [
         name
         for name, layer in model.layers.items()
-        if layer.integer and name != "conv_first" and not isinstance(net.get_submodule(name), QuantizedModule)
+        if layer.integer
+        and layer.bits_a <= 8
+        and name != "conv_first"
+        and not isinstance(net.get_submodule(name), QuantizedModule)
     ]
     if eight:
         prepare(net, [Rule(name, 8, model.layers[name].bits_a, "RLQ", "channel") for name in eight])
@@ -142,6 +146,7 @@ def to_module(model: PackedModel) -> DepthDynamic:
             _load_input_quantizer(module.input_quantizer, operand.step, operand.tau, operand.signed)
         for name, tensor in model.floats.items():
             net.get_parameter(name).copy_(torch.from_numpy(tensor.values))
+    net.head_tail_converted = header.head_tail_bits == 8  # type: ignore[assignment]
     return net.eval()
 
 
@@ -249,14 +254,15 @@ def _float_layer(
         return ConvLayer(name, weight, bias, bits_w=bits)
     if choice is not None:
         weight = weight * choice.equal[:, None, None]
-    step = choose_weight_steps(weight)
+    wide = choice is not None and choice.bits == 16
+    step = choose_weight_step(weight) if wide else choose_weight_steps(weight)
     layer = ConvLayer(
         name,
         quantize_weight(weight, step),
         bias,
         bits_w=8,
         weight_step=step,
-        bits_a=8,
+        bits_a=16 if wide else 8,
         act_step=np.ones(1, np.float32),
     )
     if name != "conv_first":
@@ -294,7 +300,7 @@ def _load_layer(module: nn.Module, layer: QuantizedLayer) -> None:
         # Its codes are the pixels, so quantization is the identity, and only their zero point is left to apply.
         assert layer.act_step is not None
         _prepend(module, np.ones(3, np.float32), layer.tau() - layer.act_step * layer.zero_point())
-    elif layer.act_equal is not None:
+    elif layer.act_equal is not None and layer.bits_a <= 8:
         # The module's input step is one number: the channels are equalized before it and in the weight.
         _prepend(module, layer.act_equal, np.zeros_like(layer.act_equal))
         layer = replace(layer, act_equal=None)

@@ -50,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--head-tail-bits",
         type=int,
         choices=(8, 16, 32),
-        help="bits of the convolutions that training left in float (default: 8; 8 calibrates on pictures)",
+        help="bits of the weights of the convolutions that training left in float (default: 8, with 16-bit inputs calibrated on pictures)",
     )
     parser.add_argument(
         "--first-bits",
@@ -60,13 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="bits of conv_first's weight (default: 32; 8 saves 5 kB and lets more pixels differ)",
     )
     parser.add_argument(
-        "--calib", metavar="DIR", help="pictures to calibrate 8 bits on (default: datasets/mini)"
-    )
-    parser.add_argument(
-        "--calib-method",
-        choices=("max", "mse"),
-        default="max",
-        help="8-bit inputs: clip nothing that was seen (max, the default), or least squared error (mse)",
+        "--calib", metavar="DIR", help="pictures to calibrate the 16-bit inputs on (default: datasets/mini)"
     )
     parser.add_argument(
         "--data", metavar="DIR", help="pictures for the parity table (default: three of scikit-image)"
@@ -119,7 +113,6 @@ def read(args: argparse.Namespace) -> tuple[PackedModel, nn.Module]:
         network,
         head_tail_bits=bits,
         calib=calibration_pictures(args.calib, int(getattr(network, "upscale", 4))) if bits == 8 else [],
-        calib_method=args.calib_method,
         first_bits=args.first_bits,
         provenance=_provenance(resolve(name), args.calib, bits),
     )

@@ -219,10 +219,10 @@ def fold_head(header: Header, layer: QuantizedLayer) -> FoldedConv:
 
 
 def _fold_tail(header: Header, tail: list[QuantizedLayer], factors: list[int]) -> tuple[FoldedConv, ...]:
-    convs = [
-        _requantized(tail[i], tail[i + 1], shuffle=factor, reads_float=i == 0)
-        for i, factor in enumerate(factors)
-    ]
+    convs: list[FoldedConv] = []
+    for i, factor in enumerate(factors):
+        reads_float = not convs or convs[-1].codes_out is None
+        convs.append(_requantized(tail[i], tail[i + 1], shuffle=factor, reads_float=reads_float))
     last = _plain(tail[-1], 255.0 / header.img_range, reads_float=not convs or convs[-1].codes_out is None)
     mean = 255.0 * np.asarray(header.rgb_mean, np.float64)
     return (*convs, replace(last, bias=(last.bias + mean).astype(np.float32), codes_out=(0, 255)))

@@ -82,14 +82,14 @@ class LayerRow:
         bits_w, bits_a, signed, coding = (_integer(raw[i], f"{name}: field {i}", 0, 32) for i in (2, 3, 4, 6))
         if (
             bits_w not in (*range(2, 9), 16, 32)
-            or bits_a not in (*range(2, 9), 32)
+            or bits_a not in (*range(2, 9), 16, 32)
             or signed > 1
             or coding not in _CODING_NAMES
         ):
             raise ValueError(f"{name}: bits, sign or coding out of range")
         out, inp = shape[:2]
         counts = _integers(raw[5], f"{name}: counts", 0, _MAX_CHANNELS)
-        quantized_w, quantized_a = bits_w <= 8, bits_a <= 8
+        quantized_w, quantized_a = bits_w <= 8, bits_a <= 16
         if (
             len(counts) != 5
             or counts[0] != out

@@ -22,19 +22,19 @@ from numpy.typing import NDArray
 
 from quantsr.errors import InputError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 Float = NDArray[np.float32]
 Codes = NDArray[np.int8]
 
 
 def code_range(bits: int, signed: bool) -> tuple[int, int]:
-    """(qmin, qmax) of a code: (-8, 7) for 4 signed bits, (0, 15) unsigned.
+    """(qmin, qmax) of a code of 2 to 8 or 16 bits: (-8, 7) for 4 signed bits, (0, 15) unsigned.
 
     The same table as `quantsr.quant.ranges.IntRange`, repeated because upscaling must not import torch; a test compares the two.
     """
-    if not 2 <= bits <= 8:
-        raise ValueError(f"bits of an integer code must be 2..8, got {bits}")
+    if not 2 <= bits <= 8 and bits != 16:
+        raise ValueError(f"bits of an integer code must be 2..8 or 16, got {bits}")
     half = 1 << (bits - 1)
     return (-half, half - 1) if signed else (0, 2 * half - 1)
 
@@ -65,7 +65,7 @@ class QuantizedLayer:
     @property
     def integer(self) -> bool:
         """True where both operands are integer codes."""
-        return self.bits_w <= 8 and self.bits_a <= 8
+        return self.bits_w <= 8 and self.bits_a <= 16
 
     @property
     def kind(self) -> str:

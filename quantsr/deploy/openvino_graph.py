@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
-from functools import cache
+from functools import cache, reduce
 from typing import Any, Literal
 
 import numpy as np
@@ -30,6 +30,9 @@ Node = Any
 # Level counts the plugin's low-precision passes accept (4 and 8 bits); other widths borrow 256 levels behind a Minimum.
 _NATIVE_LEVELS = (16, 256)
 
+_PAIRS = 1000  # of factors tried by `reciprocal`
+_LARGEST_CODE = 255  # of 8 bits; 16-bit codes are beyond
+_LARGEST_PAIR = 127 * 256 + 127  # of two signed bytes, high and low
 _PAIR_LIMIT = 2**15 - 1  # of the sum of two products, on processors without VNNI
 
 
@@ -59,7 +62,7 @@ def build_quantsr_c(
 
     `tail="layers"` runs upsampler and `conv_last` layer by layer, their inputs quantized as in the integer reference. "collapsed" runs
     their composition (see `collapse`): of a float tail it gives the same picture to float rounding; of an 8-bit tail it keeps the
-    quantization of the first input, drops those inside, and quantizes the composed kernel to 8 bits per output.
+    quantization of the first input, drops those inside, and quantizes the composed kernel to 16 bits per output.
     `saturates=True` is for processors that add two 8-bit products in 16 bits (see `integer_sums_saturate`): convs whose products could
     exceed that, those of 8-bit codes with 8-bit weights, are then done in float32, on the same codes.
     `float_io=True` takes and gives float32 in 0..255, and rounds neither the input nor the output to integers (for 16-bit pictures).
@@ -106,7 +109,8 @@ def _features(
             y = _quantize(y, block.conv2, limit, shift)
         branch = _bias(_sums(y, block.conv2), block.conv2)
         stream = _times(op.add(_times(stream, (block.shortcut,)), branch), block.gap)
-    y = _bias(_sums(_codes(stream, net.conv_after_body, limit), net.conv_after_body), net.conv_after_body)
+    after = net.conv_after_body
+    y = _bias(_sums_of_codes(_codes(stream, after, limit), after, limit), after)
     return op.add(y, start)
 
 
@@ -154,25 +158,30 @@ def _units(x: Node, reader: FoldedConv) -> Node:
     assert reader.codes_in is not None
     if reader.tau.any():
         x = _apart(op.add(x, _floats(_column(reader.tau))))
-    return _apart(op.multiply(x, _floats(_column(reciprocal(reader.step, reader.codes_in)))))
+    for factor in reciprocal(reader.step, reader.codes_in):
+        x = _apart(op.multiply(x, _floats(_column(factor))))
+    return x
 
 
-def reciprocal(step: NDArray[np.float32], limits: tuple[int, int]) -> NDArray[np.float32]:
-    """What to multiply by instead of dividing by `step` (1,), a division being several times as slow, so that codes between `limits` stay the same.
+def reciprocal(step: NDArray[np.float32], limits: tuple[int, int]) -> list[NDArray[np.float32]]:
+    """What to multiply by, in turn, instead of dividing by `step` (1,), a division being several times as slow, so that codes between `limits` stay the same.
 
-    Of the float32 numbers next to `1 / step`, the one with which the fewest values change their code: at most a few single float32 numbers, next to
-    edges between two codes. Of several steps, the plain reciprocals.
+    `rint(x * (1 / step))` differs from `rint(x / step)` for a few single float32 numbers next to edges between codes. Of the numbers next to `1 / step`
+    and a thousand pairs whose product it is, these are the first with which the fewest differ: with 4 bits none, as a rule. Of several steps, the plain reciprocals.
     """
     plain = np.float32(1) / step
-    if step.size != 1:
-        return plain
+    if step.size != 1 or max(limits) > _LARGEST_CODE:
+        return [plain]
     edges = np.arange(*limits, dtype=np.float64) + 0.5
     near = (edges * step).astype(np.float32)
-    values = (near.view(np.int32)[:, None] + np.arange(-4, 5, dtype=np.int32)).view(np.float32)
+    values = (near.view(np.int32)[:, None] + np.arange(-4, 5, dtype=np.int32)).view(np.float32).ravel()
     wanted = np.rint(values / step)
-    tried = (plain.view(np.int32) + np.array([0, 1, -1, 2, -2], np.int32)).view(np.float32)
-    wrong = [int((np.rint(values * factor) != wanted).sum()) for factor in tried]
-    return tried[[int(np.argmin(wrong))]]
+    first = np.concatenate([np.ones(5), np.linspace(0.5, 1, _PAIRS, endpoint=False)]).astype(np.float32)
+    second = (1 / (step.astype(np.float64) * first)).astype(np.float32)
+    second[:5] = (plain.view(np.int32) + np.array([0, 1, -1, 2, -2], np.int32)).view(np.float32)
+    codes = np.rint(values * first[:, None] * second[:, None])
+    best = int(np.argmin((codes != wanted).sum(1)))
+    return [part[best : best + 1] for part in (first, second) if part[best] != 1]
 
 
 def _floats(value: ArrayLike) -> Node:
@@ -201,6 +210,11 @@ def _quantize(x: Node, reader: FoldedConv, limit: int | None, shift: ArrayLike =
     assert reader.codes_in is not None
     name = f"{reader.name}.input"
     low, high = reader.codes_in
+    if high > _LARGEST_CODE:
+        x = op.round(
+            x if np.size(shift) == 1 and not np.any(shift) else op.add(x, _floats(shift)), "half_to_even"
+        )
+        return op.clamp(x, low, high, name=name)
     pair = 2 * (high - low) * int(np.abs(reader.weight.astype(np.int64)).max(initial=0))
     if limit is None or reader.weight.dtype != np.int8 or pair <= limit:
         return _fake_quantize(x, reader.codes_in, name, shift)
@@ -221,13 +235,38 @@ def _fake_quantize(
     return op.fake_quantize(x, *ends, high - low + 1, name=name)
 
 
-def _sums(x: Node, conv: FoldedConv) -> Node:
+def _sums(x: Node, conv: FoldedConv, pad: int | None = None) -> Node:
     """scale * conv(x, weight): integer where the plugin finds x quantized and the weight int8."""
     weight = op.constant(conv.weight) if conv.weight.dtype == np.int8 else _floats(conv.weight)
     if conv.weight.dtype == np.int8:
         weight = op.convert(weight, "f32")
     weight = op.multiply(weight, _floats(conv.scale.reshape(-1, 1, 1, 1)))
-    return _convolution(x, weight, conv.weight.shape[-1] // 2)
+    return _convolution(x, weight, conv.weight.shape[-1] // 2 if pad is None else pad)
+
+
+def _bytes(x: Node, reader: FoldedConv, limit: int | None) -> list[tuple[Node, float]]:
+    """Codes as (operand of an integer conv, its unit) pairs: as they are, or 16-bit ones as their high and their low bytes."""
+    assert reader.codes_in is not None
+    if reader.codes_in[1] <= _LARGEST_CODE or limit is not None:
+        return [(x, 1.0)]
+    x = op.minimum(x, _floats(_LARGEST_PAIR))
+    high = op.floor(op.multiply(op.add(x, _floats(128)), _floats(1 / 256)))
+    low = op.subtract(x, op.multiply(high, _floats(256)))
+    return [
+        (_fake_quantize(part, (-128, 127), f"{reader.name}.{name}"), unit)
+        for part, name, unit in ((high, "high", 256.0), (low, "low", 1.0))
+    ]
+
+
+def _sums_of_codes(x: Node, conv: FoldedConv, limit: int | None) -> Node:
+    """`_sums` of any codes: of 16-bit ones in two integer convs."""
+    if conv.codes_in is None:
+        return _sums(x, conv)
+    sums = (
+        _sums(part, replace(conv, scale=conv.scale * np.float32(unit)))
+        for part, unit in _bytes(x, conv, limit)
+    )
+    return reduce(op.add, sums)
 
 
 def _bias(x: Node, conv: FoldedConv, shift: float | NDArray[np.float64] = 0.0) -> Node:
@@ -256,13 +295,29 @@ def _collapsed_tail(x: Node, net: FoldedNet, limit: int | None) -> list[list[Nod
     """(B, C, H, W) -> 3 rows of 3 parts (B, s*s*3, ., .), channels in the order (row phase, column phase, colour)."""
     kernels = collapse.collapse(net.tail)
     inner = kernels["inner", "inner"]
-    codes, weight = x, _floats(inner.weight)
-    if net.tail[0].codes_in is not None:
-        step = np.maximum(np.abs(inner.weight).max((1, 2, 3), keepdims=True) / 127, np.finfo(np.float32).tiny)
-        steps = np.rint(inner.weight / step).astype(np.int8)
-        weight = op.multiply(op.convert(op.constant(steps), "f32"), _floats(step))
-        x = _units(x, net.tail[0])
-        codes = _quantize(x, replace(net.tail[0], weight=steps), limit)
+    if net.tail[0].codes_in is None:
+        middle = _convolution(x, _floats(inner.weight), 1)
+    else:
+        # The composed kernel to 16 bits: its high byte with all of the input, its low byte with the input's high byte.
+        step = np.maximum(np.abs(inner.weight).max((1, 2, 3)) / _LARGEST_PAIR, np.finfo(np.float32).tiny)
+        steps = np.rint(inner.weight / step.reshape(-1, 1, 1, 1))
+        high = np.floor((steps + 128) / 256)  # leaves -128..127
+        kernel = {256.0: high.astype(np.int8), 1.0: (steps - 256 * high).astype(np.int8)}
+        first = replace(net.tail[0], weight=kernel[256.0])
+        x = _units(x, first)
+        parts = _bytes(_quantize(x, first, limit), first, limit)
+        pairs = [*((part, unit, 256.0) for part, unit in parts), (*parts[0], 1.0)]
+        middle = reduce(
+            op.add,
+            (
+                _sums(
+                    part,
+                    replace(first, weight=kernel[byte], scale=step * np.float32(unit * byte)),
+                    pad=1,
+                )
+                for part, unit, byte in pairs
+            ),
+        )
     # The ring is one pixel wide: its kernels stay in float.
     rows = {"first": _cut(x, 2, first=True), "last": _cut(x, 2, first=False)}
     columns = {"first": _cut(x, 3, first=True), "last": _cut(x, 3, first=False)}
@@ -272,7 +327,7 @@ def _collapsed_tail(x: Node, net: FoldedNet, limit: int | None) -> list[list[Nod
         bias = _floats(_column(kernel.bias))
         pads = (int(y_position == "inner"), int(x_position == "inner"))
         if pads == (1, 1):
-            return op.add(_convolution(codes, weight, *pads), bias)
+            return op.add(middle, bias)
         if pads == (1, 0):
             part = columns[x_position]
         elif pads == (0, 1):

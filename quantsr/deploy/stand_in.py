@@ -56,7 +56,7 @@ def random_model(
             rng, name, weight, spread=spread, bits=bits, signed=signed, per_channel=per_channel
         )
 
-    tail = (head_tail_bits, 8 if head_tail_bits == 8 else 32)
+    tail = (head_tail_bits, 16 if head_tail_bits == 8 else 32)
     first_bits = first_bits or head_tail_bits
     add("conv_first", num_feat, 3, gain=1.0, spread=50.0, bits=(first_bits, 8 if first_bits == 8 else 32))
     if first_bits == 8:
@@ -130,12 +130,12 @@ def _random_layer(
             step = (2 * mean / math.sqrt(qmax)).astype(np.float32)
         codes = np.clip(np.rint(weight / step.reshape(-1, 1, 1, 1)), qmin, qmax).astype(np.int8)
         layer = replace(layer, weight=codes, weight_step=step)
-    if bits_a > 8:
+    if bits_a > 16:
         return layer
     return replace(
         layer,
         bits_a=bits_a,
-        act_step=np.array([2 * spread / code_range(bits_a, signed)[1]], np.float32),
+        act_step=np.array([(2 if bits_a <= 8 else 16) * spread / code_range(bits_a, signed)[1]], np.float32),
         act_tau=rng.standard_normal(inp).astype(np.float32) if bits_a < 8 else None,
         act_signed=signed,
         act_equal=rng.uniform(0.5, 1, inp).astype(np.float32)

@@ -37,11 +37,12 @@ def dyadic_model(**options) -> PackedModel:
             layer = replace(layer, weight_step=2.0 ** np.floor(np.log2(layer.weight_step)).astype(np.float32))
         else:
             layer = replace(layer, weight=(np.rint(layer.weight * 32) / 32).astype(np.float32))
-        if layer.bits_a <= 8 and name != "conv_first":
-            step = 2.0 ** np.floor(np.log2(layer.act_step)).astype(np.float32)
+        if layer.bits_a <= 16 and name != "conv_first":
+            # 16-bit codes as coarse as 8-bit ones, or sums need more than float32's 24 bits.
+            step = 2.0 ** (np.floor(np.log2(layer.act_step)) + 5 * (layer.bits_a == 16)).astype(np.float32)
             tau = (rng.integers(-40, 41, layer.in_channels) / 8).astype(np.float32)
             layer = replace(layer, act_step=step, act_tau=tau)
-            if layer.bits_a == 8 and not name.startswith("body."):
+            if layer.bits_a == 16 and not name.startswith("body."):
                 layer = replace(layer, act_equal=rng.choice(np.float32([0.25, 0.5, 1]), layer.in_channels))
         layers[name] = layer
     mean = (0.4, 0.2, 0.6)  # 102, 51 and 153 of 255

@@ -13,7 +13,7 @@ def conv(layer: QuantizedLayer, x: np.ndarray) -> np.ndarray:
     scale = np.ones(1)
     if layer.weight_step is not None:
         scale = scale * layer.weight_step.astype(np.float64)
-    if layer.bits_a <= 8:
+    if layer.bits_a <= 16:
         step = layer.act_step.astype(np.float64)
         u = (x + layer.tau().astype(np.float64)[:, None, None]) / (step * layer.equal()[:, None, None])
         x = np.clip(np.rint(u), *layer.act_range) - layer.zero_point()[:, None, None]

@@ -19,7 +19,9 @@ def test_engines_agree_with_the_reference(engine: str, head_tail_bits: int, pict
     from quantsr.deploy.stand_in import random_model
 
     pytest.importorskip(engine)
-    model = random_model(num_feat=16, num_block=2, depths=(2, 1), head_tail_bits=head_tail_bits)
+    model = random_model(
+        num_feat=16, num_block=2, depths=(2, 1), head_tail_bits=head_tail_bits, first_bits=32
+    )
     options = {"tail": "layers"} if engine == "openvino" else {}
     image = picture(18, 22)
     for depth in (2, 1):
