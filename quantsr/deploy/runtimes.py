@@ -165,7 +165,7 @@ class OpenVinoEngine:
         return self._requests[key]
 
     def _compile(self, shape: tuple[int, ...], float_io: bool, streams: int) -> list[Any]:
-        from quantsr.deploy import openvino_graph
+        from quantsr.deploy import openvino_graph, openvino_ops
 
         batch, height, width, _ = shape
         graph = openvino_graph.build(
@@ -176,7 +176,7 @@ class OpenVinoEngine:
             batch=batch,
             tail=self._tail,
             float_io=float_io,
-            saturates=openvino_graph.integer_sums_saturate(),
+            saturates=openvino_ops.integer_sums_saturate(),
         )
         hint = "LATENCY" if streams == 1 else "THROUGHPUT"
         config = self._config | {"PERFORMANCE_HINT": hint, "NUM_STREAMS": streams}

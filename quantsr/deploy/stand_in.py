@@ -135,7 +135,7 @@ def _random_layer(
     return replace(
         layer,
         bits_a=bits_a,
-        act_step=np.array([(2 if bits_a <= 8 else 16) * spread / code_range(bits_a, signed)[1]], np.float32),
+        act_step=np.array([(2 if bits_a <= 8 else 32) * spread / code_range(bits_a, signed)[1]], np.float32),
         act_tau=rng.standard_normal(inp).astype(np.float32) if bits_a < 8 else None,
         act_signed=signed,
         act_equal=rng.uniform(0.5, 1, inp).astype(np.float32)

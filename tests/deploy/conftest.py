@@ -39,7 +39,7 @@ def dyadic_model(**options) -> PackedModel:
             layer = replace(layer, weight=(np.rint(layer.weight * 32) / 32).astype(np.float32))
         if layer.bits_a <= 16 and name != "conv_first":
             # 16-bit codes as coarse as 8-bit ones, or sums need more than float32's 24 bits.
-            step = 2.0 ** (np.floor(np.log2(layer.act_step)) + 5 * (layer.bits_a == 16)).astype(np.float32)
+            step = 2.0 ** (np.floor(np.log2(layer.act_step)) + 4 * (layer.bits_a == 16)).astype(np.float32)
             tau = (rng.integers(-40, 41, layer.in_channels) / 8).astype(np.float32)
             layer = replace(layer, act_step=step, act_tau=tau)
             if layer.bits_a == 16 and not name.startswith("body."):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from quantsr.archs.quantsr_c_arch import QuantSR_C
-from quantsr.deploy import convert, integer, openvino_graph, runtimes
+from quantsr.deploy import convert, integer, openvino_graph, openvino_ops, runtimes
 from quantsr.deploy.fold import fold
 from quantsr.deploy.model import PackedModel
 from quantsr.engine.evaluate import evaluating, network_upscaler
@@ -153,7 +153,7 @@ def test_factors_instead_of_a_division_give_its_codes():
     rng = np.random.default_rng(0)
     wrong = []
     for step in rng.uniform(0.01, 30, 100).astype(np.float32):
-        factors = openvino_graph.reciprocal(step.reshape(1), (-8, 7))
+        factors = openvino_ops.reciprocal(step.reshape(1), (-8, 7))
         assert float(np.prod(factors)) == pytest.approx(1 / step, rel=1e-6)
         near = ((np.arange(-8, 7) + 0.5) * step).astype(np.float32)
         close = near.view(np.int32)[:, None] + np.arange(-100, 101, dtype=np.int32)  # next to every edge

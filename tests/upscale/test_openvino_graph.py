@@ -12,7 +12,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from quantsr.deploy import integer, openvino_graph, packing
+from quantsr.deploy import integer, openvino_graph, openvino_ops, packing
 from quantsr.deploy.fold import fold
 from quantsr.deploy.model import PackedModel
 from quantsr.deploy.openvino_core import core
@@ -112,8 +112,8 @@ def test_pictures_of_any_size(size: tuple[int, int], picture) -> None:
 def test_codes_are_rounded_half_to_even_then_limited(bits: int, shift: float) -> None:
     limits = {3: (-4, 3), 4: (-8, 7), 8: (-128, 127)}[bits]
     x = np.linspace(-140, 140, 1121, dtype=np.float32).reshape(1, 1, 1, -1)  # quarters: ties included
-    parameter = openvino_graph.op.parameter(x.shape, np.float32)
-    node = openvino_graph._fake_quantize(parameter, limits, "q", np.float32(shift))
+    parameter = openvino_ops.op.parameter(x.shape, np.float32)
+    node = openvino_ops.fake_quantize(parameter, limits, "q", np.float32(shift))
     result = core().compile_model(ov.Model([node], [parameter], "q"), "CPU", EXACT)([x])[0]
     np.testing.assert_array_equal(result, np.clip(np.rint(x + np.float32(shift)), *limits))
 

@@ -15,6 +15,7 @@ import openvino as ov
 import openvino.opset13 as op
 
 from quantsr.deploy import openvino_graph as base
+from quantsr.deploy import openvino_ops as ops
 from quantsr.deploy.fold import FoldedConv
 from quantsr.deploy.model import PackedModel
 from quantsr.deploy.quantsr_t import layout, program
@@ -70,48 +71,48 @@ class OpenVinoOps:
         x = self.image
         for axis, rows in enumerate(self.rows):
             if len(rows) != self.size[axis]:
-                x = op.gather(x, base._ints(*rows), base._ints(axis + 1))
-        x = x if self.float_io else base._apart(op.convert(x, "f32"))
-        x = op.transpose(x, base._ints(0, 3, 1, 2))
+                x = op.gather(x, ops.ints(*rows), ops.ints(axis + 1))
+        x = x if self.float_io else ops.apart(op.convert(x, "f32"))
+        x = op.transpose(x, ops.ints(0, 3, 1, 2))
         return base._head(x, net, round_input=not self.float_io)
 
     def conv(self, conv: FoldedConv, x: Node) -> Node:
-        return base._bias(base._sums(x, conv), conv)
+        return ops.biased(ops.scaled_sums(x, conv), conv)
 
     def linear(self, linear: FoldedLinear, x: Node) -> Node:
-        weight = base._floats(linear.weight)
+        weight = ops.floats(linear.weight)
         if linear.weight.dtype == np.int8:
             weight = op.convert(op.constant(linear.weight), "f32")
-        weight = op.multiply(weight, base._floats(linear.scale.reshape(-1, 1)))
+        weight = op.multiply(weight, ops.floats(linear.scale.reshape(-1, 1)))
         y = op.matmul(x, weight, False, True)
-        y = op.add(y, base._floats(linear.bias))
+        y = op.add(y, ops.floats(linear.bias))
         if linear.codes_out is None:
             return y
         return self._codes(f"{linear.name}.codes", y, linear.codes_out)
 
     def norm(self, norm: Norm, x: Node) -> Node:
-        y = op.mvn(x, base._ints(-1), True, NORM_EPS, "inside_sqrt")
-        y = op.add(op.multiply(y, base._floats(norm.weight)), base._floats(norm.bias))
+        y = op.mvn(x, ops.ints(-1), True, NORM_EPS, "inside_sqrt")
+        y = op.add(op.multiply(y, ops.floats(norm.weight)), ops.floats(norm.bias))
         return y if norm.limits is None else self._codes(norm.name, y, norm.limits)
 
     def quantize(self, quantize: Quantize, x: Node, *, channels_last: bool) -> Node:
         scale, shift = (
-            values if channels_last else base._column(values) for values in (quantize.scale, quantize.shift)
+            values if channels_last else ops.column(values) for values in (quantize.scale, quantize.shift)
         )
         return self._codes(quantize.name, x, quantize.limits, scale, shift)
 
     def attend(self, attention: Attention, q: Node, k: Node, v: Node, shift: int) -> Node:
         heads, tokens = attention.heads, self.window**2
         channels = len(attention.q.bias)
-        split = base._ints(-1, tokens, heads, channels // heads)
+        split = ops.ints(-1, tokens, heads, channels // heads)
 
         def part(x: Node, *axes: int) -> Node:
-            return op.transpose(op.reshape(x, split, False), base._ints(*axes))
+            return op.transpose(op.reshape(x, split, False), ops.ints(*axes))
 
         scores = op.matmul(part(q, 0, 2, 1, 3), part(k, 0, 2, 3, 1), False, False)  # (B * G, h, N, N)
         if attention.score_scale != 1:
-            scores = op.multiply(scores, base._floats(attention.score_scale))
-        scores = op.add(scores, base._floats(attention.bias[None]))
+            scores = op.multiply(scores, ops.floats(attention.score_scale))
+        scores = op.add(scores, ops.floats(attention.bias[None]))
         if shift:
             scores = op.add(scores, self._mask(shift))
         weights = op.softmax(scores, -1)
@@ -119,8 +120,8 @@ class OpenVinoOps:
             weights = self.quantize(attention.probabilities, weights, channels_last=True)
         mixed = op.matmul(weights, part(v, 0, 2, 1, 3), False, False)
         places = self.grid[0] * self.grid[1]
-        mixed = op.transpose(mixed, base._ints(0, 2, 1, 3))
-        mixed = op.reshape(mixed, base._ints(self.batch, places, channels), False)
+        mixed = op.transpose(mixed, ops.ints(0, 2, 1, 3))
+        mixed = op.reshape(mixed, ops.ints(self.batch, places, channels), False)
         if isinstance(attention.mix, Quantize):
             return self.quantize(attention.mix, mixed, channels_last=True)
         return mixed if attention.mix == 1 else self.scale(mixed, attention.mix)
@@ -131,13 +132,13 @@ class OpenVinoOps:
         if ("order", old, new) not in self.known:
             index = layout.order_index(self.grid, self.window, old, new).astype(np.int32)
             self.known["order", old, new] = op.constant(index)
-        return op.gather(x, self.known["order", old, new], base._ints(1))
+        return op.gather(x, self.known["order", old, new], ops.ints(1))
 
     def gelu(self, x: Node) -> Node:
         return op.gelu(x, "erf")
 
     def leaky_relu(self, x: Node, slope: float) -> Node:
-        return op.prelu(x, base._floats([slope]))
+        return op.prelu(x, ops.floats([slope]))
 
     def shuffle(self, x: Node, factor: int) -> Node:
         return op.depth_to_space(x, "depth_first", factor)
@@ -146,23 +147,23 @@ class OpenVinoOps:
         return op.add(a, b)
 
     def scale(self, x: Node, factor: np.float32) -> Node:
-        return op.multiply(x, base._floats(factor))
+        return op.multiply(x, ops.floats(factor))
 
     def tokens(self, x: Node) -> Node:
-        x = op.transpose(x, base._ints(0, 2, 3, 1))
-        return op.reshape(x, base._ints(0, self.grid[0] * self.grid[1], -1), True)
+        x = op.transpose(x, ops.ints(0, 2, 3, 1))
+        return op.reshape(x, ops.ints(0, self.grid[0] * self.grid[1], -1), True)
 
     def map(self, x: Node) -> Node:
-        return op.transpose(op.reshape(x, base._ints(0, *self.grid, -1), True), base._ints(0, 3, 1, 2))
+        return op.transpose(op.reshape(x, ops.ints(0, *self.grid, -1), True), ops.ints(0, 3, 1, 2))
 
     def finish(self, x: Node, shuffle: int) -> Node:
         x = base._pixels(x, self.float_io)
         x = x if shuffle == 1 else self.shuffle(x, shuffle)
-        x = op.transpose(x, base._ints(0, 2, 3, 1))
+        x = op.transpose(x, ops.ints(0, 2, 3, 1))
         for axis, size in enumerate(self.size):
             if size != self.grid[axis]:
-                stop = base._ints(size * self.factor)
-                x = op.slice(x, base._ints(0), stop, base._ints(1), base._ints(axis + 1))
+                stop = ops.ints(size * self.factor)
+                x = op.slice(x, ops.ints(0), stop, ops.ints(1), ops.ints(axis + 1))
         return x
 
     # --- codes and constants ---------------------------------------------------------------------------------------
@@ -170,14 +171,14 @@ class OpenVinoOps:
     def _codes(self, name: str, x: Node, limits: tuple[int, int], scale: Any = 1.0, shift: Any = 0.0) -> Node:
         """clip(rint(x * scale + shift), *limits), in a form that makes what reads it 8-bit products, unless those could overflow."""
         if name not in self.overflowing:
-            return base._fake_quantize(x, limits, name, shift, scale)
-        y = op.add(op.multiply(x, base._floats(scale)), base._floats(shift))
+            return ops.fake_quantize(x, limits, name, shift, scale)
+        y = op.add(op.multiply(x, ops.floats(scale)), ops.floats(shift))
         return op.clamp(op.round(y, "half_to_even"), *map(float, limits), name=name)
 
     def _mask(self, shift: int) -> Node:
         if ("mask", shift) not in self.known:
             mask = np.tile(layout.mask(self.grid, self.window, shift), (self.batch, 1, 1, 1))
-            self.known["mask", shift] = base._floats(mask)
+            self.known["mask", shift] = ops.floats(mask)
         return self.known["mask", shift]
 
 
@@ -186,7 +187,7 @@ def overflowing(net: FoldedSwin) -> set[str]:
     names: set[str] = set()
 
     def check(name: str, limits: tuple[int, int] | None, largest: int) -> None:
-        if limits is not None and 2 * (limits[1] - limits[0]) * largest > base._PAIR_LIMIT:
+        if limits is not None and 2 * (limits[1] - limits[0]) * largest > ops.PAIR_LIMIT:
             names.add(name)
 
     def weight(layer: FoldedConv) -> int:

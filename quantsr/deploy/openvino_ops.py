@@ -1,0 +1,177 @@
+"""Pieces of OpenVINO graphs that compute codes as the integer reference does, and run as int8 convolutions. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from functools import cache, reduce
+from typing import Any
+
+import numpy as np
+import openvino as ov
+import openvino.opset13 as op
+from numpy.typing import ArrayLike, NDArray
+
+from quantsr.deploy.fold import FoldedConv
+from quantsr.deploy.openvino_core import core
+
+Node = Any
+"""An openvino.Node or one of its outputs."""
+
+# Level counts the plugin's low-precision passes accept (4 and 8 bits); other widths borrow 256 levels behind a Minimum.
+_NATIVE_LEVELS = (16, 256)
+
+_PAIRS = 1000  # of factors tried by `reciprocal`
+_LARGEST_CODE = 255  # of 8 bits; 16-bit codes are beyond
+LARGEST_PAIR = 127 * 256 + 127  # of two signed bytes, high and low
+PAIR_LIMIT = 2**15 - 1  # of the sum of two products, on processors without VNNI
+
+
+def apart(x: Node) -> Node:
+    """`x`, behind a limit that changes nothing, so that the plugin rounds it: it would fuse a product with the next sum, or swap them."""
+    return op.maximum(x, floats(np.finfo(np.float32).min))
+
+
+def times(x: Node, factors: Iterable[np.float32]) -> Node:
+    """`x` times every factor in turn, each product rounded."""
+    for factor in factors:
+        x = x if factor == 1 else apart(op.multiply(x, floats(factor)))
+    return x
+
+
+def input_units(x: Node, reader: FoldedConv) -> Node:
+    """(x + tau) / step of `reader`."""
+    assert reader.step is not None
+    assert reader.tau is not None
+    assert reader.codes_in is not None
+    if reader.tau.any():
+        x = apart(op.add(x, floats(column(reader.tau))))
+    for factor in reciprocal(reader.step, reader.codes_in):
+        x = apart(op.multiply(x, floats(column(factor))))
+    return x
+
+
+def reciprocal(step: NDArray[np.float32], limits: tuple[int, int]) -> list[NDArray[np.float32]]:
+    """What to multiply by, in turn, instead of dividing by `step` (1,), a division being several times as slow, so that codes between `limits` stay the same.
+
+    `rint(x * (1 / step))` differs from `rint(x / step)` for a few single float32 numbers next to edges between codes. Of the numbers next to `1 / step`
+    and a thousand pairs whose product it is, these are the first with which the fewest differ: with 4 bits none, as a rule. Of several steps, the plain reciprocals.
+    """
+    plain = np.float32(1) / step
+    if step.size != 1 or max(limits) > _LARGEST_CODE:
+        return [plain]
+    edges = np.arange(*limits, dtype=np.float64) + 0.5
+    near = (edges * step).astype(np.float32)
+    values = (near.view(np.int32)[:, None] + np.arange(-4, 5, dtype=np.int32)).view(np.float32).ravel()
+    wanted = np.rint(values / step)
+    first = np.concatenate([np.ones(5), np.linspace(0.5, 1, _PAIRS, endpoint=False)]).astype(np.float32)
+    second = (1 / (step.astype(np.float64) * first)).astype(np.float32)
+    second[:5] = (plain.view(np.int32) + np.array([0, 1, -1, 2, -2], np.int32)).view(np.float32)
+    codes = np.rint(values * first[:, None] * second[:, None])
+    best = int(np.argmin((codes != wanted).sum(1)))
+    return [part[best : best + 1] for part in (first, second) if part[best] != 1]
+
+
+def floats(value: ArrayLike) -> Node:
+    return op.constant(np.asarray(value, np.float32))
+
+
+def ints(*values: int) -> Node:
+    return op.constant(np.asarray(values, np.int64))
+
+
+def column(values: ArrayLike) -> NDArray[np.float64]:
+    """(C,) -> (1, C, 1, 1)"""
+    return np.asarray(values, np.float64).reshape(1, -1, 1, 1)
+
+
+def input_codes(x: Node, reader: FoldedConv, limit: int | None) -> Node:
+    """The float value `x` as `reader`'s input codes, or as it is where the reader is float."""
+    if reader.codes_in is None:
+        return x
+    # FakeQuantize adds the lower limit before it rounds, which rounds too.
+    return quantize(op.round(input_units(x, reader), "half_to_even"), reader, limit)
+
+
+def quantize(x: Node, reader: FoldedConv, limit: int | None, shift: ArrayLike = 0.0) -> Node:
+    """clip(rint(x + shift), *reader.codes_in), in a form that makes `reader` an integer conv unless its products exceed `limit`."""
+    assert reader.codes_in is not None
+    name = f"{reader.name}.input"
+    low, high = reader.codes_in
+    if high > _LARGEST_CODE:
+        x = op.round(
+            x if np.size(shift) == 1 and not np.any(shift) else op.add(x, floats(shift)), "half_to_even"
+        )
+        return op.clamp(x, low, high, name=name)
+    pair = 2 * (high - low) * int(np.abs(reader.weight.astype(np.int64)).max(initial=0))
+    if limit is None or reader.weight.dtype != np.int8 or pair <= limit:
+        return fake_quantize(x, reader.codes_in, name, shift)
+    y = op.round(op.add(x, floats(shift)), "half_to_even")
+    return op.clamp(y, low, high, name=name)
+
+
+def fake_quantize(
+    x: Node, limits: tuple[int, int], name: str, shift: ArrayLike = 0.0, scale: ArrayLike = 1.0
+) -> Node:
+    """clip(rint(x * scale + shift), *limits) as a FakeQuantize; `scale` > 0 and `shift` are scalars or one per channel of x."""
+    low, high = limits
+    shift, scale = np.asarray(shift, np.float64), np.asarray(scale, np.float64)
+    if high - low + 1 not in _NATIVE_LEVELS:
+        x = op.minimum(x, floats((high - shift) / scale))
+        high = low + 255
+    ends = (floats((low - shift) / scale), floats((high - shift) / scale), floats(low), floats(high))
+    return op.fake_quantize(x, *ends, high - low + 1, name=name)
+
+
+def scaled_sums(x: Node, conv: FoldedConv, pad: int | None = None) -> Node:
+    """scale * conv(x, weight): integer where the plugin finds x quantized and the weight int8."""
+    weight = op.constant(conv.weight) if conv.weight.dtype == np.int8 else floats(conv.weight)
+    if conv.weight.dtype == np.int8:
+        weight = op.convert(weight, "f32")
+    weight = op.multiply(weight, floats(conv.scale.reshape(-1, 1, 1, 1)))
+    return convolution(x, weight, conv.weight.shape[-1] // 2 if pad is None else pad)
+
+
+def code_bytes(x: Node, reader: FoldedConv, limit: int | None) -> list[tuple[Node, float]]:
+    """Codes as (operand of an integer conv, its unit) pairs: as they are, or 16-bit ones as their high and their low bytes."""
+    assert reader.codes_in is not None
+    if reader.codes_in[1] <= _LARGEST_CODE or limit is not None:
+        return [(x, 1.0)]
+    x = op.minimum(x, floats(LARGEST_PAIR))
+    high = op.floor(op.multiply(op.add(x, floats(128)), floats(1 / 256)))
+    low = op.subtract(x, op.multiply(high, floats(256)))
+    return [
+        (fake_quantize(part, (-128, 127), f"{reader.name}.{name}"), unit)
+        for part, name, unit in ((high, "high", 256.0), (low, "low", 1.0))
+    ]
+
+
+def scaled_sums_of_codes(x: Node, conv: FoldedConv, limit: int | None) -> Node:
+    """`scaled_sums` of any codes: of 16-bit ones in two integer convs."""
+    if conv.codes_in is None:
+        return scaled_sums(x, conv)
+    sums = (
+        scaled_sums(part, replace(conv, scale=conv.scale * np.float32(unit)))
+        for part, unit in code_bytes(x, conv, limit)
+    )
+    return reduce(op.add, sums)
+
+
+def biased(x: Node, conv: FoldedConv, shift: float | NDArray[np.float64] = 0.0) -> Node:
+    return op.add(x, floats(column(conv.bias) + shift))
+
+
+def convolution(x: Node, weight: Node, *pad: int) -> Node:
+    """Stride 1; one padding for rows and columns, or one each."""
+    pads = [pad[0], pad[-1]]
+    return op.convolution(x, weight, [1, 1], pads, pads, [1, 1])
+
+
+@cache
+def integer_sums_saturate() -> bool:
+    """Whether this processor's integer convs clip the sum of two products to 16 bits, as x86 without VNNI does. Found by trying."""
+    x = op.parameter([1, 16, 4, 4], np.float32)
+    weight = op.multiply(op.convert(op.constant(np.full((16, 16, 1, 1), 127, np.int8)), "f32"), floats(1.0))
+    y = convolution(fake_quantize(x, (0, 255), "codes"), weight, 0)
+    compiled = core().compile_model(ov.Model([y], [x], "probe"), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    return bool(compiled([np.full((1, 16, 4, 4), 255, np.float32)])[0].max() < 16 * 127 * 255)
