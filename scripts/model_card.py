@@ -71,7 +71,7 @@ def weight_bits(layer: QuantizedLayer) -> str:
 
 def input_bits(layer: QuantizedLayer) -> str:
     """What a layer's inputs are rounded to."""
-    return "float" if layer.bits_a > 8 else f"{layer.bits_a} bit"
+    return "float" if layer.bits_a > 16 else f"{layer.bits_a} bit"
 
 
 def quality_table(records: Sequence[Record]) -> list[str]:
