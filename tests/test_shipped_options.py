@@ -132,15 +132,16 @@ def test_the_released_test_file_evaluates_a_released_checkpoint(version, picture
 
 
 @pytest.mark.parametrize("file", COMPARE)
-def test_every_comparison_has_three_seeds_one_start_and_equal_iterations_from_it(file):
+def test_every_comparison_has_three_seeds_and_equal_iterations_from_one_start(file):
     comparison = load_comparison(str(ROOT / file), check_paths=False)
     assert comparison.options.name == Path(file).stem
     assert len(comparison.options.seeds) == 3
     reference = comparison.options.difference_to
-    compared = {run.training.train.total_iter for run in comparison.runs if run.after}
-    assert len(compared) == 1
-    assert reference in {run.variant for run in comparison.runs if run.after}
-    assert {run.after for run in comparison.runs} == {(), *((f"float_seed{seed}",) for seed in (1, 2, 3))}
+    started = [run for run in comparison.runs if run.after]
+    assert {run.after for run in started} <= {(f"float_seed{seed}",) for seed in (1, 2, 3)}
+    compared = started or comparison.runs
+    assert len({run.training.train.total_iter for run in compared}) == 1
+    assert reference in {run.variant for run in compared}
 
 
 @pytest.mark.integration

@@ -177,7 +177,7 @@ def test_a_packed_file_without_network_g(tmp_path: Path, test_file: Any, packed:
     engine_rows = results(tmp_path)
 
     net = quantsr.load(packed)
-    title = "QuantSR_C W4A4 rest W8A8"
+    title = "QuantSR_C W4A4"
     assert build.title(net) == title
     hr = sorted(Path(yaml.safe_load(path.read_text())["datasets"]["test_1"]["dataroot_gt"]).iterdir())
     for depth in net.depths:
