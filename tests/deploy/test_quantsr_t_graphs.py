@@ -170,7 +170,22 @@ def test_saturating_processors_get_the_same_picture(picture, options):
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize("isa", ["AVX512_CORE", "AVX2", "SSE41"])
+@pytest.mark.parametrize(
+    "isa",
+    [
+        "AVX512_CORE",
+        *(
+            pytest.param(
+                isa,
+                marks=pytest.mark.xfail(
+                    raises=subprocess.CalledProcessError,
+                    reason="OpenVINO 2026.4 crashes on attention while oneDNN is restricted to less than AVX-512",
+                ),
+            )
+            for isa in ("AVX2", "SSE41")
+        ),
+    ],
+)
 def test_same_picture_without_vnni(isa, picture, tmp_path):
     pytest.importorskip("openvino")
     model = small_model(num_block=1, bits_w=8, bits_a=8, **EVERYTHING)
