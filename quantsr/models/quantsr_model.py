@@ -105,10 +105,10 @@ class QuantSRModel(BaseModel):
         groups: list[dict[str, Any]] = [{"params": weights}]
         rate = optim.lr * self.train_options.step_lr_mult
         if self.train_options.step_lr == "relative":
+            # LSQ's gradient scale leaves activation steps gradients of 1e-9, below Adam's usual epsilon.
+            common = {"weight_decay": 0.0, "eps": 1e-15}
             for name, unit in step_magnitudes(self.net).items():
-                group = {"params": [steps[name]], "lr": rate * unit, "weight_decay": 0.0}
-                # LSQ's gradient scale leaves activation steps gradients of 1e-9, below Adam's usual epsilon.
-                groups.append({**group, "eps": 1e-15})
+                groups.append({"params": [steps[name]], "lr": rate * unit, **common})
         elif steps:
             groups.append({"params": list(steps.values()), "lr": rate, "weight_decay": 0.0})
         kind = {"Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW}[optim.type]
