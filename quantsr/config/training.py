@@ -118,7 +118,7 @@ class TrainOptions(Section):
         default=0.0,
         ge=0,
         lt=1,
-        description="Decay per step of the averaged copy of the weights; 0 keeps none.",
+        description="Decay per step of the averaged copy of the weights, reached from 2/11 on; 0 keeps none.",
     )
     optim_g: OptimizerOptions = Field(description="The optimizer.")
     step_lr_mult: float = Field(
@@ -145,8 +145,9 @@ class TrainOptions(Section):
     accumulate: Int = Field(
         default=1, gt=0, description="Batches whose gradients are added up for one optimizer step."
     )
-    precision: Literal["bf16", "fp32"] = Field(
-        default="bf16", description="Arithmetic of float layers; quantizers always use FP32."
+    precision: Literal["auto", "bf16", "fp32"] = Field(
+        default="auto",
+        description="Arithmetic of float layers; quantizers always use FP32. `auto`: bf16 where the device computes in it, FP32 where it would emulate it.",
     )
     channels_last: bool = Field(default=True, description="Channels-last memory layout.")
     compile: bool | Literal["auto"] = Field(

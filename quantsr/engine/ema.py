@@ -9,7 +9,10 @@ from torch import nn
 
 
 class Ema:
-    """A shadow of ``net``: float parameters move by ``shadow += (1 - decay) * (net - shadow)``, buffers are copied.
+    """A shadow of ``net``: float parameters move by ``shadow += (1 - d) * (net - shadow)``, buffers are copied.
+
+    At update ``t = 1, 2, ...`` ``d = min(decay, (1 + t) / (10 + t))``: with ``decay`` from the beginning, a run of
+    ``1 / (1 - decay)`` updates would end with a third of its first weights in the shadow.
 
     Attributes:
         net: the shadow network, in eval mode, without gradients.
@@ -22,11 +25,12 @@ class Ema:
         self.net = copy.deepcopy(net).eval().requires_grad_(False)
 
     @torch.no_grad()
-    def update(self, net: nn.Module) -> None:
-        """One step towards ``net``'s present parameters."""
+    def update(self, net: nn.Module, count: int) -> None:
+        """One step, the ``count``-th, towards ``net``'s present parameters."""
+        decay = min(self.decay, (1 + count) / (10 + count))
         shadows = [parameter.detach() for _, parameter in sorted(self.net.named_parameters())]
         sources = [parameter.detach() for _, parameter in sorted(net.named_parameters())]
-        torch._foreach_lerp_(shadows, sources, 1.0 - self.decay)
+        torch._foreach_lerp_(shadows, sources, 1.0 - decay)
         buffers = dict(net.named_buffers())
         for name, buffer in self.net.named_buffers():
             buffer.copy_(buffers[name])

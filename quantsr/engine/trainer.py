@@ -197,7 +197,7 @@ class Trainer:
             f"{count:,}",
             list(self.model.depths) or "one",
             self.device,
-            self.train_options.precision,
+            self.model.precision,
             self.options.config_hash(),
         )
         build.log_manifest(net)

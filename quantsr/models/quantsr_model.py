@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from quantsr.basicsr_compat import LOSS_REGISTRY, MODEL_REGISTRY, BaseModel
+from quantsr.engine.device import computes_in_bf16
 from quantsr.engine.distributed import World
 from quantsr.engine.ema import Ema
 from quantsr.errors import WorkError
@@ -43,6 +44,7 @@ class QuantSRModel(BaseModel):
 
     Attributes:
         net: the bare network; ``net_g`` is the same or its DDP wrapping.
+        precision: ``bf16`` or ``fp32``, as ``auto`` was decided for ``device``.
         ema: its moving average, or None.
         stage: 1 or 2.
     """
@@ -65,6 +67,9 @@ class QuantSRModel(BaseModel):
         super().__init__(opt)
         self.device = device
         self.train_options = train = options.train
+        self.precision = train.precision
+        if train.precision == "auto":
+            self.precision = "bf16" if computes_in_bf16(device) else "fp32"
         self.layout = torch.channels_last if train.channels_last else torch.contiguous_format
         self.net: Any = net.to(device, memory_format=self.layout).train()  # type: ignore[call-overload]
         self.ema = Ema(self.net, train.ema_decay) if train.ema_decay > 0 else None
@@ -191,15 +196,14 @@ class QuantSRModel(BaseModel):
             nn.utils.clip_grad_norm_(parameters, self.train_options.grad_clip_norm)
         optimizer.step()
         if self.ema is not None:
-            self.ema.update(self.net)
+            self.ema.update(self.net, current_iter)
         self.loss_terms = terms
         self._note_finite(current_iter)
 
     def _losses(self, batch: Batch) -> dict[str, Tensor]:
         """The weighted loss terms of one batch; their sum is minimised."""
         lq, gt = batch["lq"].contiguous(memory_format=self.layout), batch["gt"]
-        half = self.train_options.precision == "bf16"
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             target = self.distillation.ask(lq) if self.distillation is not None else None
             if self.stage == 1:
                 outputs, weights = [self.net_g(lq)], [1.0]

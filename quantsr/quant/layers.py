@@ -114,16 +114,12 @@ def compute_dtype(x: Tensor) -> torch.dtype:
 
 
 def runs_on_codes(dtype: torch.dtype) -> bool:
-    """Whether products in this type are computed on integer codes, unless :func:`set_exact_fp32`.
+    """Whether products in this type are computed on integer codes, unless :func:`set_exact_fp32`: in half precision and FP32.
 
-    In half precision, where codes are exact and values are not; and in FP32 without gradients, so that an evaluation's
-    sums are integers, the same in every order of summation and on every engine (docs/numerics.md).
+    Codes are exact in half precision, where values are not; sums of codes in FP32 are integers, the same in every order of summation
+    and on every engine (docs/numerics.md); and backward needs the layer's input alone.
     """
-    if _exact_fp32:
-        return False
-    return dtype in (torch.bfloat16, torch.float16) or (
-        dtype == torch.float32 and not torch.is_grad_enabled()
-    )
+    return not _exact_fp32 and dtype in (torch.bfloat16, torch.float16, torch.float32)
 
 
 def exact_products(device_type: str) -> AbstractContextManager[Any]:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from quantsr import quant
+from quantsr import cpu, quant
 from quantsr.basicsr_compat import EDSR, MODEL_REGISTRY
 from quantsr.engine import build
 from quantsr.engine.ema import Ema
@@ -179,16 +179,16 @@ def test_cosine_reaches_its_floor(make_options: Any) -> None:
 
 def test_ema_is_the_recursion() -> None:
     net = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
-    ema = Ema(net, 0.75)
+    ema = Ema(net, 0.25)
     shadow = {k: v.clone() for k, v in net.state_dict().items()}
-    for step in range(3):
+    for step, decay in enumerate((2 / 11, 0.25, 0.25)):
         with torch.no_grad():
             for p in net.parameters():
                 p.add_(step + 1.0)
             net[1].running_mean.add_(1.0)
-        ema.update(net)
+        ema.update(net, step + 1)
         for name, p in net.named_parameters():
-            shadow[name] = 0.75 * shadow[name] + 0.25 * p.detach()
+            shadow[name] = decay * shadow[name] + (1 - decay) * p.detach()
     for name, p in ema.net.named_parameters():
         torch.testing.assert_close(p, shadow[name])
         assert not p.requires_grad
@@ -249,6 +249,16 @@ def test_bf16_step_is_near_the_fp32_step(make_options: Any) -> None:
         assert all(p.dtype == torch.float32 for p in model.net.parameters())
         logs.append(model.get_current_log()["loss"])
     assert logs[0] == pytest.approx(logs[1], rel=2e-2)
+
+
+@pytest.mark.parametrize(
+    ("flags", "precision"), [({"avx2"}, "fp32"), ({"avx512f", "avx512_bf16"}, "bf16"), ({"amx_bf16"}, "bf16")]
+)
+def test_auto_takes_bf16_where_the_processor_computes_in_it(
+    make_options: Any, monkeypatch: pytest.MonkeyPatch, flags: set[str], precision: str
+) -> None:
+    monkeypatch.setattr(cpu, "describe", lambda: ("a processor", frozenset(flags)))
+    assert make_model(make_options(**{"train.precision": "auto"})).precision == precision
 
 
 def test_first_bad_iteration_is_named(make_options: Any) -> None:

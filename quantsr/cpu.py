@@ -1,0 +1,26 @@
+"""What this machine's processor is called and can do. Imports no torch."""
+
+from __future__ import annotations
+
+import platform
+from functools import cache
+from pathlib import Path
+
+BF16 = frozenset({"avx512_bf16", "amx_bf16"})
+"""Flags of processors that compute in bf16."""
+
+
+@cache
+def describe() -> tuple[str, frozenset[str]]:
+    """The processor's name and its feature flags in Linux's words ("avx2", "amx_int8"); elsewhere no flags are known."""
+    name, flags = platform.processor() or platform.machine(), frozenset[str]()
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
+            key, _, value = line.partition(":")
+            if key.strip() == "model name":
+                name = value.strip()
+            elif key.strip() == "flags":
+                return name, frozenset(value.split())
+    except OSError:
+        pass
+    return name, flags
