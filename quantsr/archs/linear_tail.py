@@ -10,7 +10,7 @@ Shapes: B batch, C channels of the features, O of the picture, h and w of the lo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -29,13 +29,13 @@ class Stage(NamedTuple):
     shuffle: int
 
 
-def stages(upsample: nn.Sequential, conv_last: nn.Conv2d) -> list[Stage]:
-    """The stages of BasicSR's ``Upsample`` and the convolution behind it."""
+def stages(layers: Iterable[nn.Module]) -> list[Stage]:
+    """The stages of a tail's convolutions and pixel shuffles, such as BasicSR's ``Upsample`` and the convolution behind it."""
     found: list[Stage] = []
-    for layer in [*upsample, conv_last]:
+    for layer in layers:
         if isinstance(layer, nn.PixelShuffle):
             found[-1] = found[-1]._replace(shuffle=layer.upscale_factor)
-        else:
+        elif not isinstance(layer, nn.Identity):
             assert isinstance(layer, nn.Conv2d)
             found.append(Stage(layer, 1))
     return found

@@ -6,7 +6,7 @@ Shapes: B batch, C ``num_feat``, h and w of the low-resolution picture, r ``upsc
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,8 @@ from quantsr.quant.autograd import shortcut_add
 from quantsr.quant.layers import FirstConv2d, QuantConv2d, compute_dtype
 from quantsr.quant.prepare import Rule, prepare
 from quantsr.quant.quantizers import Granularity
+
+Upsampler = Literal["pixelshuffle", "pixelshuffledirect"]
 
 
 class ResidualBlock(Unit):
@@ -60,6 +62,8 @@ class QuantSR_C(DepthDynamic):
         num_feat: channels C of the features.
         num_block: residual blocks, ``2N`` of the paper.
         upscale: 1, 2, 3, 4 or 8.
+        upsampler: ``pixelshuffle`` (EDSR's: a stage for each factor of 2 or 3, then ``conv_last``) or ``pixelshuffledirect``
+            (one convolution to the ``r * r`` pixels of every position, for small networks).
         res_scale: factor of the residual branch.
         img_range: the network works on ``(x - rgb_mean) * img_range``.
         rgb_mean: mean of the pictures in [0, 1], one number for each input channel.
@@ -70,7 +74,7 @@ class QuantSR_C(DepthDynamic):
         depth_rule: see :data:`quantsr.archs.depth.DepthRule`.
 
     Raises:
-        ValueError: for bits, depths or a scale outside these ranges.
+        ValueError: for bits, depths, a scale or an upsampler outside these ranges.
     """
 
     def __init__(
@@ -81,6 +85,7 @@ class QuantSR_C(DepthDynamic):
         num_feat: int = 64,
         num_block: int = 32,
         upscale: int = 4,
+        upsampler: Upsampler = "pixelshuffle",
         res_scale: float = 1.0,
         img_range: float = 255.0,
         rgb_mean: Sequence[float] = (0.4488, 0.4371, 0.4040),
@@ -94,6 +99,8 @@ class QuantSR_C(DepthDynamic):
         super().__init__()
         if upscale not in (1, 2, 3, 4, 8):
             raise ValueError(f"upscale must be 1, 2, 3, 4 or 8, got {upscale}")
+        if upsampler not in get_args(Upsampler):
+            raise ValueError(f"upsampler must be one of {list(get_args(Upsampler))}, got {upsampler!r}")
         if len(rgb_mean) not in (1, num_in_ch) or len(rgb_mean) not in (1, num_out_ch):
             raise ValueError(f"rgb_mean must have one number for each channel, got {list(rgb_mean)}")
         self._options = {
@@ -103,6 +110,7 @@ class QuantSR_C(DepthDynamic):
             "num_feat": num_feat,
             "num_block": num_block,
             "upscale": upscale,
+            "upsampler": upsampler,
             "res_scale": res_scale,
             "img_range": img_range,
             "rgb_mean": list(rgb_mean),
@@ -123,8 +131,16 @@ class QuantSR_C(DepthDynamic):
             ResidualBlock(num_feat=num_feat, res_scale=res_scale) for _ in range(num_block)
         )
         self.conv_after_body = nn.Conv2d(num_feat, num_feat, 3, padding=1)
-        self.upsample = Upsample(upscale, num_feat)
-        self.conv_last = nn.Conv2d(num_feat, num_out_ch, 3, padding=1)
+        self.upsample: nn.Sequential
+        self.conv_last: nn.Module
+        if upsampler == "pixelshuffle":
+            self.upsample = Upsample(upscale, num_feat)
+            self.conv_last = nn.Conv2d(num_feat, num_out_ch, 3, padding=1)
+        else:
+            self.upsample = nn.Sequential(
+                nn.Conv2d(num_feat, num_out_ch * upscale**2, 3, padding=1), nn.PixelShuffle(upscale)
+            )
+            self.conv_last = nn.Identity()
         prepare(self, [Rule("body.*.conv[12]", nbits_w, nbits_a, quantizer, weight_granularity)])
 
     @property
@@ -154,7 +170,7 @@ class QuantSR_C(DepthDynamic):
 
     def _composed_tail(self, inputs: Sequence[Tensor]) -> list[Tensor] | None:
         """The tail as one convolution, where that is less work; composed once for all sub-networks."""
-        tail = linear_tail.stages(self.upsample, self.conv_last)
+        tail = linear_tail.stages([*self.upsample, self.conv_last])
         if not linear_tail.pays(tail, inputs[0]):
             return None
         composed = linear_tail.compose(tail)

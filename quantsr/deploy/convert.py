@@ -61,9 +61,9 @@ def convert(
 
     Args:
         net: calibrated; every depth in `net.depths` that its ranking allows is kept.
-        head_tail_bits: bits of the weights of the convs that training left in float. 8 quantizes them, and their inputs over `calib`: in QuantSR-C
-            weights per tensor and inputs to 16 bits, in QuantSR-T weights per output channel and inputs to 8; 16 keeps float16 weights, 32 float32, both with float inputs. Tables of relative position biases
-            are float16 below 32.
+        head_tail_bits: bits of the weights of the convs that training left in float. 8 quantizes them, in QuantSR-C per tensor, in QuantSR-T per
+            output channel, and their inputs to 16 bits, over `calib`; 16 keeps float16 weights, 32 float32, both with float inputs. Tables of relative
+            position biases are float16 below 32.
         calib: uint8 (H, W, 3) low-resolution RGB pictures; needed for 8 bits.
         first_bits: bits of conv_first's weight (8, 16 or 32). It holds 0.2 % of the weights, but everything behind it quantizes what it gives:
             at 8 bits so many codes of 4-bit blocks flip that 1.2 % of the output values, not 0.05 %, are off by more than 1 of 255.
@@ -97,16 +97,15 @@ def convert(
     inputs: dict[str, InputChoice] = {}
     if head_tail_bits == 8:
         seen = observe_inputs(net, [n for n in floats if n != "conv_first"], calib, header.depths)
-        inputs = {
-            name: choose_input(name, *seen[name], 16 if isinstance(net, QuantSR_C) else 8) for name in seen
-        }
+        inputs = {name: choose_input(name, *seen[name]) for name in seen}
         for choice in inputs.values():
-            logger.info("%d-bit input of %s", choice.bits, choice)
+            logger.info("16-bit input of %s", choice)
     layers = {}
     for name, module in modules.items():
         bits = first_bits if name == "conv_first" else head_tail_bits
+        per_tensor = isinstance(net, QuantSR_C) and name != "conv_first"
         layers[name] = (
-            _float_layer(name, module, header, inputs.get(name), bits)
+            _float_layer(name, module, header, inputs.get(name), bits, per_tensor=per_tensor)
             if isinstance(module, nn.Conv2d) and name in floats
             else _trained_layer(name, module)
         )
@@ -116,8 +115,8 @@ def convert(
 def to_module(model: PackedModel) -> DepthDynamic:
     """A network in eval mode that computes what `model` does, with fake quantization in float32; for training on and for PyTorch engines.
 
-    Layers outside the blocks stay plain convs, whose weights are the dequantized codes: 16-bit inputs are left in float. Those with 8-bit inputs (files of
-    format 1) become `QuantConv2d`, equalized by a hook; conv_first, whose input codes are the pixels, does not.
+    Layers outside the blocks stay plain convs, whose weights are the dequantized codes: 16-bit inputs are left in float. Those with 8-bit inputs (older
+    files) become `QuantConv2d`, equalized by a hook; conv_first, whose input codes are the pixels, does not.
     A network with an 8-bit head and tail cannot be converted again: convert its checkpoint.
     """
     header = model.header
@@ -244,7 +243,7 @@ def _float_tensors(net: DepthDynamic, head_tail_bits: int) -> dict[str, FloatTen
 
 
 def _float_layer(
-    name: str, conv: nn.Conv2d, header: Header, choice: InputChoice | None, bits: int
+    name: str, conv: nn.Conv2d, header: Header, choice: InputChoice | None, bits: int, *, per_tensor: bool
 ) -> ConvLayer:
     """A layer outside the blocks at 8, 16 or 32 bits."""
     weight, bias = _array(conv.weight), _bias(conv)
@@ -254,15 +253,14 @@ def _float_layer(
         return ConvLayer(name, weight, bias, bits_w=bits)
     if choice is not None:
         weight = weight * choice.equal[:, None, None]
-    wide = choice is not None and choice.bits == 16
-    step = choose_weight_step(weight) if wide else choose_weight_steps(weight)
+    step = choose_weight_step(weight) if per_tensor else choose_weight_steps(weight)
     layer = ConvLayer(
         name,
         quantize_weight(weight, step),
         bias,
         bits_w=8,
         weight_step=step,
-        bits_a=16 if wide else 8,
+        bits_a=8 if choice is None else 16,
         act_step=np.ones(1, np.float32),
     )
     if name != "conv_first":

@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from quantsr.deploy.model import Codes, Float, Header, PackedModel, QuantizedLayer, upsample_stages
+from quantsr.deploy.model import Codes, Float, Header, PackedModel, QuantizedLayer, tail_stages
 
 _CODE_BITS = 16  # beyond, inputs are float
 _HIGH_INPUT = 256.0  # largest integer that the head's input is split into
@@ -162,8 +162,7 @@ def fold(model: PackedModel, depth: int | None = None) -> FoldedNet:
         )
         for k, i in enumerate(kept)
     )
-    stages = upsample_stages(header.scale)
-    tail = [*(layers[name] for name, _ in stages), layers["conv_last"]]
+    stages = tail_stages(header.arch, header.scale)
     return FoldedNet(
         head=fold_head(header, layers["conv_first"]),
         img_range=np.float32(header.img_range),
@@ -171,7 +170,7 @@ def fold(model: PackedModel, depth: int | None = None) -> FoldedNet:
         gap=gaps[0],
         blocks=blocks,
         conv_after_body=_plain(layers["conv_after_body"], reads_float=True),
-        tail=_fold_tail(header, tail, [factor for _, factor in stages]),
+        tail=_fold_tail(header, [layers[name] for name, _ in stages], [factor for _, factor in stages]),
         factor=header.scale,
     )
 
@@ -220,12 +219,13 @@ def fold_head(header: Header, layer: QuantizedLayer) -> FoldedConv:
 
 def _fold_tail(header: Header, tail: list[QuantizedLayer], factors: list[int]) -> tuple[FoldedConv, ...]:
     convs: list[FoldedConv] = []
-    for i, factor in enumerate(factors):
+    for i, factor in enumerate(factors[:-1]):
         reads_float = not convs or convs[-1].codes_out is None
         convs.append(_requantized(tail[i], tail[i + 1], shuffle=factor, reads_float=reads_float))
     last = _plain(tail[-1], 255.0 / header.img_range, reads_float=not convs or convs[-1].codes_out is None)
-    mean = 255.0 * np.asarray(header.rgb_mean, np.float64)
-    return (*convs, replace(last, bias=(last.bias + mean).astype(np.float32), codes_out=(0, 255)))
+    mean = np.repeat(255.0 * np.asarray(header.rgb_mean, np.float64), factors[-1] ** 2)
+    bias = (last.bias + mean).astype(np.float32)
+    return (*convs, replace(last, bias=bias, codes_out=(0, 255), shuffle=factors[-1]))
 
 
 def _requantized(

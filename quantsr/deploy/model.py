@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -107,6 +107,20 @@ class QuantizedLayer:
             weight
             if self.act_equal is None
             else weight / self.act_equal.reshape(-1, *[1] * (self.weight.ndim - 2))
+        )
+
+    def dequantized(self) -> QuantizedLayer:
+        """The same layer with its weight as float32 and its input in float."""
+        return replace(
+            self,
+            weight=self.float_weight(),
+            bits_w=32,
+            weight_step=None,
+            bits_a=32,
+            act_step=None,
+            act_tau=None,
+            act_zero_point=None,
+            act_equal=None,
         )
 
     def describe(self) -> dict[str, Any]:
@@ -216,6 +230,11 @@ class PackedModel:
         self.header.blocks_kept(chosen)
         return chosen
 
+    def with_wide_inputs_in_float(self) -> PackedModel:
+        """The network with every layer that has a 16-bit input dequantized: what these inputs round is below what can be seen."""
+        layers = {name: x.dequantized() if x.bits_a == 16 else x for name, x in self.layers.items()}
+        return replace(self, layers=layers)
+
     def float_parts(self) -> list[Float]:
         """What is stored as float32 beside the weights, in the order of the file: shortcuts; each layer's bias, weight step, input step, tau and
         equalization; each operand's step and tau; float tensors of 32 bits."""
@@ -235,6 +254,19 @@ class PackedModel:
     def manifest(self) -> list[dict[str, Any]]:
         """One row per layer: name, kind, shape, bits, sign, granularity."""
         return [layer.describe() for layer in self.layers.values()]
+
+
+def tail_stages(arch: Mapping[str, Any], scale: int) -> list[tuple[str, int]]:
+    """The tail of QuantSR-C: (name of the conv, factor of the pixel shuffle behind it, 1 for none), in order.
+
+    Raises InputError for another upsampler than these two, or a scale that has no stages.
+    """
+    upsampler = arch.get("upsampler", "pixelshuffle")
+    if upsampler == "pixelshuffledirect":
+        return [("upsample.0", scale)]
+    if upsampler != "pixelshuffle":
+        raise InputError(f"upsampler: {upsampler!r} is not known; use pixelshuffle or pixelshuffledirect")
+    return [*upsample_stages(scale), ("conv_last", 1)]
 
 
 def upsample_stages(scale: int) -> list[tuple[str, int]]:

@@ -3,14 +3,14 @@
 A conv is `DequantizeLinear(codes) * DequantizeLinear(weight codes) -> Conv -> Mul(scale) -> Add(bias)` with dequantization scale 1: the Conv
 then adds integers, which float32 does without rounding (see `integer.py`), so that every runtime that computes it in float32 or in integers gives
 the same sums, and the real scale is applied once behind it, as in the reference. `QuantizeLinear` (scale 1) rounds half to even and saturates,
-`Clip` keeps the codes of fewer bits in their range. Pixel shuffles act on the codes.
+`Clip` keeps the codes of fewer bits in their range. Pixel shuffles act on the codes. Signed codes are stored as uint8 with a zero point: of int8 inputs,
+runtimes on processors without VNNI halve the weights, which rounds odd ones.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -154,25 +154,23 @@ class Graph:
         if limits[1] > 255:
             low, high = (self.scalar(v) for v in limits)
             return self.node("Clip", [self.node("Round", [x], f"{name}.wide"), low, high], name)
-        dtype = _code_type(limits)
-        zero = self.constant(f"zero.{dtype}", np.zeros((), dtype))
-        whole = limits == (np.iinfo(dtype).min, np.iinfo(dtype).max)
+        zero = self.zero(limits)
+        whole = limits[1] - limits[0] == 255
         y = self.node("QuantizeLinear", [x, self.scalar(1), zero], name if whole else f"{name}.wide")
         if whole:
             return y
-        low, high = (self.constant(f"limit.{dtype}.{v}", np.array(v, dtype)) for v in limits)
+        low, high = (self.byte("limit", v - min(limits[0], 0)) for v in limits)
         return self.node("Clip", [y, low, high], name)
 
     def dequantize(self, layer: FoldedConv, codes: str) -> str:
         assert layer.codes_in is not None
         if layer.codes_in[1] > 255:
             return codes
-        dtype = _code_type(layer.codes_in)
         name = f"{layer.name}.input.value"
         if layer.zero_point is None:
-            zero = self.constant(f"zero.{dtype}", np.zeros((), dtype))
-            return self.node("DequantizeLinear", [codes, self.scalar(1), zero], name)
-        zero = self.constant(f"{layer.name}.zero_point", layer.zero_point.astype(dtype))
+            return self.node("DequantizeLinear", [codes, self.scalar(1), self.zero(layer.codes_in)], name)
+        shifted = layer.zero_point - min(layer.codes_in[0], 0)
+        zero = self.constant(f"{layer.name}.zero_point", shifted.astype(np.uint8))
         ones = self.constant(f"{layer.name}.input.scale", np.ones(len(layer.zero_point), np.float32))
         return self.node("DequantizeLinear", [codes, ones, zero], name, axis=1)
 
@@ -194,6 +192,13 @@ class Graph:
         """(C,) as a constant (1, C, 1, 1)."""
         return self.constant(name, values.astype(np.float32).reshape(1, -1, 1, 1))
 
+    def zero(self, limits: tuple[int, int]) -> str:
+        """The uint8 that stands for code 0 of codes between `limits`."""
+        return self.byte("zero", -min(limits[0], 0))
+
+    def byte(self, label: str, value: int) -> str:
+        return self.constant(f"{label}.{value}", np.array(value, np.uint8))
+
     def scalar(self, value: float | np.float32) -> str:
         value = np.float32(value)
         return self.constant(f"scalar.{value!r}", np.array(value, np.float32))
@@ -213,8 +218,3 @@ class Graph:
             OUTPUT, TensorProto.UINT8, ["n", f"height*{scale}", f"width*{scale}", 3]
         )
         return helper.make_graph(self.nodes, "quantsr", [image], [upscaled], list(self.constants.values()))
-
-
-def _code_type(limits: tuple[int, int]) -> np.dtype[Any]:
-    """uint8 or int8."""
-    return np.dtype(np.uint8 if limits[0] >= 0 else np.int8)

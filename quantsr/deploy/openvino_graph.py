@@ -24,6 +24,7 @@ from quantsr.deploy.openvino_ops import (
     LARGEST_PAIR,
     PAIR_LIMIT,
     Node,
+    WideInputs,
     apart,
     biased,
     code_bytes,
@@ -44,13 +45,23 @@ Tail = Literal["collapsed", "layers"]
 
 
 def build(
-    model: PackedModel, depth: int | None = None, *, height: int, width: int, **options: Any
+    model: PackedModel,
+    depth: int | None = None,
+    *,
+    height: int,
+    width: int,
+    wide_inputs: WideInputs = "float",
+    **options: Any,
 ) -> ov.Model:
     """The graph for pictures of `height` x `width`: uint8 (batch, H, W, 3) RGB in, uint8 (batch, H*s, W*s, 3) out.
 
+    `wide_inputs` says how layers with 16-bit inputs run: in "float", on the dequantized weights and with inputs as they come, or exactly as the
+    integer reference, in "bytes": int8 convolutions of the high and the low byte. Which is faster, see `wide_inputs_run_in`.
     Options, all with defaults: `batch`, `tail`, `float_io` and `saturates`, as `build_quantsr_c`. Raises InputError for an unknown depth.
     """
     depth = model.depth_or_default(depth)
+    if wide_inputs == "float":
+        model = model.with_wide_inputs_in_float()
     return architectures.of(model.header).openvino_graph(model, depth, height=height, width=width, **options)
 
 
@@ -103,7 +114,9 @@ def _features(
     x: Node, net: FoldedNet, taus: dict[str, NDArray[np.float32]], limit: int | None, *, round_input: bool
 ) -> Node:
     """(B, 3, H, W) pixels -> (B, C, H, W), the tail's input in units of its codes."""
-    start = _head(x, net, round_input=round_input)
+    # From 7 bits on, codes next to an edge may differ anyway (see `fold.staircase_bias`).
+    coarse = all(block.conv1.codes_in is None or block.conv1.codes_in[1] < 2**6 for block in net.blocks)
+    start = _head(x, net, round_input=round_input, exact=coarse)
     stream = times(start, net.gap)
     for block in net.blocks:
         y = scaled_sums(input_codes(stream, block.conv1, limit), block.conv1)
@@ -121,8 +134,8 @@ def _features(
     return op.add(y, start)
 
 
-def _head(x: Node, net: FromPixels, *, round_input: bool) -> Node:
-    """conv_first in float32: integer codes are summed exactly, float weights in two parts (see `fold.SplitHead`)."""
+def _head(x: Node, net: FromPixels, *, round_input: bool, exact: bool = True) -> Node:
+    """conv_first in float32: integer codes are summed exactly, float weights, if `exact`, in two parts (see `fold.SplitHead`)."""
     head = net.head
     pad = head.weight.shape[-1] // 2
     if not net.pixels_are_codes:
@@ -131,6 +144,8 @@ def _head(x: Node, net: FromPixels, *, round_input: bool) -> Node:
         x = op.add(op.multiply(x, floats(large)), op.multiply(x, floats(1 / 255 - float(large))))
         x = op.multiply(apart(op.subtract(x, floats(column(net.mean)))), floats(net.img_range))
         if head.codes_in is None:
+            if not exact:
+                return biased(convolution(x, floats(head.weight), pad), head)
             parts = split_head(net)
             high = apart(op.multiply(x, floats(parts.unit)))
             high = op.multiply(op.round(high, "half_to_even"), floats(1 / parts.unit))

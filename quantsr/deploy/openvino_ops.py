@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 from functools import cache, reduce
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import openvino as ov
 import openvino.opset13 as op
 from numpy.typing import ArrayLike, NDArray
 
+from quantsr import cpu
 from quantsr.deploy.fold import FoldedConv
 from quantsr.deploy.openvino_core import core
 
@@ -22,6 +23,8 @@ Node = Any
 _NATIVE_LEVELS = (16, 256)
 
 _PAIRS = 1000  # of factors tried by `reciprocal`
+WideInputs = Literal["float", "bytes"]
+
 _LARGEST_CODE = 255  # of 8 bits; 16-bit codes are beyond
 LARGEST_PAIR = 127 * 256 + 127  # of two signed bytes, high and low
 PAIR_LIMIT = 2**15 - 1  # of the sum of two products, on processors without VNNI
@@ -175,3 +178,8 @@ def integer_sums_saturate() -> bool:
     y = convolution(fake_quantize(x, (0, 255), "codes"), weight, 0)
     compiled = core().compile_model(ov.Model([y], [x], "probe"), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     return bool(compiled([np.full((1, 16, 4, 4), 255, np.float32)])[0].max() < 16 * 127 * 255)
+
+
+def wide_inputs_run_in() -> WideInputs:
+    """How this processor does layers with 16-bit inputs faster: with AMX, whose int8 products are many times as fast as float32's, in bytes."""
+    return "bytes" if "amx_int8" in cpu.describe()[1] else "float"

@@ -11,7 +11,7 @@ import numpy as np
 from quantsr.deploy import tiling
 from quantsr.deploy.architectures import Architecture, Cut, Image, LayerCost, Parts, Reach
 from quantsr.deploy.collapse import RADIUS
-from quantsr.deploy.model import Float, PackedModel, QuantizedLayer, upsample_stages
+from quantsr.deploy.model import Float, PackedModel, QuantizedLayer, tail_stages
 from quantsr.errors import InputError
 
 
@@ -25,7 +25,7 @@ class QuantSRC:
             raise ValueError("layer conv_first: is missing")
         feat = model.layers["conv_first"].out_channels
         try:
-            stages = upsample_stages(header.scale)
+            *stages, (last, shuffle) = tail_stages(header.arch, header.scale)
             used = sorted({i for depth in header.depths for i in header.blocks_kept(depth)})
         except InputError as error:
             raise ValueError(str(error)) from error
@@ -35,7 +35,7 @@ class QuantSRC:
             **{f"body.{i}.{conv}": square for i in used for conv in ("conv1", "conv2")},
             "conv_after_body": square,
             **{name: (feat * factor**2, feat, 3, 3) for name, factor in stages},
-            "conv_last": (3, feat, 3, 3),
+            last: (3 * shuffle**2, feat, 3, 3),
         }
         return Parts(layers, {}, {})
 
@@ -75,13 +75,14 @@ class QuantSRC:
 
     def reach(self, model: PackedModel, depth: int) -> Reach:
         """The receptive field: one pixel per 3x3 conv of head, kept blocks and body end, and the tail's."""
-        return Reach(2 + 2 * len(model.header.blocks_kept(depth)) + RADIUS, 1, tiling.MAX_TILE_AREA)
+        tail = RADIUS if len(tail_stages(model.header.arch, model.header.scale)) > 1 else 1
+        return Reach(2 + 2 * len(model.header.blocks_kept(depth)) + tail, 1, tiling.MAX_TILE_AREA)
 
     def costs(self, model: PackedModel, depth: int, size: tuple[int, int]) -> list[LayerCost]:
         """The convs, upsampler and `conv_last` at their own sizes."""
         kept = set(model.header.blocks_kept(depth))
         enlarged = 1
-        factors = dict(upsample_stages(model.header.scale))
+        factors = dict(tail_stages(model.header.arch, model.header.scale))
         costs = []
         for name, layer in model.layers.items():
             if name.startswith("body.") and int(name.split(".")[1]) not in kept:

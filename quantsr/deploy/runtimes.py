@@ -177,6 +177,7 @@ class OpenVinoEngine:
             tail=self._tail,
             float_io=float_io,
             saturates=openvino_ops.integer_sums_saturate(),
+            wide_inputs=openvino_ops.wide_inputs_run_in(),
         )
         hint = "LATENCY" if streams == 1 else "THROUGHPUT"
         config = self._config | {"PERFORMANCE_HINT": hint, "NUM_STREAMS": streams}

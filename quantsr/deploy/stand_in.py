@@ -14,7 +14,7 @@ from quantsr.deploy.model import (
     PackedModel,
     QuantizedLayer,
     code_range,
-    upsample_stages,
+    tail_stages,
 )
 
 
@@ -29,6 +29,7 @@ def random_model(
     first_bits: int | None = None,
     depths: tuple[int, ...] | None = None,
     per_channel: bool = False,
+    upsampler: str = "pixelshuffle",
     seed: int = 0,
 ) -> PackedModel:
     """A QuantSR-C with random weights and plausible steps, taus and shortcuts, for tests and timings (numpy only).
@@ -72,9 +73,10 @@ def random_model(
         add(f"body.{i}.conv1", num_feat, num_feat, gain=1.0, spread=60.0, bits=(bits_w, bits_a))
         add(f"body.{i}.conv2", num_feat, num_feat, gain=0.4, spread=40.0, bits=(bits_w, bits_a), signed=False)
     add("conv_after_body", num_feat, num_feat, gain=0.7, spread=70.0, bits=tail)
-    for name, factor in upsample_stages(scale):
+    *stages, (last, shuffle) = tail_stages({"upsampler": upsampler}, scale)
+    for name, factor in stages:
         add(name, num_feat * factor**2, num_feat, gain=1.0, spread=80.0, bits=tail)
-    add("conv_last", 3, num_feat, gain=0.8, spread=80.0, bits=tail)
+    add(last, 3 * shuffle**2, num_feat, gain=0.8, spread=80.0, bits=tail)
     header = Header(
         arch={
             "type": "QuantSR_C",
@@ -83,6 +85,7 @@ def random_model(
             "num_feat": num_feat,
             "num_block": num_block,
             "upscale": scale,
+            "upsampler": upsampler,
             "res_scale": 1.0,
             "img_range": 255.0,
             "rgb_mean": [0.4488, 0.4371, 0.4040],

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from quantsr.deploy import image_io
 from quantsr.deploy.runtimes import ENGINES
-from quantsr.deploy.upscaler import Upscaler
+from quantsr.deploy.upscaler import Upscaler, shipped
 from quantsr.errors import InputError, WorkError
 
 log = logging.getLogger(__name__)
@@ -30,7 +30,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "-o", "--output", required=True, metavar="DIR_OR_FILE", help="folder, or file for a single picture"
     )
     parser.add_argument(
-        "--model", default=DEFAULT_MODEL, metavar="NAME_OR_FILE", help="packed network (default: %(default)s)"
+        "--model",
+        default=DEFAULT_MODEL,
+        metavar="NAME_OR_FILE",
+        help=f"packed network, or one that comes with quantsr: {', '.join(shipped())} (default: %(default)s)",
     )
     parser.add_argument(
         "--depth", type=int, metavar="N", help="depth to run; smaller ones are faster (default: all)"

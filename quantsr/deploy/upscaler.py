@@ -219,11 +219,15 @@ def find_model(name_or_path: str | Path) -> Path:
     named = ZOO / f"{path.name}.safetensors"
     if named.is_file():
         return named
-    names = sorted(file.stem for file in ZOO.glob("*.safetensors"))
     raise InputError(
-        f"model {name_or_path}: no such file or name (the networks that come with quantsr are {', '.join(names)}); "
+        f"model {name_or_path}: no such file or name (the networks that come with quantsr are {', '.join(shipped())}); "
         "give a packed file with --model FILE"
     )
+
+
+def shipped() -> list[str]:
+    """Names of the networks that come with quantsr."""
+    return sorted(file.stem for file in ZOO.glob("*.safetensors"))
 
 
 def _load(name_or_path: str | Path) -> PackedModel:

@@ -22,7 +22,7 @@ def tail(scale: int, channels: int = 6) -> tuple[nn.Sequential, nn.Conv2d]:
 @pytest.mark.parametrize("scale", SCALES)
 def test_pictures_and_gradients_are_those_of_the_layers(scale: int, size: tuple[int, int]) -> None:
     upsample, conv_last = tail(scale)
-    stages = linear_tail.stages(upsample, conv_last)
+    stages = linear_tail.stages([*upsample, conv_last])
     x = torch.randn(2, 6, *size, dtype=torch.float64, requires_grad=True)
     tensors = [x, *upsample.parameters(), *conv_last.parameters()]
 
@@ -39,7 +39,8 @@ def test_pictures_and_gradients_are_those_of_the_layers(scale: int, size: tuple[
 
 @pytest.mark.parametrize("scale", SCALES)
 def test_the_kernel_has_the_size_and_the_reach_it_names(scale: int) -> None:
-    composed = linear_tail.compose(linear_tail.stages(*tail(scale)))
+    upsample, conv_last = tail(scale)
+    composed = linear_tail.compose(linear_tail.stages([*upsample, conv_last]))
     assert composed.factor == scale
     assert composed.weight.shape == (3 * scale**2, 6, linear_tail.SIDE, linear_tail.SIDE)
     assert composed.bias.shape == (3 * scale**2,)

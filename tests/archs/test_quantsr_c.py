@@ -105,6 +105,28 @@ def test_with_32_bits_it_is_edsr(upscale):
     torch.testing.assert_close(ours(x), edsr(x), rtol=0, atol=1e-6)
 
 
+def test_a_direct_tail_is_one_convolution_and_a_shuffle():
+    torch.manual_seed(0)
+    model = QuantSR_C(
+        num_feat=8, num_block=4, upscale=3, upsampler="pixelshuffledirect", nbits_w=32, nbits_a=32
+    )
+    tail = [
+        (name, tuple(p.shape))
+        for name, p in model.named_parameters()
+        if name.startswith(("upsample", "conv_last"))
+    ]
+    assert tail == [("upsample.0.weight", (27, 8, 3, 3)), ("upsample.0.bias", (27,))]
+    seen = []
+    model.upsample.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
+    x = torch.rand(2, 3, 5, 4)
+    out = model(x)
+    conv = torch.nn.functional.conv2d(seen[0], model.upsample[0].weight, model.upsample[0].bias, padding=1)
+    picture = torch.nn.functional.pixel_shuffle(conv, 3) / 255 + model.mean
+    assert out.shape == (2, 3, 15, 12)
+    torch.testing.assert_close(out, picture, rtol=0, atol=1e-6)
+    assert torch.equal(model.train()(x), out)
+
+
 def test_load_float_head_and_tail_only_as_released():
     torch.manual_seed(1)
     edsr = EDSR(3, 3, num_feat=8, num_block=8, upscale=4)
@@ -181,6 +203,7 @@ def test_depth_needs_a_ranking_and_a_range():
         ({"depths": [16]}, r"1\.\.8"),
         ({"depths": [4, 2]}, "full depth 8"),
         ({"upscale": 5}, "upscale"),
+        ({"upsampler": "nearest+conv"}, "upsampler"),
         ({"rgb_mean": [0.1, 0.2]}, "rgb_mean"),
         ({"quantizer": "nope"}, "not registered"),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -42,6 +43,15 @@ def trained(**options: Any) -> QuantSR_T:
 def small_model(**options: Any) -> PackedModel:
     """A packed network of a few thousand weights."""
     return random_model(**{**SMALL, "num_block": 2, "scale": 2, **options})
+
+
+def with_eight_bit_inputs(model: PackedModel) -> PackedModel:
+    """The network as older files have it: 8-bit inputs of the convs outside the blocks."""
+    layers = dict(model.layers)
+    for name, layer in layers.items():
+        if layer.bits_a == 16:
+            layers[name] = replace(layer, bits_a=8, act_step=layer.act_step * 32)
+    return replace(model, layers=layers)
 
 
 def upscaled(net: torch.nn.Module, picture: np.ndarray, depth: int) -> np.ndarray:

@@ -54,6 +54,7 @@ def assert_close(got: np.ndarray, expected: np.ndarray) -> None:
         {"quantizer": "LSQ"},
         {"res_scale": 0.5, "img_range": 1.0},
         {"upscale": 3},
+        {"upscale": 3, "upsampler": "pixelshuffledirect"},
         {"nbits_w": 32},
         {"nbits_a": 32},
         {"depth_rule": "released"},

@@ -19,11 +19,12 @@ from tests.deploy.conftest import dyadic_model, small_model
 from tests.reference import integer as reference
 
 
+@pytest.mark.parametrize("upsampler", ["pixelshuffle", "pixelshuffledirect"])
 @pytest.mark.parametrize("head_tail_bits", [8, 32])
 @pytest.mark.parametrize("scale", [1, 2, 3, 4])
-def test_folded_network_is_the_definition_exactly(picture, scale, head_tail_bits):
+def test_folded_network_is_the_definition_exactly(picture, scale, head_tail_bits, upsampler):
     # Every constant is dyadic: neither side rounds, so a difference would be an error in the folding.
-    model = dyadic_model(scale=scale, head_tail_bits=head_tail_bits)
+    model = dyadic_model(scale=scale, head_tail_bits=head_tail_bits, upsampler=upsampler)
     for depth in model.header.depths:
         expected = reference.run(model, picture, depth)
         assert expected.std() > 5

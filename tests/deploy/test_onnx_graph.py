@@ -40,8 +40,18 @@ def test_onnxruntime_gives_the_integers_exactly(picture, bits):
         np.testing.assert_array_equal(got, integer.run(model, picture, depth))
 
 
+def skip_where_sums_saturate(bits: int) -> None:
+    """OpenVINO adds two 8-bit products in 16 bits on processors without VNNI. The graphs it is given by `openvino_graph` avoid that, ONNX files cannot."""
+    pytest.importorskip("openvino")
+    from quantsr.deploy.openvino_ops import integer_sums_saturate
+
+    if bits == 8 and integer_sums_saturate():
+        pytest.skip("without VNNI, OpenVINO's sums of 8-bit codes with 8-bit weights saturate")
+
+
 @pytest.mark.parametrize("bits", BITS)
 def test_openvino_gives_the_integers_of_dyadic_networks_exactly(picture, bits):
+    skip_where_sums_saturate(bits)
     # Without float rounding nothing is left that could tell two right runtimes apart.
     model = dyadic_model(bits_w=bits, bits_a=bits)
     got = by_openvino(onnx_graph.build(model), picture[None])[0]
@@ -50,6 +60,7 @@ def test_openvino_gives_the_integers_of_dyadic_networks_exactly(picture, bits):
 
 @pytest.mark.parametrize("bits", BITS)
 def test_openvino_flips_few_codes_of_any_network(picture, bits):
+    skip_where_sums_saturate(bits)
     # It merges scale and bias in its own order, so a code next to a tie may flip. One block: deep random networks, unlike trained ones,
     # amplify a flipped code on its way to the output.
     model = small_model(bits_w=bits, bits_a=bits, num_block=1)
@@ -70,9 +81,10 @@ def test_float_head_and_tail(picture, run, head_tail_bits):
     assert difference.max() <= 3
 
 
+@pytest.mark.parametrize("upsampler", ["pixelshuffle", "pixelshuffledirect"])
 @pytest.mark.parametrize("scale", [1, 2, 3, 4, 8])
-def test_scales_and_pixel_shuffles(picture, scale):
-    model = small_model(scale=scale)
+def test_scales_and_pixel_shuffles(picture, scale, upsampler):
+    model = small_model(scale=scale, upsampler=upsampler)
     got = by_onnxruntime(onnx_graph.build(model), picture[None])[0]
     np.testing.assert_array_equal(got, integer.run(model, picture))
 

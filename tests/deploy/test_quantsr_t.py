@@ -16,7 +16,7 @@ from quantsr.archs import windows
 from quantsr.deploy import architectures, convert, integer, packing, restrict
 from quantsr.deploy.model import PackedModel
 from quantsr.deploy.quantsr_t import layout
-from quantsr.deploy.quantsr_t.fold import relative_positions
+from quantsr.deploy.quantsr_t.fold import fold, relative_positions
 from quantsr.deploy.quantsr_t.stand_in import random_model
 from quantsr.engine import checkpoint
 from quantsr.errors import InputError
@@ -102,10 +102,28 @@ def test_eight_bit_head_and_tail_are_close_to_float(picture, name):
         model = convert.convert(net, head_tail_bits=8, calib=[picture], first_bits=first_bits)
         convs = [layer for layer in model.layers.values() if layer.kind == "conv"]
         assert sum(layer.integer for layer in convs) == len(convs) - (first_bits == 32)
+        outside = [x for x in convs if x.bits_w == 8 and x.bits_a == 16]
+        assert {x.weight_step.size == x.out_channels for x in outside} == {True}
+        assert len(outside) == (2 if name == "QuantSR+" else 6)
         error = integer.run(model, picture).astype(float) - upscaled(net, picture, 4)
         assert np.sqrt((error**2).mean()) < 4
         module = convert.to_module(model)
         assert_close(upscaled(module, picture, 4), integer.run(model, picture))
+
+
+def test_sums_of_16_bit_inputs_are_exact():
+    conv = fold(small_model()).closing[0].conv
+    assert conv.codes_in == (-32768, 32767)
+    codes = np.random.default_rng(0).choice([-32768, 32767, 32766], (1, conv.weight.shape[1], 6, 7))
+    conv = replace(conv, weight=np.where(conv.weight < 0, -127, 127).astype(np.int8))
+    assert conv.sum_bound > 2**24
+    expected = np.zeros((len(conv.weight), 6, 7), np.int64)
+    padded = np.pad(codes[0], ((0, 0), (1, 1), (1, 1)))
+    for y, x in itertools.product(range(6), range(7)):
+        taps = conv.weight.astype(np.int64) * padded[:, y : y + 3, x : x + 3]
+        expected[:, y, x] = taps.sum((1, 2, 3))
+    got = integer.sums(torch.tensor(codes, dtype=torch.float32), conv)[0].numpy()
+    np.testing.assert_array_equal(got, expected.astype(np.float32))
 
 
 def test_what_cannot_be_converted(picture):

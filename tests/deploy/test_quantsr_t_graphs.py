@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -14,7 +15,8 @@ import pytest
 
 from quantsr.deploy import integer, onnx_graph, packing
 from quantsr.deploy.model import PackedModel
-from tests.deploy.quantsr_t import PROTOCOLS, small_model
+from quantsr.deploy.quantsr_t.fold import fold
+from tests.deploy.quantsr_t import PROTOCOLS, small_model, with_eight_bit_inputs
 from tests.deploy.test_onnx_graph import by_onnxruntime, by_openvino
 
 EVERYTHING = PROTOCOLS["QuantSR+"]
@@ -23,19 +25,35 @@ EVERYTHING = PROTOCOLS["QuantSR+"]
 def by_built_openvino(model: PackedModel, pictures: np.ndarray, **options) -> np.ndarray:
     """The graph that the upscaler builds, not the imported ONNX one."""
     pytest.importorskip("openvino")
-    from quantsr.deploy import openvino_graph
+    from quantsr.deploy import openvino_graph, openvino_ops
     from quantsr.deploy.openvino_core import core
 
     batch, height, width, _ = pictures.shape
-    depth = options.pop("depth", None)
+    depth, settings = options.pop("depth", None), options.pop("settings", {})
+    options.setdefault("saturates", openvino_ops.integer_sums_saturate())
     graph = openvino_graph.build(model, depth, height=height, width=width, batch=batch, **options)
-    settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
+    settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1, **settings}
     return np.array(core().compile_model(graph, "CPU", settings)(pictures)[0])
+
+
+def by_imported_openvino(model: PackedModel, pictures: np.ndarray) -> np.ndarray:
+    pytest.importorskip("openvino")
+    from quantsr.deploy.openvino_ops import integer_sums_saturate
+    from quantsr.deploy.quantsr_t.openvino_graph import overflowing
+
+    if integer_sums_saturate() and overflowing(fold(model.with_wide_inputs_in_float())):
+        pytest.skip("sums of this processor's integer convs saturate, which an ONNX graph cannot prevent")
+    return by_openvino(onnx_graph.build(model), pictures)
+
+
+def has_avx512() -> bool:
+    cpu = Path("/proc/cpuinfo")
+    return cpu.exists() and "avx512" in cpu.read_text()
 
 
 RUNS = {
     "onnxruntime": lambda model, pictures: by_onnxruntime(onnx_graph.build(model), pictures),
-    "openvino from onnx": lambda model, pictures: by_openvino(onnx_graph.build(model), pictures),
+    "openvino from onnx": by_imported_openvino,
     "openvino": by_built_openvino,
 }
 
@@ -98,7 +116,19 @@ def test_every_depth(picture):
     for depth in model.header.depths:
         expected = integer.run(model, picture, depth)
         assert_close(by_onnxruntime(onnx_graph.build(model, depth), picture[None])[0], expected)
-        assert_close(by_built_openvino(model, picture[None], depth=depth)[0], expected)
+        # OpenVINO leaves 16-bit inputs in float, and the next RSTB of a random network amplifies that.
+        unrounded = integer.run(model.with_wide_inputs_in_float(), picture, depth)
+        assert_close(by_built_openvino(model, picture[None], depth=depth)[0], unrounded)
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_files_from_before_16_bit_inputs(picture, run, tmp_path):
+    """QuantSR-T had 8-bit inputs of its float convs."""
+    packing.save(with_eight_bit_inputs(small_model(num_block=1)), tmp_path / "old.safetensors")
+    model = packing.load(tmp_path / "old.safetensors")
+    assert model.layers["conv_after_body"].bits_a == 8
+    assert model.with_wide_inputs_in_float().layers["conv_after_body"].integer
+    assert_close(RUNS[run](model, picture[None])[0], integer.run(model, picture))
 
 
 @pytest.mark.parametrize("bits", [4, 8])
@@ -118,8 +148,8 @@ def test_the_graph_is_of_integers():
     layers = 2 * 2
     assert kinds["MatMul"] == layers * (3 + 1 + 2 + 2)
     assert kinds["Conv"] == 2 + 2 + 1 + 1  # conv_first is float, in two parts
-    # All operands of products but the inputs and weights of conv_first.
-    assert kinds["DequantizeLinear"] == 2 * (kinds["MatMul"] + kinds["Conv"] - 2)
+    # All operands of products but the inputs and weights of conv_first, and two inputs of 16 bits, whose codes are float32 already.
+    assert kinds["DequantizeLinear"] == 2 * (kinds["MatMul"] + kinds["Conv"] - 2) - 2
     weights = [t for t in graph.initializer if t.name.endswith(".weight") and "norm" not in t.name]
     assert Counter(t.data_type for t in weights) == {onnx.TensorProto.INT8: layers * 6 + 4}
     # Masks are computed once, not per layer.
@@ -143,7 +173,7 @@ def test_openvino_runs_linear_layers_as_integers(bits, picture):
             info["layerType"].removesuffix("QuantizedLegacy"), info["runtimePrecision"] in ("i8", "u8")
         ] += 1
     assert (kinds["FullyConnected", True], kinds["FullyConnected", False]) == (2 * 6, 0)
-    assert (kinds["Convolution", True], kinds["Convolution", False]) == (3, 2)
+    assert (kinds["Convolution", True], kinds["Convolution", False]) == (0, 5)  # conv_first has two
 
 
 @pytest.mark.parametrize(
@@ -151,7 +181,6 @@ def test_openvino_runs_linear_layers_as_integers(bits, picture):
 )
 def test_saturating_processors_get_the_same_picture(picture, options):
     pytest.importorskip("openvino")
-    from quantsr.deploy.quantsr_t.fold import fold
     from quantsr.deploy.quantsr_t.openvino_graph import overflowing
 
     model = small_model(num_block=1, **options)
@@ -163,10 +192,17 @@ def test_saturating_processors_get_the_same_picture(picture, options):
             layers[name] = replace(layer, weight=weight, weight_step=layer.weight_step / 4)
     model = replace(model, layers=layers)
     assert len(overflowing(fold(model))) >= 2 * 4
-    # Weights of 4 bits cannot overflow 16; the 8-bit convs outside the blocks can.
-    four = overflowing(fold(small_model(num_block=1)))
+    # Weights of 4 bits cannot overflow 16; 8-bit convs outside the blocks can.
+    four = overflowing(fold(with_eight_bit_inputs(small_model(num_block=1))))
     assert four == {"layers.0.conv.input", "conv_after_body.input", "upsample.0.input"}
     assert_close(by_built_openvino(model, picture[None], saturates=True)[0], integer.run(model, picture))
+
+
+def test_openvino_needs_no_fused_attention(picture):
+    """Where the plugin does not fuse attention, it must know every node by itself."""
+    model = small_model(num_block=1, **EVERYTHING)
+    got = by_built_openvino(model, picture[None], settings={"SNIPPETS_MODE": "DISABLE"})[0]
+    assert_close(got, integer.run(model, picture))
 
 
 @pytest.mark.integration
@@ -174,15 +210,20 @@ def test_saturating_processors_get_the_same_picture(picture, options):
     "isa",
     [
         "AVX512_CORE",
-        *(
-            pytest.param(
-                isa,
-                marks=pytest.mark.xfail(
-                    raises=subprocess.CalledProcessError,
-                    reason="OpenVINO 2026.4 crashes on attention while oneDNN is restricted to less than AVX-512",
-                ),
-            )
-            for isa in ("AVX2", "SSE41")
+        pytest.param(
+            "AVX2",
+            marks=pytest.mark.xfail(
+                has_avx512(),
+                raises=subprocess.CalledProcessError,
+                reason="OpenVINO 2026.4 crashed where only oneDNN is restricted, before taus left the FakeQuantize; not tried since",
+            ),
+        ),
+        pytest.param(
+            "SSE41",
+            marks=pytest.mark.xfail(
+                raises=subprocess.CalledProcessError,
+                reason="OpenVINO 2026.4 cannot compile MVN (LayerNorm) without AVX2",
+            ),
         ),
     ],
 )

@@ -54,7 +54,11 @@ def run(model: PackedModel, image: np.ndarray, depth: int) -> np.ndarray:
             out = out + header.res_scale * conv(layers[f"body.{i}.conv2"], branch)
         x = out
     x = conv(layers["conv_after_body"], x) + start
-    for name, factor in upsample_stages(header.scale):
-        x = pixel_shuffle(conv(layers[name], x), factor)
-    x = conv(layers["conv_last"], x) * (255.0 / header.img_range) + mean
+    if header.arch.get("upsampler") == "pixelshuffledirect":
+        x = pixel_shuffle(conv(layers["upsample.0"], x), header.scale)
+    else:
+        for name, factor in upsample_stages(header.scale):
+            x = pixel_shuffle(conv(layers[name], x), factor)
+        x = conv(layers["conv_last"], x)
+    x = x * (255.0 / header.img_range) + mean
     return np.clip(np.rint(x), 0, 255).astype(np.uint8).transpose(1, 2, 0)

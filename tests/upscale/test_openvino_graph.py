@@ -23,6 +23,7 @@ EXACT = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
 
 
 def _compiled(model: PackedModel, image: NDArray, **options) -> ov.CompiledModel:
+    options = {"saturates": openvino_ops.integer_sums_saturate(), **options}
     graph = openvino_graph.build(
         model, options.pop("depth", None), height=image.shape[0], width=image.shape[1], **options
     )
@@ -54,7 +55,10 @@ def test_every_code_equals_the_reference(bits: int, picture, monkeypatch) -> Non
     model = dyadic_model(bits_w=bits, bits_a=bits)
     image = picture(20, 24)
     expected = _reference_codes(model, image, monkeypatch)
-    graph = openvino_graph.build(model, height=20, width=24, tail="layers")
+    saturates = openvino_ops.integer_sums_saturate()
+    graph = openvino_graph.build(
+        model, height=20, width=24, tail="layers", wide_inputs="bytes", saturates=saturates
+    )
     names = [
         op.get_friendly_name() for op in graph.get_ordered_ops() if op.get_friendly_name().endswith(".input")
     ]
@@ -75,7 +79,7 @@ def test_codes_of_any_network_differ_only_where_float32_rounds(picture, monkeypa
     model = random_model(num_feat=16, num_block=4, depths=(4,), head_tail_bits=32)
     image = picture(20, 24)
     expected = _reference_codes(model, image, monkeypatch)
-    graph = openvino_graph.build(model, height=20, width=24)
+    graph = openvino_graph.build(model, height=20, width=24, wide_inputs="bytes")
     graph.add_outputs([(f"{name}.input", 0) for name in expected])
     result = core().compile_model(graph, "CPU", EXACT)([image[None]])
     for index, (name, wanted) in enumerate(expected.items(), start=1):
@@ -118,18 +122,38 @@ def test_codes_are_rounded_half_to_even_then_limited(bits: int, shift: float) ->
     np.testing.assert_array_equal(result, np.clip(np.rint(x + np.float32(shift)), *limits))
 
 
+@pytest.mark.parametrize("wide_inputs", ["float", "bytes"])
 @pytest.mark.parametrize("bits", range(2, 9))
-def test_quantized_convs_run_as_integers(bits: int, picture) -> None:
-    """All convs but the head and the ring of the collapsed tail (nine) take 8-bit operands; 16-bit inputs and kernels take two and three."""
+def test_quantized_convs_run_as_integers(bits: int, wide_inputs: str, picture) -> None:
+    """The convs of blocks take 8-bit operands; in bytes, 16-bit inputs and kernels take two and three such convs. Float
+    are the head and the ring of the collapsed tail (eight)."""
     model = random_model(num_feat=16, num_block=2, depths=(2,), bits_w=bits, bits_a=bits)
-    runtime = _compiled(model, picture(16, 16)).get_runtime_model()
+    runtime = _compiled(model, picture(16, 16), wide_inputs=wide_inputs, saturates=False).get_runtime_model()
     kinds = [
         node.get_rt_info()["runtimePrecision"].astype(str)
         for node in runtime.get_ordered_ops()
         if node.get_rt_info()["layerType"].astype(str) == "Convolution"
     ]
     integers = sum(kind in ("u8", "i8") for kind in kinds)
-    assert (integers, len(kinds)) == (9, 18)
+    bodies, head = 4, 1
+    if wide_inputs == "bytes":
+        assert (integers, len(kinds)) == (bodies + 5, bodies + 5 + head + 8)
+    else:
+        assert (integers, len(kinds)) == (bodies, bodies + 2 + head + 8)
+
+
+@pytest.mark.parametrize("tail", ["layers", "collapsed"])
+@pytest.mark.parametrize("bits", [4, 8])
+def test_wide_inputs_in_float_or_in_bytes_are_the_same_picture(bits: int, tail: str, picture) -> None:
+    model = random_model(num_feat=16, num_block=2, depths=(2, 1), bits_w=bits, bits_a=bits)
+    image = picture(19, 23)
+    for depth in (2, 1):
+        got = {
+            kind: _run(model, image, tail=tail, depth=depth, wide_inputs=kind).astype(int)
+            for kind in ("float", "bytes")
+        }
+        assert np.abs(got["float"] - got["bytes"]).max() <= 1
+        assert (got["float"] != got["bytes"]).mean() <= 0.06
 
 
 def test_float_pictures_are_not_rounded(small, picture) -> None:
@@ -155,8 +179,9 @@ def test_saturating_processors_get_only_convs_that_cannot_overflow(bits: int, in
     ]
     assert sum(kind in ("u8", "i8") for kind in kinds) == integers
     for tail in ("layers", "collapsed"):
-        safe, fast = (_run(model, image, tail=tail, saturates=s).astype(int) for s in (True, False))
-        assert (np.abs(safe - fast) > 1).mean() <= 0.002
+        for wide_inputs in ("float", "bytes"):
+            safe = _run(model, image, tail=tail, saturates=True, wide_inputs=wide_inputs).astype(int)
+            assert (np.abs(safe - integer.run(model, image)) > 1).mean() <= 0.002
 
 
 @pytest.mark.parametrize("isa", ["AVX512_CORE", "AVX2", "SSE41"])

@@ -29,6 +29,10 @@ def test_every_engine_at_every_depth(name, file, picture) -> None:
     pytest.importorskip(name)
     image = picture(13, 18)
     model = packing.load(file)
+    if (
+        name != "onnxruntime"
+    ):  # these leave 16-bit inputs in float, and the next RSTB of a random network amplifies that
+        model = model.with_wide_inputs_in_float()
     for depth in model.header.depths:
         result = Upscaler(file, name, depth=depth)(image)
         difference = np.abs(result.astype(int) - integer.run(model, image, depth))

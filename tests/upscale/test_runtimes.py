@@ -29,8 +29,8 @@ def test_engines_agree_with_the_reference(engine: str, head_tail_bits: int, pict
         difference = np.abs(result.astype(int) - integer.run(model, image, depth))
         assert result.dtype == np.uint8
         assert (difference > 1).mean() <= 0.001
-        # PyTorch leaves 16-bit inputs in float.
-        assert (difference > 0).mean() <= (0.05 if engine == "torch" else 0.02)
+        # PyTorch, and OpenVINO on most processors, leave 16-bit inputs in float.
+        assert (difference > 0).mean() <= (0.02 if engine == "onnxruntime" else 0.05)
 
 
 @pytest.mark.parametrize("engine", ["openvino", "onnxruntime", "torch"])

@@ -279,7 +279,7 @@ def _stages(
             _weight(layer),
             scale,
             (bias + (shift if last else 0.0)).astype(np.float32),
-            layer.act_range if layer.bits_a <= 8 else None,
+            layer.act_range if layer.bits_a <= 16 else None,
         )
         stages.append(ConvStage(_quantize(layer), conv, place.slope, place.shuffle))
     return tuple(stages)

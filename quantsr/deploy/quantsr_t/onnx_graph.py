@@ -149,9 +149,7 @@ class OnnxOps:
         return x if linear.codes_out is None else self._dequantize(x, linear.codes_out)
 
     def _dequantize(self, codes: str, limits: tuple[int, int]) -> str:
-        dtype = np.dtype(np.uint8 if limits[0] >= 0 else np.int8)
-        zero = self.graph.constant(f"zero.{dtype}", np.zeros((), dtype))
-        return self._node("DequantizeLinear", [codes, self.graph.scalar(1), zero])
+        return self._node("DequantizeLinear", [codes, self.graph.scalar(1), self.graph.zero(limits)])
 
     # --- what follows from the size, once per graph ----------------------------------------------------------------
 

@@ -43,8 +43,9 @@ def build(
     float_io: bool = False,
     saturates: bool = False,
 ) -> ov.Model:
-    """`openvino_graph.build` for QuantSR-T; its tail has no second form, so `tail` changes nothing."""
-    net = fold(model, depth)
+    """`openvino_graph.build` for QuantSR-T. Convs with 16-bit inputs run in float on every processor; there is one form of the tail, so `tail`
+    changes nothing."""
+    net = fold(model.with_wide_inputs_in_float(), depth)
     ops = OpenVinoOps(net, (batch, height, width), float_io=float_io, saturates=saturates)
     result = op.result(program.upscale(net, ops), name="upscaled")
     return ov.Model([result], [ops.image], f"quantsr_t_x{net.factor}_{len(net.blocks)}_blocks")
@@ -96,10 +97,12 @@ class OpenVinoOps:
         return y if norm.limits is None else self._codes(norm.name, y, norm.limits)
 
     def quantize(self, quantize: Quantize, x: Node, *, channels_last: bool) -> Node:
-        scale, shift = (
-            values if channels_last else ops.column(values) for values in (quantize.scale, quantize.shift)
-        )
-        return self._codes(quantize.name, x, quantize.limits, scale, shift)
+        if not channels_last:
+            scale, shift = ops.column(quantize.scale), ops.column(quantize.shift)
+            return self._codes(quantize.name, x, quantize.limits, scale, shift)
+        # Without its own kernels for it (below AVX2), the plugin refuses a FakeQuantize with one range per last channel.
+        x = op.add(op.multiply(x, ops.floats(quantize.scale)), ops.floats(quantize.shift))
+        return self._codes(quantize.name, x, quantize.limits)
 
     def attend(self, attention: Attention, q: Node, k: Node, v: Node, shift: int) -> Node:
         heads, tokens = attention.heads, self.window**2

@@ -91,7 +91,7 @@ def random_model(
     for name, shape in structure.layer_shapes(everything).items():
         trained = ".blocks." in name or (name.startswith("layers.") and bool(options["quantize_conv"]))
         rest = (
-            (first_bits, 32) if name == "conv_first" else (head_tail_bits, 8 if head_tail_bits == 8 else 32)
+            (first_bits, 32) if name == "conv_first" else (head_tail_bits, 16 if head_tail_bits == 8 else 32)
         )
         bits = (bits_w, bits_a) if trained else rest
         layers[name] = _layer(rng, name, shape, bits, trained, options)
@@ -151,10 +151,11 @@ def _layer(
         weight, fields["weight_step"] = np.clip(codes, qmin, qmax).astype(np.int8), step
     elif bits_w == 16:
         weight = weight.astype(np.float16).astype(np.float32)
-    if bits_a <= 8:
+    if bits_a <= 16:
         behind_shuffles = name == "conv_last" or (name.startswith("upsample.") and shape[1] == TAIL_FEATURES)
         spread = 0.25 if behind_shuffles else _SPREADS.get(end, 1.0)
-        fields["act_step"] = np.array([2 * spread / code_range(bits_a, True)[1]], np.float32)
+        limit = (2 if bits_a <= 8 else 16) * spread
+        fields["act_step"] = np.array([limit / code_range(bits_a, True)[1]], np.float32)
         if trained:
             fields["act_tau"] = rng.standard_normal(shape[1]).astype(np.float32) * np.float32(spread / 10)
         else:
