@@ -24,7 +24,7 @@ from quantsr.errors import InputError
 
 BEGIN = "<!-- measured: python scripts/model_card.py -->"
 END = "<!-- end of what is measured -->"
-SPEED = Path(__file__).resolve().parents[1] / "benchmarks" / "results" / "inference.csv"
+SPEED = Path(__file__).resolve().parents[1] / "benchmarks" / "results" / "zoo.csv"
 
 
 def measured(packed: Path, records: Sequence[Record]) -> str:
@@ -41,7 +41,7 @@ def measured(packed: Path, records: Sequence[Record]) -> str:
         *quality_table(records),
         "",
         "Y-PSNR in dB / SSIM, border as wide as the scale (BasicSR's protocol).",
-        *speed_line(model),
+        *speed_line(packed.stem),
     ]
     return "\n".join(lines)
 
@@ -88,20 +88,16 @@ def quality_table(records: Sequence[Record]) -> list[str]:
     return table
 
 
-def speed_line(model: PackedModel) -> list[str]:
-    """The benchmark's medians of these depths, which depend on the network's shape and not on its weights; none for other shapes."""
-    header = model.header
-    shape = (header.arch.get("type"), header.scale, header.arch.get("num_feat"), header.head_tail_bits)
-    if shape != ("QuantSR_C", 4, 64, 8) or not SPEED.is_file():
+def speed_line(name: str) -> list[str]:
+    """The medians of `python -m benchmarks.bench_zoo` for this network; none where it was not timed."""
+    if not SPEED.is_file():
         return []
     with SPEED.open(encoding="utf-8", newline="") as file:
-        rows = {row["contender"]: row for row in csv.DictReader(file)}
-    found = {depth: rows[f"ours, depth {depth}"] for depth in header.depths if f"ours, depth {depth}" in rows}
-    if not found:
+        rows = [row for row in csv.DictReader(file) if row["network"] == name]
+    if not rows:
         return []
-    first = next(iter(found.values()))
-    times = ", ".join(f"{float(row['median_ms']):.0f} ms at depth {depth}" for depth, row in found.items())
-    return ["", f"{first['picture']} in OpenVINO: {times} (medians, {first['machine']})."]
+    times = ", ".join(f"{float(row['median_ms']):.0f} ms at depth {row['depth']}" for row in rows)
+    return ["", f"{rows[0]['picture']} in OpenVINO: {times} (medians, {rows[0]['machine']})."]
 
 
 def with_measured(card: str, part: str, name: str) -> str:

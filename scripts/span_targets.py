@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from quantsr.data.images import encode_png, list_images, read_rgb
 from quantsr.data.resize import imresize_uint8, mod_crop
+from quantsr.deploy.runtimes import cpu_count
 from quantsr.engine.atomic import replace_file
 from quantsr.errors import InputError
 
@@ -84,7 +85,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, default=0, help="default: as many as cores")
     args = parser.parse_args(argv)
     try:
-        net = Span(args.scale, args.threads)
+        net = Span(args.scale, args.threads or cpu_count())
         args.out.mkdir(parents=True, exist_ok=True)
         for path in tqdm(list_images(args.gt), unit="picture"):
             target = args.out / f"{path.stem}.png"
