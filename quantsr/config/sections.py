@@ -189,9 +189,9 @@ class ValOptions(Section):
     selfensemble_testing: bool = Field(
         default=False, description="Average the outputs of the eight flips and rotations."
     )
-    engine: Literal["torch", "openvino", "onnxruntime"] = Field(
+    engine: Literal["torch", "auto", "native", "openvino", "onnxruntime"] = Field(
         default="torch",
-        description="`quantsr test`: what runs the network; the others run the integers of a packed file, far faster on a CPU.",
+        description="`quantsr test`: what runs the network; all but `torch` run the integers of a packed file, far faster on a CPU.",
     )
     pbar: bool = Field(default=True, description="Show a progress bar.")
 

@@ -39,8 +39,19 @@ class Kernel:
 
 def collapse(tail: Sequence[FoldedConv]) -> dict[tuple[str, str], Kernel]:
     """Compose the tail's convs, without the roundings and limits between them, into the nine kernels keyed (row, column) position."""
-    stages = [_Stage.of(conv) for conv in tail]
-    return {(y, x): _kernel(stages, POSITIONS[y], POSITIONS[x]) for y in POSITIONS for x in POSITIONS}
+    return {(y, x): kernel(tail, POSITIONS[y], POSITIONS[x]) for y in POSITIONS for x in POSITIONS}
+
+
+def positions(length: int) -> list[tuple[int, int]]:
+    """`POSITIONS` of an axis of that length: where it is shorter than `MIN_SIZE`, of its first, first and last pixel in all of it."""
+    if length >= MIN_SIZE:
+        return list(POSITIONS.values())
+    return [(length, 0), (length, 0), (length, length - 1)]
+
+
+def kernel(tail: Sequence[FoldedConv], rows: tuple[int, int], columns: tuple[int, int]) -> Kernel:
+    """The kernel of one pixel: along either axis (size of its domain, its index there)."""
+    return _kernel([_Stage.of(conv) for conv in tail], rows, columns)
 
 
 @dataclass(frozen=True, eq=False)

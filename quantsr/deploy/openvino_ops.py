@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from quantsr import cpu
 from quantsr.deploy.fold import FoldedConv
 from quantsr.deploy.openvino_core import core
+from quantsr.deploy.reciprocal import LARGEST_CODE, reciprocal
 
 Node = Any
 """An openvino.Node or one of its outputs."""
@@ -22,10 +23,8 @@ Node = Any
 # Level counts the plugin's low-precision passes accept (4 and 8 bits); other widths borrow 256 levels behind a Minimum.
 _NATIVE_LEVELS = (16, 256)
 
-_PAIRS = 1000  # of factors tried by `reciprocal`
 WideInputs = Literal["float", "bytes"]
 
-_LARGEST_CODE = 255  # of 8 bits; 16-bit codes are beyond
 LARGEST_PAIR = 127 * 256 + 127  # of two signed bytes, high and low
 PAIR_LIMIT = 2**15 - 1  # of the sum of two products, on processors without VNNI
 
@@ -54,27 +53,6 @@ def input_units(x: Node, reader: FoldedConv) -> Node:
     return x
 
 
-def reciprocal(step: NDArray[np.float32], limits: tuple[int, int]) -> list[NDArray[np.float32]]:
-    """What to multiply by, in turn, instead of dividing by `step` (1,), a division being several times as slow, so that codes between `limits` stay the same.
-
-    `rint(x * (1 / step))` differs from `rint(x / step)` for a few single float32 numbers next to edges between codes. Of the numbers next to `1 / step`
-    and a thousand pairs whose product it is, these are the first with which the fewest differ: with 4 bits none, as a rule. Of several steps, the plain reciprocals.
-    """
-    plain = np.float32(1) / step
-    if step.size != 1 or max(limits) > _LARGEST_CODE:
-        return [plain]
-    edges = np.arange(*limits, dtype=np.float64) + 0.5
-    near = (edges * step).astype(np.float32)
-    values = (near.view(np.int32)[:, None] + np.arange(-4, 5, dtype=np.int32)).view(np.float32).ravel()
-    wanted = np.rint(values / step)
-    first = np.concatenate([np.ones(5), np.linspace(0.5, 1, _PAIRS, endpoint=False)]).astype(np.float32)
-    second = (1 / (step.astype(np.float64) * first)).astype(np.float32)
-    second[:5] = (plain.view(np.int32) + np.array([0, 1, -1, 2, -2], np.int32)).view(np.float32)
-    codes = np.rint(values * first[:, None] * second[:, None])
-    best = int(np.argmin((codes != wanted).sum(1)))
-    return [part[best : best + 1] for part in (first, second) if part[best] != 1]
-
-
 def floats(value: ArrayLike) -> Node:
     return op.constant(np.asarray(value, np.float32))
 
@@ -101,7 +79,7 @@ def quantize(x: Node, reader: FoldedConv, limit: int | None, shift: ArrayLike = 
     assert reader.codes_in is not None
     name = f"{reader.name}.input"
     low, high = reader.codes_in
-    if high > _LARGEST_CODE:
+    if high > LARGEST_CODE:
         x = op.round(
             x if np.size(shift) == 1 and not np.any(shift) else op.add(x, floats(shift)), "half_to_even"
         )
@@ -138,7 +116,7 @@ def scaled_sums(x: Node, conv: FoldedConv, pad: int | None = None) -> Node:
 def code_bytes(x: Node, reader: FoldedConv, limit: int | None) -> list[tuple[Node, float]]:
     """Codes as (operand of an integer conv, its unit) pairs: as they are, or 16-bit ones as their high and their low bytes."""
     assert reader.codes_in is not None
-    if reader.codes_in[1] <= _LARGEST_CODE or limit is not None:
+    if reader.codes_in[1] <= LARGEST_CODE or limit is not None:
         return [(x, 1.0)]
     x = op.minimum(x, floats(LARGEST_PAIR))
     high = op.floor(op.multiply(op.add(x, floats(128)), floats(1 / 256)))

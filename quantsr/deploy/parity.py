@@ -20,7 +20,6 @@ logger = logging.getLogger(__name__)
 
 Picture = NDArray[np.uint8]
 NETWORK, INTEGER = "network", "integer"
-ENGINES = ("openvino", "onnxruntime", "torch")
 
 
 @dataclass
@@ -82,9 +81,9 @@ def parity(
 
 
 def engines_at_hand(model: PackedModel, depth: int) -> list[tuple[str, Upscale]]:
-    """The engines whose packages are installed, by name."""
+    """The engines that are installed and run this network, by name."""
     found: list[tuple[str, Upscale]] = []
-    for name in ENGINES:
+    for name in runtimes.ENGINES[1:]:
         try:
             engine = runtimes.create(name, model, depth)
         except InputError as error:

@@ -1,4 +1,4 @@
-"""The engines that run a converted network, behind one interface: OpenVINO, ONNX Runtime, PyTorch. Each is imported only when chosen."""
+"""The engines that run a converted network, behind one interface: the native one, OpenVINO, ONNX Runtime, PyTorch. Each is imported only when chosen."""
 
 from __future__ import annotations
 
@@ -18,8 +18,10 @@ from quantsr.errors import InputError
 
 log = logging.getLogger(__name__)
 
-EngineName = Literal["auto", "openvino", "onnxruntime", "torch"]
+EngineName = Literal["auto", "native", "openvino", "onnxruntime", "torch"]
 ENGINES: tuple[str, ...] = get_args(EngineName)
+PACKAGES = ENGINES[2:]
+"""Engines that are packages of their name."""
 INSTALL = {
     "openvino": "pip install openvino",
     "onnxruntime": "pip install onnxruntime (or onnxruntime-gpu for CUDA)",
@@ -53,12 +55,13 @@ class Engine(Protocol):
 def create(
     engine: str, model: PackedModel, depth: int | None = None, *, threads: int | None = None, **options: Any
 ) -> Engine:
-    """The engine of that name; "auto" takes the first installed of openvino, onnxruntime, torch.
+    """The engine of that name; "auto" takes native where that is the fastest way to run this network, else the first installed of
+    openvino, onnxruntime, torch.
 
     Args:
         depth: default: the network's deepest.
         threads: CPU threads; default: what the engine finds.
-        options: the engine's own (OpenVINO: `tail`, `precision`, `cache`).
+        options: the engine's own (OpenVINO: `tail`, `precision`, `cache`; native: `isa`).
 
     Raises:
         InputError: an unknown engine or depth, or a package that is not installed (the message says how to install it).
@@ -66,12 +69,29 @@ def create(
     if engine not in ENGINES:
         raise InputError(f"engine: {engine!r} is not known; choose one of {', '.join(ENGINES)}")
     depth = model.depth_or_default(depth)
+    if engine == "native" or (engine == "auto" and not options and native_is_fastest()):
+        from quantsr.deploy.native.engine import NativeEngine
+
+        try:
+            return NativeEngine(model, depth, threads=threads, **options)
+        except InputError as error:
+            if engine == "native":
+                raise
+            log.info("%s", error)
     if engine == "auto":
-        engine = next((name for name in ENGINES[1:] if find_spec(name)), "openvino")
+        engine = next((name for name in PACKAGES if find_spec(name)), "openvino")
     if not find_spec(engine):
         raise InputError(f"engine {engine}: the package is not installed; {INSTALL[engine]}")
     kind = {"openvino": OpenVinoEngine, "onnxruntime": OnnxEngine, "torch": TorchEngine}[engine]
     return kind(model, depth, threads=threads, **options)
+
+
+def native_is_fastest() -> bool:
+    """Whether this processor has vector instructions that the native engine uses, and no matrix units, which only OpenVINO does."""
+    from quantsr import cpu
+    from quantsr.deploy.native import library
+
+    return library.best_isa() not in (None, "plain") and "amx_int8" not in cpu.describe()[1]
 
 
 def cpu_count() -> int:
@@ -79,7 +99,7 @@ def cpu_count() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-class _OneByOne:
+class OneByOne:
     """`run_tiles` for engines that use all cores for one picture."""
 
     def run(self, images: Images) -> Images:
@@ -185,7 +205,7 @@ class OpenVinoEngine:
         return [compiled.create_infer_request() for _ in range(streams)]
 
 
-class OnnxEngine(_OneByOne):
+class OnnxEngine(OneByOne):
     """ONNX Runtime on CUDA where its provider is installed, else on the CPU."""
 
     takes_float = False
@@ -211,7 +231,7 @@ class OnnxEngine(_OneByOne):
         return self._session.run(None, {self._session.get_inputs()[0].name: np.ascontiguousarray(images)})[0]
 
 
-class TorchEngine(_OneByOne):
+class TorchEngine(OneByOne):
     """PyTorch with fake quantization in float32, on CUDA where there is a device."""
 
     takes_float = True

@@ -90,7 +90,7 @@ def test_auto_takes_what_is_there(small, monkeypatch) -> None:
 
 
 def test_unknown_engine_and_depth_are_named(small) -> None:
-    with pytest.raises(InputError, match="engine: 'tensorrt' is not known; choose one of auto, openvino"):
+    with pytest.raises(InputError, match="engine: 'tensorrt' is not known; choose one of auto, native"):
         runtimes.create("tensorrt", small)
     with pytest.raises(InputError, match="depth: 7"):
         runtimes.create("openvino", small, 7)

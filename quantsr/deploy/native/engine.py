@@ -1,0 +1,79 @@
+"""`NativeEngine`: the kernels behind the interface of `runtimes.Engine`."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quantsr.deploy.model import PackedModel
+from quantsr.deploy.native import library
+from quantsr.deploy.native.program import Program, Unsupported
+from quantsr.deploy.runtimes import OneByOne, cpu_count
+from quantsr.errors import InputError
+
+Images = NDArray[Any]
+
+_ALIGNMENT = 64
+_MAX_THREADS = 64
+
+
+class NativeEngine(OneByOne):
+    """A QuantSR-C with blocks of few bits; all threads work on one picture. Calls from several threads wait for each other."""
+
+    name = "native"
+    takes_float = True
+
+    def __init__(
+        self, model: PackedModel, depth: int, *, threads: int | None = None, isa: str | None = None
+    ) -> None:
+        """`isa` is one of `library.ISAS`; default: the best that this processor has. Raises InputError for a network that it cannot run."""
+        best = library.best_isa()
+        if best is None:
+            raise InputError(
+                "engine native: its kernels were not compiled; install a C compiler (apt-get install gcc) and quantsr anew"
+            )
+        isa = isa or best
+        if isa not in library.ISAS or library.ISAS[isa] > library.ISAS[best]:
+            raise InputError(f"isa: {isa!r} is not one that this processor has ({best} is its best)")
+        try:
+            self._program = Program(model, depth, isa)
+        except Unsupported as error:
+            raise InputError(
+                f"engine native: cannot run this network, {error}; use --engine openvino"
+            ) from None
+        self._isa = library.ISAS[isa]
+        self._threads = min(threads or cpu_count(), _MAX_THREADS)
+        self._factor = self._program.network.factor
+        self._memory = np.empty(0, np.uint8)
+        self._lock = threading.Lock()
+
+    def run(self, images: Images) -> Images:
+        kernels = library.load()
+        assert kernels is not None
+        images = np.ascontiguousarray(images)
+        count, height, width, _ = images.shape
+        results = np.empty((count, height * self._factor, width * self._factor, 3), images.dtype)
+        with self._lock:
+            network = self._program.for_size(height, width)
+            for image, result in zip(images, results, strict=True):
+                picture = library.Picture(
+                    image=image.ctypes.data,
+                    out=result.ctypes.data,
+                    height=height,
+                    width=width,
+                    is_float=images.dtype != np.uint8,
+                    threads=self._threads,
+                )
+                address = self._room(kernels.quantsr_memory(network, picture))
+                if kernels.quantsr_run(network, picture, self._isa, address):
+                    raise AssertionError("the kernels refuse their arguments")
+        return results
+
+    def _room(self, size: int) -> int:
+        """An aligned address with that much memory, kept between calls."""
+        if len(self._memory) < size + _ALIGNMENT:
+            self._memory = np.empty(size + _ALIGNMENT, np.uint8)
+        return -(-self._memory.ctypes.data // _ALIGNMENT) * _ALIGNMENT

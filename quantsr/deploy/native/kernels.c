@@ -1,0 +1,327 @@
+/* QuantSR-C on a CPU: integer convolutions of codes in Winograd's form F(2x2, 3x3), exact, with what is between them fused in.
+ *
+ * F(2x2, 3x3) (Winograd 1980; Lavin and Gray, CVPR 2016) takes 16 products for 4 outputs instead of 36. Its transforms of codes of
+ * few bits are small integers again: inputs grow by 4, weights (times 4, which the scale takes off) by 9, so that codes of
+ * up to 6 bits and weights of 4 fit in bytes, and every sum is the integer that the plain convolution gives.
+ *
+ * A picture goes through phases (head, every convolution, tail), whose rows the threads take one by one; all wait for
+ * the last before the next phase begins. Plain C; what differs between processors is in the macros before each inclusion of strips.inc.
+ */
+
+#include "network.h"
+
+#include <pthread.h>
+#include <sched.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <string.h>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#define INLINE static inline __attribute__((always_inline))
+#define MIN(a, b) ((a) < (b) ? (a) : (b))
+#define MAX(a, b) ((a) > (b) ? (a) : (b))
+
+enum { MAX_OUTPUTS = 192, MAX_THREADS = 64, SPINS = 2000, MAX_ROWS = 8, LARGEST_WORD = 8191 };
+
+/* One thread's own memory. */
+typedef struct {
+    char *inputs;  /* transformed inputs of a chunk, [blocks][CHUNK + 1][16][C] and 64 bytes a tile */
+    int32_t *sums; /* or floats: [tile][16][P] and 16 */
+    uint8_t *spare_codes; /* [2 * C] each: where results of no pixel go */
+    int16_t *spare_words;
+    float *spare_floats;
+} Scratch;
+
+/* Whether the tail's inner kernel holds for a pixel. */
+static int is_inner(int y, int x, int height, int width) { return y > 0 && x > 0 && y < height - 1 && x < width - 1; }
+
+/* `call` with the constant N for n. */
+#define BY_COLUMNS(n, call)                                                                                            \
+    switch (n) {                                                                                                       \
+    case 1: { enum { N = 1 }; call; break; }                                                                           \
+    case 2: { enum { N = MIN(2, COLUMNS) }; call; break; }                                                             \
+    case 3: { enum { N = MIN(3, COLUMNS) }; call; break; }                                                             \
+    default: { enum { N = COLUMNS }; call; }                                                                           \
+    }
+
+/* Instruction sets ------------------------------------------------------------------------------------------------ */
+
+#define NAME(x) x##_plain
+#define LANES 4
+#define ROWS 4
+#define COLUMNS 1
+#define DOT_BYTES(sum, a, w) dot_bytes_plain(sum, (Bytes16)(a), (SignedBytes16)(w))
+#define DOT_WORDS(sum, a, w) dot_words_plain(sum, (Words8)(a), (Words8)(w))
+#define ROUND(x) round_plain(x)
+#define STORE_BYTES(p, v) store_bytes_plain(p, v)
+#define STORE_WORDS(p, v) store_words_plain(p, v)
+#define LEAST(a, b) select_plain((a) < (b), a, b)
+#define MOST(a, b) select_plain((a) > (b), a, b)
+#define FMA(a, b, c) ((a) * (b) + (c))
+#define FMA_DOUBLE(a, b, c) ((a) * (b) + (c))
+typedef float Floats4 __attribute__((vector_size(16)));
+typedef int32_t Ints4 __attribute__((vector_size(16)));
+typedef uint8_t Bytes16 __attribute__((vector_size(16)));
+typedef int8_t SignedBytes16 __attribute__((vector_size(16)));
+typedef int16_t Words8 __attribute__((vector_size(16)));
+
+INLINE Floats4 select_plain(Ints4 which, Floats4 a, Floats4 b) { return (Floats4)((which & (Ints4)a) | (~which & (Ints4)b)); }
+INLINE Ints4 dot_bytes_plain(Ints4 sum, Bytes16 a, SignedBytes16 w) {
+    for (int i = 0; i < 16; i++) sum[i / 4] += a[i] * w[i];
+    return sum;
+}
+INLINE Ints4 dot_words_plain(Ints4 sum, Words8 a, Words8 w) {
+    for (int i = 0; i < 8; i++) sum[i / 2] += a[i] * w[i];
+    return sum;
+}
+INLINE Ints4 round_plain(Floats4 x) {
+    const float magic = 12582912; /* 1.5 * 2^23: a sum with it has no room for fractions */
+    return __builtin_convertvector((x + magic) - magic, Ints4);
+}
+INLINE void store_bytes_plain(uint8_t *p, Ints4 v) {
+    for (int i = 0; i < 4; i++) p[i] = (uint8_t)v[i];
+}
+INLINE void store_words_plain(int16_t *p, Ints4 v) {
+    for (int i = 0; i < 4; i++) p[i] = (int16_t)v[i];
+}
+#include "strips.inc"
+
+#if defined(__x86_64__)
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx2,fma")
+#endif
+#define NAME(x) x##_avx2
+#define LANES 8
+#define ROWS 4
+#define COLUMNS 2
+#define DOT_BYTES(sum, a, w)                                                                                           \
+    ((sum) + (Ints8)_mm256_madd_epi16(_mm256_maddubs_epi16((__m256i)(a), (__m256i)(w)), _mm256_set1_epi16(1)))
+#define ROUND(x) ((Ints8)_mm256_cvtps_epi32(x))
+#define DOT_WORDS(sum, a, w) ((sum) + (Ints8)_mm256_madd_epi16((__m256i)(a), (__m256i)(w)))
+#define STORE_BYTES(p, v) store_bytes_avx2(p, (__m256i)(v))
+#define STORE_WORDS(p, v) store_words_avx2(p, (__m256i)(v))
+#define LEAST(a, b) _mm256_min_ps(a, b)
+#define MOST(a, b) _mm256_max_ps(a, b)
+#define FMA(a, b, c) _mm256_fmadd_ps(a, b, c)
+#define FMA_DOUBLE(a, b, c) _mm256_fmadd_pd(a, b, c)
+typedef int32_t Ints8 __attribute__((vector_size(32)));
+INLINE void store_bytes_avx2(uint8_t *p, __m256i v) {
+    const __m256i low = _mm256_shuffle_epi8(
+        v, _mm256_setr_epi8(0, 4, 8, 12, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, 0, 4, 8, 12, -1, -1, -1, -1, -1, -1,
+                            -1, -1, -1, -1, -1, -1));
+    const int32_t parts[2] = {_mm256_extract_epi32(low, 0), _mm256_extract_epi32(low, 4)};
+    memcpy(p, parts, 8);
+}
+INLINE void store_words_avx2(int16_t *p, __m256i v) {
+    const __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
+    memcpy(p, &words, 16);
+}
+#include "strips.inc"
+#if defined(__clang__)
+#pragma clang attribute pop
+#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,fma"))), apply_to = function)
+#else
+#pragma GCC pop_options
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,fma")
+#endif
+#define NAME(x) x##_avx512_vnni
+#define LANES 16
+#define ROWS 6
+#define COLUMNS 4
+#define DOT_BYTES(sum, a, w) ((Ints16)_mm512_dpbusd_epi32((__m512i)(sum), (__m512i)(a), (__m512i)(w)))
+#define DOT_WORDS(sum, a, w) ((Ints16)_mm512_dpwssd_epi32((__m512i)(sum), (__m512i)(a), (__m512i)(w)))
+#define ROUND(x) ((Ints16)_mm512_cvtps_epi32(x))
+#define STORE_BYTES(p, v) _mm_storeu_si128((__m128i *)(p), _mm512_cvtepi32_epi8((__m512i)(v)))
+#define STORE_WORDS(p, v) _mm256_storeu_si256((__m256i *)(p), _mm512_cvtepi32_epi16((__m512i)(v)))
+#define LEAST(a, b) _mm512_min_ps(a, b)
+#define MOST(a, b) _mm512_max_ps(a, b)
+#define FMA(a, b, c) _mm512_fmadd_ps(a, b, c)
+#define FMA_DOUBLE(a, b, c) _mm512_fmadd_pd(a, b, c)
+typedef int32_t Ints16 __attribute__((vector_size(64)));
+#include "strips.inc"
+#if defined(__clang__)
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+#endif
+
+typedef void (*Work)(const Network *, const Picture *, const Maps *, int phase, int unit, Scratch *);
+
+enum { PLAIN = 1, AVX2 = 2, AVX512_VNNI = 3 };
+
+/* The best instruction set of this processor. */
+int quantsr_best_isa(void) {
+#if defined(__x86_64__)
+    __builtin_cpu_init();
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni"))
+        return AVX512_VNNI;
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return AVX2;
+#endif
+    return PLAIN;
+}
+
+static Work work_of(int isa) {
+#if defined(__x86_64__)
+    if (isa == AVX512_VNNI) return work_avx512_vnni;
+    if (isa == AVX2) return work_avx2;
+#endif
+    return work_plain;
+}
+
+/* Threads --------------------------------------------------------------------------------------------------------- */
+
+/* Work of one picture that its threads share. */
+typedef struct {
+    const Network *net;
+    const Picture *picture;
+    Maps maps;
+    Work work;
+    int phases;
+    atomic_int members;        /* 0 until it is known how many threads could be had */
+    atomic_int next[2];        /* unit to take next, of even and odd phases */
+    atomic_int waiting, round; /* the barrier's */
+} Team;
+
+typedef struct {
+    Team *team;
+    Scratch scratch;
+} Member;
+
+static int units_of(const Team *team, int phase) {
+    const int height = team->picture->height, last = team->phases - 1;
+    return phase == 0 || (phase == last && team->net->ring.weight[0]) ? height : (height + 1) / TILE;
+}
+
+static void wait_for_all(Team *team) {
+    const int round = atomic_load(&team->round);
+    if (atomic_fetch_add(&team->waiting, 1) + 1 == team->members) {
+        atomic_store(&team->waiting, 0);
+        atomic_store(&team->round, round + 1);
+        return;
+    }
+    for (int spins = 0; atomic_load_explicit(&team->round, memory_order_acquire) == round; spins++)
+        if (spins >= SPINS) sched_yield();
+}
+
+static void *run_member(void *argument) {
+    Member *member = argument;
+    Team *team = member->team;
+    while (!atomic_load(&team->members)) sched_yield();
+    for (int phase = 0; phase < team->phases; phase++) {
+        const int units = units_of(team, phase);
+        for (int unit; (unit = atomic_fetch_add(&team->next[phase % 2], 1)) < units;)
+            team->work(team->net, team->picture, &team->maps, phase, unit, &member->scratch);
+        wait_for_all(team);
+        atomic_store(&team->next[phase % 2], 0); /* not used again before the next wait */
+    }
+    return NULL;
+}
+
+/* Memory ---------------------------------------------------------------------------------------------------------- */
+
+static void *take(char **free, size_t bytes) {
+    void *taken = *free;
+    *free += (bytes + 63) / 64 * 64;
+    return taken;
+}
+
+/* Lays out maps and scratch from `memory` on, and gives the number of bytes that takes. */
+static size_t lay_out(const Network *net, const Picture *picture, char *memory, Maps *maps, Scratch *scratch) {
+    const size_t channels = net->channels, widest = MAX(net->channels, net->tail.outputs);
+    const size_t tall = (picture->height + 1) / TILE * TILE, wide = (picture->width + 1) / TILE * TILE;
+    char *end = memory;
+    maps->row = wide + 2 * BORDER;
+    maps->code_row = wide + 2;
+    maps->pixels = take(&end, (picture->height + 2) * (size_t)(picture->width + 3) * 3 * sizeof(double));
+    maps->start = take(&end, (tall + 2 * BORDER) * maps->row * channels * sizeof(float));
+    maps->stream = take(&end, (tall + 2 * BORDER) * maps->row * channels * sizeof(float));
+    maps->body_words = maps->tail_words = NULL;
+    if (net->after_body.kind == WORDS) {
+        maps->body_words = take(&end, (tall + 2 * BORDER) * maps->row * channels * sizeof(int16_t));
+        maps->tail_words = take(&end, (tall + 2 * BORDER) * maps->row * channels * sizeof(int16_t));
+    }
+    maps->codes1 = take(&end, (tall + 2) * maps->code_row * channels);
+    maps->codes2 = take(&end, (tall + 2) * maps->code_row * channels);
+    for (int i = 0; i < picture->threads; i++) {
+        const size_t tiles = 2 * (CHUNK + 1) + MAX_ROWS; /* products take ROWS tiles at once, also where fewer are left */
+        scratch[i].inputs = take(&end, tiles * (POSITIONS * channels * sizeof(float) + 64));
+        scratch[i].sums = take(&end, (CHUNK + MAX_ROWS) * (POSITIONS * widest + 16) * sizeof(int32_t));
+        scratch[i].spare_codes = take(&end, 2 * channels);
+        scratch[i].spare_words = take(&end, 2 * channels * sizeof(int16_t));
+        scratch[i].spare_floats = take(&end, 2 * channels * sizeof(float));
+    }
+    return end - memory;
+}
+
+/* Zeros around a map of `size` bytes a pixel and at its right and bottom where the picture has an odd number of pixels. */
+static void clear_border(void *map, size_t border, size_t row, const Picture *picture, size_t size) {
+    const size_t rows = (picture->height + 1) / TILE * TILE + 2 * border;
+    for (size_t y = 0; y < rows; y++) {
+        char *line = (char *)map + y * row * size;
+        const int inside = y >= border && y < border + picture->height;
+        const size_t right = border + picture->width;
+        if (!inside) memset(line, 0, row * size);
+        else memset(line, 0, border * size), memset(line + right * size, 0, (row - right) * size);
+    }
+}
+
+/* (pixel / 255 - mean) * range in float32, with a border of zeros. */
+static void read_pixels(const Network *net, const Picture *picture, double *pixels) {
+    const int height = picture->height, width = picture->width;
+    memset(pixels, 0, (size_t)(height + 2) * (width + 3) * 3 * sizeof(double));
+    for (int y = 0; y < height; y++) {
+        double *out = pixels + ((size_t)(y + 1) * (width + 3) + 1) * 3;
+        const size_t at = (size_t)y * width * 3;
+        for (int i = 0; i < width * 3; i++) {
+            const float value = picture->is_float ? ((const float *)picture->image)[at + i] : ((const uint8_t *)picture->image)[at + i];
+            out[i] = (value / 255 - net->mean[i % 3]) * net->range;
+        }
+    }
+}
+
+/* Bytes of memory that `quantsr_run` needs. */
+size_t quantsr_memory(const Network *net, const Picture *picture) {
+    Maps maps;
+    Scratch scratch[MAX_THREADS];
+    return lay_out(net, picture, NULL, &maps, scratch);
+}
+
+/* Upscales a picture in `memory`, aligned to 64 bytes. 0: done; 1: arguments out of range. */
+int quantsr_run(const Network *net, const Picture *picture, int isa, void *memory) {
+    if (net->channels % 16 || net->blocks < 1 || net->tail.outputs % 16 || net->tail.outputs > MAX_OUTPUTS || picture->threads < 1 ||
+        picture->threads > MAX_THREADS || picture->height < 1 || picture->width < 1 || isa < PLAIN || isa > quantsr_best_isa())
+        return 1;
+    Team team = {.net = net, .picture = picture, .work = work_of(isa), .phases = 2 * net->blocks + (net->ring.weight[0] ? 4 : 3)};
+    Scratch scratch[MAX_THREADS];
+    lay_out(net, picture, memory, &team.maps, scratch);
+    const size_t channels = net->channels;
+    clear_border(team.maps.start, BORDER, team.maps.row, picture, channels * sizeof(float));
+    clear_border(team.maps.stream, BORDER, team.maps.row, picture, channels * sizeof(float));
+    if (team.maps.body_words) {
+        clear_border(team.maps.body_words, BORDER, team.maps.row, picture, channels * sizeof(int16_t));
+        clear_border(team.maps.tail_words, BORDER, team.maps.row, picture, channels * sizeof(int16_t));
+    }
+    clear_border(team.maps.codes1, 1, team.maps.code_row, picture, channels);
+    clear_border(team.maps.codes2, 1, team.maps.code_row, picture, channels);
+    read_pixels(net, picture, team.maps.pixels);
+
+    Member members[MAX_THREADS];
+    pthread_t threads[MAX_THREADS];
+    int started = 1;
+    for (int i = 0; i < picture->threads; i++) members[i] = (Member){&team, scratch[i]};
+    for (; started < picture->threads; started++)
+        if (pthread_create(&threads[started], NULL, run_member, &members[started])) break;
+    atomic_store(&team.members, started);
+    run_member(&members[0]);
+    for (int i = 1; i < started; i++) pthread_join(threads[i], NULL);
+    return 0;
+}

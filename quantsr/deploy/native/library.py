@@ -1,0 +1,114 @@
+"""The compiled kernels and the structures they read, which are those of `network.h`. They are compiled when quantsr is installed, where there is a compiler."""
+
+from __future__ import annotations
+
+import ctypes
+from ctypes import POINTER, c_double, c_float, c_int32, c_size_t, c_void_p
+from functools import cache
+from importlib.machinery import EXTENSION_SUFFIXES
+from pathlib import Path
+
+ISAS = {"plain": 1, "avx2": 2, "avx512_vnni": 3}
+"""Instruction sets that the kernels are written for."""
+
+BYTES, WORDS, FLOATS = 0, 1, 2
+"""Kinds of a convolution's inputs and weights."""
+
+LARGEST_WORD = 8191
+"""Of 16-bit inputs: four of them add up to 16 bits."""
+
+_FOLDER = Path(__file__).parent
+
+F32 = POINTER(c_float)
+
+
+class Conv(ctypes.Structure):
+    _fields_ = (
+        ("weight", c_void_p),
+        ("start", POINTER(c_int32)),
+        ("scale", F32),
+        ("bias", F32),
+        ("kind", c_int32),
+        ("blocks", c_int32),
+        ("outputs", c_int32),
+        ("offset_sums", c_int32),
+        ("offset_mixed", c_int32),
+    )
+
+
+class Quantizer(ctypes.Structure):
+    _fields_ = (("tau", F32), ("factor", c_float * 2), ("low", c_float), ("high", c_float))
+
+
+class Block(ctypes.Structure):
+    _fields_ = (
+        ("input", Quantizer),
+        ("conv1", Conv),
+        ("conv2", Conv),
+        ("low", F32),
+        ("high", c_float),
+        ("shortcut", c_float),
+        ("gaps", c_int32),
+        ("gap", F32),
+    )
+
+
+class Ring(ctypes.Structure):
+    _fields_ = (("weight", F32 * 9), ("bias", F32 * 9))
+
+
+class Network(ctypes.Structure):
+    _fields_ = (
+        ("channels", c_int32),
+        ("blocks", c_int32),
+        ("gaps", c_int32),
+        ("factor", c_int32),
+        ("head", POINTER(c_double)),
+        ("head_bias", F32),
+        ("mean", F32),
+        ("range", c_float),
+        ("gap", F32),
+        ("body", POINTER(Block)),
+        ("after_body", Conv),
+        ("tail", Conv),
+        ("after_body_factor", F32),
+        ("tail_factor", F32),
+        ("ring", Ring),
+    )
+
+
+class Picture(ctypes.Structure):
+    _fields_ = (
+        ("image", c_void_p),
+        ("out", c_void_p),
+        ("height", c_int32),
+        ("width", c_int32),
+        ("is_float", c_int32),
+        ("threads", c_int32),
+    )
+
+
+@cache
+def load() -> ctypes.CDLL | None:
+    """The library; None where it was not compiled."""
+    for suffix in EXTENSION_SUFFIXES:
+        file = _FOLDER / f"kernels{suffix}"
+        if file.is_file():
+            try:
+                library = ctypes.CDLL(str(file))
+            except OSError:  # of another machine
+                continue
+            library.quantsr_memory.restype = c_size_t
+            library.quantsr_memory.argtypes = [POINTER(Network), POINTER(Picture)]
+            library.quantsr_run.argtypes = [POINTER(Network), POINTER(Picture), c_int32, c_void_p]
+            return library
+    return None
+
+
+def best_isa() -> str | None:
+    """The best of `ISAS` that this processor has; None without the library."""
+    library = load()
+    if library is None:
+        return None
+    best = library.quantsr_best_isa()
+    return next(name for name, number in ISAS.items() if number == best)

@@ -1,0 +1,91 @@
+/* What Python hands to the kernels (library.py has the same structures), and the feature maps of one picture. */
+#ifndef QUANTSR_NETWORK_H
+#define QUANTSR_NETWORK_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+/* Of a Winograd convolution F(2x2, 3x3): a tile of 4x4 inputs gives 2x2 outputs by products at 16 positions. */
+enum { POSITIONS = 16, TILE = 2, CHUNK = 12, BORDER = 2 };
+
+/* What the inputs and weights of a convolution are: unsigned bytes and signed ones, 16-bit integers, or float32. */
+enum { BYTES, WORDS, FLOATS };
+
+/* A 3x3 convolution (blocks = 1), or a 5x5 one as four of 3x3 two pixels apart (blocks = 2). */
+typedef struct {
+    /* For each position, for each of its parts (rows of blocks first; the second block has none at position 0): transformed weights
+       [C / g][P][g], g being how many inputs have 4 bytes. Those of codes are 4 times the transform, which the scale takes off. */
+    const void *weight;
+    const int32_t *start; /* of BYTES: [16][P], what takes the offsets of the inputs off again */
+    const float *scale;   /* [P] the value of one unit of the sum */
+    const float *bias;    /* [P] */
+    int32_t kind;
+    int32_t blocks;
+    int32_t outputs;      /* P, a multiple of 16 */
+    int32_t offset_sums;  /* of BYTES: added to the transformed inputs at position 5, all of whose terms are added ... */
+    int32_t offset_mixed; /* ... and at the others, so that they are unsigned */
+} Conv;
+
+/* Codes of floats: clip(rint((x + tau) * factor[0] * factor[1]), low, high). */
+typedef struct {
+    const float *tau; /* [C] */
+    float factor[2];
+    float low, high;
+} Quantizer;
+
+/* s * x + conv2(conv1(x)); conv1 gives codes between low[c], which has the ReLU in it, and high. */
+typedef struct {
+    Quantizer input;
+    Conv conv1, conv2;
+    const float *low; /* [C] */
+    float high;
+    float shortcut;
+    int32_t gaps;
+    const float *gap; /* [gaps] shortcuts of the skipped blocks behind this one */
+} Block;
+
+/* The tail's kernels at the picture's border, [3][3] (first, inner, last row; then column): [kh][kw][C][P]. NULL: there are none. */
+typedef struct {
+    const float *weight[9];
+    const float *bias[9]; /* [P] */
+} Ring;
+
+typedef struct {
+    int32_t channels; /* C, a multiple of 16 */
+    int32_t blocks;   /* at least 1 */
+    int32_t gaps;
+    int32_t factor;     /* of upscaling */
+    const double *head; /* [3][3][3 colours][C] */
+    const float *head_bias;
+    const float *mean; /* [3] */
+    float range;       /* the head reads (pixel / 255 - mean) * range */
+    const float *gap;  /* [gaps] shortcuts of the skipped blocks before the first */
+    const Block *body;
+    Conv after_body, tail;          /* FLOATS, or both WORDS */
+    const float *after_body_factor; /* of WORDS: [C] a 16-bit input is clip(rint(x * factor[c])), within -8191..8191 */
+    const float *tail_factor;
+    Ring ring;
+} Network;
+
+typedef struct {
+    const void *image; /* (height, width, 3) */
+    void *out;         /* (height * factor, width * factor, 3) */
+    int32_t height, width;
+    int32_t is_float; /* float32 in 0..255, neither rounded before nor after; else uint8 */
+    int32_t threads;
+} Picture;
+
+/* Feature maps: pixel (y, x) starts at ((y + border) * row + x + border) * C. */
+typedef struct {
+    double *pixels;      /* the head's input, 3 colours; border 1, one more on the right */
+    float *start;        /* the head's output, then the tail's input */
+    float *stream;       /* between blocks */
+    int16_t *body_words; /* conv_after_body's input, of WORDS */
+    int16_t *tail_words; /* the tail's */
+    uint8_t *codes1;     /* conv1's input; border 1 */
+    uint8_t *codes2;     /* conv2's */
+    size_t row;          /* pixels in a row of the maps with border 2 */
+    size_t code_row;     /* the same with border 1 */
+} Maps;
+
+#endif

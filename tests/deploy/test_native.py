@@ -1,0 +1,214 @@
+"""The native engine: the integer reference's codes bit for bit, on every instruction set, size and number of threads."""
+
+from __future__ import annotations
+
+import ctypes
+import itertools
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from quantsr import Upscaler
+from quantsr.deploy import integer, runtimes
+from quantsr.deploy.native import library
+from quantsr.deploy.native.engine import NativeEngine
+from quantsr.deploy.native.program import transformed
+from quantsr.deploy.quantsr_t import stand_in as stand_in_t
+from quantsr.deploy.stand_in import random_model
+from quantsr.errors import InputError
+from tests.reference import winograd
+
+HERE = library.best_isa()
+ISAS = [isa for isa, number in library.ISAS.items() if HERE is not None and number <= library.ISAS[HERE]]
+needs_kernels = pytest.mark.skipif(
+    HERE is None, reason="the kernels were not compiled: there was no C compiler"
+)
+SIZES = [(18, 21), (1, 1), (1, 6), (2, 2), (2, 5), (3, 3), (4, 1), (5, 2), (7, 31)]
+
+
+def model_of(**options):
+    return random_model(**{"num_feat": 16, "num_block": 3, "depths": (3, 1), "first_bits": 32, **options})
+
+
+def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
+    """uint8 (H, W, 3): smooth, touching both ends of the range."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[0:height, 0:width] / 9.0
+    waves = np.stack([np.sin(x + k) * np.cos(y - k) for k in range(3)], 2)
+    return np.clip(127 + 140 * waves + rng.normal(0, 6, waves.shape), 0, 255).astype(np.uint8)
+
+
+def test_the_kernels_are_compiled_where_there_is_a_compiler() -> None:
+    if not any(shutil.which(name) for name in ("cc", "gcc")):
+        pytest.skip("no C compiler here")
+    assert library.load() is not None
+
+
+@given(st.integers(0, 2**31), st.integers(2, 6), st.integers(2, 4))
+def test_transforms_of_codes_are_exact(seed: int, bits_a: int, bits_w: int) -> None:
+    rng = np.random.default_rng(seed)
+    tile = rng.integers(-(2 ** (bits_a - 1)), 2 ** (bits_a - 1), (5, 4, 4))
+    weight = rng.integers(-(2 ** (bits_w - 1)), 2 ** (bits_w - 1), (3, 5, 3, 3))
+    expected = winograd.plain_tile(tile, weight)
+    np.testing.assert_array_equal(winograd.tile_of_outputs(tile, weight), expected)
+    products = transformed(weight) * (winograd.B @ tile @ winograd.B.T).reshape(5, 16).T[:, :, None]
+    four_times = winograd.A @ products.sum(1).T.reshape(3, 4, 4) @ winograd.A.T
+    np.testing.assert_array_equal(four_times, 4 * expected)
+    assert np.abs(transformed(weight)).max() <= 9 * 2 ** (bits_w - 1)
+
+
+@needs_kernels
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize(("bits_w", "bits_a"), [(2, 2), (3, 3), (4, 4), (2, 6), (4, 5)])
+@pytest.mark.parametrize("num_feat", [16, 32, 48, 64])
+def test_the_codes_are_the_references_bit_for_bit(isa: str, bits_w: int, bits_a: int, num_feat: int) -> None:
+    """Without rounding at the end. A single code that differs would change the picture by far more than float32 rounds."""
+    torch = pytest.importorskip("torch")
+    model = model_of(
+        num_feat=num_feat, bits_w=bits_w, bits_a=bits_a, head_tail_bits=32, per_channel=num_feat == 32
+    )
+    image = picture(18, 21).astype(np.float32)
+    for depth in model.header.depths:
+        with torch.inference_mode():
+            expected = runtimes.create("torch", model, depth).run(image[None])[0]
+        got = NativeEngine(model, depth, isa=isa, threads=2).run(image[None])[0]
+        assert got.dtype == np.float32
+        np.testing.assert_allclose(got, expected, rtol=0, atol=4e-3)
+
+
+@needs_kernels
+@pytest.mark.parametrize("upsampler", ["pixelshuffle", "pixelshuffledirect"])
+@pytest.mark.parametrize("head_tail_bits", [8, 16, 32])
+@pytest.mark.parametrize("scale", [1, 2, 3, 4, 8])
+def test_every_size_and_scale(scale: int, head_tail_bits: int, upsampler: str) -> None:
+    model = model_of(scale=scale, head_tail_bits=head_tail_bits, upsampler=upsampler)
+    engine = NativeEngine(model, 3, threads=2)
+    for height, width in SIZES:
+        image = picture(height, width)
+        expected = integer.run(model, image)
+        got = engine.run(image[None])[0]
+        assert got.shape == expected.shape
+        difference = np.abs(got.astype(int) - expected)
+        # The reference rounds the inputs of 16 bits, the kernels to 14, and the tail's stages in between not at all.
+        assert (difference > 1).mean() <= (0.001 if scale < 8 else 0.005), (height, width)
+        assert difference.max() <= 2
+        assert (difference > 0).mean() <= 0.1
+
+
+@needs_kernels
+def test_threads_instruction_sets_and_neighbours_change_nothing() -> None:
+    model = model_of(num_feat=32)
+    images = np.stack([picture(13, 40, seed) for seed in range(3)])
+    expected = NativeEngine(model, 3, isa="plain", threads=1).run(images)
+    for isa, threads in itertools.product(ISAS, (1, 2, 5)):
+        engine = NativeEngine(model, 3, isa=isa, threads=threads)
+        np.testing.assert_array_equal(engine.run(images), expected)
+        np.testing.assert_array_equal(engine.run(images[1:2])[0], expected[1])
+        tiles = dict(engine.run_tiles(enumerate(images)))
+        np.testing.assert_array_equal(np.stack(list(tiles.values())), expected)
+
+
+@needs_kernels
+@pytest.mark.parametrize("upsampler", ["pixelshuffle", "pixelshuffledirect"])
+@pytest.mark.parametrize("scale", [2, 3, 4])
+def test_tiled_equals_whole_bit_for_bit(scale: int, upsampler: str) -> None:
+    model = model_of(scale=scale, upsampler=upsampler)
+    image = picture(47, 61)
+    whole = Upscaler(model, "native")(image)
+    for tile in (9, 20, 33):
+        np.testing.assert_array_equal(Upscaler(model, "native", tile=tile)(image), whole)
+
+
+@needs_kernels
+def test_sixteen_bits_are_kept() -> None:
+    model = model_of(head_tail_bits=32)
+    image = picture(12, 14).astype(np.uint16) * 257
+    result = Upscaler(model, "native")(image)
+    difference = np.abs(result.astype(int) - Upscaler(model, "torch")(image))
+    assert difference.max() <= 2
+    assert len(np.unique(result % 257)) > 100
+
+
+@needs_kernels
+@pytest.mark.parametrize(
+    ("model", "why"),
+    [
+        (
+            stand_in_t.random_model(embed_dim=12, num_heads=2, num_block=1, layers_per_block=1, depths=(1,)),
+            "a QuantSR_T",
+        ),
+        (model_of(num_feat=24), "24 channels are not a multiple of 16"),
+        (model_of(first_bits=8), "conv_first is quantized"),
+        (model_of(bits_w=8), "too many bits"),
+        (model_of(bits_a=8), "too many bits"),
+        (model_of(bits_w=32), "its blocks are not integer"),
+    ],
+)
+def test_what_it_cannot_run_is_said_and_left_to_others(model, why: str) -> None:
+    with pytest.raises(
+        InputError, match=rf"engine native: cannot run this network, .*{why}.*--engine openvino"
+    ):
+        runtimes.create("native", model)
+    pytest.importorskip("openvino")
+    assert runtimes.create("auto", model).name == "openvino"
+
+
+@needs_kernels
+def test_sums_of_two_products_stay_within_16_bits_on_avx2() -> None:
+    if "avx2" not in ISAS:
+        pytest.skip("no AVX2 here")
+    model = model_of(bits_a=6)
+    layer = model.layers["body.0.conv1"]
+    layers = {**model.layers, layer.name: replace(layer, weight=np.full_like(layer.weight, -8))}
+    with pytest.raises(InputError, match=r"body.0.conv1 do not fit in this processor's 16 bits"):
+        NativeEngine(replace(model, layers=layers), 3, isa="avx2")
+
+
+@needs_kernels
+def test_auto_takes_it_where_it_is_fastest(monkeypatch) -> None:
+    model = model_of()
+    monkeypatch.setattr(runtimes, "native_is_fastest", lambda: True)
+    assert Upscaler(model).engine == "native"
+    monkeypatch.setattr(runtimes, "native_is_fastest", lambda: False)
+    assert Upscaler(model).engine != "native"
+
+
+def test_matrix_units_are_left_to_openvino(monkeypatch) -> None:
+    from quantsr import cpu
+
+    monkeypatch.setattr(library, "best_isa", lambda: "avx512_vnni")
+    monkeypatch.setattr(cpu, "describe", lambda: ("a processor", frozenset({"amx_int8"})))
+    assert not runtimes.native_is_fastest()
+    monkeypatch.setattr(cpu, "describe", lambda: ("a processor", frozenset()))
+    assert runtimes.native_is_fastest()
+    for isa in (None, "plain"):
+        monkeypatch.setattr(library, "best_isa", lambda isa=isa: isa)
+        assert not runtimes.native_is_fastest()
+
+
+def test_without_kernels_the_remedy_is_named(monkeypatch) -> None:
+    monkeypatch.setattr(library, "load", lambda: None)
+    with pytest.raises(InputError, match="install a C compiler"):
+        runtimes.create("native", model_of())
+
+
+@needs_kernels
+def test_an_instruction_set_that_there_is_not() -> None:
+    with pytest.raises(InputError, match="isa: 'sse9' is not one that this processor has"):
+        runtimes.create("native", model_of(), isa="sse9")
+
+
+@needs_kernels
+@pytest.mark.parametrize(("field", "value"), [("threads", 0), ("threads", 65), ("height", 0), ("width", -3)])
+def test_the_kernels_refuse_arguments_out_of_range(field: str, value: int) -> None:
+    engine = NativeEngine(model_of(), 3)
+    kernels = library.load()
+    assert kernels is not None
+    image, out = np.zeros((4, 4, 3), np.uint8), np.zeros((16, 16, 3), np.uint8)
+    picture = library.Picture(image.ctypes.data, out.ctypes.data, 4, 4, 0, 1)
+    setattr(picture, field, value)
+    assert kernels.quantsr_run(engine._program.for_size(4, 4), picture, 1, ctypes.c_void_p(0)) == 1
