@@ -21,6 +21,8 @@
 #endif
 
 #define INLINE static inline __attribute__((always_inline))
+/* Before a loop of few rounds over arrays that are to be registers. */
+#define UNROLL _Pragma("GCC unroll 8")
 #define MIN(a, b) ((a) < (b) ? (a) : (b))
 #define MAX(a, b) ((a) > (b) ? (a) : (b))
 
