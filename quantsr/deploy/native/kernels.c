@@ -26,7 +26,7 @@
 #define MIN(a, b) ((a) < (b) ? (a) : (b))
 #define MAX(a, b) ((a) > (b) ? (a) : (b))
 
-enum { MAX_OUTPUTS = 192, MAX_THREADS = 64, SPINS = 2000, MAX_ROWS = 8, LARGEST_WORD = 8191 };
+enum { MAX_OUTPUTS = 192, MAX_THREADS = 64, SPINS = 2000, LARGEST_WORD = 8191 };
 
 /* One thread's own memory. */
 typedef struct {
@@ -49,12 +49,27 @@ static int is_inner(int y, int x, int height, int width) { return y > 0 && x > 0
     default: { enum { N = COLUMNS }; call; }                                                                           \
     }
 
+/* `call` with N for the number of channels, a constant where it is a usual one: the compiler then counts with it. */
+#define BY_CHANNELS(channels, call)                                                                                    \
+    do {                                                                                                               \
+        if (channels == 64) {                                                                                          \
+            enum { N = 64 };                                                                                           \
+            call;                                                                                                      \
+        } else if (channels == 32) {                                                                                   \
+            enum { N = 32 };                                                                                           \
+            call;                                                                                                      \
+        } else {                                                                                                       \
+            const int N = channels;                                                                                    \
+            call;                                                                                                      \
+        }                                                                                                              \
+    } while (0);
+
 /* Instruction sets ------------------------------------------------------------------------------------------------ */
 
 #define NAME(x) x##_plain
 #define LANES 4
-#define ROWS 4
 #define COLUMNS 1
+#define ROWS 4
 #define DOT_BYTES(sum, a, w) dot_bytes_plain(sum, (Bytes16)(a), (SignedBytes16)(w))
 #define DOT_WORDS(sum, a, w) dot_words_plain(sum, (Words8)(a), (Words8)(w))
 #define ROUND(x) round_plain(x)
@@ -100,8 +115,8 @@ INLINE void store_words_plain(int16_t *p, Ints4 v) {
 #endif
 #define NAME(x) x##_avx2
 #define LANES 8
-#define ROWS 4
 #define COLUMNS 2
+#define ROWS 4
 #define DOT_BYTES(sum, a, w)                                                                                           \
     ((sum) + (Ints8)_mm256_madd_epi16(_mm256_maddubs_epi16((__m256i)(a), (__m256i)(w)), _mm256_set1_epi16(1)))
 #define ROUND(x) ((Ints8)_mm256_cvtps_epi32(x))
@@ -135,8 +150,8 @@ INLINE void store_words_avx2(int16_t *p, __m256i v) {
 #endif
 #define NAME(x) x##_avx512_vnni
 #define LANES 16
-#define ROWS 6
 #define COLUMNS 4
+#define ROWS 6
 #define DOT_BYTES(sum, a, w) ((Ints16)_mm512_dpbusd_epi32((__m512i)(sum), (__m512i)(a), (__m512i)(w)))
 #define DOT_WORDS(sum, a, w) ((Ints16)_mm512_dpwssd_epi32((__m512i)(sum), (__m512i)(a), (__m512i)(w)))
 #define ROUND(x) ((Ints16)_mm512_cvtps_epi32(x))
@@ -254,9 +269,9 @@ static size_t lay_out(const Network *net, const Picture *picture, char *memory, 
     maps->codes1 = take(&end, (tall + 2) * maps->code_row * channels);
     maps->codes2 = take(&end, (tall + 2) * maps->code_row * channels);
     for (int i = 0; i < picture->threads; i++) {
-        const size_t tiles = 2 * (CHUNK + 1) + MAX_ROWS; /* products take ROWS tiles at once, also where fewer are left */
+        const size_t tiles = 2 * (CHUNK + 1) + CHUNK; /* products take several tiles at once, also where fewer are left */
         scratch[i].inputs = take(&end, tiles * (POSITIONS * channels * sizeof(float) + 64));
-        scratch[i].sums = take(&end, (CHUNK + MAX_ROWS) * (POSITIONS * widest + 16) * sizeof(int32_t));
+        scratch[i].sums = take(&end, CHUNK * (POSITIONS * widest + 16) * sizeof(int32_t));
         scratch[i].spare_codes = take(&end, 2 * channels);
         scratch[i].spare_words = take(&end, 2 * channels * sizeof(int16_t));
         scratch[i].spare_floats = take(&end, 2 * channels * sizeof(float));
