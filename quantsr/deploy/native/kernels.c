@@ -32,7 +32,7 @@ enum { MAX_OUTPUTS = 192, MAX_THREADS = 64, SPINS = 2000, LARGEST_WORD = 8191 };
 typedef struct {
     char *inputs;  /* transformed inputs of a chunk, [blocks][CHUNK + 1][16][C] and 64 bytes a tile */
     int32_t *sums; /* or floats: [tile][16][P] and 16 */
-    uint8_t *spare_codes; /* [2 * C] each: where results of no pixel go */
+    uint8_t *spare_codes; /* [HEAD * C] each: where results of no pixel go */
     int16_t *spare_words;
     float *spare_floats;
 } Scratch;
@@ -258,7 +258,7 @@ static size_t lay_out(const Network *net, const Picture *picture, char *memory, 
     char *end = memory;
     maps->row = wide + 2 * BORDER;
     maps->code_row = wide + 2;
-    maps->pixels = take(&end, (picture->height + 2) * (size_t)(picture->width + 3) * 3 * sizeof(double));
+    maps->pixels = take(&end, (picture->height + 2) * (size_t)(picture->width + HEAD + 1) * 3 * sizeof(double));
     maps->start = take(&end, (tall + 2 * BORDER) * maps->row * channels * sizeof(float));
     maps->stream = take(&end, (tall + 2 * BORDER) * maps->row * channels * sizeof(float));
     maps->body_words = maps->tail_words = NULL;
@@ -272,9 +272,9 @@ static size_t lay_out(const Network *net, const Picture *picture, char *memory, 
         const size_t tiles = 2 * (CHUNK + 1) + CHUNK; /* products take several tiles at once, also where fewer are left */
         scratch[i].inputs = take(&end, tiles * (POSITIONS * channels * sizeof(float) + 64));
         scratch[i].sums = take(&end, CHUNK * (POSITIONS * widest + 16) * sizeof(int32_t));
-        scratch[i].spare_codes = take(&end, 2 * channels);
-        scratch[i].spare_words = take(&end, 2 * channels * sizeof(int16_t));
-        scratch[i].spare_floats = take(&end, 2 * channels * sizeof(float));
+        scratch[i].spare_codes = take(&end, HEAD * channels);
+        scratch[i].spare_words = take(&end, HEAD * channels * sizeof(int16_t));
+        scratch[i].spare_floats = take(&end, HEAD * channels * sizeof(float));
     }
     return end - memory;
 }
@@ -294,9 +294,9 @@ static void clear_border(void *map, size_t border, size_t row, const Picture *pi
 /* (pixel / 255 - mean) * range in float32, with a border of zeros. */
 static void read_pixels(const Network *net, const Picture *picture, double *pixels) {
     const int height = picture->height, width = picture->width;
-    memset(pixels, 0, (size_t)(height + 2) * (width + 3) * 3 * sizeof(double));
+    memset(pixels, 0, (size_t)(height + 2) * (width + HEAD + 1) * 3 * sizeof(double));
     for (int y = 0; y < height; y++) {
-        double *out = pixels + ((size_t)(y + 1) * (width + 3) + 1) * 3;
+        double *out = pixels + ((size_t)(y + 1) * (width + HEAD + 1) + 1) * 3;
         const size_t at = (size_t)y * width * 3;
         for (int i = 0; i < width * 3; i++) {
             const float value = picture->is_float ? ((const float *)picture->image)[at + i] : ((const uint8_t *)picture->image)[at + i];

@@ -8,6 +8,9 @@
 /* Of a Winograd convolution F(2x2, 3x3): a tile of 4x4 inputs gives 2x2 outputs by products at 16 positions. */
 enum { POSITIONS = 16, TILE = 2, CHUNK = 12, BORDER = 2 };
 
+/* Pixels that the first convolution takes at once. */
+enum { HEAD = 4 };
+
 /* What the inputs and weights of a convolution are: unsigned bytes and signed ones, 16-bit integers, or float32. */
 enum { BYTES, WORDS, FLOATS };
 
@@ -77,7 +80,7 @@ typedef struct {
 
 /* Feature maps: pixel (y, x) starts at ((y + border) * row + x + border) * C. */
 typedef struct {
-    double *pixels;      /* the head's input, 3 colours; border 1, one more on the right */
+    double *pixels;      /* the head's input, 3 colours; border 1, HEAD on the right */
     float *start;        /* the head's output, then the tail's input */
     float *stream;       /* between blocks */
     int16_t *body_words; /* conv_after_body's input, of WORDS */
