@@ -63,7 +63,9 @@ def test_the_records_cover_every_depth_and_set(name):
 def test_the_readme_states_what_the_default_network_reaches():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     records = read_results(ZOO / f"{DEFAULT_MODEL}.json")
-    psnr = {(r.set, r.depth): f"{r.value:.2f}" for r in records if r.metric == "psnr"}
+    psnr = {
+        (r.set, r.depth): f"{r.value:.2f}" for r in records if r.metric == "psnr" and "float" not in r.row
+    }
     header = packing.load(ZOO / f"{DEFAULT_MODEL}.safetensors").header
     for depth in (None, *header.depths):
         name = "bicubic" if depth is None else f"{header.arch['nbits_w']} bit, depth {depth}"
