@@ -8,7 +8,11 @@ setup(
         Extension(
             "quantsr.deploy.native.kernels",
             ["quantsr/deploy/native/kernels.c"],
-            depends=["quantsr/deploy/native/network.h", "quantsr/deploy/native/strips.inc"],
+            depends=[
+                "quantsr/deploy/native/network.h",
+                "quantsr/deploy/native/strips.inc",
+                "quantsr/deploy/native/winograd.inc",
+            ],
             extra_compile_args=["-O3", "-ffp-contract=off", "-pthread", "-w"],
             extra_link_args=["-pthread", "-s"],
             optional=True,

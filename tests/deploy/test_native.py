@@ -212,3 +212,23 @@ def test_the_kernels_refuse_arguments_out_of_range(field: str, value: int) -> No
     picture = library.Picture(image.ctypes.data, out.ctypes.data, 4, 4, 0, 1)
     setattr(picture, field, value)
     assert kernels.quantsr_run(engine._program.for_size(4, 4), picture, 1, ctypes.c_void_p(0)) == 1
+
+
+@needs_kernels
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("size", SIZES)
+def test_the_kernels_stay_within_their_memory(isa: str, size: tuple[int, int]) -> None:
+    kernels = library.load()
+    assert kernels is not None
+    network = NativeEngine(model_of(), 3, isa=isa)._program.for_size(*size)
+    guard = 4096
+    image, out = picture(*size), np.full((guard + size[0] * size[1] * 48 + guard), 77, np.uint8)
+    data = library.Picture(image.ctypes.data, out.ctypes.data + guard, *size, 0, 2)
+    needed = kernels.quantsr_memory(network, data)
+    memory = np.full(64 + guard + needed + guard, 77, np.uint8)
+    address = -(-(memory.ctypes.data + guard) // 64) * 64
+    start = address - memory.ctypes.data
+    assert kernels.quantsr_run(network, data, library.ISAS[isa], ctypes.c_void_p(address)) == 0
+    for around in (memory[:start], memory[start + needed :], out[:guard], out[-guard:]):
+        assert (around == 77).all()
+    assert (out[guard:-guard] != 77).any()
