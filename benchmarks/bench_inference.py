@@ -219,8 +219,8 @@ def worker(name: str, case: Case) -> None:
         print("done", flush=True)
 
 
-def restricted(name: str, isa: str, case: Case, path: str | None) -> Call:
-    """A contender in a process of its own that may use no newer vector extension than `isa`."""
+def restricted(name: str, isa: str, case: Case, path: str | None) -> Call | None:
+    """A contender in a process of its own that may use no newer vector extension than `isa`; None where it dies of that."""
     command = [sys.executable, "-m", "benchmarks.bench_inference", "--worker", name]
     command += ["--arch", case.arch, "--size", f"{case.width}x{case.height}"]
     command += ["--network", str(Path(path).resolve())] if path else []
@@ -235,14 +235,15 @@ def restricted(name: str, isa: str, case: Case, path: str | None) -> Call:
     assert process.stdin is not None
     assert process.stdout is not None
     to, back = process.stdin, process.stdout
-    if back.readline().strip() != "ready":
-        raise RuntimeError(f"the process for {name!r} on {isa} did not start")
 
     def run() -> object:
         to.write("go\n")
         to.flush()
         return back.readline()
 
+    if back.readline().strip() != "ready" or not run():
+        print(f"{name} [{isa}]: left out, its process ended with status {process.wait()}")
+        return None
     return run
 
 
@@ -278,7 +279,8 @@ def main() -> None:
     for isa, flag in ISAS.items():
         for name in case.restricted:
             if name in wanted and flag in cpu.describe()[1]:
-                wanted[f"{name} [{isa}]"] = restricted(name, isa, case, args.network)
+                call = restricted(name, isa, case, args.network)
+                wanted |= {f"{name} [{isa}]": call} if call else {}
     load = load_per_core()
     records = report(interleaved(wanted, args.rounds), case, load)
     print(f"{machine()}; {runtimes.cpu_count()} cores used; load per core before the run {load:.2f}")
