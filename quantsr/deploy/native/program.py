@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantsr.deploy import collapse
-from quantsr.deploy.fold import FoldedBlock, FoldedConv, FoldedNet, fold
-from quantsr.deploy.model import PackedModel
+from quantsr.deploy.fold import FoldedBlock, FoldedConv, fold
+from quantsr.deploy.model import PackedModel, QuantizedLayer, tail_stages
 from quantsr.deploy.native import library
 from quantsr.deploy.reciprocal import reciprocal
 
@@ -51,7 +51,6 @@ class Program:
             raise Unsupported("inputs of the layers outside the blocks have 8 bits")
         body = (library.Block * len(net.blocks))(*(self._block(block) for block in net.blocks))
         self._kept.append(body)
-        wide = self._outer(fold(model, depth))
         weight = head.weight.astype(np.float64) * head.scale.reshape(-1, 1, 1, 1)
         self.network = library.Network(
             channels=len(head.weight),
@@ -64,7 +63,7 @@ class Program:
             range=float(net.img_range),
             gap=self._pointer(np.array(net.gap, np.float32)),
             body=body,
-            **wide,
+            **self._outer(model),
         )
 
     def for_size(self, height: int, width: int) -> library.Network:
@@ -142,9 +141,9 @@ class Program:
 
     # conv_after_body and tail
 
-    def _outer(self, quantized: FoldedNet) -> dict[str, Any]:
-        """The layers outside the blocks, as fields of the network: on 16-bit integers where their inputs have them, else in float32."""
-        net, first = self._net, quantized.tail[0]
+    def _outer(self, model: PackedModel) -> dict[str, Any]:
+        """The layers behind the blocks, as fields of the network: on 16-bit integers where their inputs have them, else in float32."""
+        net, (first, _) = self._net, tail_stages(model.header.arch, model.header.scale)[0]
         if len(net.tail) == 1:
             weight, bias = _kernel_of(net.tail[0])
             order = np.arange(len(bias)).reshape(3, net.factor, net.factor).transpose(1, 2, 0).ravel()
@@ -154,7 +153,7 @@ class Program:
             weight, bias, blocks = inner.weight, inner.bias, 2
         if _padded(len(bias)) > MAX_OUTPUTS:
             raise Unsupported(f"upscaling by {net.factor} takes too many outputs a pixel")
-        body_step, tail_step = _wide_step(quantized.conv_after_body), _wide_step(first)
+        body_step, tail_step = (_wide_step(model.layers[name]) for name in ("conv_after_body", first))
         body_weight, body_bias = _kernel_of(net.conv_after_body)
         if body_step is None or tail_step is None:
             return {
@@ -245,11 +244,12 @@ def nested(weight: Values, blocks: int, matrix: Values) -> list[Values]:
     ]
 
 
-def _wide_step(conv: FoldedConv) -> NDArray[np.float64] | None:
+def _wide_step(layer: QuantizedLayer) -> NDArray[np.float64] | None:
     """(C,) step of the kernels' 14-bit inputs of a layer that has 16-bit ones; None of any other."""
-    if conv.codes_in is None or conv.step is None or (conv.tau is not None and conv.tau.any()):
+    if layer.bits_a != 16 or layer.act_step is None or layer.tau().any():
         return None
-    return _WIDE * np.broadcast_to(conv.step.astype(np.float64), (conv.weight.shape[1],))
+    equal = np.ones(layer.in_channels) if layer.act_equal is None else layer.act_equal.astype(np.float64)
+    return _WIDE * layer.act_step.astype(np.float64) * equal
 
 
 def _kernel_of(conv: FoldedConv) -> tuple[Values, Values]:
