@@ -23,6 +23,8 @@ Image = NDArray[Any]
 
 ZOO = Path(__file__).resolve().parents[1] / "zoo"
 
+PRECISIONS = ("f32", "bf16")
+
 _UINT16_PER_BYTE = 257.0  # 65535 / 255
 
 
@@ -53,6 +55,7 @@ class Upscaler:
         *,
         threads: int | None = None,
         self_ensemble: bool = False,
+        precision: str = "f32",
     ) -> None:
         """
         Args:
@@ -63,14 +66,23 @@ class Upscaler:
                 not depend on it; QuantSR-T's tiles are whole windows.
             threads: CPU threads; default: all this process may use.
             self_ensemble: average the results of the eight flips and rotations (eight times the work).
+            precision: "f32", or "bf16" for what OpenVINO does not run as integers: faster for QuantSR-T on processors that compute in bf16, and no
+                longer exact (docs/numerics.md).
 
         Raises:
-            InputError: no such file or name, not a packed network, an unknown engine or depth, `tile` below 1, or a package missing.
+            InputError: no such file or name, not a packed network, an unknown engine or depth, `tile` below 1, a package missing, or bf16 on an
+                engine other than openvino.
         """
         self._model = name_or_path if isinstance(name_or_path, PackedModel) else _load(name_or_path)
         header = self._model.header
         if tile is not None and tile < 1:
             raise InputError(f"tile: must be at least 1 pixel, got {tile}")
+        if precision not in PRECISIONS:
+            raise InputError(f"precision: must be one of {', '.join(PRECISIONS)}, got {precision!r}")
+        if precision != "f32" and engine not in ("auto", "openvino"):
+            raise InputError(f"precision: engine {engine} has f32 only; use engine openvino for {precision}")
+        self._options = {} if precision == "f32" else {"precision": precision}
+        engine = "openvino" if self._options else engine
         self._threads = threads
         self._engine_name = engine
         self._tile = tile
@@ -84,7 +96,9 @@ class Upscaler:
         self.depth = depth
         self._reach = architectures.of(self._model.header).reach(self._model, depth)
         self.halo = self._reach.halo
-        self._engine = runtimes.create(self._engine_name, self._model, depth, threads=self._threads)
+        self._engine = runtimes.create(
+            self._engine_name, self._model, depth, threads=self._threads, **self._options
+        )
 
     @property
     def engine(self) -> str:

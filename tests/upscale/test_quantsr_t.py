@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from quantsr import Upscaler, cli
 from quantsr.deploy import integer, packing, runtimes, tiling
+from quantsr.errors import InputError
 from tests.deploy.quantsr_t import small_model
 
 
@@ -99,6 +100,20 @@ def test_border_effect_of_tiles(picture) -> None:
     without = np.abs(upscaler(image) - whole)
     assert with_overlap.mean() < 0.02 < 0.2 < without.mean()
     assert (with_overlap <= 1).mean() > 0.999
+
+
+def test_bf16_is_openvinos_and_close(picture) -> None:
+    pytest.importorskip("openvino")
+    model, image = small_model(num_block=1), picture(24, 24)
+    fast = Upscaler(model, precision="bf16")
+    assert fast.engine == "openvino"
+    assert fast._engine._config["INFERENCE_PRECISION_HINT"] == "bf16"
+    difference = np.abs(fast(image).astype(int) - Upscaler(model, "openvino")(image))
+    assert np.sqrt((difference**2).mean()) < 10  # a random network amplifies the codes that flip
+    with pytest.raises(InputError, match="precision: engine torch has f32 only"):
+        Upscaler(model, "torch", precision="bf16")
+    with pytest.raises(InputError, match="precision: must be one of f32, bf16, got 'int3'"):
+        Upscaler(model, precision="int3")
 
 
 def test_compiled_shapes_are_few(picture) -> None:
