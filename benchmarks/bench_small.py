@@ -51,7 +51,7 @@ def main() -> None:
     )
     parser.add_argument("--tflite", required=True, help="file of make_abpn.py, for 320x180")
     parser.add_argument(
-        "--network", help="packed QuantSR-C x3 (default: random weights in the shape of small_w7a8_x3.yml)"
+        "--network", help="packed QuantSR-C x3 (default: random weights in the shape of small_w4a6_x3.yml)"
     )
     parser.add_argument("--rounds", type=int, default=31)
     args = parser.parse_args()
@@ -61,11 +61,11 @@ def main() -> None:
     else:
         model = random_model(
             num_feat=32,
-            num_block=4,
+            num_block=7,
             scale=3,
-            bits_w=7,
-            bits_a=8,
-            depths=(4, 3, 2),
+            bits_w=4,
+            bits_a=6,
+            depths=(7, 5),
             first_bits=32,
             upsampler="pixelshuffledirect",
         )

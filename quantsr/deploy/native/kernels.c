@@ -291,17 +291,21 @@ static void clear_border(void *map, size_t border, size_t row, const Picture *pi
     }
 }
 
-/* (pixel / 255 - mean) * range in float32, with a border of zeros. */
+static float head_input(const Network *net, float pixel, int colour) { return (pixel / 255 - net->mean[colour]) * net->range; }
+
+/* The head's input in float32, with a border of zeros. */
 static void read_pixels(const Network *net, const Picture *picture, double *pixels) {
     const int height = picture->height, width = picture->width;
+    double of_byte[256][3];
+    for (int i = 0; i < 256 * 3; i++) of_byte[i / 3][i % 3] = head_input(net, i / 3, i % 3);
     memset(pixels, 0, (size_t)(height + 2) * (width + HEAD + 1) * 3 * sizeof(double));
     for (int y = 0; y < height; y++) {
         double *out = pixels + ((size_t)(y + 1) * (width + HEAD + 1) + 1) * 3;
         const size_t at = (size_t)y * width * 3;
-        for (int i = 0; i < width * 3; i++) {
-            const float value = picture->is_float ? ((const float *)picture->image)[at + i] : ((const uint8_t *)picture->image)[at + i];
-            out[i] = (value / 255 - net->mean[i % 3]) * net->range;
-        }
+        for (int x = 0; x < width; x++)
+            for (int c = 0, i = x * 3; c < 3; c++, i++)
+                out[i] = picture->is_float ? head_input(net, ((const float *)picture->image)[at + i], c)
+                                           : of_byte[((const uint8_t *)picture->image)[at + i]][c];
     }
 }
 
