@@ -10,7 +10,7 @@ low-resolution pixels sees other kernels. There are nine in all (first, inner, l
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,21 +37,22 @@ class Kernel:
     """(P,)"""
 
 
-def collapse(tail: Sequence[FoldedConv]) -> dict[tuple[str, str], Kernel]:
-    """Compose the tail's convs, without the roundings and limits between them, into the nine kernels keyed (row, column) position."""
-    return {(y, x): kernel(tail, POSITIONS[y], POSITIONS[x]) for y in POSITIONS for x in POSITIONS}
+Positions = Mapping[str, tuple[int, int]]
 
 
-def positions(length: int) -> list[tuple[int, int]]:
+def collapse(
+    tail: Sequence[FoldedConv], rows: Positions = POSITIONS, columns: Positions = POSITIONS
+) -> dict[tuple[str, str], Kernel]:
+    """Compose the tail's convs, without the roundings and limits between them, into a kernel for every (row, column) position: nine by default."""
+    stages = [_Stage.of(conv) for conv in tail]
+    return {(y, x): _kernel(stages, rows[y], columns[x]) for y in rows for x in columns}
+
+
+def positions(length: int) -> Positions:
     """`POSITIONS` of an axis of that length: where it is shorter than `MIN_SIZE`, of its first, first and last pixel in all of it."""
     if length >= MIN_SIZE:
-        return list(POSITIONS.values())
-    return [(length, 0), (length, 0), (length, length - 1)]
-
-
-def kernel(tail: Sequence[FoldedConv], rows: tuple[int, int], columns: tuple[int, int]) -> Kernel:
-    """The kernel of one pixel: along either axis (size of its domain, its index there)."""
-    return _kernel([_Stage.of(conv) for conv in tail], rows, columns)
+        return POSITIONS
+    return {"first": (length, 0), "inner": (length, 0), "last": (length, length - 1)}
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,7 +13,6 @@
 #include <pthread.h>
 #include <sched.h>
 #include <stdatomic.h>
-#include <stdlib.h>
 #include <string.h>
 
 #if defined(__x86_64__)
@@ -62,7 +61,7 @@ static int is_inner(int y, int x, int height, int width) { return y > 0 && x > 0
             const int N = channels;                                                                                    \
             call;                                                                                                      \
         }                                                                                                              \
-    } while (0);
+    } while (0)
 
 /* Instruction sets ------------------------------------------------------------------------------------------------ */
 

@@ -149,7 +149,8 @@ class Program:
             order = np.arange(len(bias)).reshape(3, net.factor, net.factor).transpose(1, 2, 0).ravel()
             weight, bias, blocks = weight[order], bias[order], 1
         else:
-            inner = collapse.kernel(net.tail, collapse.POSITIONS["inner"], collapse.POSITIONS["inner"])
+            position = {"inner": collapse.POSITIONS["inner"]}
+            (inner,) = collapse.collapse(net.tail, position, position).values()
             weight, bias, blocks = inner.weight, inner.bias, 2
         if _padded(len(bias)) > MAX_OUTPUTS:
             raise Unsupported(f"upscaling by {net.factor} takes too many outputs a pixel")
@@ -204,13 +205,9 @@ class Program:
 
     def _ring(self, height: int, width: int) -> library.Ring:
         """The nine kernels at the border of pictures of that height and width, 3 standing for all larger ones."""
-        kernels = [
-            collapse.kernel(self._net.tail, rows, columns)
-            for rows in collapse.positions(height)
-            for columns in collapse.positions(width)
-        ]
+        kernels = collapse.collapse(self._net.tail, collapse.positions(height), collapse.positions(width))
         ring = library.Ring()
-        for i, kernel in enumerate(kernels):
+        for i, kernel in enumerate(kernels.values()):
             more = (0, _padded(len(kernel.bias)) - len(kernel.bias))
             ring.weight[i] = self._pointer(np.pad(kernel.weight.transpose(2, 3, 1, 0), [(0, 0)] * 3 + [more]))
             ring.bias[i] = self._pointer(np.pad(kernel.bias, more))
