@@ -11,6 +11,7 @@ setup(
             depends=[
                 "quantsr/deploy/native/network.h",
                 "quantsr/deploy/native/strips.inc",
+                "quantsr/deploy/native/swin.inc",
                 "quantsr/deploy/native/winograd.inc",
             ],
             extra_compile_args=["-O3", "-ffp-contract=off", "-pthread", "-w"],

@@ -197,10 +197,10 @@ def contenders(case: Case) -> dict[str, Callable[[], Call]]:
         makers[f"ours in OpenVINO, depth {depth}"] = partial(ours, case, depth, "openvino")
     for depth in case.network.header.depths:
         makers[f"ours, depth {depth}"] = partial(ours, case, depth)
+    for isa in list(library.ISAS)[1:-1]:
+        if library.ISAS[isa] < library.ISAS[library.best_isa() or "plain"]:
+            makers[f"{case.ours} [{isa.upper()}]"] = partial(ours, case, None, "native", isa=isa)
     if case.arch == "C":
-        for isa in list(library.ISAS)[1:-1]:
-            if library.ISAS[isa] < library.ISAS[library.best_isa() or "plain"]:
-                makers[f"{case.ours} [{isa.upper()}]"] = partial(ours, case, None, "native", isa=isa)
         makers[f"{case.in_openvino}, tail layer by layer"] = partial(
             ours, case, None, "openvino", tail="layers"
         )

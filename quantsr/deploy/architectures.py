@@ -79,6 +79,10 @@ class Architecture(Protocol):
         """The network as an OpenVINO model; options as `openvino_graph.build`."""
         ...
 
+    def native_program(self, model: PackedModel, depth: int, isa: str) -> Any:
+        """A `native.arrays.Program`. Raises `native.arrays.Unsupported` where the kernels cannot run the network."""
+        ...
+
     def reach(self, model: PackedModel, depth: int) -> Reach:
         """How to cut pictures into tiles."""
         ...

@@ -73,6 +73,11 @@ class QuantSRC:
 
         return openvino_graph.build_quantsr_c(model, depth, **options)
 
+    def native_program(self, model: PackedModel, depth: int, isa: str) -> Any:
+        from quantsr.deploy.native.program import ConvProgram
+
+        return ConvProgram(model, depth, isa)
+
     def reach(self, model: PackedModel, depth: int) -> Reach:
         """The receptive field: one pixel per 3x3 conv of head, kept blocks and body end, and the tail's."""
         tail = RADIUS if len(tail_stages(model.header.arch, model.header.scale)) > 1 else 1

@@ -15,9 +15,8 @@ from hypothesis import strategies as st
 from quantsr import Upscaler
 from quantsr.deploy import integer, runtimes
 from quantsr.deploy.native import library
+from quantsr.deploy.native.arrays import transformed
 from quantsr.deploy.native.engine import NativeEngine
-from quantsr.deploy.native.program import transformed
-from quantsr.deploy.quantsr_t import stand_in as stand_in_t
 from quantsr.deploy.stand_in import random_model
 from quantsr.errors import InputError
 from tests.reference import winograd
@@ -137,10 +136,6 @@ def test_sixteen_bits_are_kept() -> None:
 @pytest.mark.parametrize(
     ("model", "why"),
     [
-        (
-            stand_in_t.random_model(embed_dim=12, num_heads=2, num_block=1, layers_per_block=1, depths=(1,)),
-            "a QuantSR_T",
-        ),
         (model_of(num_feat=24), "24 channels are not a multiple of 16"),
         (model_of(first_bits=8), "conv_first is quantized"),
         (model_of(bits_w=8), "too many bits"),

@@ -15,6 +15,7 @@ from quantsr.analysis import cost
 from quantsr.archs import windows
 from quantsr.deploy import architectures, convert, integer, packing, restrict
 from quantsr.deploy.model import PackedModel
+from quantsr.deploy.native import library
 from quantsr.deploy.quantsr_t import layout
 from quantsr.deploy.quantsr_t.fold import fold, relative_positions
 from quantsr.deploy.quantsr_t.stand_in import random_model
@@ -338,7 +339,8 @@ def test_export_prints_its_parity(tmp_path, picture, capsys, suffix):
     assert cli.main(["export", *words, *folders]) == 0
     rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| hr")]
     names = [row.split("|")[2].strip() for row in rows]
-    assert names[:5] == ["network", "integer", "openvino", "onnxruntime", "torch"]
-    assert names[5].startswith(f"net.{suffix} (")
+    native = ["native"] if library.best_isa() else []
+    assert names[:-1] == ["network", "integer", *native, "openvino", "onnxruntime", "torch"]
+    assert names[-1].startswith(f"net.{suffix} (")
     shares = [float(row.split("|")[-2].split()[0]) for row in rows[2:]]
     assert min(shares) >= 99.5  # within 1 of the integer reference

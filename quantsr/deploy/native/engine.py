@@ -8,9 +8,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from quantsr.deploy import architectures
 from quantsr.deploy.model import PackedModel
 from quantsr.deploy.native import library
-from quantsr.deploy.native.program import Program, Unsupported
+from quantsr.deploy.native.arrays import Program, Unsupported
+from quantsr.deploy.quantsr_t import layout
 from quantsr.deploy.runtimes import OneByOne, cpu_count
 from quantsr.errors import InputError
 
@@ -21,7 +23,7 @@ _MAX_THREADS = 64
 
 
 class NativeEngine(OneByOne):
-    """A QuantSR-C with blocks of few bits; all threads work on one picture. Calls from several threads wait for each other."""
+    """A QuantSR-C with blocks of few bits or a QuantSR-T; all threads work on one picture. Calls from several threads wait for each other."""
 
     name = "native"
     takes_float = True
@@ -39,7 +41,7 @@ class NativeEngine(OneByOne):
         if isa not in library.ISAS or library.ISAS[isa] > library.ISAS[best]:
             raise InputError(f"isa: {isa!r} is not one that this processor has ({best} is its best)")
         try:
-            self._program = Program(model, depth, isa)
+            self._program: Program = architectures.of(model.header).native_program(model, depth, isa)
         except Unsupported as error:
             raise InputError(
                 f"engine native: cannot run this network, {error}; use --engine openvino"
@@ -53,6 +55,9 @@ class NativeEngine(OneByOne):
     def run(self, images: Images) -> Images:
         kernels = library.load()
         assert kernels is not None
+        multiple, (kept_height, kept_width) = self._program.multiple, images.shape[1:3]
+        rows, columns = (layout.reflected(size, multiple) for size in (kept_height, kept_width))
+        images = images if multiple == 1 else images[:, rows][:, :, columns]
         images = np.ascontiguousarray(images)
         count, height, width, _ = images.shape
         results = np.empty((count, height * self._factor, width * self._factor, 3), images.dtype)
@@ -70,7 +75,7 @@ class NativeEngine(OneByOne):
                 address = self._room(kernels.quantsr_memory(network, picture))
                 if kernels.quantsr_run(network, picture, self._isa, address):
                     raise AssertionError("the kernels refuse their arguments")
-        return results
+        return results[:, : kept_height * self._factor, : kept_width * self._factor]
 
     def _room(self, size: int) -> int:
         """An aligned address with that much memory, kept between calls."""

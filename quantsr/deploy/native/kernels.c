@@ -1,10 +1,11 @@
-/* QuantSR-C on a CPU: integer convolutions of codes in Winograd's form F(2x2, 3x3), exact, with what is between them fused in.
+/* QuantSR-C and QuantSR-T on a CPU: integer convolutions of codes in Winograd's form F(2x2, 3x3), exact, with what is between them
+ * fused in; Swin layers window by window (swin.inc).
  *
  * F(2x2, 3x3) (Winograd 1980; Lavin and Gray, CVPR 2016) takes 16 products for 4 outputs instead of 36. Its transforms of codes of
  * few bits are small integers again: inputs grow by 4, weights (times 4, which the scale takes off) by 9, so that codes of
  * up to 6 bits and weights of 4 fit in bytes, and every sum is the integer that the plain convolution gives.
  *
- * A picture goes through phases (head, every convolution, tail), whose rows the threads take one by one; all wait for
+ * A picture goes through phases (head, every convolution or Swin layer, tail), whose rows or windows the threads take one by one; all wait for
  * the last before the next phase begins. Plain C; what differs between processors is in the macros before each inclusion of strips.inc.
  */
 
@@ -27,6 +28,48 @@
 
 enum { MAX_OUTPUTS = 192, MAX_THREADS = 64, SPINS = 2000, LARGEST_WORD = 8191 };
 
+/* What LayerNorm adds to the variance. */
+#define NORM_EPSILON 1e-5f
+
+/* How many channels of values attention mixes at once, and what it may therefore read beyond the last. */
+enum { CHANNELS_AT_ONCE = 5 };
+
+/* One window of tokens in its layer, [channel][token]. */
+typedef struct {
+    float *x, *q, *k, *v, *mixed;
+    int32_t *codes, *hidden; /* four channels each */
+    float *scores;           /* [key][2 vectors of queries] */
+} Window;
+
+/* What a QuantSR-T's phases are. */
+typedef struct {
+    enum { FIRST, LAYER, SPREAD, CLOSING, NORM, AFTER_BODY, TAIL } kind;
+    const Rstb *group;
+    const SwinLayer *layer;
+} Step;
+
+/* What a linear layer's outputs are for. */
+enum { PLAIN_OUTPUT, SUM, MIX, GELU };
+
+static int swin_phases(const Swin *swin) {
+    int phases = 4;
+    for (int g = 0; g < swin->groups; g++) phases += swin->group[g].layers + 2;
+    return phases;
+}
+
+static Step step_of(const Swin *swin, int phase) {
+    if (phase == 0) return (Step){FIRST};
+    phase--;
+    for (int g = 0; g < swin->groups; g++) {
+        const Rstb *group = swin->group + g;
+        if (phase < group->layers) return (Step){LAYER, group, group->layer + phase};
+        phase -= group->layers;
+        if (phase < 2) return (Step){phase ? CLOSING : SPREAD, group};
+        phase -= 2;
+    }
+    return (Step){NORM + phase};
+}
+
 /* One thread's own memory. */
 typedef struct {
     char *inputs;  /* transformed inputs of a chunk, [blocks][CHUNK + 1][16][C] and 64 bytes a tile */
@@ -34,6 +77,7 @@ typedef struct {
     uint8_t *spare_codes; /* [HEAD * C] each: where results of no pixel go */
     int16_t *spare_words;
     float *spare_floats;
+    Window window;
 } Scratch;
 
 /* Whether the tail's inner kernel holds for a pixel. */
@@ -76,6 +120,8 @@ static int is_inner(int y, int x, int height, int width) { return y > 0 && x > 0
 #define STORE_WORDS(p, v) store_words_plain(p, v)
 #define LEAST(a, b) select_plain((a) < (b), a, b)
 #define MOST(a, b) select_plain((a) > (b), a, b)
+#define SQRT(x) root_plain(x)
+#define TOKENS 1
 #define FMA(a, b, c) ((a) * (b) + (c))
 #define FMA_DOUBLE(a, b, c) ((a) * (b) + (c))
 typedef float Floats4 __attribute__((vector_size(16)));
@@ -96,6 +142,10 @@ INLINE Ints4 dot_words_plain(Ints4 sum, Words8 a, Words8 w) {
 INLINE Ints4 round_plain(Floats4 x) {
     const float magic = 12582912; /* 1.5 * 2^23: a sum with it has no room for fractions */
     return __builtin_convertvector((x + magic) - magic, Ints4);
+}
+INLINE Floats4 root_plain(Floats4 x) {
+    for (int i = 0; i < 4; i++) x[i] = __builtin_sqrtf(x[i]);
+    return x;
 }
 INLINE void store_bytes_plain(uint8_t *p, Ints4 v) {
     for (int i = 0; i < 4; i++) p[i] = (uint8_t)v[i];
@@ -124,6 +174,8 @@ INLINE void store_words_plain(int16_t *p, Ints4 v) {
 #define STORE_WORDS(p, v) store_words_avx2(p, (__m256i)(v))
 #define LEAST(a, b) _mm256_min_ps(a, b)
 #define MOST(a, b) _mm256_max_ps(a, b)
+#define SQRT(x) _mm256_sqrt_ps(x)
+#define TOKENS 2
 #define FMA(a, b, c) _mm256_fmadd_ps(a, b, c)
 #define FMA_DOUBLE(a, b, c) _mm256_fmadd_pd(a, b, c)
 typedef int32_t Ints8 __attribute__((vector_size(32)));
@@ -158,6 +210,8 @@ INLINE void store_words_avx2(int16_t *p, __m256i v) {
 #define STORE_WORDS(p, v) _mm256_storeu_si256((__m256i *)(p), _mm512_cvtepi32_epi16((__m512i)(v)))
 #define LEAST(a, b) _mm512_min_ps(a, b)
 #define MOST(a, b) _mm512_max_ps(a, b)
+#define SQRT(x) _mm512_sqrt_ps(x)
+#define TOKENS 4
 #define FMA(a, b, c) _mm512_fmadd_ps(a, b, c)
 #define FMA_DOUBLE(a, b, c) _mm512_fmadd_pd(a, b, c)
 typedef int32_t Ints16 __attribute__((vector_size(64)));
@@ -185,12 +239,12 @@ int quantsr_best_isa(void) {
     return PLAIN;
 }
 
-static Work work_of(int isa) {
+static Work work_of(int isa, int swin) {
 #if defined(__x86_64__)
-    if (isa == AVX512_VNNI) return work_avx512_vnni;
-    if (isa == AVX2) return work_avx2;
+    if (isa == AVX512_VNNI) return swin ? swin_work_avx512_vnni : work_avx512_vnni;
+    if (isa == AVX2) return swin ? swin_work_avx2 : work_avx2;
 #endif
-    return work_plain;
+    return swin ? swin_work_plain : work_plain;
 }
 
 /* Threads --------------------------------------------------------------------------------------------------------- */
@@ -214,6 +268,12 @@ typedef struct {
 
 static int units_of(const Team *team, int phase) {
     const int height = team->picture->height, last = team->phases - 1;
+    const Swin *swin = team->net->swin;
+    if (swin) {
+        const int kind = step_of(swin, phase).kind;
+        if (kind == LAYER) return (height / swin->window) * (team->picture->width / swin->window);
+        return kind == FIRST || kind == SPREAD || kind == NORM ? height : height / TILE;
+    }
     return phase == 0 || (phase == last && team->net->ring.weight[0]) ? height : (height + 1) / TILE;
 }
 
@@ -259,14 +319,22 @@ static size_t lay_out(const Network *net, const Picture *picture, char *memory, 
     maps->code_row = wide + 2;
     maps->pixels = take(&end, (picture->height + 2) * (size_t)(picture->width + HEAD + 1) * 3 * sizeof(double));
     maps->start = take(&end, (tall + 2 * BORDER) * maps->row * channels * sizeof(float));
-    maps->stream = take(&end, (tall + 2 * BORDER) * maps->row * channels * sizeof(float));
+    const Swin *swin = net->swin;
+    const int words = net->after_body.kind == WORDS;
+    maps->stream = swin && words ? NULL : take(&end, (tall + 2 * BORDER) * maps->row * channels * sizeof(float));
     maps->body_words = maps->tail_words = NULL;
-    if (net->after_body.kind == WORDS) {
+    if (words) {
         maps->body_words = take(&end, (tall + 2 * BORDER) * maps->row * channels * sizeof(int16_t));
         maps->tail_words = take(&end, (tall + 2 * BORDER) * maps->row * channels * sizeof(int16_t));
     }
-    maps->codes1 = take(&end, (tall + 2) * maps->code_row * channels);
-    maps->codes2 = take(&end, (tall + 2) * maps->code_row * channels);
+    maps->token_row = ((picture->width + 15) / 16 | 1) * 16; /* an odd number of cache lines: channels do not compete for the same ones */
+    if (swin) {
+        maps->tokens = take(&end, picture->height * maps->token_row * swin->dim * sizeof(float));
+        maps->inner = take(&end, picture->height * maps->token_row * swin->dim * sizeof(float));
+    } else {
+        maps->codes1 = take(&end, (tall + 2) * maps->code_row * channels);
+        maps->codes2 = take(&end, (tall + 2) * maps->code_row * channels);
+    }
     for (int i = 0; i < picture->threads; i++) {
         const size_t tiles = 2 * (CHUNK + 1) + CHUNK; /* products take several tiles at once, also where fewer are left */
         scratch[i].inputs = take(&end, tiles * (POSITIONS * channels * sizeof(float) + 64));
@@ -274,6 +342,15 @@ static size_t lay_out(const Network *net, const Picture *picture, char *memory, 
         scratch[i].spare_codes = take(&end, HEAD * channels);
         scratch[i].spare_words = take(&end, HEAD * channels * sizeof(int16_t));
         scratch[i].spare_floats = take(&end, HEAD * channels * sizeof(float));
+        if (swin) {
+            const size_t tokens = swin->window * swin->window, map = (swin->dim + CHANNELS_AT_ONCE) * tokens * sizeof(float);
+            Window *window = &scratch[i].window;
+            float **maps_of_window[] = {&window->x, &window->q, &window->k, &window->v, &window->mixed};
+            for (int m = 0; m < 5; m++) *maps_of_window[m] = take(&end, map);
+            window->codes = take(&end, swin->dim * tokens);
+            window->hidden = take(&end, swin->hidden * tokens);
+            window->scores = take(&end, tokens * 2 * 16 * sizeof(float));
+        }
     }
     return end - memory;
 }
@@ -317,21 +394,33 @@ size_t quantsr_memory(const Network *net, const Picture *picture) {
 
 /* Upscales a picture in `memory`, aligned to 64 bytes. 0: done; 1: arguments out of range. */
 int quantsr_run(const Network *net, const Picture *picture, int isa, void *memory) {
-    if (net->channels % 16 || net->blocks < 1 || net->tail.outputs % 16 || net->tail.outputs > MAX_OUTPUTS || picture->threads < 1 ||
+    const Swin *swin = net->swin;
+    if (swin && (swin->dim % 4 || swin->hidden % 4 || swin->window * swin->window % 16 || swin->dim > net->channels ||
+                 picture->height % swin->window || picture->width % swin->window || net->ring.weight[0]))
+        return 1;
+    if (net->channels % 16 || net->blocks < !swin || net->tail.outputs % 16 || net->tail.outputs > MAX_OUTPUTS || picture->threads < 1 ||
         picture->threads > MAX_THREADS || picture->height < 1 || picture->width < 1 || isa < PLAIN || isa > quantsr_best_isa())
         return 1;
-    Team team = {.net = net, .picture = picture, .work = work_of(isa), .phases = 2 * net->blocks + (net->ring.weight[0] ? 4 : 3)};
+    Team team = {.net = net, .picture = picture, .work = work_of(isa, swin != NULL)};
+    team.phases = swin ? swin_phases(swin) : 2 * net->blocks + (net->ring.weight[0] ? 4 : 3);
     Scratch scratch[MAX_THREADS];
     lay_out(net, picture, memory, &team.maps, scratch);
     const size_t channels = net->channels;
+    const size_t pixels = (picture->height + 2 * BORDER) * team.maps.row;
     clear_border(team.maps.start, BORDER, team.maps.row, picture, channels * sizeof(float));
-    clear_border(team.maps.stream, BORDER, team.maps.row, picture, channels * sizeof(float));
+    if (team.maps.stream) {
+        if (swin) memset(team.maps.stream, 0, pixels * channels * sizeof(float)); /* padded channels as well */
+        else clear_border(team.maps.stream, BORDER, team.maps.row, picture, channels * sizeof(float));
+    }
     if (team.maps.body_words) {
-        clear_border(team.maps.body_words, BORDER, team.maps.row, picture, channels * sizeof(int16_t));
+        if (swin) memset(team.maps.body_words, 0, pixels * channels * sizeof(int16_t));
+        else clear_border(team.maps.body_words, BORDER, team.maps.row, picture, channels * sizeof(int16_t));
         clear_border(team.maps.tail_words, BORDER, team.maps.row, picture, channels * sizeof(int16_t));
     }
-    clear_border(team.maps.codes1, 1, team.maps.code_row, picture, channels);
-    clear_border(team.maps.codes2, 1, team.maps.code_row, picture, channels);
+    if (!swin) {
+        clear_border(team.maps.codes1, 1, team.maps.code_row, picture, channels);
+        clear_border(team.maps.codes2, 1, team.maps.code_row, picture, channels);
+    }
     read_pixels(net, picture, team.maps.pixels);
 
     Member members[MAX_THREADS];

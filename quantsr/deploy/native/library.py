@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from ctypes import POINTER, c_double, c_float, c_int32, c_size_t, c_void_p
+from ctypes import POINTER, c_double, c_float, c_int8, c_int32, c_size_t, c_void_p
 from functools import cache
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
@@ -57,6 +57,75 @@ class Ring(ctypes.Structure):
     _fields_ = (("weight", F32 * 9), ("bias", F32 * 9))
 
 
+class Codes(ctypes.Structure):
+    _fields_ = (("scale", F32), ("shift", F32), ("low", c_float), ("high", c_float))
+
+
+class Norm(ctypes.Structure):
+    _fields_ = (("weight", F32), ("bias", F32), ("low", c_float), ("high", c_float))
+
+
+class Linear(ctypes.Structure):
+    _fields_ = (
+        ("weight", POINTER(c_int8)),
+        ("start", POINTER(c_int32)),
+        ("scale", F32),
+        ("bias", F32),
+        ("inputs", c_int32),
+        ("outputs", c_int32),
+        ("rounds", c_int32),
+        ("low", c_float),
+        ("high", c_float),
+    )
+
+
+class SwinLayer(ctypes.Structure):
+    _fields_ = (
+        ("norm1", Norm),
+        ("norm2", Norm),
+        ("q", Linear),
+        ("k", Linear),
+        ("v", Linear),
+        ("proj", Linear),
+        ("fc1", Linear),
+        ("fc2", Linear),
+        ("bias", F32),
+        ("score_scale", c_float),
+        ("probabilities", Codes),
+        ("mix", Codes),
+        ("gelu", Codes),
+        ("shift", c_int32),
+        ("middle_scale", c_float),
+        ("input_scale", c_float),
+    )
+
+
+class Rstb(ctypes.Structure):
+    _fields_ = (
+        ("start_scale", c_float),
+        ("stream_scale", c_float),
+        ("layers", c_int32),
+        ("layer", POINTER(SwinLayer)),
+        ("codes", Codes),
+        ("closing", Conv),
+        ("factor", F32),
+    )
+
+
+class Swin(ctypes.Structure):
+    _fields_ = (
+        ("dim", c_int32),
+        ("heads", c_int32),
+        ("hidden", c_int32),
+        ("window", c_int32),
+        ("groups", c_int32),
+        ("group", POINTER(Rstb)),
+        ("first", Norm),
+        ("last", Norm),
+        ("mask", F32),
+    )
+
+
 class Network(ctypes.Structure):
     _fields_ = (
         ("channels", c_int32),
@@ -74,6 +143,7 @@ class Network(ctypes.Structure):
         ("after_body_factor", F32),
         ("tail_factor", F32),
         ("ring", Ring),
+        ("swin", POINTER(Swin)),
     )
 
 

@@ -53,9 +53,66 @@ typedef struct {
     const float *bias[9]; /* [P] */
 } Ring;
 
+/* clip(rint(x * scale[c] + shift[c]), low, high), or x itself where there is no scale. As bytes, low is taken off. */
 typedef struct {
-    int32_t channels; /* C, a multiple of 16 */
-    int32_t blocks;   /* at least 1 */
+    const float *scale, *shift;
+    float low, high;
+} Codes;
+
+/* LayerNorm over channels; with low < high it gives codes, weight and bias being in their units. */
+typedef struct {
+    const float *weight, *bias;
+    float low, high;
+} Norm;
+
+/* scale[o] * sum(bytes, weight[o]) + bias[o] */
+typedef struct {
+    const int8_t *weight; /* [O / 4][I / 4][4 outputs][4 inputs] */
+    const int32_t *start; /* [O] takes the offset of the bytes off again */
+    const float *scale, *bias;
+    int32_t inputs, outputs; /* multiples of 4 */
+    int32_t rounds;          /* the result is clip(rint(.), low, high) */
+    float low, high;
+} Linear;
+
+/* m = x + proj(attention(norm1(x))); out = middle_scale * m + input_scale * x + fc2(gelu(fc1(norm2(m)))) */
+typedef struct {
+    Norm norm1, norm2;
+    Linear q, k, v, proj, fc1, fc2;
+    const float *bias; /* [heads][N keys][N queries] */
+    float score_scale;
+    Codes probabilities; /* [N keys], each where attention is quantized */
+    Codes mix;           /* proj's input */
+    Codes gelu;          /* fc2's */
+    int32_t shift;       /* of the windows, in pixels */
+    float middle_scale, input_scale;
+} SwinLayer;
+
+/* stream_scale * x + closing(codes(layers(start_scale * x))) */
+typedef struct {
+    float start_scale, stream_scale;
+    int32_t layers;
+    const SwinLayer *layer;
+    Codes codes;
+    Conv closing;        /* of the network's after_body's kind */
+    const float *factor; /* [C] as after_body_factor */
+} Rstb;
+
+/* The body of a QuantSR-T. */
+typedef struct {
+    int32_t dim; /* channels, a multiple of 4 */
+    int32_t heads;
+    int32_t hidden; /* a multiple of 4 */
+    int32_t window; /* its area is a multiple of 16 */
+    int32_t groups;
+    const Rstb *group;
+    Norm first, last;
+    const float *mask; /* [last column, last row, both][N keys][N queries]: of shifted windows */
+} Swin;
+
+typedef struct {
+    int32_t channels; /* C, a multiple of 16; a QuantSR-T's are padded */
+    int32_t blocks;   /* at least 1; 0 with swin */
     int32_t gaps;
     int32_t factor;     /* of upscaling */
     const double *head; /* [3][3][3 colours][C] */
@@ -68,6 +125,7 @@ typedef struct {
     const float *after_body_factor; /* of WORDS: [C] a 16-bit input is clip(rint(x * factor[c])), within -8191..8191 */
     const float *tail_factor;
     Ring ring;
+    const Swin *swin; /* NULL: a QuantSR-C */
 } Network;
 
 typedef struct {
@@ -87,6 +145,9 @@ typedef struct {
     int16_t *tail_words; /* the tail's */
     uint8_t *codes1;     /* conv1's input; border 1 */
     uint8_t *codes2;     /* conv2's */
+    float *tokens;       /* of a QuantSR-T instead, [y][channel][x]: what goes from RSTB to RSTB ... */
+    float *inner;        /* ... and from layer to layer in one */
+    size_t token_row;    /* floats in a row of one channel of those */
     size_t row;          /* pixels in a row of the maps with border 2 */
     size_t code_row;     /* the same with border 1 */
 } Maps;

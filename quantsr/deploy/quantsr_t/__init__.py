@@ -81,6 +81,11 @@ class QuantSRT:
 
         return openvino_graph.build(model, depth, **options)
 
+    def native_program(self, model: PackedModel, depth: int, isa: str) -> Any:
+        from quantsr.deploy.native.swin_program import SwinProgram
+
+        return SwinProgram(model, depth, isa)
+
     def reach(self, model: PackedModel, depth: int) -> Reach:
         window = Structure.of(model.header).window
         return Reach(-(-OVERLAP // window) * window, window, MAX_TILE_AREA)

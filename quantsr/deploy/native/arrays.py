@@ -1,0 +1,171 @@
+"""Arrays in the order that the kernels read them: convolutions in Winograd's form, the first convolution, and what keeps them alive."""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quantsr.deploy.fold import FoldedConv, FromPixels
+from quantsr.deploy.model import QuantizedLayer
+from quantsr.deploy.native import library
+
+CHANNELS = 16
+"""The kernels take multiples of this many channels and outputs."""
+MAX_OUTPUTS = 192
+
+G2 = np.array([[2, 0, 0], [1, 1, 1], [1, -1, 1], [0, 0, 2]], np.int64)
+"""Twice the matrix G of F(2, 3): the transformed weights are integers."""
+
+_WIDE = 4  # steps of a 16-bit input in one of the kernels' 14-bit ones
+
+Values = NDArray[Any]
+"""Integers or floats."""
+
+
+class Unsupported(ValueError):
+    """A network that the kernels cannot run; the message says why."""
+
+
+class Program(Protocol):
+    """What `quantsr_run` needs for one network at one depth."""
+
+    network: library.Network
+    """Points into arrays that this object keeps."""
+    multiple: int
+    """Pictures come padded to a multiple of this height and width."""
+
+    def for_size(self, height: int, width: int) -> library.Network:
+        """The network for pictures of that size."""
+        ...
+
+
+class Arrays:
+    """What a network's structures point into; they live as long as this object."""
+
+    def __init__(self) -> None:
+        self._kept: list[Any] = []
+
+    def keep(self, value: Any) -> Any:
+        self._kept.append(value)
+        return value
+
+    def pointer(self, values: Any, dtype: Any = np.float32) -> Any:
+        """Address of the values, in that type."""
+        array = self.keep(np.ascontiguousarray(values, dtype))
+        return array.ctypes.data_as(ctypes.POINTER(np.ctypeslib.as_ctypes_type(array.dtype)))
+
+    def weight(self, parts: list[Values], dtype: type[np.generic]) -> int:
+        """Address of transformed weights, `parts` being (I, O): [I / g][O][g] each, with g inputs in 4 bytes."""
+        group = 4 // np.dtype(dtype).itemsize
+        laid_out = [part.reshape(-1, group, part.shape[1]).transpose(0, 2, 1).ravel() for part in parts]
+        return int(self.keep(np.ascontiguousarray(np.concatenate(laid_out), dtype)).ctypes.data)
+
+    def head(self, net: FromPixels) -> dict[str, Any]:
+        """The first convolution, its outputs padded, as fields of the network. Raises Unsupported where it is quantized."""
+        head = net.head
+        if head.codes_in is not None:
+            raise Unsupported("conv_first is quantized")
+        weight, bias = kernel_of(head)
+        more = (0, padded(len(bias)) - len(bias))
+        return {
+            "channels": padded(len(bias)),
+            "head": self.pointer(np.pad(weight.transpose(2, 3, 1, 0), [(0, 0)] * 3 + [more]), np.float64),
+            "head_bias": self.pointer(np.pad(bias, more)),
+            "mean": self.pointer(net.mean),
+            "range": float(net.img_range),
+        }
+
+    def float_conv(self, weight: Values, bias: Values, blocks: int) -> library.Conv:
+        """A 3x3 (`blocks` = 1) or 5x5 convolution (2) of float32."""
+        parts = nested(weight.astype(np.float64), blocks, G2 / 2)
+        return self.padded_conv(parts, np.ones(len(bias)), bias, library.FLOATS, blocks)
+
+    def wide_conv(self, weight: Values, bias: Values, step: Values, blocks: int) -> library.Conv:
+        """The same of 16-bit multiples of `step` (C,). Weights take, for each output, the finest step with which no sum exceeds 32 bits.
+
+        That is sums of the plain convolution: those at single positions may, and wrap around without harm.
+        """
+        weight = weight * step.reshape(1, -1, 1, 1)
+        room = (2**31 - 1) / (4 * library.LARGEST_WORD) - 0.5 * weight[0].size
+        peaks = np.max([np.abs(part).max(0) for part in nested(weight, blocks, G2)], 0)
+        sums = np.abs(weight).sum((1, 2, 3))
+        scale = np.maximum(
+            np.maximum(sums / room, peaks / (np.iinfo(np.int16).max - 18)), np.finfo(np.float32).tiny
+        )
+        integers = np.rint(weight / scale.reshape(-1, 1, 1, 1)).astype(np.int64)
+        return self.padded_conv(nested(integers, blocks, G2), scale / 4, bias, library.WORDS, blocks)
+
+    def code_words(self, conv: FoldedConv) -> library.Conv:
+        """A 3x3 convolution of codes of up to 8 bits, held in 16: exact."""
+        parts = nested(conv.weight.astype(np.int64), 1, G2)
+        return self.padded_conv(parts, conv.scale.astype(np.float64) / 4, conv.bias, library.WORDS, 1)
+
+    def padded_conv(
+        self, parts: list[Values], scale: Values, bias: Values, kind: int, blocks: int
+    ) -> library.Conv:
+        """A convolution of transformed `parts`, (I, O) each, its inputs and outputs padded."""
+        outputs = padded(len(bias))
+        more = (0, outputs - len(bias))
+        flat = [np.pad(part, [(0, padded(len(part)) - len(part)), more]) for part in parts]
+        return library.Conv(
+            weight=self.weight(flat, np.int16 if kind == library.WORDS else np.float32),
+            scale=self.pointer(np.pad(scale, more)),
+            bias=self.pointer(np.pad(bias, more)),
+            kind=kind,
+            blocks=blocks,
+            outputs=outputs,
+        )
+
+
+def transformed(weight: Values, matrix: Values = G2) -> Values:
+    """(O, I, 3, 3) -> (16, I, O): G g G^T of F(2x2, 3x3) for `matrix` G, position by position; by default 4 times that, of integers."""
+    u = np.einsum(
+        "ya,oiab,xb->yxio", matrix, weight.astype(np.result_type(weight, matrix)), matrix, optimize=True
+    )
+    return u.reshape(16, *u.shape[2:])
+
+
+def nested(weight: Values, blocks: int, matrix: Values) -> list[Values]:
+    """(O, I, k, k) -> for each position its parts (I, O) in turn: a 5x5 kernel is 3x3 ones of its taps 0..2 and (0,) 3, 4 along either axis."""
+    taps = [weight]
+    if blocks == 2:
+        cuts = [(0, 3), (3, 5)]
+        taps = [
+            np.pad(weight[:, :, a:b, c:d], [(0, 0), (0, 0), (3 - (b - a), 0), (3 - (d - c), 0)])
+            for a, b in cuts
+            for c, d in cuts
+        ]
+    kernels = [transformed(part, matrix) for part in taps]
+    return [
+        kernels[a * blocks + b][p]
+        for p in range(16)
+        for a in range(blocks if p // 4 else 1)
+        for b in range(blocks if p % 4 else 1)
+    ]
+
+
+def wide_step(layer: QuantizedLayer) -> NDArray[np.float64] | None:
+    """(C,) step of the kernels' 14-bit inputs of a layer that has 16-bit ones; None of any other."""
+    if layer.bits_a != 16 or layer.act_step is None or layer.tau().any():
+        return None
+    equal = np.ones(layer.in_channels) if layer.act_equal is None else layer.act_equal.astype(np.float64)
+    return _WIDE * layer.act_step.astype(np.float64) * equal
+
+
+def kernel_of(conv: FoldedConv) -> tuple[Values, Values]:
+    """Weight (O, I, 3, 3) with the scale in it, and bias, of a float conv."""
+    return conv.weight.astype(np.float64) * conv.scale.astype(np.float64).reshape(-1, 1, 1, 1), conv.bias
+
+
+def before_shuffle(weight: Values, bias: Values, factor: int) -> tuple[Values, Values]:
+    """Outputs of a convolution before a pixel shuffle to three colours, in the order (row phase, column phase, colour) that the kernels write."""
+    order = np.arange(len(bias)).reshape(3, factor, factor).transpose(1, 2, 0).ravel()
+    return weight[order], bias[order]
+
+
+def padded(outputs: int) -> int:
+    """So many, and as many more as make a multiple of `CHANNELS`."""
+    return -(-outputs // CHANNELS) * CHANNELS

@@ -1,0 +1,204 @@
+"""A folded QuantSR-T laid out for the kernels."""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+import numpy as np
+
+from quantsr.deploy.model import PackedModel
+from quantsr.deploy.native import library
+from quantsr.deploy.native.arrays import (
+    MAX_OUTPUTS,
+    Arrays,
+    Unsupported,
+    before_shuffle,
+    kernel_of,
+    padded,
+    wide_step,
+)
+from quantsr.deploy.quantsr_t import layout
+from quantsr.deploy.quantsr_t.fold import (
+    Attention,
+    ConvStage,
+    FoldedLinear,
+    FoldedSwin,
+    Norm,
+    Quantize,
+    Rstb,
+    SwinLayer,
+    fold,
+)
+
+_ROUND_CHANNELS = 4
+"""Linear layers have multiples of this many inputs and outputs."""
+
+
+class SwinProgram(Arrays):
+    """See `arrays.Program`."""
+
+    def __init__(self, model: PackedModel, depth: int, isa: str) -> None:
+        """`isa` is one of `library.ISAS`. Raises Unsupported."""
+        super().__init__()
+        self._isa = isa
+        net = fold(model.with_wide_inputs_in_float(), depth)
+        dim = len(net.norm_first.weight)
+        if net.window % 4:
+            raise Unsupported(f"windows of {net.window}x{net.window} are not of a multiple of 4")
+        if dim % _ROUND_CHANNELS:
+            raise Unsupported(f"its {dim} channels are not a multiple of {_ROUND_CHANNELS}")
+        if len(net.tail) != 1:
+            raise Unsupported("its tail has several layers")
+        self.multiple = net.window
+        stages = [*(stage for block in net.blocks for stage in block.closing), *net.closing, *net.tail]
+        self._steps = {stage.conv.name: wide_step(model.layers[stage.conv.name]) for stage in stages}
+        self._words = all(stage.conv.integer or self._steps[stage.conv.name] is not None for stage in stages)
+        groups = [self._rstb(block) for block in net.blocks]
+        layers = [layer for block in net.blocks for layer in block.layers]
+        swin = library.Swin(
+            dim=dim,
+            heads=layers[0].attention.heads if layers else 1,
+            hidden=len(layers[0].fc1.bias) if layers else _ROUND_CHANNELS,
+            window=net.window,
+            groups=len(groups),
+            group=self.keep((library.Rstb * len(groups))(*groups)),
+            first=self._norm(net.norm_first),
+            last=self._norm(net.norm),
+            mask=self.pointer(_masks(net.window)),
+        )
+        self.network = library.Network(
+            blocks=0,
+            gaps=0,
+            factor=net.factor,
+            **self._outer(net),
+            swin=ctypes.pointer(self.keep(swin)),
+            **self.head(net),
+        )
+
+    def for_size(self, height: int, width: int) -> library.Network:
+        """The network for pictures of that size: the same for all."""
+        return self.network
+
+    def _rstb(self, block: Rstb) -> library.Rstb:
+        layers = [self._layer(layer) for layer in block.layers]
+        stage = _only(block.closing)
+        return library.Rstb(
+            start_scale=float(block.start_scale),
+            stream_scale=float(block.stream_scale),
+            layers=len(layers),
+            layer=self.keep((library.SwinLayer * len(layers))(*layers)),
+            codes=library.Codes() if stage.quantize is None else self._codes(stage.quantize),
+            closing=self._conv(stage),
+            factor=self._factor(stage),
+        )
+
+    def _layer(self, layer: SwinLayer) -> library.SwinLayer:
+        attention = layer.attention
+        if layer.gelu is None or not isinstance(attention.mix, Quantize):
+            raise Unsupported("its linear layers are not integer")
+        return library.SwinLayer(
+            norm1=self._norm(layer.norm1),
+            norm2=self._norm(layer.norm2),
+            **{name: self._linear(getattr(attention, name)) for name in ("q", "k", "v", "proj")},
+            fc1=self._linear(layer.fc1),
+            fc2=self._linear(layer.fc2),
+            **self._attention(attention),
+            gelu=self._codes(layer.gelu),
+            shift=layer.shift,
+            middle_scale=float(layer.middle_scale),
+            input_scale=float(layer.input_scale),
+        )
+
+    def _attention(self, attention: Attention) -> dict[str, Any]:
+        codes = attention.probabilities
+        return {
+            "bias": self.pointer(attention.bias.transpose(0, 2, 1)),
+            "score_scale": float(attention.score_scale),
+            "probabilities": library.Codes() if codes is None else self._codes(codes),
+            "mix": self._codes(attention.mix),
+        }
+
+    def _norm(self, norm: Norm) -> library.Norm:
+        low, high = norm.limits or (0, 0)
+        return library.Norm(self.pointer(norm.weight), self.pointer(norm.bias), low, high)
+
+    def _codes(self, quantize: Any) -> library.Codes:
+        scale = np.broadcast_to(quantize.scale, quantize.shift.shape)
+        return library.Codes(self.pointer(scale), self.pointer(quantize.shift), *quantize.limits)
+
+    def _linear(self, linear: FoldedLinear) -> library.Linear:
+        """Inputs are bytes from 0 on: their lowest code is taken off, and put back by what sums start from."""
+        if not linear.integer:
+            raise Unsupported(f"{linear.name} is not integer")
+        assert linear.codes_in is not None
+        weight = linear.weight.astype(np.int64)
+        outputs, inputs = weight.shape
+        if outputs % _ROUND_CHANNELS or inputs % _ROUND_CHANNELS:
+            raise Unsupported(
+                f"{linear.name} has {inputs} inputs and {outputs} outputs, not multiples of {_ROUND_CHANNELS}"
+            )
+        low, high = linear.codes_in
+        if (
+            self._isa == "avx2"
+            and 2 * (high - low) * int(np.abs(weight).max(initial=0)) > np.iinfo(np.int16).max
+        ):
+            raise Unsupported(f"sums of two products of {linear.name} do not fit in this processor's 16 bits")
+        grouped = weight.reshape(outputs // 4, 4, inputs // 4, 4).transpose(0, 2, 1, 3)
+        limits = linear.codes_out or (0, 0)
+        return library.Linear(
+            weight=self.pointer(grouped, np.int8),
+            start=self.pointer(low * weight.sum(1), np.int32),
+            scale=self.pointer(linear.scale),
+            bias=self.pointer(linear.bias),
+            inputs=inputs,
+            outputs=outputs,
+            rounds=linear.codes_out is not None,
+            low=limits[0],
+            high=limits[1],
+        )
+
+    def _outer(self, net: FoldedSwin) -> dict[str, Any]:
+        """The layers behind the blocks, as fields of the network."""
+        after_body, (tail,) = _only(net.closing), net.tail
+        if any(stage.conv.codes_in is not None for stage in (after_body, tail)):
+            raise Unsupported("inputs of the layers outside the blocks have 8 bits")
+        if padded(len(tail.conv.bias)) > MAX_OUTPUTS:
+            raise Unsupported(f"upscaling by {net.factor} takes too many outputs a pixel")
+        return {
+            "after_body": self._conv(after_body),
+            "tail": self._conv(tail, net.factor),
+            "after_body_factor": self._factor(after_body),
+            "tail_factor": self._factor(tail),
+        }
+
+    def _conv(self, stage: ConvStage, shuffle: int = 1) -> library.Conv:
+        """On 16-bit integers where all 3x3 convolutions have codes or inputs of 16 bits, else of float32."""
+        conv = stage.conv
+        if self._words and conv.integer:
+            return self.code_words(conv)
+        weight, bias = kernel_of(conv)
+        if shuffle > 1:
+            weight, bias = before_shuffle(weight, bias, shuffle)
+        step = self._steps[conv.name]
+        return self.wide_conv(weight, bias, step, 1) if self._words else self.float_conv(weight, bias, 1)
+
+    def _factor(self, stage: ConvStage) -> Any:
+        """From a value to its 16-bit integer; codes are theirs."""
+        step = self._steps[stage.conv.name]
+        factor = np.ones(stage.conv.weight.shape[1]) if step is None else 1 / step
+        return self.pointer(np.pad(factor, (0, padded(len(factor)) - len(factor))))
+
+
+def _only(stages: tuple[ConvStage, ...]) -> ConvStage:
+    if len(stages) != 1:
+        raise Unsupported("its RSTBs end with three convolutions")
+    return stages[0]
+
+
+def _masks(window: int) -> Any:
+    """(3, N keys, N queries) for shifted windows in the last column, in the last row, in both."""
+    grid, shift = (2 * window, 2 * window), window // 2
+    last_row_first, both = 2, 3
+    windows = layout.mask(grid, window, shift)[:, 0]
+    return np.stack([windows[1], windows[last_row_first], windows[both]]).transpose(0, 2, 1)
