@@ -60,7 +60,7 @@ class Upscaler:
         """
         Args:
             name_or_path: a packed `.safetensors` file, the name of a network that comes with quantsr, or a network in memory.
-            engine: "auto", "openvino", "onnxruntime" or "torch"; auto takes the first that is installed.
+            engine: "auto", "native", "openvino", "onnxruntime" or "torch"; auto takes native where that is fastest, else the first installed.
             depth: one of the network's depths; default: the deepest.
             tile: side of the tiles in low-resolution pixels, without their overlap; default: as few as memory allows. QuantSR-C's result does
                 not depend on it; QuantSR-T's tiles are whole windows.
