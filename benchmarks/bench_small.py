@@ -61,11 +61,11 @@ def main() -> None:
     else:
         model = random_model(
             num_feat=32,
-            num_block=7,
+            num_block=6,
             scale=3,
             bits_w=4,
             bits_a=6,
-            depths=(7, 5),
+            depths=(6, 4),
             first_bits=32,
             upsampler="pixelshuffledirect",
         )
