@@ -59,6 +59,9 @@ class Cut:
 class Architecture(Protocol):
     """A kind of network. Every method that takes a depth raises InputError for one that there is not."""
 
+    mostly_products: bool
+    """Whether integer products take most of its time in any engine."""
+
     def expected(self, model: PackedModel) -> Parts:
         """The parts that a model with this header must have. Raises ValueError for an impossible header."""
         ...

@@ -18,6 +18,8 @@ from quantsr.errors import InputError
 class QuantSRC:
     """See `architectures.Architecture`."""
 
+    mostly_products = True
+
     def expected(self, model: PackedModel) -> Parts:
         """Every layer has the width of conv_first."""
         header = model.header

@@ -69,7 +69,7 @@ def create(
     if engine not in ENGINES:
         raise InputError(f"engine: {engine!r} is not known; choose one of {', '.join(ENGINES)}")
     depth = model.depth_or_default(depth)
-    if engine == "native" or (engine == "auto" and not options and native_is_fastest()):
+    if engine == "native" or (engine == "auto" and not options and native_is_fastest(model)):
         from quantsr.deploy.native.engine import NativeEngine
 
         try:
@@ -86,12 +86,16 @@ def create(
     return kind(model, depth, threads=threads, **options)
 
 
-def native_is_fastest() -> bool:
-    """Whether this processor has vector instructions that the native engine uses, and no matrix units, which only OpenVINO does."""
+def native_is_fastest(model: PackedModel) -> bool:
+    """Whether this processor has vector instructions that the native engine uses, and no matrix units, which only OpenVINO does and which decide
+    where products take most of the time."""
     from quantsr import cpu
+    from quantsr.deploy import architectures
     from quantsr.deploy.native import library
 
-    return library.best_isa() not in (None, "plain") and "amx_int8" not in cpu.describe()[1]
+    if library.best_isa() in (None, "plain"):
+        return False
+    return not (architectures.of(model.header).mostly_products and "amx_int8" in cpu.describe()[1])
 
 
 def cpu_count() -> int:

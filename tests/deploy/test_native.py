@@ -19,6 +19,7 @@ from quantsr.deploy.native.arrays import transformed
 from quantsr.deploy.native.engine import NativeEngine
 from quantsr.deploy.stand_in import random_model
 from quantsr.errors import InputError
+from tests.deploy.quantsr_t import small_model
 from tests.reference import winograd
 
 HERE = library.best_isa()
@@ -166,9 +167,9 @@ def test_sums_of_two_products_stay_within_16_bits_on_avx2() -> None:
 @needs_kernels
 def test_auto_takes_it_where_it_is_fastest(monkeypatch) -> None:
     model = model_of()
-    monkeypatch.setattr(runtimes, "native_is_fastest", lambda: True)
+    monkeypatch.setattr(runtimes, "native_is_fastest", lambda _: True)
     assert Upscaler(model).engine == "native"
-    monkeypatch.setattr(runtimes, "native_is_fastest", lambda: False)
+    monkeypatch.setattr(runtimes, "native_is_fastest", lambda _: False)
     assert Upscaler(model).engine != "native"
 
 
@@ -177,12 +178,13 @@ def test_matrix_units_are_left_to_openvino(monkeypatch) -> None:
 
     monkeypatch.setattr(library, "best_isa", lambda: "avx512_vnni")
     monkeypatch.setattr(cpu, "describe", lambda: ("a processor", frozenset({"amx_int8"})))
-    assert not runtimes.native_is_fastest()
+    assert not runtimes.native_is_fastest(model_of())
+    assert runtimes.native_is_fastest(small_model())  # of QuantSR-T, where products are a small part
     monkeypatch.setattr(cpu, "describe", lambda: ("a processor", frozenset()))
-    assert runtimes.native_is_fastest()
+    assert runtimes.native_is_fastest(model_of())
     for isa in (None, "plain"):
         monkeypatch.setattr(library, "best_isa", lambda isa=isa: isa)
-        assert not runtimes.native_is_fastest()
+        assert not runtimes.native_is_fastest(model_of())
 
 
 def test_without_kernels_the_remedy_is_named(monkeypatch) -> None:

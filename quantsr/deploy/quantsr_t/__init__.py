@@ -23,6 +23,8 @@ MAX_TILE_AREA = 1 << 16
 class QuantSRT:
     """See `architectures.Architecture`."""
 
+    mostly_products = False
+
     def expected(self, model: PackedModel) -> Parts:
         structure, units = Structure.of(model.header), used_units(model.header)
         return Parts(
