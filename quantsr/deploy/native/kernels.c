@@ -58,16 +58,16 @@ static int swin_phases(const Swin *swin) {
 }
 
 static Step step_of(const Swin *swin, int phase) {
-    if (phase == 0) return (Step){FIRST};
+    if (phase == 0) return (Step){.kind = FIRST};
     phase--;
     for (int g = 0; g < swin->groups; g++) {
         const Rstb *group = swin->group + g;
-        if (phase < group->layers) return (Step){LAYER, group, group->layer + phase};
+        if (phase < group->layers) return (Step){.kind = LAYER, .group = group, .layer = group->layer + phase};
         phase -= group->layers;
-        if (phase < 2) return (Step){phase ? CLOSING : SPREAD, group};
+        if (phase < 2) return (Step){.kind = phase ? CLOSING : SPREAD, .group = group};
         phase -= 2;
     }
-    return (Step){NORM + phase};
+    return (Step){.kind = NORM + phase};
 }
 
 /* One thread's own memory. */
