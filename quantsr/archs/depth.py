@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 from torch import Tensor
@@ -45,6 +45,26 @@ def rank_by_shortcut(shortcuts: Sequence[Tensor]) -> tuple[int, ...]:
     """
     values = [float(s.detach()) for s in shortcuts]
     return tuple(sorted(range(len(values)), key=lambda i: (values[i], i)))
+
+
+def rank_by_loss(
+    count: int, losses: Callable[[Sequence[frozenset[int]]], Sequence[float]]
+) -> tuple[int, ...]:
+    """Block indices, the most important first, by backward elimination: the block goes whose absence costs least, then the next, to the last one.
+
+    Which of two blocks is missed less may depend on the others, which a ranking by one number for each does not see.
+
+    Args:
+        count: of blocks.
+        losses: for each of some sets of blocks, the loss of the sub-network that runs them.
+    """
+    kept, gone = frozenset(range(count)), []
+    while len(kept) > 1:
+        candidates = sorted(kept)
+        found = losses([kept - {block} for block in candidates])
+        gone.append(min(zip(found, candidates, strict=True))[1])
+        kept -= {gone[-1]}
+    return (*kept, *reversed(gone))
 
 
 def check_ranking(ranking: Sequence[int], num_block: int) -> tuple[int, ...]:

@@ -137,7 +137,16 @@ class DepthDynamic(nn.Module):
         """
         several = isinstance(depth, Sequence)
         wanted: Sequence[int | None] = depth if isinstance(depth, Sequence) else [depth]
-        kept = [frozenset(self.blocks_kept(d)) for d in wanted]
+        outputs = self.run_units(x, [frozenset(self.blocks_kept(d)) for d in wanted])
+        return tuple(outputs) if several else outputs[0]
+
+    def run_units(self, x: Tensor, kept: Sequence[frozenset[int]]) -> list[Tensor]:
+        """The pictures of the sub-networks that run the units ``kept``, which share quantized weights and common beginnings.
+
+        Args:
+            x: as for :meth:`forward`.
+            kept: indices of units, one set for each sub-network.
+        """
         shallow = self._shallow(x)
         outputs: list[Tensor] = [shallow] * len(kept)
         streams = self._body(shallow, kept)
@@ -145,7 +154,7 @@ class DepthDynamic(nn.Module):
         for out, stream in zip(pictures, streams, strict=True):
             for i in stream.members:
                 outputs[i] = out
-        return tuple(outputs) if several else outputs[0]
+        return outputs
 
     # --- depth --------------------------------------------------------------------------------------------------------
 

@@ -135,6 +135,14 @@ class TrainOptions(Section):
         default_factory=LossOptions, description="The loss between output and ground truth."
     )
     distill: DistillOptions | None = Field(default=None, description="Distillation.")
+    ranking: Literal["shortcut", "loss"] = Field(
+        default="shortcut",
+        description="Which blocks the lower depths keep: those with the smallest learned `shortcut`, as in the paper, or, one after the other, "
+        "all but the one whose absence raises the `loss` least.",
+    )
+    ranking_batches: Int = Field(
+        default=4, gt=0, description="Training batches on which `ranking: loss` measures."
+    )
     depth_weights: list[float] | None = Field(
         default=None,
         description="Stage 2: weight of each depth's loss, deepest first; default equal, together 1.",

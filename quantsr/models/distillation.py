@@ -68,6 +68,10 @@ class FeatureTap:
         self._found = {}
         return found
 
+    def forget(self) -> None:
+        """Drops the outputs since the last call of `take`."""
+        self._found = {}
+
     def remove(self) -> None:
         """Takes the hooks off."""
         for handle in self._handles:
@@ -163,6 +167,11 @@ class Distillation:
             ours, theirs = (tap.take() for tap in self.taps)
             terms["l_feature"] = self.feature_weight * feature_loss(ours, theirs)
         return terms
+
+    def forget(self) -> None:
+        """Drops features of passes that were no training step."""
+        for tap in self.taps or ():
+            tap.forget()
 
     def close(self) -> None:
         """Takes the hooks off both networks."""

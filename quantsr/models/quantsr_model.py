@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from quantsr.archs.depth import rank_by_loss
 from quantsr.basicsr_compat import LOSS_REGISTRY, MODEL_REGISTRY, BaseModel
 from quantsr.engine.device import computes_in_bf16
 from quantsr.engine.distributed import World
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
     from quantsr.config import Options
 
 logger = logging.getLogger(__name__)
+
+SUBNETWORKS_AT_ONCE = 8
+"""In one pass without gradients; more would need more memory than training."""
 
 Batch = Mapping[str, Tensor]
 """``{"lq": (B, 3, h, w), "gt": (B, 3, h * s, w * s)}``, float RGB in [0, 1]; ``soft``, as ``gt``, where the data set has it."""
@@ -129,17 +133,47 @@ class QuantSRModel(BaseModel):
         depths = tuple(getattr(self.net, "depths", None) or ())
         return depths if len(depths) > 1 else ()
 
-    def start_stage2(self) -> tuple[int, ...]:
-        """Ranks the blocks by their shortcuts (smallest kept first) and turns to training all depths.
+    @property
+    def ranks(self) -> bool:
+        """Whether `start_stage2` ranks the blocks: a ranking that came with the starting checkpoint is kept where there was no stage 1."""
+        return getattr(self.net, "ranking", None) is None or self.train_options.stage1_iter > 0
 
-        A ranking that came with the starting checkpoint is kept where there was no stage 1.
+    def start_stage2(self, batches: Sequence[Batch] = ()) -> tuple[int, ...]:
+        """Ranks the blocks, as `train.ranking` says, and turns to training all depths.
+
+        Args:
+            batches: what the loss is measured on, where that ranks them.
         """
-        ranking = getattr(self.net, "ranking", None)
-        if ranking is None or self.train_options.stage1_iter > 0:
-            ranking = self.net.rank_blocks()
+        ranking = self.net.ranking
+        if self.ranks:
+            ranking = self._rank_by_loss(batches) if batches else self.net.rank_blocks()
         self._set_ranking(ranking)
         self.stage = 2
         return tuple(ranking)
+
+    @torch.no_grad()
+    def _rank_by_loss(self, batches: Sequence[Batch]) -> tuple[int, ...]:
+        """By the loss between output and ground truth of sub-networks, over the batches of all processes."""
+
+        def losses(candidates: Sequence[frozenset[int]]) -> list[float]:
+            total = torch.zeros(len(candidates), device=self.device)
+            for batch in batches:
+                lq = batch["lq"].to(self.device).contiguous(memory_format=self.layout)
+                gt = batch["gt"].to(self.device)
+                for first in range(0, len(candidates), SUBNETWORKS_AT_ONCE):
+                    some = candidates[first : first + SUBNETWORKS_AT_ONCE]
+                    with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+                        outputs = self.net.run_units(lq, some)
+                    for i, output in enumerate(outputs):
+                        total[first + i] += self.loss(output.float(), gt)
+            if self.opt["dist"]:
+                torch.distributed.all_reduce(total)
+            return total.tolist()
+
+        ranking = rank_by_loss(len(self.net.units()), losses)
+        if self.distillation is not None:
+            self.distillation.forget()
+        return ranking
 
     def _set_ranking(self, ranking: Sequence[int]) -> None:
         self.net.set_ranking(tuple(ranking))

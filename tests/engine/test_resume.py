@@ -46,10 +46,17 @@ class StopAt(Trainer):
 
 
 @pytest.mark.parametrize(
-    ("stop_at", "precision", "step_lr"),
-    [(3, "bf16", "absolute"), (4, "fp32", "absolute"), (6, "bf16", "relative")],
+    ("stop_at", "precision", "step_lr", "ranking"),
+    [
+        (3, "bf16", "absolute", "shortcut"),
+        (4, "fp32", "absolute", "loss"),
+        (6, "bf16", "relative", "shortcut"),
+        (6, "fp32", "relative", "loss"),
+    ],
 )
-def test_resumed_equals_uninterrupted(make_options: Any, stop_at: int, precision: str, step_lr: str) -> None:
+def test_resumed_equals_uninterrupted(
+    make_options: Any, stop_at: int, precision: str, step_lr: str, ranking: str
+) -> None:
     """Stops in stage 1, at the change of stage and in stage 2, with warm-up, accumulation, clipping and EMA on."""
     common = {
         "train.precision": precision,
@@ -58,6 +65,7 @@ def test_resumed_equals_uninterrupted(make_options: Any, stop_at: int, precision
         "train.grad_clip_norm": 0.5,
         "train.step_lr_mult": 0.1,
         "train.step_lr": step_lr,
+        "train.ranking": ranking,
     }
     through = make_options(name="through", **common)
     Trainer(through).run()

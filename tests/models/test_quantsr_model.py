@@ -94,6 +94,36 @@ def test_ranking_is_by_shortcut_and_reaches_the_ema(make_options: Any) -> None:
     assert model.net.ranking == model.ema.net.ranking == (1, 3, 2, 0)
 
 
+def test_ranking_by_loss_drops_what_is_missed_least(make_options: Any) -> None:
+    """Against the slow way: a copy of the network for every sub-network, ranked so that it keeps those blocks."""
+    distill = {"output_weight": 0.0, "feature_weight": 1.0}
+    model = make_model(
+        make_options(**{"train.distill": distill}), teacher=EDSR(3, 3, num_feat=8, num_block=4, upscale=2)
+    )
+    with torch.no_grad():
+        for block, size in zip(model.net.body, [0.1, 3.0, 0.01, 1.0], strict=True):
+            block.conv2.weight.mul_(size)
+    data = [batch(1), batch(2)]
+
+    def loss_of(kept: set[int]) -> float:
+        twin = copy.deepcopy(model.net)
+        twin.set_ranking([*sorted(kept), *(i for i in range(4) if i not in kept)])
+        with torch.no_grad():
+            return sum((twin(b["lq"], depth=len(kept)) - b["gt"]).abs().mean().item() for b in data)
+
+    kept, wanted = {0, 1, 2, 3}, []
+    while kept:
+        wanted.append(min(kept, key=lambda i: loss_of(kept - {i})) if len(kept) > 1 else kept.pop())
+        kept -= {wanted[-1]}
+    assert model.start_stage2(data) == tuple(reversed(wanted))
+    assert wanted != sorted(wanted)
+    assert model.ema is not None
+    assert model.net.ranking == model.ema.net.ranking
+    model.feed_data(batch())
+    model.optimize_parameters(1)  # on the features of this step, not of the ranking
+    assert model.get_current_log()["l_feature"] > 0
+
+
 def test_a_ranking_that_came_along_is_kept_without_stage1(make_options: Any) -> None:
     for fraction, wanted in ((0.0, (3, 2, 1, 0)), (0.5, (0, 1, 2, 3))):
         model = make_model(make_options(**{"train.stage1_fraction": fraction}))
