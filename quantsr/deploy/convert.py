@@ -61,8 +61,8 @@ def convert(
 
     Args:
         net: calibrated; every depth in `net.depths` that its ranking allows is kept.
-        head_tail_bits: bits of the weights of the convs that training left in float. 8 quantizes them, in QuantSR-C per tensor, in QuantSR-T per
-            output channel, and their inputs to 16 bits, over `calib`; 16 keeps float16 weights, 32 float32, both with float inputs. Tables of relative
+        head_tail_bits: bits of the weights of the convs that training left in float. 8 quantizes them, per tensor in a QuantSR-C with a tail of several
+            layers, else per output channel, and their inputs to 16 bits, over `calib`; 16 keeps float16 weights, 32 float32, both with float inputs. Tables of relative
             position biases are float16 below 32.
         calib: uint8 (H, W, 3) low-resolution RGB pictures; needed for 8 bits.
         first_bits: bits of conv_first's weight (8, 16 or 32). It holds 0.2 % of the weights, but everything behind it quantizes what it gives:
@@ -100,10 +100,11 @@ def convert(
         inputs = {name: choose_input(name, *seen[name]) for name in seen}
         for choice in inputs.values():
             logger.info("16-bit input of %s", choice)
+    long_tail = isinstance(net, QuantSR_C) and not isinstance(net.conv_last, nn.Identity)
     layers = {}
     for name, module in modules.items():
         bits = first_bits if name == "conv_first" else head_tail_bits
-        per_tensor = isinstance(net, QuantSR_C) and name != "conv_first"
+        per_tensor = long_tail and name != "conv_first"
         layers[name] = (
             _float_layer(name, module, header, inputs.get(name), bits, per_tensor=per_tensor)
             if isinstance(module, nn.Conv2d) and name in floats

@@ -117,6 +117,21 @@ def test_conv_first_reads_the_pixels_themselves(picture):
     assert np.abs(got - expected).max() <= half_a_pixel
 
 
+@pytest.mark.parametrize(
+    ("upsampler", "per_channel"), [("pixelshuffle", False), ("pixelshuffledirect", True)]
+)
+def test_a_tail_of_one_convolution_has_a_step_for_each_output(picture, upsampler, per_channel):
+    model = convert.convert(trained(upsampler=upsampler), head_tail_bits=8, calib=[picture])
+    layers = [
+        layer
+        for name, layer in model.layers.items()
+        if name.startswith(("conv_after", "upsample", "conv_last"))
+    ]
+    assert [layer.weight_step.size for layer in layers] == [
+        len(layer.bias) if per_channel else 1 for layer in layers
+    ]
+
+
 def test_conv_first_stays_float_unless_asked(picture):
     net = trained()
     for first_bits in (8, 16, 32):
