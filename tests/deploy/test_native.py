@@ -19,27 +19,15 @@ from quantsr.deploy.native.arrays import transformed
 from quantsr.deploy.native.engine import NativeEngine
 from quantsr.deploy.stand_in import random_model
 from quantsr.errors import InputError
+from tests.deploy.native import ISAS, assert_within_memory, needs_kernels, picture
 from tests.deploy.quantsr_t import small_model
 from tests.reference import winograd
 
-HERE = library.best_isa()
-ISAS = [isa for isa, number in library.ISAS.items() if HERE is not None and number <= library.ISAS[HERE]]
-needs_kernels = pytest.mark.skipif(
-    HERE is None, reason="the kernels were not compiled: there was no C compiler"
-)
 SIZES = [(18, 21), (1, 1), (1, 6), (2, 2), (2, 5), (3, 3), (4, 1), (5, 2), (7, 31)]
 
 
 def model_of(**options):
     return random_model(**{"num_feat": 16, "num_block": 3, "depths": (3, 1), "first_bits": 32, **options})
-
-
-def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
-    """uint8 (H, W, 3): smooth, touching both ends of the range."""
-    rng = np.random.default_rng(seed)
-    y, x = np.mgrid[0:height, 0:width] / 9.0
-    waves = np.stack([np.sin(x + k) * np.cos(y - k) for k in range(3)], 2)
-    return np.clip(127 + 140 * waves + rng.normal(0, 6, waves.shape), 0, 255).astype(np.uint8)
 
 
 def test_the_kernels_are_compiled_where_there_is_a_compiler() -> None:
@@ -215,17 +203,4 @@ def test_the_kernels_refuse_arguments_out_of_range(field: str, value: int) -> No
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("size", SIZES)
 def test_the_kernels_stay_within_their_memory(isa: str, size: tuple[int, int]) -> None:
-    kernels = library.load()
-    assert kernels is not None
-    network = NativeEngine(model_of(), 3, isa=isa)._program.for_size(*size)
-    guard = 4096
-    image, out = picture(*size), np.full((guard + size[0] * size[1] * 48 + guard), 77, np.uint8)
-    data = library.Picture(image.ctypes.data, out.ctypes.data + guard, *size, 0, 2)
-    needed = kernels.quantsr_memory(network, data)
-    memory = np.full(64 + guard + needed + guard, 77, np.uint8)
-    address = -(-(memory.ctypes.data + guard) // 64) * 64
-    start = address - memory.ctypes.data
-    assert kernels.quantsr_run(network, data, library.ISAS[isa], ctypes.c_void_p(address)) == 0
-    for around in (memory[:start], memory[start + needed :], out[:guard], out[-guard:]):
-        assert (around == 77).all()
-    assert (out[guard:-guard] != 77).any()
+    assert_within_memory(NativeEngine(model_of(), 3, isa=isa), isa, size)

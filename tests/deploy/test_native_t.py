@@ -13,9 +13,8 @@ from quantsr.deploy import integer, runtimes
 from quantsr.deploy.native import library
 from quantsr.deploy.native.engine import NativeEngine
 from quantsr.errors import InputError
+from tests.deploy.native import HERE, ISAS, assert_within_memory, needs_kernels, picture
 from tests.deploy.quantsr_t import PROTOCOLS, small_model, with_eight_bit_inputs
-from tests.deploy.test_native import HERE, ISAS, needs_kernels
-from tests.deploy.test_native import picture as smooth
 
 SIZES = [(18, 21), (1, 1), (1, 9), (4, 4), (5, 2), (8, 12), (3, 37)]
 
@@ -35,7 +34,7 @@ def assert_close(got: np.ndarray, expected: np.ndarray) -> None:
 def test_the_references_picture(isa: str, protocol: str, bits: int) -> None:
     # One RSTB: deep random networks, unlike trained ones, amplify a flipped code on its way to the output.
     model = small_model(bits_w=bits, bits_a=bits, num_block=1, **PROTOCOLS[protocol])
-    image = smooth(21, 27)
+    image = picture(21, 27)
     expected = integer.run(model, image)
     assert expected.std() > 20
     assert_close(NativeEngine(model, 1, isa=isa, threads=2).run(image[None])[0], expected)
@@ -57,7 +56,7 @@ def test_channels_heads_and_windows(isa: str, options: dict) -> None:
     """Vectors of tokens with and without a rest, channels of a head with and without one, channels padded to 16 and not. (Rounding inputs to 16-bit
     steps in another place flips codes, which some of these networks amplify in every engine: here all outside the layers is float.)"""
     model = small_model(num_block=1, head_tail_bits=32, **options)
-    image = smooth(27, 18)
+    image = picture(27, 18)
     assert_close(NativeEngine(model, 1, isa=isa, threads=2).run(image[None])[0], integer.run(model, image))
 
 
@@ -68,7 +67,7 @@ def test_every_size_and_scale(scale: int, head_tail_bits: int) -> None:
     model = small_model(scale=scale, num_block=1, head_tail_bits=head_tail_bits)
     engine = NativeEngine(model, 1, threads=2)
     for height, width in SIZES:
-        image = smooth(height, width)
+        image = picture(height, width)
         assert_close(engine.run(image[None])[0], integer.run(model, image))
 
 
@@ -76,7 +75,7 @@ def test_every_size_and_scale(scale: int, head_tail_bits: int) -> None:
 @pytest.mark.parametrize("unit", ["rstb", "layer"])
 def test_every_depth(unit: str) -> None:
     model = small_model(num_block=2, dqa_unit=unit, head_tail_bits=32)
-    image = smooth(18, 21)
+    image = picture(18, 21)
     for depth in model.header.depths:
         assert_close(NativeEngine(model, depth).run(image[None])[0], integer.run(model, image, depth))
 
@@ -85,7 +84,7 @@ def test_every_depth(unit: str) -> None:
 @pytest.mark.parametrize("isa", ISAS)
 def test_threads_and_neighbours_change_nothing(isa: str) -> None:
     model = small_model()
-    images = np.stack([smooth(13, 40, seed) for seed in range(3)])
+    images = np.stack([picture(13, 40, seed) for seed in range(3)])
     expected = NativeEngine(model, 2, isa=isa, threads=1).run(images)
     for threads in (2, 5):
         engine = NativeEngine(model, 2, isa=isa, threads=threads)
@@ -96,7 +95,7 @@ def test_threads_and_neighbours_change_nothing(isa: str) -> None:
 @needs_kernels
 def test_sixteen_bits_are_kept() -> None:
     model = small_model(num_block=1)
-    image = smooth(12, 14).astype(np.uint16) * 257
+    image = picture(12, 14).astype(np.uint16) * 257
     result = Upscaler(model, "native")(image)
     difference = np.abs(result.astype(int) - Upscaler(model, "torch")(image))
     assert (difference <= 300).mean() >= 0.999
@@ -155,18 +154,5 @@ def test_the_kernels_refuse_parts_of_windows() -> None:
 @pytest.mark.parametrize("head_tail_bits", [8, 32])
 @pytest.mark.parametrize("size", [(4, 4), (4, 20), (16, 12)])
 def test_the_kernels_stay_within_their_memory(isa: str, size: tuple[int, int], head_tail_bits: int) -> None:
-    kernels = library.load()
-    assert kernels is not None
     model = small_model(num_block=1, head_tail_bits=head_tail_bits)
-    network = NativeEngine(model, 1, isa=isa)._program.for_size(*size)
-    guard = 4096
-    image, out = smooth(*size), np.full((guard + size[0] * size[1] * 12 + guard), 77, np.uint8)
-    data = library.Picture(image.ctypes.data, out.ctypes.data + guard, *size, 0, 2)
-    needed = kernels.quantsr_memory(network, data)
-    memory = np.full(64 + guard + needed + guard, 77, np.uint8)
-    address = -(-(memory.ctypes.data + guard) // 64) * 64
-    start = address - memory.ctypes.data
-    assert kernels.quantsr_run(network, data, library.ISAS[isa], ctypes.c_void_p(address)) == 0
-    for around in (memory[:start], memory[start + needed :], out[:guard], out[-guard:]):
-        assert (around == 77).all()
-    assert (out[guard:-guard] != 77).any()
+    assert_within_memory(NativeEngine(model, 1, isa=isa), isa, size)

@@ -1,0 +1,44 @@
+"""What the tests of the native engine share."""
+
+from __future__ import annotations
+
+import ctypes
+
+import numpy as np
+import pytest
+
+from quantsr.deploy.native import library
+from quantsr.deploy.native.engine import NativeEngine
+
+HERE = library.best_isa()
+ISAS = [isa for isa, number in library.ISAS.items() if HERE is not None and number <= library.ISAS[HERE]]
+needs_kernels = pytest.mark.skipif(
+    HERE is None, reason="the kernels were not compiled: there was no C compiler"
+)
+
+
+def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
+    """uint8 (H, W, 3): smooth, touching both ends of the range."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[0:height, 0:width] / 9.0
+    waves = np.stack([np.sin(x + k) * np.cos(y - k) for k in range(3)], 2)
+    return np.clip(127 + 140 * waves + rng.normal(0, 6, waves.shape), 0, 255).astype(np.uint8)
+
+
+def assert_within_memory(engine: NativeEngine, isa: str, size: tuple[int, int]) -> None:
+    """The kernels, run by themselves on a picture of that size, write nothing beside their memory and their result."""
+    kernels = library.load()
+    assert kernels is not None
+    network = engine._program.for_size(*size)
+    guard = 4096
+    image = picture(*size)
+    out = np.full(guard + image.size * network.factor**2 + guard, 77, np.uint8)
+    data = library.Picture(image.ctypes.data, out.ctypes.data + guard, *size, 0, 2)
+    needed = kernels.quantsr_memory(network, data)
+    memory = np.full(64 + guard + needed + guard, 77, np.uint8)
+    address = -(-(memory.ctypes.data + guard) // 64) * 64
+    start = address - memory.ctypes.data
+    assert kernels.quantsr_run(network, data, library.ISAS[isa], ctypes.c_void_p(address)) == 0
+    for around in (memory[:start], memory[start + needed :], out[:guard], out[-guard:]):
+        assert (around == 77).all()
+    assert (out[guard:-guard] != 77).any()
