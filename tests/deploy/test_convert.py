@@ -193,6 +193,24 @@ def test_weight_steps_are_the_best_of_their_grid():
     assert calibrate8.quantize_weight(weight, steps).dtype == np.int8
 
 
+@pytest.mark.parametrize("shape", [(6, 5, 3, 3), (4, 3, 5, 5), (3, 4, 1, 1)])
+def test_rounding_keeps_the_sum_of_every_kernel(shape):
+    """Against the slow way: one weight after the other, the one that was rounded farthest away first."""
+    rng = np.random.default_rng(1)
+    weight = rng.uniform(-1, 1, shape).astype(np.float32)
+    for steps in (np.array([0.01], np.float32), rng.uniform(0.01, 0.02, len(weight)).astype(np.float32)):
+        codes = calibrate8.quantize_weight(weight, steps)
+        scaled = weight / steps.reshape(-1, 1, 1, 1)
+        for got, wanted in zip(codes.reshape(-1, *shape[2:]), scaled.reshape(-1, *shape[2:]), strict=True):
+            slow = np.rint(wanted)
+            while abs(off := np.rint((slow - wanted).sum())) > 0:
+                farthest = np.argmax((slow - wanted) * np.sign(off))
+                slow.flat[farthest] -= np.sign(off)
+            np.testing.assert_array_equal(got, slow)
+            assert abs((got - wanted).sum()) <= 0.5 + 1e-4
+            assert np.abs(got - wanted).max() < 1
+
+
 def test_input_steps():
     values = np.random.default_rng(0).standard_normal((2, 20_000)).astype(np.float32)
     values[0] *= 10
