@@ -1,8 +1,9 @@
 """Steps for the layers that training left in float: 8-bit weights and, after equalization, inputs of 16 bits.
 
-Weights of a QuantSR-C with a tail of several layers take one step for all channels: of all choices with the same squared error that has the least entropy, and so the smallest file. On a trained
-QuantSR-C at x4 it saves 44 kB of 874 against steps of least squared error per channel; with either, every output value is within 1 of 255. Of QuantSR-T the steps per channel
-take 13 kB of 627, and put 99.99 % of the output values within 1, not 99.87; of a small QuantSR-C with one convolution as tail 1.5 kB of 77, and 99.97 %, not 99.70 (each weight rounded by itself).
+Weights of a QuantSR-C with a tail of several layers take one step for all channels: of all choices with the same squared error that has the least
+entropy, and so the smallest file. On a trained QuantSR-C at x4 it saves 44 kB of 874 against steps of least squared error per channel; with either, every
+output value is within 1 of 255. Of QuantSR-T the steps per channel take 13 kB of 627, and put 99.99 % of the output values within 1, not 99.87; of a
+small QuantSR-C with one convolution as tail 1.5 kB of 77, and 99.97 %, not 99.70 (each weight rounded by itself).
 
 Input channels differ in range, so channel c is divided by `equal[c] = sqrt(peak[c] / max(peak))`, which its weights are multiplied by: folding makes that
 free, and half of the difference (on a log scale) goes to either operand. With 16-bit inputs no rounding shows, where 8-bit ones put 0.1 to 0.6 % of the

@@ -65,7 +65,7 @@ class FeatureTap:
     def take(self) -> list[Tensor]:
         """The outputs since the last call, in the order of the blocks; forgets them."""
         found = [self._found[index] for index in self._indices]
-        self._found = {}
+        self.forget()
         return found
 
     def forget(self) -> None:

@@ -7,8 +7,11 @@ import ctypes
 import numpy as np
 import pytest
 
+from quantsr.deploy import runtimes
+from quantsr.deploy.model import PackedModel
 from quantsr.deploy.native import library
 from quantsr.deploy.native.engine import NativeEngine
+from quantsr.errors import InputError
 
 HERE = library.best_isa()
 ISAS = [isa for isa, number in library.ISAS.items() if HERE is not None and number <= library.ISAS[HERE]]
@@ -42,3 +45,13 @@ def assert_within_memory(engine: NativeEngine, isa: str, size: tuple[int, int]) 
     for around in (memory[:start], memory[start + needed :], out[:guard], out[-guard:]):
         assert (around == 77).all()
     assert (out[guard:-guard] != 77).any()
+
+
+def assert_left_to_others(model: PackedModel, why: str) -> None:
+    """The native engine says why it cannot run the network, and `auto` takes OpenVINO."""
+    with pytest.raises(
+        InputError, match=rf"engine native: cannot run this network, .*{why}.*--engine openvino"
+    ):
+        runtimes.create("native", model)
+    pytest.importorskip("openvino")
+    assert runtimes.create("auto", model).name == "openvino"

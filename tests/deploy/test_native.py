@@ -19,7 +19,7 @@ from quantsr.deploy.native.arrays import transformed
 from quantsr.deploy.native.engine import NativeEngine
 from quantsr.deploy.stand_in import random_model
 from quantsr.errors import InputError
-from tests.deploy.native import ISAS, assert_within_memory, needs_kernels, picture
+from tests.deploy.native import ISAS, assert_left_to_others, assert_within_memory, needs_kernels, picture
 from tests.deploy.quantsr_t import small_model
 from tests.reference import winograd
 
@@ -133,12 +133,7 @@ def test_sixteen_bits_are_kept() -> None:
     ],
 )
 def test_what_it_cannot_run_is_said_and_left_to_others(model, why: str) -> None:
-    with pytest.raises(
-        InputError, match=rf"engine native: cannot run this network, .*{why}.*--engine openvino"
-    ):
-        runtimes.create("native", model)
-    pytest.importorskip("openvino")
-    assert runtimes.create("auto", model).name == "openvino"
+    assert_left_to_others(model, why)
 
 
 @needs_kernels

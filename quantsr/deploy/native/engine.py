@@ -55,9 +55,10 @@ class NativeEngine(OneByOne):
     def run(self, images: Images) -> Images:
         kernels = library.load()
         assert kernels is not None
-        multiple, (kept_height, kept_width) = self._program.multiple, images.shape[1:3]
-        rows, columns = (layout.reflected(size, multiple) for size in (kept_height, kept_width))
-        images = images if multiple == 1 else images[:, rows][:, :, columns]
+        kept_height, kept_width = images.shape[1:3]
+        if self._program.multiple > 1:
+            rows, columns = (layout.reflected(size, self._program.multiple) for size in images.shape[1:3])
+            images = images[:, rows[:, None], columns]
         images = np.ascontiguousarray(images)
         count, height, width, _ = images.shape
         results = np.empty((count, height * self._factor, width * self._factor, 3), images.dtype)
