@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from quantsr.archs import linear_tail
 from quantsr.archs.depth import DepthRule
 from quantsr.archs.dqa import DepthDynamic, Stream, Unit, advance, as_unit, start
-from quantsr.archs.load_float import LoadReport, copy_float
+from quantsr.archs.load_float import FloatStart, LoadReport, copy_float, spread_blocks
 from quantsr.basicsr_compat import ARCH_REGISTRY, Upsample
 from quantsr.quant.autograd import shortcut_add
 from quantsr.quant.layers import FirstConv2d, QuantConv2d, compute_dtype
@@ -176,18 +176,22 @@ class QuantSR_C(DepthDynamic):
         composed = linear_tail.compose(tail)
         return [linear_tail.run(tail, composed, x) for x in inputs]
 
-    def load_float(
-        self, state_dict: Mapping[str, Tensor], which: Literal["all", "head_tail"] = "all"
-    ) -> LoadReport:
+    def load_float(self, state_dict: Mapping[str, Tensor], which: FloatStart = "all") -> LoadReport:
         """Start from a float network of EDSR's or MSRResNet's shape: copy the tensors of the same name and shape.
 
         Args:
             state_dict: of BasicSR's ``EDSR`` or ``MSRResNet``.
             which: ``all`` matching tensors, or, as the released code, only those of ``conv_last``,
-                ``conv_after_body`` and ``upsample``.
+                ``conv_after_body`` and ``upsample``; or, to ``deepen`` a network of fewer blocks, all of them with its blocks
+                spread evenly, and the blocks between adding nothing at first, so that the output is the same.
 
         Raises:
-            ValueError: if nothing matches.
+            ValueError: if nothing matches, or it has no blocks or more than this network.
         """
+        if which == "deepen":
+            state_dict, added = spread_blocks(state_dict, self.num_block)
+            for index in added:
+                for name in ("weight", "bias"):
+                    nn.init.zeros_(self.body[index].get_parameter(f"conv2.{name}"))
         prefixes = ("conv_last.", "conv_after_body.", "upsample.") if which == "head_tail" else ("",)
         return copy_float(self, state_dict, prefixes)

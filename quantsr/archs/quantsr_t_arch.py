@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from quantsr.archs.dqa import DepthDynamic, Stream, Unit, as_unit, split, start
-from quantsr.archs.load_float import LoadReport, copy_float
+from quantsr.archs.load_float import FloatStart, LoadReport, copy_float
 from quantsr.archs.swin import RSTB, SwinShape, to_map, to_tokens
 from quantsr.archs.swinir import convert_swinir, is_swinir
 from quantsr.archs.windows import reflect_pad
@@ -248,9 +248,7 @@ class QuantSR_T(DepthDynamic):
             converted.update({name: torch.ones_like(p, device="cpu") for name, p in shortcuts.items()})
         return converted
 
-    def load_float(
-        self, state_dict: Mapping[str, Tensor], which: Literal["all", "head_tail"] = "all"
-    ) -> LoadReport:
+    def load_float(self, state_dict: Mapping[str, Tensor], which: FloatStart = "all") -> LoadReport:
         """Start from a float SwinIR, BasicSR's or the official one: copy the tensors of the same name and shape.
 
         Where it has fewer RSTBs than this network, the others keep their random start.
@@ -260,8 +258,10 @@ class QuantSR_T(DepthDynamic):
             which: ``all`` matching tensors, or only those of the layers after the RSTBs.
 
         Raises:
-            ValueError: if nothing matches.
+            ValueError: if nothing matches, or for ``deepen``, which only QuantSR-C has.
         """
+        if which == "deepen":
+            raise ValueError("fp_init: deepen is for QuantSR_C; use all")
         tail = ("conv_after_body.", "conv_before_upsample.", "upsample.", "conv_last.")
         return copy_float(self, convert_swinir(state_dict), tail if which == "head_tail" else ("",))
 

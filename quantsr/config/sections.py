@@ -137,9 +137,10 @@ class PathOptions(Section):
     fp_pretrain_network_g: str | None = Field(
         default=None, description="Float checkpoint (EDSR or MSRResNet shaped) to start training from."
     )
-    fp_init: Literal["all", "head_tail"] = Field(
+    fp_init: Literal["all", "head_tail", "deepen"] = Field(
         default="all",
-        description="What is taken of it: every matching tensor, or `conv_after_body`, `upsample` and `conv_last` as QuantSR does.",
+        description="What is taken of it: every matching tensor; `head_tail`: `conv_after_body`, `upsample` and `conv_last`, as QuantSR does; "
+        "`deepen`: all of a network with fewer blocks, between which new ones add nothing at first (QuantSR_C).",
     )
     pretrain_network_teacher: str | None = Field(default=None, description="Checkpoint of `network_teacher`.")
     param_key_teacher: str = Field(default="params", description="Entry of that checkpoint.")

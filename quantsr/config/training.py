@@ -12,7 +12,10 @@ from quantsr.config.base import Int, Section
 class OptimizerOptions(Section):
     """The optimizer."""
 
-    type: Literal["Adam", "AdamW"] = Field(default="Adam", description="`Adam` or `AdamW`.")
+    type: Literal["Adam", "AdamW", "Muon"] = Field(
+        default="Adam",
+        description="`Adam`, `AdamW`, or `Muon` for the weights of all convolutions and linear layers but the first and the last, with Adam, at the same rate, for the rest.",
+    )
     lr: float = Field(gt=0, description="Learning rate at the start.")
     betas: list[float] = Field(
         default_factory=lambda: [0.9, 0.99], min_length=2, max_length=2, description="Adam's two decay rates."

@@ -18,7 +18,7 @@ from quantsr.engine.distributed import World
 from quantsr.engine.ema import Ema
 from quantsr.errors import WorkError
 from quantsr.models.distillation import Distillation, output_loss
-from quantsr.quant import step_magnitudes, step_parameters
+from quantsr.models.optimizers import build_optimizers
 
 if TYPE_CHECKING:
     from quantsr.config import Options
@@ -81,7 +81,7 @@ class QuantSRModel(BaseModel):
         self.distillation = self._distillation(teacher)
         self.loss = LOSS_REGISTRY.get(train.pixel_opt.type)(**train.pixel_opt.kwargs()).to(device)
         self.stage = 1
-        self.optimizers = [self._optimizer()]
+        self.optimizers = build_optimizers(self.net, train)
         self.setup_schedulers()
         self.batches: Sequence[Batch] = ()
         self.loss_terms: dict[str, Tensor] = {}
@@ -104,26 +104,6 @@ class QuantSRModel(BaseModel):
             return None
         teacher = teacher.to(self.device, memory_format=self.layout)  # type: ignore[call-overload]
         return Distillation(self.net, teacher, **distill.model_dump(exclude={"soft_weight"}))
-
-    def _optimizer(self) -> torch.optim.Optimizer:
-        """Adam over groups of one rate each: weights, and quantizer steps and thresholds with their own and no decay."""
-        optim = self.train_options.optim_g
-        steps = step_parameters(self.net)
-        known = {id(parameter) for parameter in steps.values()}
-        weights = [p for p in self.net.parameters() if p.requires_grad and id(p) not in known]
-        groups: list[dict[str, Any]] = [{"params": weights}]
-        rate = optim.lr * self.train_options.step_lr_mult
-        if self.train_options.step_lr == "relative":
-            # LSQ's gradient scale leaves activation steps gradients of 1e-9, below Adam's usual epsilon.
-            common = {"weight_decay": 0.0, "eps": 1e-15}
-            for name, unit in step_magnitudes(self.net).items():
-                groups.append({"params": [steps[name]], "lr": rate * unit, **common})
-        elif steps:
-            groups.append({"params": list(steps.values()), "lr": rate, "weight_decay": 0.0})
-        kind = {"Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW}[optim.type]
-        beta1, beta2 = optim.betas
-        # One fused call instead of a dozen small ones for each of several hundred tensors.
-        return kind(groups, lr=optim.lr, betas=(beta1, beta2), weight_decay=optim.weight_decay, fused=True)
 
     # Depths
 
@@ -213,8 +193,8 @@ class QuantSRModel(BaseModel):
 
     def optimize_parameters(self, current_iter: int) -> None:
         """One optimizer step on the batches of `feed_data`."""
-        (optimizer,) = self.optimizers
-        optimizer.zero_grad(set_to_none=True)
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
         terms: dict[str, Tensor] = {}
         for index, batch in enumerate(self.batches):
             waits = index + 1 < len(self.batches) and isinstance(self.net_g, DistributedDataParallel)
@@ -226,9 +206,9 @@ class QuantSRModel(BaseModel):
             for name, value in losses.items():
                 terms[name] = terms.get(name, 0.0) + value.detach() / len(self.batches)
         if self.train_options.grad_clip_norm is not None:
-            parameters = [p for group in optimizer.param_groups for p in group["params"]]
-            nn.utils.clip_grad_norm_(parameters, self.train_options.grad_clip_norm)
-        optimizer.step()
+            nn.utils.clip_grad_norm_(self.net.parameters(), self.train_options.grad_clip_norm)
+        for optimizer in self.optimizers:
+            optimizer.step()
         if self.ema is not None:
             self.ema.update(self.net, current_iter)
         self.loss_terms = terms

@@ -137,6 +137,22 @@ def test_load_float_head_and_tail_only_as_released():
     assert not torch.equal(model.body[0].conv1.weight, edsr.body[0].conv1.weight)
 
 
+def test_a_deepened_network_has_the_same_output_and_learns_in_every_block():
+    torch.manual_seed(2)
+    edsr = EDSR(3, 3, num_feat=8, num_block=3, upscale=2)
+    model = QuantSR_C(num_feat=8, num_block=8, upscale=2, nbits_w=32, nbits_a=32)
+    report = model.load_float(edsr.state_dict(), which="deepen")
+    assert not report.unmatched
+    for old, new in enumerate((0, 2, 5)):
+        assert torch.equal(model.body[new].conv1.weight, edsr.body[old].conv1.weight)
+    x = torch.rand(1, 3, 9, 7)
+    torch.testing.assert_close(model(x), edsr(x), rtol=0, atol=1e-6)
+    model(x).square().sum().backward()
+    assert all(block.conv2.weight.grad.abs().max() > 0 for block in model.body)
+    with pytest.raises(ValueError, match="3 blocks, which cannot be deepened to 2"):
+        net(num_block=2).load_float(edsr.state_dict(), which="deepen")
+
+
 def test_load_float_reports_what_did_not_match():
     report = net(num_block=4).load_float(MSRResNet(num_feat=8, num_block=4, upscale=4).state_dict())
     assert "conv_hr.weight" in report.unmatched

@@ -31,7 +31,7 @@ CASES = [
     ("train.optim_g.lr=fast", "train.optim_g.lr: must be a number > 0, got 'fast'"),
     ("train.optim_g.lr=.inf", "train.optim_g.lr: must be a number > 0"),
     ("train.optim_g.lr=null", "train.optim_g.lr: missing; add a number > 0 (Learning rate at the start)"),
-    ("train.optim_g.type=Lion", "train.optim_g.type: must be Adam or AdamW, got 'Lion'"),
+    ("train.optim_g.type=Lion", "train.optim_g.type: must be Adam or AdamW or Muon, got 'Lion'"),
     ("train.optim_g.betas=[0.9]", "train.optim_g.betas: must be a list of 2 numbers, got [0.9]"),
     ("train.optim_g.betas=[0.9, 1.0]", "train.optim_g.betas: must lie in [0, 1)"),
     ("train.ema_decay=1", "train.ema_decay: must be a number >= 0 and < 1, got 1"),

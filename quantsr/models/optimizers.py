@@ -1,0 +1,114 @@
+"""The optimizers of `train.optim_g`, over a network's weights and its quantizers' steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from quantsr.errors import InputError
+from quantsr.quant import step_magnitudes, step_parameters
+
+if TYPE_CHECKING:
+    from quantsr.config.training import TrainOptions
+
+
+def build_optimizers(net: nn.Module, train: TrainOptions) -> list[torch.optim.Optimizer]:
+    """Adam or AdamW, and behind it, for ``type: Muon``, `KernelMuon` for the weights that `hidden_weights` names.
+
+    Adam's first group are weights; quantizer steps and thresholds follow with a rate of their own and no decay.
+
+    Raises:
+        InputError: ``type: Muon`` with a PyTorch that has none.
+    """
+    optim = train.optim_g
+    by_muon = hidden_weights(net) if optim.type == "Muon" else []
+    steps = step_parameters(net)
+    others = {id(parameter) for parameter in [*steps.values(), *by_muon]}
+    weights = [p for p in net.parameters() if p.requires_grad and id(p) not in others]
+    groups: list[dict[str, Any]] = [{"params": weights}]
+    rate = optim.lr * train.step_lr_mult
+    if train.step_lr == "relative":
+        # LSQ's gradient scale leaves activation steps gradients of 1e-9, below Adam's usual epsilon.
+        common = {"weight_decay": 0.0, "eps": 1e-15}
+        for name, unit in step_magnitudes(net).items():
+            groups.append({"params": [steps[name]], "lr": rate * unit, **common})
+    elif steps:
+        groups.append({"params": list(steps.values()), "lr": rate, "weight_decay": 0.0})
+    kind = torch.optim.AdamW if optim.type == "AdamW" else torch.optim.Adam
+    beta1, beta2 = optim.betas
+    # One fused call instead of a dozen small ones for each of several hundred tensors.
+    adam = kind(groups, lr=optim.lr, betas=(beta1, beta2), weight_decay=optim.weight_decay, fused=True)
+    if not by_muon:
+        return [adam]
+    return [adam, KernelMuon(by_muon, lr=optim.lr, weight_decay=optim.weight_decay)]
+
+
+def hidden_weights(net: nn.Module) -> list[nn.Parameter]:
+    """The weights of all convolutions and linear layers but the first and the last, which meet the pictures."""
+    layers = [m for m in net.modules() if isinstance(m, (nn.Linear, nn.Conv2d)) and m.weight.requires_grad]
+    return [layer.weight for layer in layers[1:-1]]
+
+
+class KernelMuon(torch.optim.Optimizer):
+    """Muon for weights of any shape: a kernel (O, I, k, k) is the matrix (O, I * k * k).
+
+    The momentum of every matrix is replaced by the nearest orthogonal one, so that all directions of a layer learn at one
+    speed, and scaled to the size of Adam's steps (K. Jordan, "Muon", 2024; J. Liu et al., arXiv:2502.16982, section 2.2).
+    The arithmetic is ``torch.optim.Muon``'s, which takes matrices only: here they share the weights' memory.
+
+    Args:
+        weights: dense in memory, contiguous or channels-last; they must stay where they are.
+        lr: learning rate, on Adam's scale.
+        weight_decay: decoupled, as AdamW's.
+
+    Raises:
+        InputError: this PyTorch has no Muon.
+    """
+
+    def __init__(self, weights: Sequence[nn.Parameter], *, lr: float, weight_decay: float = 0.0) -> None:
+        if not hasattr(torch.optim, "Muon"):
+            raise InputError(
+                f"train.optim_g.type: Muon needs PyTorch 2.9 or newer, this is {torch.__version__}; use Adam, or upgrade it"
+            )
+        self.weights = list(weights)
+        self.matrices = [nn.Parameter(_matrix(weight.detach(), weight)) for weight in self.weights]
+        self.muon = torch.optim.Muon(
+            self.matrices, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"
+        )
+        super().__init__(self.matrices, self.muon.defaults)
+        self._share()
+
+    def _share(self) -> None:
+        """Schedulers and checkpoints find Muon's own groups and state here."""
+        self.param_groups, self.state = self.muon.param_groups, self.muon.state
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As `torch.optim.Optimizer`."""
+        self.muon.load_state_dict(state_dict)
+        self._share()
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
+        """One step along the gradients of the weights."""
+        assert closure is None
+        for weight, matrix in zip(self.weights, self.matrices, strict=True):
+            matrix.grad = None if weight.grad is None else _matrix(weight.grad, weight)
+        self.muon.step()
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Clears the gradients of the weights."""
+        for weight in self.weights:
+            if weight.grad is not None and not set_to_none:
+                weight.grad.zero_()
+            else:
+                weight.grad = None
+
+
+def _matrix(values: Tensor, weight: Tensor) -> Tensor:
+    """``values`` in the order in which ``weight``, (O, ...), lies in memory, as (O, n); a view where it lies so too."""
+    if values.ndim == 4 and not weight.is_contiguous():
+        values = values.permute(0, 2, 3, 1)
+    return values.reshape(len(weight), -1)

@@ -1,0 +1,101 @@
+"""Which optimizer takes which weights, and Muon on kernels against the formula."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from quantsr.errors import InputError
+from quantsr.models.optimizers import KernelMuon, hidden_weights
+from tests.models.test_quantsr_model import batch, make_model, parameters
+from tests.reference.muon import muon_step
+
+needs_muon = pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="Muon came with PyTorch 2.9")
+
+
+def layers() -> nn.Sequential:
+    torch.manual_seed(1)
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.Conv2d(8, 12, 3), nn.Conv2d(12, 5, 1), nn.Linear(5, 6), nn.Linear(6, 3)
+    )
+
+
+def test_hidden_weights_are_all_but_the_first_and_the_last() -> None:
+    net = layers()
+    assert [id(w) for w in hidden_weights(net)] == [id(net[i].weight) for i in (1, 2, 3)]
+    net[1].weight.requires_grad_(False)
+    assert [id(w) for w in hidden_weights(net)] == [id(net[i].weight) for i in (2, 3)]
+
+
+@needs_muon
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_kernel_muon_is_the_formula(layout: torch.memory_format) -> None:
+    """Three steps, with decay, against matrices in PyTorch's own order: a kernel's columns may stand in any."""
+    net = layers().to(memory_format=layout)  # type: ignore[call-overload]
+    weights = hidden_weights(net)
+    optimizer = KernelMuon(weights, lr=0.02, weight_decay=0.1)
+    wanted = [w.detach().clone().flatten(1) for w in weights]
+    momenta = [torch.zeros_like(w) for w in wanted]
+    for step in range(3):
+        torch.manual_seed(step)
+        for i, weight in enumerate(weights):
+            weight.grad = torch.randn(weight.shape).to(
+                memory_format=[layout, torch.contiguous_format][step % 2]
+                if weight.ndim == 4
+                else torch.contiguous_format
+            )
+            wanted[i], momenta[i] = muon_step(
+                wanted[i], weight.grad.flatten(1), momenta[i], lr=0.02, weight_decay=0.1
+            )
+        optimizer.step()
+        optimizer.zero_grad()
+        assert all(weight.grad is None for weight in weights)
+    for weight, matrix in zip(weights, wanted, strict=True):
+        # bf16 in Newton and Schulz's iteration: sums in another order differ by some of its 2 ** -8.
+        torch.testing.assert_close(weight.detach().flatten(1), matrix, rtol=0, atol=3 * 0.02 * 0.02)
+        assert weight.grad is None
+
+
+@needs_muon
+def test_all_weights_and_steps_have_one_optimizer(make_options: Any) -> None:
+    model = make_model(make_options(**{"train.optim_g": {"type": "Muon", "lr": 1e-3, "weight_decay": 0.5}}))
+    adam, muon = model.optimizers
+    (group,) = muon.param_groups
+    assert (group["lr"], group["weight_decay"]) == (1e-3, 0.5)
+    assert len(group["params"]) == 4 * 2 + 2  # blocks, conv_after_body, upsample
+    in_adam = [p for g in adam.param_groups for p in g["params"]]
+    assert len(in_adam) + len(group["params"]) == len(list(model.net.parameters()))
+    before = parameters(model.net)
+    model.feed_data(batch())
+    model.optimize_parameters(1)
+    still = {n for n, p in model.net.named_parameters() if torch.equal(p, before[n])}
+    assert not any(n.endswith("weight") for n in still)
+    model.update_learning_rate(1, 4)
+    assert [g["lr"] for o in model.optimizers for g in o.param_groups] == pytest.approx([2.5e-4] * 3)
+
+
+@needs_muon
+def test_going_on_from_a_state_gives_the_same_weights(make_options: Any) -> None:
+    options = make_options(**{"train.optim_g": {"type": "Muon", "lr": 1e-3}})
+    whole = make_model(options)
+    for iteration in (1, 2):
+        whole.feed_data(batch(iteration))
+        whole.optimize_parameters(iteration)
+    saved = copy.deepcopy(whole.state())
+    other = make_model(options)
+    other.load_state(saved)
+    for model in (whole, other):
+        model.feed_data(batch(3))
+        model.optimize_parameters(3)
+    for (name, a), (_, b) in zip(whole.net.named_parameters(), other.net.named_parameters(), strict=True):
+        assert torch.equal(a, b), name
+
+
+def test_a_pytorch_without_muon_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(torch.optim, "Muon", raising=False)
+    with pytest.raises(InputError, match=r"train\.optim_g\.type: Muon needs PyTorch 2\.9"):
+        KernelMuon(hidden_weights(layers()), lr=1e-3)
