@@ -291,7 +291,7 @@ def test_torch_and_torchvision_come_together_from_a_named_index(machine: Machine
     machine.add_python("python3.11", "3.11")
     machine.setup(QUANTSR_TORCH_INDEX="https://index.example/cpu")
     (line,) = [line for line in machine.logged() if "--index-url" in line]
-    assert line == "pip install --index-url https://index.example/cpu torch>=2.6 torchvision>=0.21"
+    assert line == "pip install --index-url https://index.example/cpu torch>=2.9 torchvision>=0.24"
 
 
 def test_without_libgl_the_headless_opencv_takes_over(machine: Machine) -> None:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from quantsr.errors import InputError
 from quantsr.quant import step_magnitudes, step_parameters
 
 if TYPE_CHECKING:
@@ -19,9 +18,6 @@ def build_optimizers(net: nn.Module, train: TrainOptions) -> list[torch.optim.Op
     """Adam or AdamW, and behind it, for ``type: Muon``, `KernelMuon` for the weights that `hidden_weights` names.
 
     Adam's first group are weights; quantizer steps and thresholds follow with a rate of their own and no decay.
-
-    Raises:
-        InputError: ``type: Muon`` with a PyTorch that has none.
     """
     optim = train.optim_g
     by_muon = hidden_weights(net) if optim.type == "Muon" else []
@@ -52,54 +48,40 @@ def hidden_weights(net: nn.Module) -> list[nn.Parameter]:
     return [layer.weight for layer in layers[1:-1]]
 
 
-class KernelMuon(torch.optim.Optimizer):
+class KernelMuon(torch.optim.Muon):
     """Muon for weights of any shape: a kernel (O, I, k, k) is the matrix (O, I * k * k).
 
     The momentum of every matrix is replaced by the nearest orthogonal one, so that all directions of a layer learn at one
     speed, and scaled to the size of Adam's steps (K. Jordan, "Muon", 2024; J. Liu et al., arXiv:2502.16982, section 2.2).
-    The arithmetic is ``torch.optim.Muon``'s, which takes matrices only: here they share the weights' memory.
+    ``torch.optim.Muon`` takes matrices only: here they share the weights' memory.
 
     Args:
         weights: dense in memory, contiguous or channels-last; they must stay where they are.
         lr: learning rate, on Adam's scale.
         weight_decay: decoupled, as AdamW's.
-
-    Raises:
-        InputError: this PyTorch has no Muon.
     """
 
     def __init__(self, weights: Sequence[nn.Parameter], *, lr: float, weight_decay: float = 0.0) -> None:
-        if not hasattr(torch.optim, "Muon"):
-            raise InputError(
-                f"train.optim_g.type: Muon needs PyTorch 2.9 or newer, this is {torch.__version__}; use Adam, or upgrade it"
-            )
         self.weights = list(weights)
-        self.matrices = [nn.Parameter(_matrix(weight.detach(), weight)) for weight in self.weights]
-        self.muon = torch.optim.Muon(
-            self.matrices, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"
-        )
-        super().__init__(self.matrices, self.muon.defaults)
-        self._share()
-
-    def _share(self) -> None:
-        """Schedulers and checkpoints find Muon's own groups and state here."""
-        self.param_groups, self.state = self.muon.param_groups, self.muon.state
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As `torch.optim.Optimizer`."""
-        self.muon.load_state_dict(state_dict)
-        self._share()
+        matrices = [nn.Parameter(_matrix(weight.detach(), weight)) for weight in self.weights]
+        super().__init__(matrices, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
+        self.matrices = matrices
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
-        """One step along the gradients of the weights."""
-        assert closure is None
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One step along the gradients of the weights, which ``closure``, if given, computes; gives its loss."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
         for weight, matrix in zip(self.weights, self.matrices, strict=True):
             matrix.grad = None if weight.grad is None else _matrix(weight.grad, weight)
-        self.muon.step()
+        super().step()
+        return loss
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clears the gradients of the weights."""
+        super().zero_grad()
         for weight in self.weights:
             if weight.grad is not None and not set_to_none:
                 weight.grad.zero_()

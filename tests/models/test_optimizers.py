@@ -9,12 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from quantsr.errors import InputError
 from quantsr.models.optimizers import KernelMuon, hidden_weights
 from tests.models.test_quantsr_model import batch, make_model, parameters
 from tests.reference.muon import muon_step
-
-needs_muon = pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="Muon came with PyTorch 2.9")
 
 
 def layers() -> nn.Sequential:
@@ -31,7 +28,6 @@ def test_hidden_weights_are_all_but_the_first_and_the_last() -> None:
     assert [id(w) for w in hidden_weights(net)] == [id(net[i].weight) for i in (2, 3)]
 
 
-@needs_muon
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_kernel_muon_is_the_formula(layout: torch.memory_format) -> None:
     """Three steps, with decay, against matrices in PyTorch's own order: a kernel's columns may stand in any."""
@@ -60,7 +56,6 @@ def test_kernel_muon_is_the_formula(layout: torch.memory_format) -> None:
         assert weight.grad is None
 
 
-@needs_muon
 def test_all_weights_and_steps_have_one_optimizer(make_options: Any) -> None:
     model = make_model(make_options(**{"train.optim_g": {"type": "Muon", "lr": 1e-3, "weight_decay": 0.5}}))
     adam, muon = model.optimizers
@@ -78,7 +73,6 @@ def test_all_weights_and_steps_have_one_optimizer(make_options: Any) -> None:
     assert [g["lr"] for o in model.optimizers for g in o.param_groups] == pytest.approx([2.5e-4] * 3)
 
 
-@needs_muon
 def test_going_on_from_a_state_gives_the_same_weights(make_options: Any) -> None:
     options = make_options(**{"train.optim_g": {"type": "Muon", "lr": 1e-3}})
     whole = make_model(options)
@@ -93,9 +87,3 @@ def test_going_on_from_a_state_gives_the_same_weights(make_options: Any) -> None
         model.optimize_parameters(3)
     for (name, a), (_, b) in zip(whole.net.named_parameters(), other.net.named_parameters(), strict=True):
         assert torch.equal(a, b), name
-
-
-def test_a_pytorch_without_muon_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr(torch.optim, "Muon", raising=False)
-    with pytest.raises(InputError, match=r"train\.optim_g\.type: Muon needs PyTorch 2\.9"):
-        KernelMuon(hidden_weights(layers()), lr=1e-3)
