@@ -205,9 +205,8 @@ class Trainer:
     # Stages, validation, leaving
 
     def _start_stage2(self) -> None:
-        by_loss = self.train_options.ranking == "loss" and self.model.ranks
-        count = self.train_options.ranking_batches if by_loss else 0
-        ranking = self.model.start_stage2([next(self.loader) for _ in range(count)])
+        batches = [next(self.loader) for _ in range(self.model.ranking_batches)]
+        ranking = self.model.start_stage2(batches)
         logger.info(
             "iteration %d: stage 2, depths %s; blocks ranked, kept first: %s",
             self.iteration,

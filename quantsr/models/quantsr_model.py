@@ -114,19 +114,32 @@ class QuantSRModel(BaseModel):
         return depths if len(depths) > 1 else ()
 
     @property
-    def ranks(self) -> bool:
-        """Whether `start_stage2` ranks the blocks: a ranking that came with the starting checkpoint is kept where there was no stage 1."""
+    def ranking_batches(self) -> int:
+        """How many batches `start_stage2` ranks the blocks on: none unless ``train.ranking`` is ``loss``."""
+        return (
+            self.train_options.ranking_batches if self._ranks and self.train_options.ranking == "loss" else 0
+        )
+
+    @property
+    def _ranks(self) -> bool:
+        """A ranking that came with the starting checkpoint is kept where there was no stage 1."""
         return getattr(self.net, "ranking", None) is None or self.train_options.stage1_iter > 0
 
     def start_stage2(self, batches: Sequence[Batch] = ()) -> tuple[int, ...]:
-        """Ranks the blocks, as `train.ranking` says, and turns to training all depths.
+        """Ranks the blocks, as ``train.ranking`` says, and turns to training all depths.
 
         Args:
-            batches: what the loss is measured on, where that ranks them.
+            batches: as many as `ranking_batches`.
+
+        Raises:
+            ValueError: there are fewer or more.
         """
-        ranking = self.net.ranking
-        if self.ranks:
-            ranking = self._rank_by_loss(batches) if batches else self.net.rank_blocks()
+        if len(batches) != self.ranking_batches:
+            raise ValueError(f"blocks are ranked on {self.ranking_batches} batches, got {len(batches)}")
+        if batches:
+            ranking = self._rank_by_loss(batches)
+        else:
+            ranking = self.net.rank_blocks() if self._ranks else self.net.ranking
         self._set_ranking(ranking)
         self.stage = 2
         return tuple(ranking)

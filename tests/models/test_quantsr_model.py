@@ -97,9 +97,10 @@ def test_ranking_is_by_shortcut_and_reaches_the_ema(make_options: Any) -> None:
 def test_ranking_by_loss_drops_what_is_missed_least(make_options: Any) -> None:
     """Against the slow way: a copy of the network for every sub-network, ranked so that it keeps those blocks."""
     distill = {"output_weight": 0.0, "feature_weight": 1.0}
-    model = make_model(
-        make_options(**{"train.distill": distill}), teacher=EDSR(3, 3, num_feat=8, num_block=4, upscale=2)
-    )
+    options = make_options(**{"train.distill": distill, "train.ranking": "loss", "train.ranking_batches": 2})
+    model = make_model(options, teacher=EDSR(3, 3, num_feat=8, num_block=4, upscale=2))
+    with pytest.raises(ValueError, match="ranked on 2 batches, got 0"):
+        model.start_stage2()
     with torch.no_grad():
         for block, size in zip(model.net.body, [0.1, 3.0, 0.01, 1.0], strict=True):
             block.conv2.weight.mul_(size)
