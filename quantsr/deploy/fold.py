@@ -25,6 +25,7 @@ from quantsr.deploy.model import Codes, Float, Header, PackedModel, QuantizedLay
 
 _CODE_BITS = 16  # beyond, inputs are float
 _HIGH_INPUT = 256.0  # largest integer that the head's input is split into
+_FINER = 256.0  # units of the middle part in one of the high part, of inputs and weights alike
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,18 +118,26 @@ class FoldedNet(FromPixels):
 
 @dataclass(frozen=True, eq=False)
 class SplitHead:
-    """A float head as two convs whose sum hardly depends on the order of summation: `conv(h, high) + conv([h, x - h], low)`, h = rint(x * unit) / unit.
+    """A float head as three convs that give its exact sums, rounded once, in whatever order their products are added.
 
-    `h * unit` and the rows of `high`, times a power of two each, are integers so small that float32 adds their products without rounding; what is left is
-    a thousand times smaller, and so is what rounding does to it.
+    The input is taken apart as x = h + m + l, h and m multiples of 1 / `unit` and of 1 / `finer`, the weights likewise; then
+
+        a = conv(h, high)    b = conv([h, m], middle)    c = conv([h, m, l], low)    s = a + b
+        y = s + (((a - s) + b) + c)
+
+    float32 adds the products of `a` and of `b` without rounding, (a - s) + b is what rounding took from `s`, and `c` is a 2 ** 16th of `a`, so that
+    its own rounding hardly ever reaches the result (of the x4 network, in 1 of 8,000 values).
     """
 
     unit: np.float32
-    """A power of two."""
+    finer: np.float32
+    """Powers of two."""
     high: Float
     """(O, I, kh, kw)"""
-    low: Float
+    middle: Float
     """(O, 2 * I, kh, kw)"""
+    low: Float
+    """(O, 3 * I, kh, kw)"""
 
 
 def split_head(net: FromPixels) -> SplitHead:
@@ -140,7 +149,15 @@ def split_head(net: FromPixels) -> SplitHead:
     peaks = np.maximum(np.abs(weight).reshape(len(weight), -1).max(1), np.float32(1e-30)).astype(np.float64)
     units = np.exp2(np.floor(np.log2(room / peaks))).reshape(-1, 1, 1, 1)
     high = (np.rint(weight * units) / units).astype(np.float32)
-    return SplitHead(np.float32(unit), high, np.concatenate([weight - high, weight], 1))
+    rest = weight - high
+    middle = (np.rint(rest * (units * _FINER)) / (units * _FINER)).astype(np.float32)
+    return SplitHead(
+        unit=np.float32(unit),
+        finer=np.float32(unit * _FINER),
+        high=high,
+        middle=np.concatenate([middle, high], 1),
+        low=np.concatenate([rest - middle, rest, weight], 1),
+    )
 
 
 def fold(model: PackedModel, depth: int | None = None) -> FoldedNet:

@@ -19,7 +19,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from quantsr.deploy import architectures, bitstream
 from quantsr.deploy.files import write_atomically
-from quantsr.deploy.fold import FoldedConv, FoldedNet, FromPixels, split_head
+from quantsr.deploy.fold import FoldedConv, FoldedNet, FromPixels, SplitHead, split_head
 from quantsr.deploy.model import PackedModel
 
 INPUT, OUTPUT = "image", "upscaled"
@@ -79,23 +79,40 @@ class Graph:
         self.node("Transpose", [x], OUTPUT, perm=[0, 2, 3, 1])
 
     def head(self, net: FromPixels, pixels: str) -> str:
-        """The head conv on the pixels. With float weights in two parts, so that the order of its sums does not show (`SplitHead`)."""
+        """The head conv on the pixels."""
         x = self.head_input(net, pixels)
         if net.head.codes_in is not None:
             return self.conv(net.head, x)
-        name, parts = net.head.name, split_head(net)
-        unit, back = self.scalar(parts.unit), self.scalar(1 / parts.unit)
-        rounded = self.node("Round", [self.node("Mul", [x, unit], "pixels.units")], "pixels.integers")
-        high = self.node("Mul", [rounded, back], "pixels.high")
-        both = self.node("Concat", [high, self.node("Sub", [x, high], "pixels.low")], "pixels.parts", axis=1)
-        size = net.head.weight.shape[-1]
-        sums = [
-            self.convolution(
-                part, self.constant(f"{name}.weight.{label}", weight), size, f"{name}.sum.{label}"
-            )
-            for label, part, weight in (("high", high, parts.high), ("low", both, parts.low))
-        ]
-        return self.finish_conv(net.head, self.node("Add", sums, f"{name}.sum"))
+        return self.finish_conv(net.head, self.split_sums(x, net.head.name, split_head(net)))
+
+    def split_sums(self, x: str, name: str, split: SplitHead) -> str:
+        """conv(x, weight) as `SplitHead` says."""
+        size = split.high.shape[-1]
+        parts: list[str] = []
+        sums = []
+        for label, unit, weight in (
+            ("high", split.unit, split.high),
+            ("middle", split.finer, split.middle),
+            ("low", None, split.low),
+        ):
+            part = x
+            if unit is not None:
+                units = self.node("Mul", [x, self.scalar(unit)], f"pixels.{label}.units")
+                units = self.node("Round", [units], f"pixels.{label}.integers")
+                part = self.node("Mul", [units, self.scalar(1 / unit)], f"pixels.{label}")
+                x = self.node("Sub", [x, part], f"pixels.{label}.rest")
+            parts.append(part)
+            read = part
+            if len(parts) > 1:
+                read = self.node("Concat", parts, f"pixels.{label}.parts", axis=1)
+            kernel = self.constant(f"{name}.weight.{label}", weight)
+            sums.append(self.convolution(read, kernel, size, f"{name}.sum.{label}"))
+        a, b, c = sums
+        total = self.node("Add", [a, b], f"{name}.sum.rounded")
+        error = self.node("Sub", [a, total], f"{name}.sum.less")
+        error = self.node("Add", [error, b], f"{name}.sum.error")
+        rest = self.node("Add", [error, c], f"{name}.sum.rest")
+        return self.node("Add", [total, rest], f"{name}.sum")
 
     def times(self, x: str, factors: Sequence[np.float32], name: str) -> str:
         """`x` times every factor in turn."""

@@ -18,7 +18,7 @@ import openvino.opset13 as op
 from numpy.typing import NDArray
 
 from quantsr.deploy import architectures, collapse
-from quantsr.deploy.fold import FoldedNet, FromPixels, fold, split_head
+from quantsr.deploy.fold import FoldedNet, FromPixels, SplitHead, fold, split_head
 from quantsr.deploy.model import PackedModel
 from quantsr.deploy.openvino_ops import (
     LARGEST_PAIR,
@@ -135,7 +135,7 @@ def _features(
 
 
 def _head(x: Node, net: FromPixels, *, round_input: bool, exact: bool = True) -> Node:
-    """conv_first in float32: integer codes are summed exactly, float weights, if `exact`, in two parts (see `fold.SplitHead`)."""
+    """conv_first in float32: integer codes are summed exactly; so are float weights, if `exact`, and rounded once."""
     head = net.head
     pad = head.weight.shape[-1] // 2
     if not net.pixels_are_codes:
@@ -146,17 +146,28 @@ def _head(x: Node, net: FromPixels, *, round_input: bool, exact: bool = True) ->
         if head.codes_in is None:
             if not exact:
                 return biased(convolution(x, floats(head.weight), pad), head)
-            parts = split_head(net)
-            high = apart(op.multiply(x, floats(parts.unit)))
-            high = op.multiply(op.round(high, "half_to_even"), floats(1 / parts.unit))
-            both = op.concat([high, op.subtract(x, high)], 1)
-            sums = (convolution(part, floats(w), pad) for part, w in ((high, parts.high), (both, parts.low)))
-            return biased(apart(op.add(*sums)), head)
+            return biased(_split_sums(x, split_head(net), pad), head)
         x = input_units(x, head)
         x = op.clamp(op.round(x, "half_to_even") if round_input else x, *map(float, head.codes_in))
     if head.zero_point is not None:
         x = op.subtract(x, floats(column(head.zero_point)))
     return biased(op.multiply(convolution(x, floats(head.weight), pad), floats(column(head.scale))), head)
+
+
+def _split_sums(x: Node, split: SplitHead, pad: int) -> Node:
+    """conv(x, weight) as `SplitHead` says."""
+    parts = []
+    for unit in (split.unit, split.finer):
+        units = op.round(apart(op.multiply(x, floats(unit))), "half_to_even")
+        parts.append(op.multiply(units, floats(1 / unit)))
+        x = op.subtract(x, parts[-1])
+    inputs = [parts[0], op.concat(parts, 1), op.concat([*parts, x], 1)]
+    a, b, c = (
+        convolution(part, floats(weight), pad)
+        for part, weight in zip(inputs, (split.high, split.middle, split.low), strict=True)
+    )
+    total = apart(op.add(a, b))
+    return apart(op.add(total, op.add(apart(op.add(op.subtract(a, total), b)), c)))
 
 
 def _layered_tail(x: Node, net: FoldedNet, limit: int | None) -> Node:

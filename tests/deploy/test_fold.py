@@ -182,14 +182,25 @@ def test_the_staircase_gives_trainings_codes_with_room_to_spare(bits, signed):
         assert torch.equal(got, expected)
 
 
-def test_the_head_in_two_parts_is_the_head():
+def test_the_head_in_three_parts_is_the_head():
+    """All products of the first two parts are integers times one number for each output, and float32 holds their sums."""
     net = fold(small_model(num_feat=16, head_tail_bits=32))
-    parts = split_head(net)
+    split = split_head(net)
     weight = net.head.weight
-    np.testing.assert_array_equal(parts.high + parts.low[:, :3], weight)
-    np.testing.assert_array_equal(parts.low[:, 3:], weight)
-    # Integers times one number for each output, whose sums of products float32 holds without rounding.
-    rows = np.rint(parts.high.reshape(16, -1).astype(np.float64) * 2.0**40).astype(np.int64)
-    integers = rows // np.gcd.reduce(rows, 1)[:, None]
-    assert (255 * float(parts.unit) * np.abs(integers).sum(1) < 2**24).all()
-    assert np.abs(parts.low[:, :3]).max() < np.abs(weight).max() / 500
+    high, (middle, high_again), rest = split.high, np.split(split.middle, 2, 1), np.split(split.low, 3, 1)
+    np.testing.assert_array_equal(high, high_again)
+    np.testing.assert_array_equal(high + middle + rest[0], weight)
+    np.testing.assert_array_equal(high + rest[1], weight)
+    np.testing.assert_array_equal(rest[2], weight)
+
+    def integers(kernel):
+        rows = np.rint(kernel.reshape(len(kernel), -1).astype(np.float64) * 2.0**40).astype(np.int64)
+        return rows // np.gcd.reduce(rows, 1)[:, None]
+
+    largest = 256 * float(split.unit)
+    assert split.finer == split.unit * 256
+    assert (largest * np.abs(integers(high)).sum(1) < 2**24).all()
+    both = integers(np.concatenate([high, middle], 1)).reshape(16, 2, -1)
+    products = 128 * np.abs(both[:, 0]) / 256 + largest * np.abs(both[:, 1])
+    assert (products.sum(1) < 2**24).all()
+    assert np.abs(rest[0]).max() < np.abs(weight).max() / 2**16
