@@ -147,9 +147,9 @@ def test_the_graph_is_of_integers():
     kinds = Counter(node.op_type for node in graph.node)
     layers = 2 * 2
     assert kinds["MatMul"] == layers * (3 + 1 + 2 + 2)
-    assert kinds["Conv"] == 2 + 2 + 1 + 1  # conv_first is float, in two parts
+    assert kinds["Conv"] == 2 + 2 + 2 + 1  # conv_first is float, in three parts
     # All operands of products but the inputs and weights of conv_first, and two inputs of 16 bits, whose codes are float32 already.
-    assert kinds["DequantizeLinear"] == 2 * (kinds["MatMul"] + kinds["Conv"] - 2) - 2
+    assert kinds["DequantizeLinear"] == 2 * (kinds["MatMul"] + kinds["Conv"] - 3) - 2
     weights = [t for t in graph.initializer if t.name.endswith(".weight") and "norm" not in t.name]
     assert Counter(t.data_type for t in weights) == {onnx.TensorProto.INT8: layers * 6 + 4}
     # Masks are computed once, not per layer.
