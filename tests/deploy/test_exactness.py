@@ -124,6 +124,28 @@ def test_openvino_has_the_codes_of_the_reference(picture, bits, monkeypatch):
         assert_same_picture(result[0][0], wanted)
 
 
+def test_openvino_rounds_the_sums_of_the_first_convolution_once(picture):
+    """A last bit that differs is a code that flips sooner or later; in one float32 convolution most of them do."""
+    ov = pytest.importorskip("openvino")
+    from quantsr.deploy.openvino_core import core
+
+    net = fold(convert.convert(network(num_feat=32), head_tail_bits=32))
+    shape = [1, *picture.shape]
+    image = ov.opset13.parameter(shape, np.float32, name="image")
+    pixels = ov.opset13.transpose(image, openvino_ops.ints(0, 3, 1, 2))
+    expected = integer.head(net, picture).numpy()
+    wrong = {}
+    for exact in (True, False):
+        graph = ov.Model(
+            [ov.opset13.result(openvino_graph._head(pixels, net, round_input=True, exact=exact))], [image], ""
+        )
+        settings = {"INFERENCE_PRECISION_HINT": "f32"}
+        (got,) = core().compile_model(graph, "CPU", settings)([picture[None].astype(np.float32)]).values()
+        wrong[exact] = (got != expected).mean()
+    assert wrong[True] < 5e-4
+    assert wrong[False] > 0.1
+
+
 @pytest.mark.parametrize("engine", ["openvino", "onnxruntime", "torch"])
 def test_every_engine_gives_the_picture_of_training(picture, engine):
     pytest.importorskip(engine)
