@@ -7,47 +7,41 @@ python -m benchmarks.bench_optimizer --device cuda --blocks 32 --batch 32
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from benchmarks import timing
+from benchmarks.bench_train import Row, Step, Work
 from quantsr.analysis.timing import interleaved, machine
-from quantsr.archs import QuantSR_C
-from quantsr.config.training import OptimizerOptions, TrainOptions
+from quantsr.config.training import TrainOptions
 from quantsr.engine.device import computes_in_bf16
 from quantsr.models.optimizers import build_optimizers
-from quantsr.quant import calibrate
 
 
-def contenders(kind: str, args: argparse.Namespace, device: torch.device) -> dict[str, Callable[[], object]]:
-    """A whole step and the optimizer's part of it, on a network of their own."""
-    torch.manual_seed(0)
-    net: Any = QuantSR_C(num_block=args.blocks, upscale=4).to(device, memory_format=torch.channels_last)
-    lq = torch.rand(args.batch, 3, 48, 48, device=device)
-    gt = torch.rand(args.batch, 3, 192, 192, device=device)
-    calibrate(net, [lq])
-    net.train()
-    scheduler: Any = {"type": "MultiStepLR", "milestones": []}
-    train = TrainOptions(
-        total_iter=1, optim_g=OptimizerOptions.model_validate({"type": kind, "lr": 1e-6}), scheduler=scheduler
-    )
-    optimizers = build_optimizers(net, train)
+class OptimizedStep(Step):
+    """A step with the optimizers that training would take."""
 
-    def update() -> None:
-        for optimizer in optimizers:
-            optimizer.step()
+    def __init__(self, kind: str, work: Work) -> None:
+        bf16 = computes_in_bf16(torch.device(work.device))
+        super().__init__(Row("ours", bf16=bf16, compiled=True, channels_last=True), work)
+        options: dict[str, Any] = {
+            "total_iter": 1,
+            "optim_g": {"type": kind, "lr": 1e-6},
+            "scheduler": {"type": "MultiStepLR", "milestones": []},
+        }
+        self.optimizers = build_optimizers(self.net, TrainOptions.model_validate(options))
 
-    def step() -> None:
-        for optimizer in optimizers:
+    def __call__(self) -> None:
+        for optimizer in self.optimizers:
             optimizer.zero_grad()
-        with torch.autocast(device.type, torch.bfloat16, enabled=computes_in_bf16(device)):
-            output = net(lq)
-        (output.float() - gt).abs().mean().backward()
-        update()
+        self.loss().backward()
+        self.update()
 
-    return {f"{kind}, step": step, f"{kind}, optimizer": update}
+    def update(self) -> None:
+        """The optimizers' part, on the gradients that are there."""
+        for optimizer in self.optimizers:
+            optimizer.step()
 
 
 def main() -> None:
@@ -59,9 +53,11 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--rounds", type=int, default=9)
     args = parser.parse_args()
-    device = torch.device(args.device)
-    calls = {**contenders("Adam", args, device), **contenders("Muon", args, device)}
-    sync = torch.cuda.synchronize if device.type == "cuda" else None
+    work = Work(blocks=args.blocks, batch=args.batch, device=args.device)
+    steps = {kind: OptimizedStep(kind, work) for kind in ("Adam", "Muon")}
+    calls = {f"{kind}, step": step for kind, step in steps.items()}
+    calls |= {f"{kind}, optimizer": step.update for kind, step in steps.items()}
+    sync = torch.cuda.synchronize if args.device == "cuda" else None
     timings = interleaved(calls, args.rounds, warm_up=2, sync=sync)
     records = [{"row": t.name, **t.row(), "runs": len(t.times)} for t in timings]
     print(machine())

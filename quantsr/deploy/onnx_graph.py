@@ -88,26 +88,25 @@ class Graph:
     def split_sums(self, x: str, name: str, split: SplitHead) -> str:
         """conv(x, weight) as `SplitHead` says."""
         size = split.high.shape[-1]
-        parts: list[str] = []
-        sums = []
-        for label, unit, weight in (
-            ("high", split.unit, split.high),
-            ("middle", split.finer, split.middle),
-            ("low", None, split.low),
-        ):
-            part = x
-            if unit is not None:
-                units = self.node("Mul", [x, self.scalar(unit)], f"pixels.{label}.units")
-                units = self.node("Round", [units], f"pixels.{label}.integers")
-                part = self.node("Mul", [units, self.scalar(1 / unit)], f"pixels.{label}")
-                x = self.node("Sub", [x, part], f"pixels.{label}.rest")
-            parts.append(part)
-            read = part
-            if len(parts) > 1:
-                read = self.node("Concat", parts, f"pixels.{label}.parts", axis=1)
-            kernel = self.constant(f"{name}.weight.{label}", weight)
-            sums.append(self.convolution(read, kernel, size, f"{name}.sum.{label}"))
-        a, b, c = sums
+        parts = []
+        for label, unit in (("high", split.unit), ("middle", split.finer)):
+            units = self.node("Mul", [x, self.scalar(unit)], f"pixels.{label}.units")
+            units = self.node("Round", [units], f"pixels.{label}.integers")
+            parts.append(self.node("Mul", [units, self.scalar(1 / unit)], f"pixels.{label}"))
+            x = self.node("Sub", [x, parts[-1]], f"pixels.{label}.rest")
+        inputs = {
+            "high": parts[0],
+            "middle": self.node("Concat", parts, "pixels.middle.parts", axis=1),
+            "low": self.node("Concat", [*parts, x], "pixels.low.parts", axis=1),
+        }
+        a, b, c = (
+            self.convolution(
+                part, self.constant(f"{name}.weight.{label}", weight), size, f"{name}.sum.{label}"
+            )
+            for (label, part), weight in zip(
+                inputs.items(), (split.high, split.middle, split.low), strict=True
+            )
+        )
         total = self.node("Add", [a, b], f"{name}.sum.rounded")
         error = self.node("Sub", [a, total], f"{name}.sum.less")
         error = self.node("Add", [error, b], f"{name}.sum.error")

@@ -59,11 +59,16 @@ class KernelMuon(torch.optim.Muon):
         weights: dense in memory, contiguous or channels-last; they must stay where they are.
         lr: learning rate, on Adam's scale.
         weight_decay: decoupled, as AdamW's.
+
+    Raises:
+        ValueError: a weight lies otherwise in memory, so that no matrix can share it.
     """
 
     def __init__(self, weights: Sequence[nn.Parameter], *, lr: float, weight_decay: float = 0.0) -> None:
         self.weights = list(weights)
         matrices = [nn.Parameter(_matrix(weight.detach(), weight)) for weight in self.weights]
+        if any(m.data_ptr() != w.data_ptr() for m, w in zip(matrices, self.weights, strict=True)):
+            raise ValueError("Muon needs weights that are contiguous or channels-last in memory")
         super().__init__(matrices, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
         self.matrices = matrices
 
