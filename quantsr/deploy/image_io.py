@@ -61,7 +61,7 @@ def read(path: str | Path) -> Picture:
                 return _read_deep(path, image) if _is_deep(path, image) else _read_plain(image)
     except UnidentifiedImageError:
         raise InputError(
-            f"{path}: is not a picture this program can read; give {', '.join(SUFFIXES)}"
+            f"{path}: is not a picture this program can read; give {', '.join(SUFFIXES)} of 8 or 16 bits per channel"
         ) from None
     except FileNotFoundError:
         raise InputError(f"{path}: there is no such file") from None

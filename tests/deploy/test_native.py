@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from quantsr import Upscaler
 from quantsr.deploy import integer, runtimes
 from quantsr.deploy.native import library
-from quantsr.deploy.native.arrays import transformed
+from quantsr.deploy.native.arrays import G2, G4, transformed
 from quantsr.deploy.native.engine import NativeEngine
+from quantsr.deploy.native.program import ConvProgram
 from quantsr.deploy.stand_in import random_model
 from quantsr.errors import InputError
 from tests.deploy.native import ISAS, assert_left_to_others, assert_within_memory, needs_kernels, picture
@@ -36,17 +37,38 @@ def test_the_kernels_are_compiled_where_there_is_a_compiler() -> None:
     assert library.load() is not None
 
 
+@pytest.mark.parametrize(("form", "matrix"), [(winograd.SMALL, G2), (winograd.LARGE, G4)], ids=["2x2", "4x4"])
 @given(st.integers(0, 2**31), st.integers(2, 6), st.integers(2, 4))
-def test_transforms_of_codes_are_exact(seed: int, bits_a: int, bits_w: int) -> None:
+def test_transforms_of_codes_are_exact(form, matrix, seed: int, bits_a: int, bits_w: int) -> None:
     rng = np.random.default_rng(seed)
-    tile = rng.integers(-(2 ** (bits_a - 1)), 2 ** (bits_a - 1), (5, 4, 4))
+    side, positions = len(form.a), len(matrix) ** 2
+    tile = rng.integers(-(2 ** (bits_a - 1)), 2 ** (bits_a - 1), (5, side + 2, side + 2))
     weight = rng.integers(-(2 ** (bits_w - 1)), 2 ** (bits_w - 1), (3, 5, 3, 3))
     expected = winograd.plain_tile(tile, weight)
-    np.testing.assert_array_equal(winograd.tile_of_outputs(tile, weight), expected)
-    products = transformed(weight) * (winograd.B @ tile @ winograd.B.T).reshape(5, 16).T[:, :, None]
-    four_times = winograd.A @ products.sum(1).T.reshape(3, 4, 4) @ winograd.A.T
-    np.testing.assert_array_equal(four_times, 4 * expected)
-    assert np.abs(transformed(weight)).max() <= 9 * 2 ** (bits_w - 1)
+    np.testing.assert_array_equal(winograd.tile_of_outputs(tile, weight, form), expected)
+    inputs = (form.b @ tile @ form.b.T).reshape(5, positions).T[:, :, None]
+    products = transformed(weight, matrix) * inputs
+    times = matrix[0, 0] ** 2
+    scaled = form.a @ products.sum(1).T.reshape(3, len(matrix), len(matrix)) @ form.a.T
+    np.testing.assert_array_equal(scaled, times * expected)
+
+
+@pytest.mark.parametrize(
+    ("form", "matrix", "most_bits_a"), [(winograd.SMALL, G2, 6), (winograd.LARGE, G4, 4)], ids=["2x2", "4x4"]
+)
+def test_transforms_of_few_bits_are_bytes(form, matrix, most_bits_a: int) -> None:
+    """At every position, for the worst of all tiles and kernels: by the coefficients of each sign."""
+
+    def bounds(rows: np.ndarray, low: int, high: int) -> tuple[int, int]:
+        terms = np.einsum("ya,xb->yxab", rows, rows).reshape(len(rows) ** 2, -1)
+        more, less = terms.clip(0).sum(1), terms.clip(None, 0).sum(1)
+        return int((more * low + less * high).min()), int((more * high + less * low).max())
+
+    lowest, highest = bounds(matrix, -8, 7)
+    assert -128 <= lowest <= highest <= 127
+    terms = np.abs(np.einsum("ya,xb->yxab", form.b, form.b)).sum((2, 3)).max()
+    for bits in (most_bits_a, most_bits_a + 1):
+        assert (terms * (2**bits - 1) <= 255) == (bits == most_bits_a)
 
 
 @needs_kernels
@@ -66,6 +88,29 @@ def test_the_codes_are_the_references_bit_for_bit(isa: str, bits_w: int, bits_a:
         got = NativeEngine(model, depth, isa=isa, threads=2).run(image[None])[0]
         assert got.dtype == np.float32
         np.testing.assert_allclose(got, expected, rtol=0, atol=4e-3)
+
+
+@needs_kernels
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("num_feat", [16, 32, 64])
+def test_tiles_of_either_size_give_the_same_picture(isa: str, num_feat: int, monkeypatch) -> None:
+    model = model_of(num_feat=num_feat, bits_w=3, bits_a=3)
+    large = NativeEngine(model, 3, isa=isa)
+    monkeypatch.setattr(ConvProgram, "_code_conv", lambda self, conv: self._tiled(conv, library.TILE))
+    small = NativeEngine(model, 3, isa=isa)
+    for engine, tile in ((large, library.LARGE_TILE), (small, library.TILE)):
+        blocks = engine._program.network.body[:3]
+        assert {conv.tile for block in blocks for conv in (block.conv1, block.conv2)} == {tile}
+    for height, width in [*SIZES, (64, 57)]:
+        image = picture(height, width)[None]
+        np.testing.assert_array_equal(large.run(image), small.run(image))
+
+
+@needs_kernels
+@pytest.mark.parametrize(("bits_w", "bits_a", "tile"), [(4, 4, 4), (2, 2, 4), (4, 5, 2), (2, 6, 2)])
+def test_tiles_are_large_where_their_transforms_are_bytes(bits_w: int, bits_a: int, tile: int) -> None:
+    body = ConvProgram(model_of(bits_w=bits_w, bits_a=bits_a), 3, "plain").network.body
+    assert {conv.tile for block in body[:3] for conv in (block.conv1, block.conv2)} == {tile}
 
 
 @needs_kernels

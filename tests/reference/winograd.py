@@ -1,30 +1,73 @@
-"""F(2x2, 3x3) of Lavin and Gray (CVPR 2016, section 4.1), number by number: twin of the transforms in quantsr/deploy/native."""
+"""Winograd convolutions, number by number: twin of the transforms in quantsr/deploy/native."""
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 
-B = np.array([[1, 0, -1, 0], [0, 1, 1, 0], [0, -1, 1, 0], [0, 1, 0, -1]])
-"""B^T"""
-G = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]])
-A = np.array([[1, 1, 1, 0], [0, 1, -1, -1]])
-"""A^T"""
+
+class Form(NamedTuple):
+    """Transposed matrices of inputs and outputs, and that of weights."""
+
+    b: np.ndarray
+    g: np.ndarray
+    a: np.ndarray
 
 
-def tile_of_outputs(tile: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """(I, 4, 4) inputs and (O, I, 3, 3) weights -> (O, 2, 2)."""
-    result = np.zeros((len(weight), 2, 2))
+SMALL = Form(
+    np.array([[1, 0, -1, 0], [0, 1, 1, 0], [0, -1, 1, 0], [0, 1, 0, -1]]),
+    np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]]),
+    np.array([[1, 1, 1, 0], [0, 1, -1, -1]]),
+)
+"""F(2, 3) of Lavin and Gray (CVPR 2016, section 4.1)."""
+
+LARGE = Form(
+    np.array(
+        [
+            [1, 0, 0, 0, -1, 0],
+            [0, 1, 1, 1, 1, 0],
+            [0, -1, 1, -1, 1, 0],
+            [0, -1, -1, 1, 1, 0],
+            [0, 1, -1, -1, 1, 0],
+            [0, 2, 0, -2, 0, 0],
+            [0, -1, 0, 0, 0, 1],
+        ]
+    ),
+    np.array(
+        [
+            [1, 0, 0],
+            [0.25, 0.25, 0.25],
+            [0.25, -0.25, 0.25],
+            [0.5, 0, -0.5],
+            [0, -0.5, 0],
+            [0.25, 0.25, -0.25],
+            [0, 0, 1],
+        ]
+    ),
+    np.array(
+        [[1, 1, 1, 1, 0, 1, 0], [0, 1, -1, 0, 1, 1, 0], [0, 1, 1, -1, 0, -1, 0], [0, 1, -1, 0, -1, -1, 1]]
+    ),
+)
+"""F(4, 3) at 0, 1, -1, infinity and modulo x^2 + 1, the last by three products (as in Barabasz and Gregg, 2019)."""
+
+
+def tile_of_outputs(tile: np.ndarray, weight: np.ndarray, form: Form) -> np.ndarray:
+    """(I, t + 2, t + 2) inputs and (O, I, 3, 3) weights -> (O, t, t)."""
+    side = len(form.a)
+    result = np.zeros((len(weight), side, side))
     for o, kernels in enumerate(weight):
-        products = np.zeros((4, 4))
+        products = np.zeros((len(form.g), len(form.g)))
         for d, g in zip(tile, kernels, strict=True):
-            products += (B @ d @ B.T) * (G @ g @ G.T)
-        result[o] = A @ products @ A.T
+            products += (form.b @ d @ form.b.T) * (form.g @ g @ form.g.T)
+        result[o] = form.a @ products @ form.a.T
     return result
 
 
 def plain_tile(tile: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """The same as four sums of nine products."""
-    result = np.zeros((len(weight), 2, 2), tile.dtype)
+    """The same as sums of nine products."""
+    side = tile.shape[1] - 2
+    result = np.zeros((len(weight), side, side), tile.dtype)
     for o, y, x in np.ndindex(result.shape):
         result[o, y, x] = (tile[:, y : y + 3, x : x + 3] * weight[o]).sum()
     return result

@@ -19,6 +19,10 @@ MAX_OUTPUTS = 192
 G2 = np.array([[2, 0, 0], [1, 1, 1], [1, -1, 1], [0, 0, 2]], np.int64)
 """Twice the matrix G of F(2, 3): the transformed weights are integers."""
 
+G4 = np.array([[4, 0, 0], [1, 1, 1], [1, -1, 1], [2, 0, -2], [0, -2, 0], [1, 1, -1], [0, 0, 4]], np.int64)
+"""Four times G of an F(4, 3) of 7 products: Toom and Cook's at the points 0, 1, -1 and infinity, and modulo x^2 + 1, which takes three
+products (Karatsuba) where two points would make the transformed inputs too large for bytes (Barabasz and Gregg, 2019)."""
+
 _WIDE = 4  # steps of a 16-bit input in one of the kernels' 14-bit ones
 
 Values = NDArray[Any]
@@ -121,11 +125,11 @@ class Arrays:
 
 
 def transformed(weight: Values, matrix: Values = G2) -> Values:
-    """(O, I, 3, 3) -> (16, I, O): G g G^T of F(2x2, 3x3) for `matrix` G, position by position; by default 4 times that, of integers."""
+    """(O, I, 3, 3) -> (positions, I, O): G g G^T for `matrix` G, position by position; by default 4 times that of F(2x2, 3x3), of integers."""
     u = np.einsum(
         "ya,oiab,xb->yxio", matrix, weight.astype(np.result_type(weight, matrix)), matrix, optimize=True
     )
-    return u.reshape(16, *u.shape[2:])
+    return u.reshape(-1, *u.shape[2:])
 
 
 def nested(weight: Values, blocks: int, matrix: Values) -> list[Values]:

@@ -1,9 +1,11 @@
-/* QuantSR-C and QuantSR-T on a CPU: integer convolutions of codes in Winograd's form F(2x2, 3x3), exact, with what is between them
+/* QuantSR-C and QuantSR-T on a CPU: integer convolutions of codes in Winograd's form, exact, with what is between them
  * fused in; Swin layers window by window (swin.inc).
  *
  * F(2x2, 3x3) (Winograd 1980; Lavin and Gray, CVPR 2016) takes 16 products for 4 outputs instead of 36. Its transforms of codes of
  * few bits are small integers again: inputs grow by 4, weights (times 4, which the scale takes off) by 9, so that codes of
- * up to 6 bits and weights of 4 fit in bytes, and every sum is the integer that the plain convolution gives.
+ * up to 6 bits and weights of 4 fit in bytes, and every sum is the integer that the plain convolution gives. F(4x4, 3x3) with
+ * x^2 + 1 among its moduli (arrays.py) takes 49 products for 16 outputs; inputs grow by 16, weights (times 16) by 16: blocks with
+ * activations and weights of up to 4 bits have it.
  *
  * A picture goes through phases (head, every convolution or Swin layer, tail), whose rows or windows the threads take one by one; all wait for
  * the last before the next phase begins. Plain C; what differs between processors is in the macros before each inclusion of strips.inc.
@@ -22,7 +24,7 @@
 
 #define INLINE static inline __attribute__((always_inline))
 /* Before a loop of few rounds over arrays that are to be registers. */
-#define UNROLL _Pragma("GCC unroll 8")
+#define UNROLL _Pragma("GCC unroll 16")
 #define MIN(a, b) ((a) < (b) ? (a) : (b))
 #define MAX(a, b) ((a) > (b) ? (a) : (b))
 
@@ -79,6 +81,9 @@ typedef struct {
     float *spare_floats;
     Window window;
 } Scratch;
+
+/* Positions along one side of a tile of so many outputs. */
+static inline int side_of(int tile) { return tile == LARGE_TILE ? 7 : 4; }
 
 /* Whether the tail's inner kernel holds for a pixel. */
 static int is_inner(int y, int x, int height, int width) { return y > 0 && x > 0 && y < height - 1 && x < width - 1; }
@@ -266,6 +271,12 @@ typedef struct {
     Scratch scratch;
 } Member;
 
+/* The convolution of one of a QuantSR-C's phases between the first and the last but one: two for each block. */
+static const Conv *conv_of(const Network *net, int phase) {
+    const Block *block = net->body + (phase - 1) / 2;
+    return phase % 2 ? &block->conv1 : &block->conv2;
+}
+
 static int units_of(const Team *team, int phase) {
     const int height = team->picture->height, last = team->phases - 1;
     const Swin *swin = team->net->swin;
@@ -274,7 +285,9 @@ static int units_of(const Team *team, int phase) {
         if (kind == LAYER) return (height / swin->window) * (team->picture->width / swin->window);
         return kind == FIRST || kind == SPREAD || kind == NORM ? height : height / TILE;
     }
-    return phase == 0 || (phase == last && team->net->ring.weight[0]) ? height : (height + 1) / TILE;
+    if (phase == 0 || (phase == last && team->net->ring.weight[0])) return height;
+    const int tile = phase > 2 * team->net->blocks ? TILE : conv_of(team->net, phase)->tile;
+    return (height + tile - 1) / tile;
 }
 
 static void wait_for_all(Team *team) {
@@ -310,10 +323,13 @@ static void *take(char **free, size_t bytes) {
     return taken;
 }
 
+/* So many pixels, and as many more as make whole tiles of either size. */
+static size_t whole_tiles(int pixels) { return (pixels + LARGE_TILE - 1) / LARGE_TILE * LARGE_TILE; }
+
 /* Lays out maps and scratch from `memory` on, and gives the number of bytes that takes. */
 static size_t lay_out(const Network *net, const Picture *picture, char *memory, Maps *maps, Scratch *scratch) {
     const size_t channels = net->channels, widest = MAX(net->channels, net->tail.outputs);
-    const size_t tall = (picture->height + 1) / TILE * TILE, wide = (picture->width + 1) / TILE * TILE;
+    const size_t tall = whole_tiles(picture->height), wide = whole_tiles(picture->width);
     char *end = memory;
     maps->row = wide + 2 * BORDER;
     maps->code_row = wide + 2;
@@ -338,7 +354,8 @@ static size_t lay_out(const Network *net, const Picture *picture, char *memory, 
     for (int i = 0; i < picture->threads; i++) {
         const size_t tiles = 2 * (CHUNK + 1) + CHUNK; /* products take several tiles at once, also where fewer are left */
         scratch[i].inputs = take(&end, tiles * (POSITIONS * channels * sizeof(float) + 64));
-        scratch[i].sums = take(&end, CHUNK * (POSITIONS * widest + 16) * sizeof(int32_t));
+        const size_t sums = MAX(POSITIONS * widest, swin ? 0 : LARGE_POSITIONS * channels);
+        scratch[i].sums = take(&end, CHUNK * (sums + 16) * sizeof(int32_t));
         scratch[i].spare_codes = take(&end, HEAD * channels);
         scratch[i].spare_words = take(&end, HEAD * channels * sizeof(int16_t));
         scratch[i].spare_floats = take(&end, HEAD * channels * sizeof(float));
@@ -355,9 +372,9 @@ static size_t lay_out(const Network *net, const Picture *picture, char *memory, 
     return end - memory;
 }
 
-/* Zeros around a map of `size` bytes a pixel and at its right and bottom where the picture has an odd number of pixels. */
+/* Zeros around a map of `size` bytes a pixel and at its right and bottom where its last tiles reach beyond the picture. */
 static void clear_border(void *map, size_t border, size_t row, const Picture *picture, size_t size) {
-    const size_t rows = (picture->height + 1) / TILE * TILE + 2 * border;
+    const size_t rows = whole_tiles(picture->height) + 2 * border;
     for (size_t y = 0; y < rows; y++) {
         char *line = (char *)map + y * row * size;
         const int inside = y >= border && y < border + picture->height;

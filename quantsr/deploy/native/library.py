@@ -14,6 +14,9 @@ ISAS = {"plain": 1, "avx2": 2, "avx512_vnni": 3}
 BYTES, WORDS, FLOATS = 0, 1, 2
 """Kinds of a convolution's inputs and weights."""
 
+TILE, LARGE_TILE = 2, 4
+"""Outputs along one side of a tile: of F(2x2, 3x3), and of F(4x4, 3x3) in blocks of few bits."""
+
 LARGEST_WORD = 8191
 """Of 16-bit inputs: four of them add up to 16 bits."""
 
@@ -31,6 +34,7 @@ class Conv(ctypes.Structure):
         ("kind", c_int32),
         ("blocks", c_int32),
         ("outputs", c_int32),
+        ("tile", c_int32),
         ("offset_sums", c_int32),
         ("offset_mixed", c_int32),
     )

@@ -5,8 +5,9 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/* Of a Winograd convolution F(2x2, 3x3): a tile of 4x4 inputs gives 2x2 outputs by products at 16 positions. */
-enum { POSITIONS = 16, TILE = 2, CHUNK = 12, BORDER = 2 };
+/* Of a Winograd convolution F(2x2, 3x3): a tile of 4x4 inputs gives 2x2 outputs by products at 16 positions. Of F(4x4, 3x3): 6x6
+   inputs give 4x4 outputs by products at 49. A chunk of tiles is computed at once. */
+enum { POSITIONS = 16, TILE = 2, LARGE_POSITIONS = 49, LARGE_TILE = 4, CHUNK = 12, BORDER = 2 };
 
 /* Pixels that the first convolution takes at once. */
 enum { HEAD = 4 };
@@ -17,15 +18,17 @@ enum { BYTES, WORDS, FLOATS };
 /* A 3x3 convolution (blocks = 1), or a 5x5 one as four of 3x3 two pixels apart (blocks = 2). */
 typedef struct {
     /* For each position, for each of its parts (rows of blocks first; the second block has none at position 0): transformed weights
-       [C / g][P][g], g being how many inputs have 4 bytes. Those of codes are 4 times the transform, which the scale takes off. */
+       [C / g][P][g], g being how many inputs have 4 bytes. Those of codes are 4 times the transform (16 times with large tiles), which the
+       scale takes off. */
     const void *weight;
-    const int32_t *start; /* of BYTES: [16][P], what takes the offsets of the inputs off again */
+    const int32_t *start; /* of BYTES: [positions][P], what takes the offsets of the inputs off again */
     const float *scale;   /* [P] the value of one unit of the sum */
     const float *bias;    /* [P] */
     int32_t kind;
     int32_t blocks;
     int32_t outputs;      /* P, a multiple of 16 */
-    int32_t offset_sums;  /* of BYTES: added to the transformed inputs at position 5, all of whose terms are added ... */
+    int32_t tile;         /* TILE, or, of the convolutions in blocks, LARGE_TILE */
+    int32_t offset_sums;  /* of BYTES: added to the transformed inputs at position (1, 1), all of whose terms are added ... */
     int32_t offset_mixed; /* ... and at the others, so that they are unsigned */
 } Conv;
 

@@ -13,6 +13,8 @@ from quantsr.deploy.model import PackedModel, tail_stages
 from quantsr.deploy.native import library
 from quantsr.deploy.native.arrays import (
     CHANNELS,
+    G2,
+    G4,
     MAX_OUTPUTS,
     Arrays,
     Unsupported,
@@ -89,25 +91,39 @@ class ConvProgram(Arrays):
         )
 
     def _code_conv(self, conv: FoldedConv) -> library.Conv:
-        """Transformed codes are sums of four, or differences of two and two: with an offset that makes them positive they are 0..4 * (high - low)."""
+        """With large tiles where their transforms fit, else with small ones. Raises Unsupported where those do not either."""
+        try:
+            return self._tiled(conv, library.LARGE_TILE)
+        except Unsupported:
+            return self._tiled(conv, library.TILE)
+
+    def _tiled(self, conv: FoldedConv, tile: int) -> library.Conv:
+        """Transformed codes are sums of 4 (16 in large tiles), or differences of at most half as many and as many: with an offset that makes
+        them positive they are 0..4 (16) * (high - low)."""
         assert conv.codes_in is not None
         low, high = conv.codes_in
-        weight = transformed(conv.weight)
-        largest, peak = 4 * (high - low), int(np.abs(weight).max(initial=0))
-        if largest > np.iinfo(np.uint8).max or peak > np.iinfo(np.int8).max:
+        terms, matrix = (16, G4) if tile == library.LARGE_TILE else (4, G2)
+        weight = transformed(conv.weight, matrix)
+        largest = terms * (high - low)
+        fits = (
+            np.iinfo(np.int8).min <= weight.min(initial=0) and weight.max(initial=0) <= np.iinfo(np.int8).max
+        )
+        if largest > np.iinfo(np.uint8).max or not fits:
             raise Unsupported(f"{conv.name} has too many bits for its transform to be bytes")
-        if self._isa == "avx2" and 2 * largest * peak > np.iinfo(np.int16).max:
+        if self._isa == "avx2" and 2 * largest * int(np.abs(weight).max(initial=0)) > np.iinfo(np.int16).max:
             raise Unsupported(f"sums of two products of {conv.name} do not fit in this processor's 16 bits")
-        sums, mixed = -4 * low, 2 * (high - low)
-        offset = np.array([sums if p == 5 else mixed for p in range(16)]).reshape(-1, 1)
+        sums, mixed = -terms * low, terms // 2 * (high - low)
+        offset = np.full(len(weight), mixed)
+        offset[len(matrix) + 1] = sums
         return library.Conv(
             weight=self.weight(list(weight), np.int8),
-            start=self.pointer(-offset * weight.sum(1), np.int32),
-            scale=self.pointer(conv.scale * np.float32(0.25)),
+            start=self.pointer(-offset.reshape(-1, 1) * weight.sum(1), np.int32),
+            scale=self.pointer(conv.scale * np.float32(1 / terms)),
             bias=self.pointer(conv.bias),
             kind=library.BYTES,
             blocks=1,
             outputs=weight.shape[2],
+            tile=tile,
             offset_sums=sums,
             offset_mixed=mixed,
         )
