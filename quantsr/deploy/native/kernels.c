@@ -7,8 +7,8 @@
  * x^2 + 1 among its moduli (arrays.py) takes 49 products for 16 outputs; inputs grow by 16, weights (times 16) by 16: blocks with
  * activations and weights of up to 4 bits have it.
  *
- * A picture goes through phases (head, every convolution or Swin layer, tail), whose rows or windows the threads take one by one; all wait for
- * the last before the next phase begins. Plain C; what differs between processors is in the macros before each inclusion of strips.inc.
+ * A picture goes through phases (head, every convolution or Swin layer, tail), whose rows or windows the threads take one by one, each when
+ * what it needs of the phase before is done. Plain C; what differs between processors is in the macros before each inclusion of strips.inc.
  */
 
 #include "network.h"
@@ -252,6 +252,78 @@ static Work work_of(int isa, int swin) {
     return swin ? swin_work_plain : work_plain;
 }
 
+/* Order ----------------------------------------------------------------------------------------------------------- */
+
+/* A row, strip or window of one phase. */
+typedef struct {
+    int32_t phase, number;
+} Unit;
+
+/* Units in an order in which each comes after those that it needs. */
+typedef struct {
+    Unit *order;
+    int32_t *first;     /* of each phase: the place of its unit 0 in `done` */
+    atomic_uchar *done; /* [units] */
+    int32_t phases, units;
+} Plan;
+
+static int phases_of(const Network *net) {
+    return net->swin ? swin_phases(net->swin) : 2 * net->blocks + (net->ring.weight[0] ? 4 : 3);
+}
+
+/* Rows of a QuantSR-C that a unit of a phase makes. */
+static int rows_of(const Network *net, int phase) {
+    const int body = 2 * net->blocks;
+    if (phase == 0 || phase == body + 3) return 1;
+    if (phase > body) return TILE;
+    const Block *block = net->body + (phase - 1) / 2;
+    return phase % 2 ? block->conv1.tile : block->conv2.tile;
+}
+
+static int units_of(const Network *net, const Picture *picture, int phase) {
+    const Swin *swin = net->swin;
+    if (!swin) return (picture->height + rows_of(net, phase) - 1) / rows_of(net, phase);
+    const int kind = step_of(swin, phase).kind;
+    if (kind == LAYER) return (picture->height / swin->window) * (picture->width / swin->window);
+    return kind == FIRST || kind == SPREAD || kind == NORM ? picture->height : picture->height / TILE;
+}
+
+/* The units of the phase before that one needs: in a QuantSR-C those that make, or last read, the rows that it reads or writes. */
+static void needs_of(const Network *net, const Picture *picture, Unit unit, int *from, int *to) {
+    *from = 0, *to = units_of(net, picture, unit.phase - 1);
+    if (net->swin) return;
+    const int rows = rows_of(net, unit.phase), top = unit.number * rows, before = rows_of(net, unit.phase - 1);
+    *from = MAX(0, top - BORDER) / before;
+    *to = MIN(*to, (top + rows + BORDER + before - 1) / before);
+}
+
+/* Few threads take a QuantSR-C a few phases at a time, each some rows behind the one before it: rows are still in the cache when they are read
+   again. Many would wait for each other; they take phase by phase, as a QuantSR-T is taken. */
+static void make_plan(const Network *net, const Picture *picture, Plan *plan) {
+    enum { TOGETHER = 8, LAG = 8, MOST_THREADS = 4 };
+    const int together = net->swin || picture->threads > MOST_THREADS ? 1 : TOGETHER, height = picture->height;
+    Unit *next = plan->order;
+    for (int phase = 0, first = 0; phase < plan->phases; phase++) {
+        plan->first[phase] = first;
+        first += units_of(net, picture, phase);
+    }
+    for (int group = 0; group < plan->phases; group += together) {
+        const int end = MIN(group + together, plan->phases);
+        if (together == 1) {
+            for (int i = 0; i < units_of(net, picture, group); i++) *next++ = (Unit){group, i};
+            continue;
+        }
+        int taken[TOGETHER] = {0};
+        for (int front = LARGE_TILE; front < height + LARGE_TILE + LAG * together; front += LARGE_TILE)
+            for (int phase = group; phase < end; phase++) {
+                const int rows = rows_of(net, phase), units = units_of(net, picture, phase);
+                int *number = &taken[phase - group];
+                while (*number < units && MIN(height, (*number + 1) * rows) <= front - LAG * (phase - group))
+                    *next++ = (Unit){phase, (*number)++};
+            }
+    }
+}
+
 /* Threads --------------------------------------------------------------------------------------------------------- */
 
 /* Work of one picture that its threads share. */
@@ -260,10 +332,8 @@ typedef struct {
     const Picture *picture;
     Maps maps;
     Work work;
-    int phases;
-    atomic_int members;        /* 0 until it is known how many threads could be had */
-    atomic_int next[2];        /* unit to take next, of even and odd phases */
-    atomic_int waiting, round; /* the barrier's */
+    Plan plan;
+    atomic_int next; /* place in the plan of the unit to take next */
 } Team;
 
 typedef struct {
@@ -271,46 +341,23 @@ typedef struct {
     Scratch scratch;
 } Member;
 
-/* The convolution of one of a QuantSR-C's phases between the first and the last but one: two for each block. */
-static const Conv *conv_of(const Network *net, int phase) {
-    const Block *block = net->body + (phase - 1) / 2;
-    return phase % 2 ? &block->conv1 : &block->conv2;
-}
-
-static int units_of(const Team *team, int phase) {
-    const int height = team->picture->height, last = team->phases - 1;
-    const Swin *swin = team->net->swin;
-    if (swin) {
-        const int kind = step_of(swin, phase).kind;
-        if (kind == LAYER) return (height / swin->window) * (team->picture->width / swin->window);
-        return kind == FIRST || kind == SPREAD || kind == NORM ? height : height / TILE;
-    }
-    if (phase == 0 || (phase == last && team->net->ring.weight[0])) return height;
-    const int tile = phase > 2 * team->net->blocks ? TILE : conv_of(team->net, phase)->tile;
-    return (height + tile - 1) / tile;
-}
-
-static void wait_for_all(Team *team) {
-    const int round = atomic_load(&team->round);
-    if (atomic_fetch_add(&team->waiting, 1) + 1 == team->members) {
-        atomic_store(&team->waiting, 0);
-        atomic_store(&team->round, round + 1);
-        return;
-    }
-    for (int spins = 0; atomic_load_explicit(&team->round, memory_order_acquire) == round; spins++)
-        if (spins >= SPINS) sched_yield();
-}
-
 static void *run_member(void *argument) {
     Member *member = argument;
     Team *team = member->team;
-    while (!atomic_load(&team->members)) sched_yield();
-    for (int phase = 0; phase < team->phases; phase++) {
-        const int units = units_of(team, phase);
-        for (int unit; (unit = atomic_fetch_add(&team->next[phase % 2], 1)) < units;)
-            team->work(team->net, team->picture, &team->maps, phase, unit, &member->scratch);
-        wait_for_all(team);
-        atomic_store(&team->next[phase % 2], 0); /* not used again before the next wait */
+    const Plan *plan = &team->plan;
+    int complete = -1; /* the last phase all of whose units are known to be done */
+    for (int place; (place = atomic_fetch_add(&team->next, 1)) < plan->units;) {
+        const Unit unit = plan->order[place];
+        if (unit.phase > 0 && complete < unit.phase - 1) {
+            int from, to;
+            needs_of(team->net, team->picture, unit, &from, &to);
+            for (int i = from; i < to; i++)
+                for (int spins = 0; !atomic_load_explicit(&plan->done[plan->first[unit.phase - 1] + i], memory_order_acquire); spins++)
+                    if (spins >= SPINS) sched_yield();
+            if (to - from == units_of(team->net, team->picture, unit.phase - 1)) complete = unit.phase - 1;
+        }
+        team->work(team->net, team->picture, &team->maps, unit.phase, unit.number, &member->scratch);
+        atomic_store_explicit(&plan->done[plan->first[unit.phase] + unit.number], 1, memory_order_release);
     }
     return NULL;
 }
@@ -326,8 +373,8 @@ static void *take(char **free, size_t bytes) {
 /* So many pixels, and as many more as make whole tiles of either size. */
 static size_t whole_tiles(int pixels) { return (pixels + LARGE_TILE - 1) / LARGE_TILE * LARGE_TILE; }
 
-/* Lays out maps and scratch from `memory` on, and gives the number of bytes that takes. */
-static size_t lay_out(const Network *net, const Picture *picture, char *memory, Maps *maps, Scratch *scratch) {
+/* Lays out maps, plan and scratch from `memory` on, and gives the number of bytes that takes. */
+static size_t lay_out(const Network *net, const Picture *picture, char *memory, Maps *maps, Plan *plan, Scratch *scratch) {
     const size_t channels = net->channels, widest = MAX(net->channels, net->tail.outputs);
     const size_t tall = whole_tiles(picture->height), wide = whole_tiles(picture->width);
     char *end = memory;
@@ -351,6 +398,12 @@ static size_t lay_out(const Network *net, const Picture *picture, char *memory, 
         maps->codes1 = take(&end, (tall + 2) * maps->code_row * channels);
         maps->codes2 = take(&end, (tall + 2) * maps->code_row * channels);
     }
+    plan->phases = phases_of(net);
+    plan->units = 0;
+    for (int phase = 0; phase < plan->phases; phase++) plan->units += units_of(net, picture, phase);
+    plan->order = take(&end, plan->units * sizeof(Unit));
+    plan->first = take(&end, plan->phases * sizeof(int32_t));
+    plan->done = take(&end, plan->units);
     for (int i = 0; i < picture->threads; i++) {
         const size_t tiles = 2 * (CHUNK + 1) + CHUNK; /* products take several tiles at once, also where fewer are left */
         scratch[i].inputs = take(&end, tiles * (POSITIONS * channels * sizeof(float) + 64));
@@ -405,8 +458,9 @@ static void read_pixels(const Network *net, const Picture *picture, double *pixe
 /* Bytes of memory that `quantsr_run` needs. */
 size_t quantsr_memory(const Network *net, const Picture *picture) {
     Maps maps;
+    Plan plan;
     Scratch scratch[MAX_THREADS];
-    return lay_out(net, picture, NULL, &maps, scratch);
+    return lay_out(net, picture, NULL, &maps, &plan, scratch);
 }
 
 /* Upscales a picture in `memory`, aligned to 64 bytes. 0: done; 1: arguments out of range. */
@@ -419,9 +473,10 @@ int quantsr_run(const Network *net, const Picture *picture, int isa, void *memor
         picture->threads > MAX_THREADS || picture->height < 1 || picture->width < 1 || isa < PLAIN || isa > quantsr_best_isa())
         return 1;
     Team team = {.net = net, .picture = picture, .work = work_of(isa, swin != NULL)};
-    team.phases = swin ? swin_phases(swin) : 2 * net->blocks + (net->ring.weight[0] ? 4 : 3);
     Scratch scratch[MAX_THREADS];
-    lay_out(net, picture, memory, &team.maps, scratch);
+    lay_out(net, picture, memory, &team.maps, &team.plan, scratch);
+    make_plan(net, picture, &team.plan);
+    memset(team.plan.done, 0, team.plan.units);
     const size_t channels = net->channels;
     const size_t pixels = (picture->height + 2 * BORDER) * team.maps.row;
     clear_border(team.maps.start, BORDER, team.maps.row, picture, channels * sizeof(float));
@@ -446,7 +501,6 @@ int quantsr_run(const Network *net, const Picture *picture, int isa, void *memor
     for (int i = 0; i < picture->threads; i++) members[i] = (Member){&team, scratch[i]};
     for (; started < picture->threads; started++)
         if (pthread_create(&threads[started], NULL, run_member, &members[started])) break;
-    atomic_store(&team.members, started);
     run_member(&members[0]);
     for (int i = 1; i < started; i++) pthread_join(threads[i], NULL);
     return 0;
