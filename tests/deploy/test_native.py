@@ -94,16 +94,26 @@ def test_the_codes_are_the_references_bit_for_bit(isa: str, bits_w: int, bits_a:
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("num_feat", [16, 32, 64])
 def test_tiles_of_either_size_give_the_same_picture(isa: str, num_feat: int, monkeypatch) -> None:
+    """And both in one network, whose layers then have strips of two and of four rows."""
     model = model_of(num_feat=num_feat, bits_w=3, bits_a=3)
     large = NativeEngine(model, 3, isa=isa)
-    monkeypatch.setattr(ConvProgram, "_code_conv", lambda self, conv: self._tiled(conv, library.TILE))
-    small = NativeEngine(model, 3, isa=isa)
-    for engine, tile in ((large, library.LARGE_TILE), (small, library.TILE)):
-        blocks = engine._program.network.body[:3]
-        assert {conv.tile for block in blocks for conv in (block.conv1, block.conv2)} == {tile}
+    others = []
+    for sizes in ([library.TILE], [library.TILE, library.LARGE_TILE, library.LARGE_TILE]):
+        tiles = itertools.cycle(sizes)
+        monkeypatch.setattr(
+            ConvProgram, "_code_conv", lambda self, conv, tiles=tiles: self._tiled(conv, next(tiles))
+        )
+        others += [NativeEngine(model, 3, isa=isa, threads=threads) for threads in (1, 3, 6)]
+    used = [
+        {conv.tile for block in engine._program.network.body[:3] for conv in (block.conv1, block.conv2)}
+        for engine in (large, others[0], others[-1])
+    ]
+    assert used == [{library.LARGE_TILE}, {library.TILE}, {library.TILE, library.LARGE_TILE}]
     for height, width in [*SIZES, (64, 57)]:
         image = picture(height, width)[None]
-        np.testing.assert_array_equal(large.run(image), small.run(image))
+        expected = large.run(image)
+        for engine in others:
+            np.testing.assert_array_equal(engine.run(image), expected)
 
 
 @needs_kernels
