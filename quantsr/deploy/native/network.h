@@ -27,7 +27,7 @@ typedef struct {
     int32_t kind;
     int32_t blocks;
     int32_t outputs;      /* P, a multiple of 16 */
-    int32_t tile;         /* TILE, or, of the convolutions in blocks, LARGE_TILE */
+    int32_t tile;         /* of the convolutions in blocks: TILE or LARGE_TILE */
     int32_t offset_sums;  /* of BYTES: added to the transformed inputs at position (1, 1), all of whose terms are added ... */
     int32_t offset_mixed; /* ... and at the others, so that they are unsigned */
 } Conv;
