@@ -84,6 +84,7 @@ typedef struct {
 
 /* Positions along one side of a tile of so many outputs. */
 static inline int side_of(int tile) { return tile == LARGE_TILE ? 7 : 4; }
+static inline int positions_of(int tile) { return tile == LARGE_TILE ? LARGE_POSITIONS : POSITIONS; }
 
 /* Whether the tail's inner kernel holds for a pixel. */
 static int is_inner(int y, int x, int height, int width) { return y > 0 && x > 0 && y < height - 1 && x < width - 1; }
