@@ -82,9 +82,15 @@ def shrunk(file, pictures, tmp_path, *, is_train):
         torch.save({"params": net.state_dict()}, tmp_path / "start.pth")
         options["path"]["fp_pretrain_network_g"] = str(tmp_path / "start.pth")
     if is_train:
+        start = options["path"].get("pretrain_network_g")
+        if start is not None:  # experiments/NAME/models/...: what the file of that name trains
+            before = shrunk(str(Path(file).with_name(f"{Path(start).parts[1]}.yml")), pictures, tmp_path, is_train=True)
+            assert train(before) == 0
+            options["path"]["pretrain_network_g"] = str(tmp_path / start)
         soft = {"dataroot_soft": str(pictures)} if "dataroot_soft" in options["datasets"]["train"] else {}
         options["datasets"] = {"train": {**tiny, **soft, "gt_size": 8 * scale, "batch_size_per_gpu": 1}}
-        options["train"] |= {"total_iter": 2, "stage1_fraction": 0.5, "compile": False}
+        options["train"] |= {"total_iter": 2, "compile": False}
+        options["train"]["stage1_fraction"] = min(options["train"]["stage1_fraction"], 0.5)
         options["logger"]["use_tb_logger"] = False
     else:
         options["datasets"] = {"test_1": tiny}
