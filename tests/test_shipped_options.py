@@ -84,8 +84,8 @@ def shrunk(file, pictures, tmp_path, *, is_train):
     if is_train:
         start = options["path"].get("pretrain_network_g")
         if start is not None:  # experiments/NAME/models/...: what the file of that name trains
-            before = shrunk(str(Path(file).with_name(f"{Path(start).parts[1]}.yml")), pictures, tmp_path, is_train=True)
-            assert train(before) == 0
+            before = Path(file).with_name(f"{Path(start).parts[1]}.yml")
+            assert train(shrunk(before, pictures, tmp_path, is_train=True)) == 0
             options["path"]["pretrain_network_g"] = str(tmp_path / start)
         soft = {"dataroot_soft": str(pictures)} if "dataroot_soft" in options["datasets"]["train"] else {}
         options["datasets"] = {"train": {**tiny, **soft, "gt_size": 8 * scale, "batch_size_per_gpu": 1}}
