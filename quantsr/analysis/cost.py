@@ -10,13 +10,13 @@ import argparse
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from quantsr.deploy import architectures, packing
 from quantsr.deploy.architectures import LayerCost
-from quantsr.deploy.bench import load, parse_size
+from quantsr.deploy.bench import STAND_INS, load, parse_size
 from quantsr.deploy.model import PackedModel
+from quantsr.deploy.upscaler import find_model
 
 if TYPE_CHECKING:
     from torch import nn
@@ -57,8 +57,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     sizes = [args.size] if args.size else list(SIZES)
     record = cost_of_options(args.opt, sizes) if args.opt else cost_of_packed(load(args.model), sizes)
-    if args.model and Path(args.model).is_file():
-        record["storage"]["file_bytes"] = Path(args.model).stat().st_size
+    if args.model and args.model not in STAND_INS:
+        record["storage"]["file_bytes"] = find_model(args.model).stat().st_size
     print(json.dumps(record, indent=2) if args.json else _table(record))
     return 0
 

@@ -97,8 +97,11 @@ def measure(
     }
 
 
+STAND_INS = ("random", "random_t")
+
+
 def load(name: str) -> PackedModel:
-    """A packed network by name or file, or a stand-in: "random" or "random_t"."""
+    """A packed network by name or file, or one of STAND_INS."""
     if name == "random":
         from quantsr.deploy.stand_in import random_model
 

@@ -9,7 +9,7 @@ import torch
 
 from quantsr import cli
 from quantsr.analysis import cost
-from quantsr.deploy import packing
+from quantsr.deploy import packing, upscaler
 from quantsr.deploy.stand_in import random_model
 
 
@@ -91,6 +91,14 @@ def test_command_prints_json_and_formulas(network_file, capsys) -> None:
     table = capsys.readouterr().out
     assert "BitOPs       = sum over layers of MACs * bits_w * bits_a" in table
     assert "| 3 | 320x180 |" in table
+
+
+def test_a_shipped_name_has_a_file_and_a_stand_in_none(capsys) -> None:
+    name = upscaler.shipped()[0]
+    assert cli.main(["cost", "-m", name, "--size", "6x9"]) == 0
+    assert f"file: {(upscaler.ZOO / f'{name}.safetensors').stat().st_size:,} bytes" in capsys.readouterr().out
+    assert cli.main(["cost", "-m", "random", "--size", "6x9"]) == 0
+    assert "file:" not in capsys.readouterr().out
 
 
 def test_option_file(repo_root, capsys) -> None:
