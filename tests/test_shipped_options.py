@@ -83,10 +83,10 @@ def shrunk(file, pictures, tmp_path, *, is_train):
         options["path"]["fp_pretrain_network_g"] = str(tmp_path / "start.pth")
     if is_train:
         start = options["path"].get("pretrain_network_g")
-        if start is not None:  # experiments/NAME/models/...: what the file of that name trains
-            before = Path(file).with_name(f"{Path(start).parts[1]}.yml")
-            assert train(shrunk(before, pictures, tmp_path, is_train=True)) == 0
-            options["path"]["pretrain_network_g"] = str(tmp_path / start)
+        if start is not None:  # experiments/starts/NAME.pth: what the file of that name trains
+            before = shrunk(Path(file).with_name(f"{Path(start).stem}.yml"), pictures, tmp_path, is_train=True)
+            assert train(before) == 0
+            options["path"]["pretrain_network_g"] = f"{before.experiment_folder}/models/net_g_latest.pth"
         soft = {"dataroot_soft": str(pictures)} if "dataroot_soft" in options["datasets"]["train"] else {}
         options["datasets"] = {"train": {**tiny, **soft, "gt_size": 8 * scale, "batch_size_per_gpu": 1}}
         options["train"] |= {"total_iter": 2, "compile": False}
