@@ -84,7 +84,9 @@ def shrunk(file, pictures, tmp_path, *, is_train):
     if is_train:
         start = options["path"].get("pretrain_network_g")
         if start is not None:  # experiments/starts/NAME.pth: what the file of that name trains
-            before = shrunk(Path(file).with_name(f"{Path(start).stem}.yml"), pictures, tmp_path, is_train=True)
+            before = shrunk(
+                Path(file).with_name(f"{Path(start).stem}.yml"), pictures, tmp_path, is_train=True
+            )
             assert train(before) == 0
             options["path"]["pretrain_network_g"] = f"{before.experiment_folder}/models/net_g_latest.pth"
         soft = {"dataroot_soft": str(pictures)} if "dataroot_soft" in options["datasets"]["train"] else {}
