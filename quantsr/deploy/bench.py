@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -97,19 +98,15 @@ def measure(
     }
 
 
-STAND_INS = ("random", "random_t")
+STAND_INS = {"random": "quantsr.deploy.stand_in", "random_t": "quantsr.deploy.quantsr_t.stand_in"}
+"""Names that stand for a network with random weights, and the modules that make it."""
 
 
 def load(name: str) -> PackedModel:
     """A packed network by name or file, or one of STAND_INS."""
-    if name == "random":
-        from quantsr.deploy.stand_in import random_model
-
-        return random_model()
-    if name == "random_t":
-        from quantsr.deploy.quantsr_t import stand_in
-
-        return stand_in.random_model()
+    if name in STAND_INS:
+        model: PackedModel = import_module(STAND_INS[name]).random_model()
+        return model
     return packing.load(find_model(name))
 
 
