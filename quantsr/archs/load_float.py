@@ -1,4 +1,4 @@
-"""Starting a quantized network from a float one."""
+"""Starting a quantized network from a float one, or from one with fewer blocks."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+
+from quantsr.quant.layers import quantized_layers
 
 FloatStart = Literal["all", "head_tail", "deepen"]
 """What is taken of a float network: see the option ``path.fp_init``."""
@@ -57,6 +59,29 @@ def copy_float(
     if not copied:
         raise ValueError("the float network has no tensor of a name and shape in common with this one")
     return LoadReport(tuple(copied), tuple(unmatched))
+
+
+def take_quantizers(net: nn.Module, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Give the quantizers of ``net`` the state that a calibrated network of the same bits has for them.
+
+    Returns:
+        The other tensors of ``state_dict``: all of them, if it is a float network's.
+
+    Raises:
+        ValueError: its quantizers are of another kind.
+    """
+    rest = dict(state_dict)
+    for name, layer in quantized_layers(net).items():
+        for kind in ("weight_quantizer", "input_quantizer"):
+            prefix = f"{name}.{kind}."
+            own = {key.removeprefix(prefix): rest.pop(key) for key in state_dict if key.startswith(prefix)}
+            quantizer = getattr(layer, kind)
+            if own and quantizer is not None:
+                try:
+                    quantizer.load_state_dict(own)
+                except RuntimeError as error:
+                    raise ValueError(f"the quantizers of {name} differ from this network's") from error
+    return rest
 
 
 def spread_blocks(state_dict: Mapping[str, Tensor], num_block: int) -> tuple[dict[str, Tensor], list[int]]:

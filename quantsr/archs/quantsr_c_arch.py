@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from quantsr.archs import linear_tail
 from quantsr.archs.depth import DepthRule
 from quantsr.archs.dqa import DepthDynamic, Stream, Unit, advance, as_unit, start
-from quantsr.archs.load_float import FloatStart, LoadReport, copy_float, spread_blocks
+from quantsr.archs.load_float import FloatStart, LoadReport, copy_float, spread_blocks, take_quantizers
 from quantsr.basicsr_compat import ARCH_REGISTRY, Upsample
 from quantsr.quant.autograd import shortcut_add
 from quantsr.quant.layers import FirstConv2d, QuantConv2d, compute_dtype
@@ -176,6 +176,7 @@ class QuantSR_C(DepthDynamic):
         composed = linear_tail.compose(tail)
         return [linear_tail.run(tail, composed, x) for x in inputs]
 
+    @torch.no_grad()
     def load_float(self, state_dict: Mapping[str, Tensor], which: FloatStart = "all") -> LoadReport:
         """Start from a float network of EDSR's or MSRResNet's shape: copy the tensors of the same name and shape.
 
@@ -183,15 +184,20 @@ class QuantSR_C(DepthDynamic):
             state_dict: of BasicSR's ``EDSR`` or ``MSRResNet``.
             which: ``all`` matching tensors, or, as the released code, only those of ``conv_last``,
                 ``conv_after_body`` and ``upsample``; or, to ``deepen`` a network of fewer blocks, all of them with its blocks
-                spread evenly, and the blocks between adding nothing at first, so that the output is the same.
+                spread evenly, and the blocks between adding nothing at first, so that the output is the same; where this
+                network is quantized, they add little, and the quantizers of a quantized one keep their steps.
 
         Raises:
-            ValueError: if nothing matches, or it has no blocks or more than this network.
+            ValueError: if nothing matches, it has no blocks or more than this network, or its quantizers are others.
         """
         if which == "deepen":
             state_dict, added = spread_blocks(state_dict, self.num_block)
+            state_dict = take_quantizers(self, state_dict)
             for index in added:
-                for name in ("weight", "bias"):
-                    nn.init.zeros_(self.body[index].get_parameter(f"conv2.{name}"))
+                conv = self.body[index].get_submodule("conv2")
+                nn.init.zeros_(conv.get_parameter("bias"))
+                # There is no step for weights that are all 0.
+                quantized = getattr(conv, "weight_quantizer", None) is not None
+                conv.get_parameter("weight").mul_(0.1 if quantized else 0.0)
         prefixes = ("conv_last.", "conv_after_body.", "upsample.") if which == "head_tail" else ("",)
         return copy_float(self, state_dict, prefixes)

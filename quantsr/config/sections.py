@@ -140,7 +140,8 @@ class PathOptions(Section):
     fp_init: Literal["all", "head_tail", "deepen"] = Field(
         default="all",
         description="What is taken of it: every matching tensor; `head_tail`: `conv_after_body`, `upsample` and `conv_last`, as QuantSR does; "
-        "`deepen`: all of a network with fewer blocks, between which new ones add nothing at first (QuantSR_C).",
+        "`deepen`: all of a network with fewer blocks, between which new ones add nothing at first, or little where `network_g` is quantized "
+        "(QuantSR_C). A quantized one keeps its quantizers' steps, and must have the same bits.",
     )
     pretrain_network_teacher: str | None = Field(default=None, description="Checkpoint of `network_teacher`.")
     param_key_teacher: str = Field(default="params", description="Entry of that checkpoint.")

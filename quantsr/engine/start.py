@@ -46,7 +46,7 @@ def train_loader(options: Options, world: World) -> TrainLoader:
 def calibrate(net: nn.Module, loader: TrainLoader, options: TrainOptions, device: torch.device) -> None:
     """Gives the quantizers their first steps and signs, from the batches that training will begin with.
 
-    Does nothing where all have them. Processes end with the same values, those of the first.
+    Those that have them keep them. Processes end with the same values, those of the first.
     """
     quantizers = [
         q
@@ -58,7 +58,7 @@ def calibrate(net: nn.Module, loader: TrainLoader, options: TrainOptions, device
     begin = loader.state_dict()
     batches = [next(loader)["lq"].to(device) for _ in range(options.calibration_batches)]
     loader.load_state_dict(begin)
-    quant.calibrate(net, batches, options.initial_steps)
+    quant.calibrate(net, batches, options.initial_steps, only_missing=True)
     if dist.is_initialized():
         for tensor in net.state_dict().values():
             dist.broadcast(tensor, 0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,16 +16,26 @@ InitialSteps = Literal["mean", "mse"]
 that leaves the least squared error. After a ReLU most values are 0 and the mean is a poor guess: factor 2.5 is common."""
 
 
+def _quantizers(layer: Any) -> tuple[Any, Any]:
+    return layer.weight_quantizer, layer.input_quantizer
+
+
 @contextmanager
-def calibrating(net: nn.Module, steps: InitialSteps = "mean") -> Iterator[None]:
+def calibrating(
+    net: nn.Module, steps: InitialSteps = "mean", *, only_missing: bool = False
+) -> Iterator[None]:
     """Within it, every forward of ``net`` is a calibration batch: quantizers observe, then quantize with what they saw.
 
-    Earlier statistics are forgotten on entry.
+    Earlier statistics are forgotten on entry. With ``only_missing``, layers whose quantizers all have their state keep it.
     """
-    layers = quantized_layers(net).values()
+    layers = [
+        layer
+        for layer in quantized_layers(net).values()
+        if not only_missing or not all(q is None or q.is_calibrated for q in _quantizers(layer))
+    ]
     for layer in layers:
         layer.calibrating = True
-        for quantizer in (layer.weight_quantizer, layer.input_quantizer):
+        for quantizer in _quantizers(layer):
             if quantizer is not None:
                 quantizer.search_step = steps == "mse"
         reset = getattr(layer.input_quantizer, "reset", None)
@@ -39,7 +49,9 @@ def calibrating(net: nn.Module, steps: InitialSteps = "mean") -> Iterator[None]:
 
 
 @torch.no_grad()
-def calibrate(net: nn.Module, batches: Iterable[Tensor], steps: InitialSteps = "mean") -> nn.Module:
+def calibrate(
+    net: nn.Module, batches: Iterable[Tensor], steps: InitialSteps = "mean", *, only_missing: bool = False
+) -> nn.Module:
     """Set every quantizer of ``net`` from sample inputs (QuantSR does the same, unasked, in its first training step).
 
     Each batch runs at full depth in FP32; a layer sees its input as the quantized layers before it make it.
@@ -48,6 +60,7 @@ def calibrate(net: nn.Module, batches: Iterable[Tensor], steps: InitialSteps = "
         net: a network with quantized layers; its training mode is kept.
         batches: (B, 3, H, W) in [0, 1].
         steps: see :data:`InitialSteps`.
+        only_missing: leave layers alone whose quantizers all have their state.
 
     Returns:
         ``net``.
@@ -56,7 +69,7 @@ def calibrate(net: nn.Module, batches: Iterable[Tensor], steps: InitialSteps = "
         ValueError: if there is no batch, or a quantized layer was never reached.
     """
     seen = 0
-    with calibrating(net, steps):
+    with calibrating(net, steps, only_missing=only_missing):
         for batch in batches:
             net(batch)
             seen += 1
@@ -65,7 +78,7 @@ def calibrate(net: nn.Module, batches: Iterable[Tensor], steps: InitialSteps = "
     missed = [
         name
         for name, layer in quantized_layers(net).items()
-        for q in (layer.weight_quantizer, layer.input_quantizer)
+        for q in _quantizers(layer)
         if q is not None and not q.is_calibrated
     ]
     if missed:

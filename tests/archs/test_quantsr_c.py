@@ -153,6 +153,38 @@ def test_a_deepened_network_has_the_same_output_and_learns_in_every_block():
         net(num_block=2).load_float(edsr.state_dict(), which="deepen")
 
 
+def test_a_deepened_quantized_network_keeps_its_quantizers_and_adds_little():
+    shallow = calibrated(depths=[8])
+    model = net(num_block=12, depths=[12])
+    report = model.load_float(shallow.state_dict(), which="deepen")
+    assert not report.unmatched
+    x = torch.rand(2, 3, 12, 12)
+    calibrate(model, [x], only_missing=True)
+    added = {2, 5, 8, 11}
+    old = [index for index in range(12) if index not in added]
+    for index, block in zip(old, shallow.body, strict=True):
+        for key, value in block.state_dict().items():
+            assert torch.equal(model.body[index].state_dict()[key], value), key
+    assert all(model.body[index].conv2.weight_quantizer.step > 1e-5 for index in added)
+    assert (model(x) - shallow(x)).abs().mean() < 0.05 * shallow(x).std()
+    calibrate(model, [x])  # all of them
+    assert not torch.equal(
+        model.body[0].conv1.input_quantizer.step, shallow.body[0].conv1.input_quantizer.step
+    )
+
+
+def test_a_float_start_deepened_with_bits_gets_steps_and_other_quantizers_are_an_error():
+    edsr = EDSR(3, 3, num_feat=8, num_block=8, upscale=4)
+    model = net(num_block=12)
+    model.load_float(edsr.state_dict(), which="deepen")
+    calibrate(model, [torch.rand(1, 3, 12, 12)])
+    assert all(block.conv2.weight_quantizer.step > 1e-5 for block in model.body)
+    with pytest.raises(ValueError, match="body.0.conv1 differ"):
+        net(num_block=12, weight_granularity="channel").load_float(calibrated().state_dict(), which="deepen")
+    bare = net(num_block=12, nbits_w=32, nbits_a=32)
+    assert not bare.load_float(calibrated().state_dict(), which="deepen").unmatched
+
+
 def test_load_float_reports_what_did_not_match():
     report = net(num_block=4).load_float(MSRResNet(num_feat=8, num_block=4, upscale=4).state_dict())
     assert "conv_hr.weight" in report.unmatched
