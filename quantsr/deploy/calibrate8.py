@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from quantsr.deploy.model import Codes, Float, code_range
+from quantsr.deploy.rounding import rounded_with_sums
 
 _QMIN, _QMAX = code_range(8, signed=True)
 _SAMPLES_PER_CALL = 20_000
@@ -76,16 +77,9 @@ def choose_weight_steps(weight: Float) -> Float:
 def quantize_weight(weight: Float, step: Float) -> Codes:
     """Signed 8-bit codes of (O, I, kh, kw) with (1,) or (O,) steps: rounded so that the sum of every kernel is kept to half a step.
 
-    What neighbouring pixels share is most of what a layer reads, and the sum is what a kernel makes of it; errors of the kernel's nine weights would
-    add up there. So where the sum is off by n steps, the n weights that were rounded farthest in that direction are rounded the other way
-    (the kernel-wise part of SQuant, Guo et al., ICLR 2022).
+    See :func:`~quantsr.deploy.rounding.rounded_with_sums`.
     """
-    scaled = weight / step.reshape(-1, *[1] * (weight.ndim - 1))
-    codes = np.rint(scaled)
-    error = (codes - scaled).reshape(*weight.shape[:2], -1)  # (O, I, n)
-    excess = np.rint(error.sum(2, keepdims=True))
-    rank = np.argsort(np.argsort(-error * np.sign(excess), axis=2, kind="stable"), axis=2, kind="stable")
-    codes -= (np.sign(excess) * (rank < np.abs(excess))).reshape(weight.shape)
+    codes = rounded_with_sums(weight / step.reshape(-1, *[1] * (weight.ndim - 1)))
     return np.clip(codes, _QMIN, _QMAX).astype(np.int8)
 
 

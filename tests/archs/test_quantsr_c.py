@@ -179,7 +179,7 @@ def test_a_float_start_deepened_with_bits_gets_steps_and_other_quantizers_are_an
     model.load_float(edsr.state_dict(), which="deepen")
     calibrate(model, [torch.rand(1, 3, 12, 12)])
     assert all(block.conv2.weight_quantizer.step > 1e-5 for block in model.body)
-    with pytest.raises(ValueError, match="body.0.conv1 differ"):
+    with pytest.raises(ValueError, match=r"body\.0\.conv1 differ"):
         net(num_block=12, weight_granularity="channel").load_float(calibrated().state_dict(), which="deepen")
     bare = net(num_block=12, nbits_w=32, nbits_a=32)
     assert not bare.load_float(calibrated().state_dict(), which="deepen").unmatched

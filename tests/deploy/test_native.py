@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from quantsr import Upscaler
 from quantsr.deploy import integer, runtimes
 from quantsr.deploy.native import library
-from quantsr.deploy.native.arrays import G2, G4, transformed
+from quantsr.deploy.native.arrays import G2, G4, Arrays, transformed
 from quantsr.deploy.native.engine import NativeEngine
 from quantsr.deploy.native.program import ConvProgram
 from quantsr.deploy.stand_in import random_model
@@ -69,6 +69,22 @@ def test_transforms_of_few_bits_are_bytes(form, matrix, most_bits_a: int) -> Non
     terms = np.abs(np.einsum("ya,xb->yxab", form.b, form.b)).sum((2, 3)).max()
     for bits in (most_bits_a, most_bits_a + 1):
         assert (terms * (2**bits - 1) <= 255) == (bits == most_bits_a)
+
+
+def test_the_tails_weights_keep_flat_regions() -> None:
+    """Inputs of 16 bits leave the tail's weights few bits of 32: rounded one by one, nine errors would add up where neighbours are alike."""
+    rng = np.random.default_rng(4)
+    weight, step = rng.normal(0, 0.05, (16, 32, 3, 3)), rng.uniform(1e-3, 4e-3, 32)
+    arrays = Arrays()  # what conv points into lives as long
+    conv = arrays.wide_conv(weight, np.zeros(16), step, 1)
+    laid_out = np.frombuffer((ctypes.c_int16 * (16 * 32 * 16)).from_address(conv.weight), np.int16)
+    centre = laid_out.reshape(16, 16, 16, 2)[
+        5
+    ]  # pairs of inputs, outputs, of a pair: all that inputs without differences meet
+    sums = centre.transpose(1, 0, 2).reshape(16, 32)
+    scale = 4 * np.ctypeslib.as_array(conv.scale, (16, 1)).astype(np.float64)
+    assert np.abs(sums - weight.sum((2, 3)) * step / scale).max() <= 0.5 + 1e-3
+    assert np.abs(sums).max() > 100
 
 
 @needs_kernels

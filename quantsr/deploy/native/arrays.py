@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from quantsr.deploy.fold import FoldedConv, FromPixels
 from quantsr.deploy.model import QuantizedLayer
 from quantsr.deploy.native import library
+from quantsr.deploy.rounding import rounded_with_sums
 
 CHANNELS = 16
 """The kernels take multiples of this many channels and outputs."""
@@ -90,16 +91,17 @@ class Arrays:
     def wide_conv(self, weight: Values, bias: Values, step: Values, blocks: int) -> library.Conv:
         """The same of 16-bit multiples of `step` (C,). Weights take, for each output, the finest step with which no sum exceeds 32 bits.
 
-        That is sums of the plain convolution: those at single positions may, and wrap around without harm.
+        That is sums of the plain convolution: those at single positions may, and wrap around without harm. Weights are rounded
+        with their sums over a kernel, so that flat regions, where errors would add up, change least.
         """
         weight = weight * step.reshape(1, -1, 1, 1)
-        room = (2**31 - 1) / (4 * library.LARGEST_WORD) - 0.5 * weight[0].size
+        room = (2**31 - 1) / (4 * library.LARGEST_WORD) - weight[0].size
         peaks = np.max([np.abs(part).max(0) for part in nested(weight, blocks, G2)], 0)
         sums = np.abs(weight).sum((1, 2, 3))
         scale = np.maximum(
             np.maximum(sums / room, peaks / (np.iinfo(np.int16).max - 18)), np.finfo(np.float32).tiny
         )
-        integers = np.rint(weight / scale.reshape(-1, 1, 1, 1)).astype(np.int64)
+        integers = rounded_with_sums(weight / scale.reshape(-1, 1, 1, 1)).astype(np.int64)
         return self.padded_conv(nested(integers, blocks, G2), scale / 4, bias, library.WORDS, blocks)
 
     def code_words(self, conv: FoldedConv) -> library.Conv:
