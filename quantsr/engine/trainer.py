@@ -206,6 +206,8 @@ class Trainer:
 
     def _start_stage2(self) -> None:
         batches = [next(self.loader) for _ in range(self.model.ranking_batches)]
+        if batches:
+            logger.info("ranking the blocks by the loss without them, on %d batches", len(batches))
         ranking = self.model.start_stage2(batches)
         logger.info(
             "iteration %d: stage 2, depths %s; blocks ranked, kept first: %s",
