@@ -7,10 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-Values = NDArray[Any]
 
-
-def rounded_with_sums(weight: Values) -> Values:
+def rounded_with_sums(weight: NDArray[Any]) -> NDArray[Any]:
     """Integers for (O, I, kh, kw), as floats, less than 1 off, whose sum over every kernel is the nearest integer to its sum as well.
 
     What neighbouring pixels share is most of what a layer reads, and the sum is what a kernel makes of it; errors of the kernel's weights would

@@ -48,12 +48,7 @@ def calibrate(net: nn.Module, loader: TrainLoader, options: TrainOptions, device
 
     Those that have them keep them. Processes end with the same values, those of the first.
     """
-    quantizers = [
-        q
-        for layer in quant.quantized_layers(net).values()
-        for q in (layer.weight_quantizer, layer.input_quantizer)
-    ]
-    if all(q is None or q.is_calibrated for q in quantizers):
+    if not quant.uncalibrated(net):
         return
     begin = loader.state_dict()
     batches = [next(loader)["lq"].to(device) for _ in range(options.calibration_batches)]

@@ -4,7 +4,7 @@ Read functional.py for the formulae, quantizers.py for what has state, autograd.
 """
 
 from quantsr.quant.attention import QuantMatmul, QuantOperand, attention_products
-from quantsr.quant.calibrate import calibrate, calibrating, layer_steps
+from quantsr.quant.calibrate import calibrate, calibrating, layer_steps, uncalibrated
 from quantsr.quant.kernels import get_compile, set_compile
 from quantsr.quant.layers import QuantConv2d, QuantizedLayer, QuantLinear, quantized_layers, set_exact_fp32
 from quantsr.quant.prepare import Rule, manifest, manifest_table, prepare
@@ -47,4 +47,5 @@ __all__ = [
     "set_exact_fp32",
     "step_magnitudes",
     "step_parameters",
+    "uncalibrated",
 ]

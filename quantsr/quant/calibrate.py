@@ -16,8 +16,13 @@ InitialSteps = Literal["mean", "mse"]
 that leaves the least squared error. After a ReLU most values are 0 and the mean is a poor guess: factor 2.5 is common."""
 
 
-def _quantizers(layer: Any) -> tuple[Any, Any]:
-    return layer.weight_quantizer, layer.input_quantizer
+def uncalibrated(net: nn.Module) -> dict[str, Any]:
+    """The quantized layers of ``net``, by module name, of which a quantizer has no state yet."""
+    return {
+        name: layer
+        for name, layer in quantized_layers(net).items()
+        if any(q is not None and not q.is_calibrated for q in (layer.weight_quantizer, layer.input_quantizer))
+    }
 
 
 @contextmanager
@@ -28,14 +33,10 @@ def calibrating(
 
     Earlier statistics are forgotten on entry. With ``only_missing``, layers whose quantizers all have their state keep it.
     """
-    layers = [
-        layer
-        for layer in quantized_layers(net).values()
-        if not only_missing or not all(q is None or q.is_calibrated for q in _quantizers(layer))
-    ]
+    layers = (uncalibrated(net) if only_missing else quantized_layers(net)).values()
     for layer in layers:
         layer.calibrating = True
-        for quantizer in _quantizers(layer):
+        for quantizer in (layer.weight_quantizer, layer.input_quantizer):
             if quantizer is not None:
                 quantizer.search_step = steps == "mse"
         reset = getattr(layer.input_quantizer, "reset", None)
@@ -75,13 +76,7 @@ def calibrate(
             seen += 1
     if not seen:
         raise ValueError("calibration needs at least one batch of pictures")
-    missed = [
-        name
-        for name, layer in quantized_layers(net).items()
-        for q in _quantizers(layer)
-        if q is not None and not q.is_calibrated
-    ]
-    if missed:
+    if missed := uncalibrated(net):
         raise ValueError(f"calibration did not reach {', '.join(missed)}: the network's forward skips them")
     return net
 

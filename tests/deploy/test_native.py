@@ -78,10 +78,9 @@ def test_the_tails_weights_keep_flat_regions() -> None:
     arrays = Arrays()  # what conv points into lives as long
     conv = arrays.wide_conv(weight, np.zeros(16), step, 1)
     laid_out = np.frombuffer((ctypes.c_int16 * (16 * 32 * 16)).from_address(conv.weight), np.int16)
-    centre = laid_out.reshape(16, 16, 16, 2)[
-        5
-    ]  # pairs of inputs, outputs, of a pair: all that inputs without differences meet
-    sums = centre.transpose(1, 0, 2).reshape(16, 32)
+    flat = 5  # of 16 positions the only one where inputs without differences are not 0
+    by_pairs = laid_out.reshape(16, 16, 16, 2)[flat]  # pairs of inputs, outputs, of a pair
+    sums = by_pairs.transpose(1, 0, 2).reshape(16, 32)
     scale = 4 * np.ctypeslib.as_array(conv.scale, (16, 1)).astype(np.float64)
     assert np.abs(sums - weight.sum((2, 3)) * step / scale).max() <= 0.5 + 1e-3
     assert np.abs(sums).max() > 100
