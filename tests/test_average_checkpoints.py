@@ -1,8 +1,5 @@
 """scripts/average_checkpoints.py: what it writes loads as the network between two others, and it refuses others' networks."""
 
-import importlib.util
-from pathlib import Path
-
 import pytest
 import torch
 
@@ -10,11 +7,9 @@ from quantsr import load
 from quantsr.archs import QuantSR_C
 from quantsr.engine import checkpoint
 from quantsr.quant import calibrate
+from tests.scripts import load_script
 
-SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "average_checkpoints.py"
-spec = importlib.util.spec_from_file_location("average_checkpoints", SCRIPT)
-average_checkpoints = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(average_checkpoints)
+average_checkpoints = load_script("average_checkpoints")
 
 
 @pytest.fixture

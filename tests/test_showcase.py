@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 import subprocess
 import sys
@@ -12,15 +11,12 @@ import cv2
 import numpy as np
 import pytest
 
+from tests.scripts import SCRIPTS, load_script
+
 ROOT = Path(__file__).resolve().parents[1]
-SCRIPT = ROOT / "scripts" / "make_showcase.py"
 PICTURE = ROOT / "docs" / "images" / "showcase.png"
 
-spec = importlib.util.spec_from_file_location("make_showcase", SCRIPT)
-assert spec is not None
-assert spec.loader is not None
-make_showcase = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(make_showcase)
+make_showcase = load_script("make_showcase")
 
 
 def test_the_readme_opens_with_it() -> None:
@@ -60,7 +56,7 @@ def test_the_script_makes_it_without_torch(tmp_path: Path) -> None:
     code = (
         "import runpy, sys; sys.modules['torch'] = None; sys.modules['basicsr'] = None; "
         f"sys.argv = ['make_showcase', '-o', {str(tmp_path / 'showcase.png')!r}]; "
-        f"runpy.run_path({str(SCRIPT)!r}, run_name='__main__')"
+        f"runpy.run_path({str(SCRIPTS / 'make_showcase.py')!r}, run_name='__main__')"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -1,6 +1,5 @@
 """The networks that come with quantsr: they load by name, have a card, and are as good as it says."""
 
-import importlib.util
 from pathlib import Path
 
 import numpy as np
@@ -14,14 +13,13 @@ from quantsr.deploy.upscaler import ZOO
 from quantsr.engine.results import read_results
 from quantsr.errors import InputError
 from quantsr.test import evaluate_options
+from tests.scripts import load_script
 
 ROOT = Path(__file__).resolve().parents[1]
 SHIPPED = ROOT / "options" / "test" / "shipped.yml"
 NAMES = sorted(file.stem for file in ZOO.glob("*.safetensors"))
 
-spec = importlib.util.spec_from_file_location("model_card", ROOT / "scripts" / "model_card.py")
-model_card = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(model_card)
+model_card = load_script("model_card")
 
 
 def test_the_default_network_is_there():
