@@ -51,7 +51,8 @@ class FeatureTap:
     def __init__(self, blocks: Sequence[nn.Module], indices: Sequence[int]) -> None:
         self._found: dict[int, Tensor] = {}
         self._indices = tuple(indices)
-        self._handles = [blocks[index].register_forward_hook(self._keeper(index)) for index in self._indices]
+        for index in self._indices:
+            blocks[index].register_forward_hook(self._keeper(index))
 
     def _keeper(self, index: int) -> Any:
         def keep(module: nn.Module, args: Any, output: Any) -> None:
@@ -71,11 +72,6 @@ class FeatureTap:
     def forget(self) -> None:
         """Drops the outputs since the last call of `take`."""
         self._found = {}
-
-    def remove(self) -> None:
-        """Takes the hooks off."""
-        for handle in self._handles:
-            handle.remove()
 
 
 def feature_loss(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
@@ -147,7 +143,12 @@ class Distillation:
 
     @torch.no_grad()
     def ask(self, x: Tensor) -> Tensor:
-        """The teacher's output for ``x``; call before the student runs."""
+        """The teacher's output for ``x``; call before the student runs.
+
+        Features that either network left before, in a validation, say, are dropped.
+        """
+        for tap in self.taps or ():
+            tap.forget()
         return self.teacher(x).float()
 
     def losses(
@@ -167,13 +168,3 @@ class Distillation:
             ours, theirs = (tap.take() for tap in self.taps)
             terms["l_feature"] = self.feature_weight * feature_loss(ours, theirs)
         return terms
-
-    def forget(self) -> None:
-        """Drops features of passes that were no training step."""
-        for tap in self.taps or ():
-            tap.forget()
-
-    def close(self) -> None:
-        """Takes the hooks off both networks."""
-        for tap in self.taps or ():
-            tap.remove()

@@ -163,10 +163,7 @@ class QuantSRModel(BaseModel):
                 torch.distributed.all_reduce(total)
             return total.tolist()
 
-        ranking = rank_by_loss(len(self.net.units()), losses)
-        if self.distillation is not None:
-            self.distillation.forget()
-        return ranking
+        return rank_by_loss(len(self.net.units()), losses)
 
     def _set_ranking(self, ranking: Sequence[int]) -> None:
         self.net.set_ranking(tuple(ranking))

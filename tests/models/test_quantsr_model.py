@@ -14,6 +14,7 @@ from quantsr import cpu, quant
 from quantsr.basicsr_compat import EDSR, MODEL_REGISTRY
 from quantsr.engine import build
 from quantsr.engine.ema import Ema
+from quantsr.engine.evaluate import evaluating
 from quantsr.errors import WorkError
 from quantsr.models.quantsr_model import QuantSRModel
 
@@ -269,6 +270,22 @@ def test_teacher_terms_are_in_the_loss(make_options: Any) -> None:
         model.optimize_parameters(stage)
         assert {"l_teacher", "l_feature"} < model.get_current_log().keys()
     assert not teacher.training
+
+
+def test_a_validation_between_leaves_the_teachers_terms_alone(make_options: Any) -> None:
+    """Without a moving average, the network that is validated is the one whose features are compared."""
+    teacher, logs = EDSR(3, 3, num_feat=8, num_block=2, upscale=2), []
+    options = make_options(**{"train.distill": {"feature_weight": 1.0, "points": 2}, "train.ema_decay": 0.0})
+    for validates in (False, True):
+        model = make_model(options, copy.deepcopy(teacher))
+        for iteration in (1, 2):
+            model.feed_data(batch(iteration))
+            model.optimize_parameters(iteration)
+            if validates:
+                with evaluating(model.evaluated_net):
+                    model.evaluated_net(torch.rand(1, 3, 9, 11))
+        logs.append(model.get_current_log())
+    assert logs[0] == logs[1]
 
 
 def test_bf16_step_is_near_the_fp32_step(make_options: Any) -> None:
