@@ -26,7 +26,7 @@ from quantsr.errors import InputError
 FORMAT_VERSION = 1
 """Of the ``quantsr`` entry of a network file. A reader refuses newer ones."""
 
-STATE_VERSION = 1
+STATE_VERSION = 2
 """Of a training state. A reader refuses others: a state is for resuming, not for keeping."""
 
 

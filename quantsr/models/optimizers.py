@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,29 +17,58 @@ if TYPE_CHECKING:
 def build_optimizers(net: nn.Module, train: TrainOptions) -> list[torch.optim.Optimizer]:
     """Adam or AdamW, and behind it, for ``type: Muon``, `KernelMuon` for the weights that `hidden_weights` names.
 
-    Adam's first group are weights; quantizer steps and thresholds follow with a rate of their own and no decay.
+    Adam's first group are weights; quantizer steps and thresholds follow with a rate of their own and no decay. A group's
+    ``lr`` is at first its ``rate``, which the options give, times its ``unit``, which calibration gives.
     """
     optim = train.optim_g
     by_muon = hidden_weights(net) if optim.type == "Muon" else []
     steps = step_parameters(net)
     others = {id(parameter) for parameter in [*steps.values(), *by_muon]}
     weights = [p for p in net.parameters() if p.requires_grad and id(p) not in others]
-    groups: list[dict[str, Any]] = [{"params": weights}]
+    groups: list[dict[str, Any]] = [{"params": weights, "rate": optim.lr, "unit": 1.0}]
     rate = optim.lr * train.step_lr_mult
     if train.step_lr == "relative":
         # LSQ's gradient scale leaves activation steps gradients of 1e-9, below Adam's usual epsilon.
         common = {"weight_decay": 0.0, "eps": 1e-15}
         for name, unit in step_magnitudes(net).items():
-            groups.append({"params": [steps[name]], "lr": rate * unit, **common})
+            groups.append({"params": [steps[name]], "rate": rate, "unit": unit, **common})
     elif steps:
-        groups.append({"params": list(steps.values()), "lr": rate, "weight_decay": 0.0})
+        groups.append({"params": list(steps.values()), "rate": rate, "unit": 1.0, "weight_decay": 0.0})
+    for group in groups:
+        group["lr"] = group["rate"] * group["unit"]
     kind = torch.optim.AdamW if optim.type == "AdamW" else torch.optim.Adam
     beta1, beta2 = optim.betas
     # One fused call instead of a dozen small ones for each of several hundred tensors.
     adam = kind(groups, lr=optim.lr, betas=(beta1, beta2), weight_decay=optim.weight_decay, fused=True)
     if not by_muon:
         return [adam]
-    return [adam, KernelMuon(by_muon, lr=optim.lr, weight_decay=optim.weight_decay)]
+    muon = KernelMuon(by_muon, lr=optim.lr, weight_decay=optim.weight_decay)
+    muon.param_groups[0].update(rate=optim.lr, unit=1.0)
+    return [adam, muon]
+
+
+def restore(
+    optimizer: torch.optim.Optimizer, scheduler: Any, state: Mapping[str, Any], schedule: Mapping[str, Any]
+) -> None:
+    """Puts back the moments, the units of the rates and the place in the schedule; all else is as the present options say.
+
+    Args:
+        optimizer, scheduler: as built from the options.
+        state, schedule: of the run that goes on.
+
+    Raises:
+        KeyError, ValueError: they are another network's.
+    """
+    present = [{key: group[key] for key in group if key != "params"} for group in optimizer.param_groups]
+    optimizer.load_state_dict(dict(state))
+    scheduler.load_state_dict(dict(schedule))
+    for index, (group, now) in enumerate(zip(optimizer.param_groups, present, strict=True)):
+        unit, before = group["unit"], group["initial_lr"]
+        initial = now["rate"] * unit
+        group.update(now, unit=unit, initial_lr=initial, lr=group["lr"] * (initial / before))
+        # A schedule by milestones goes on from the rate it finds, a cosine from the first one.
+        scheduler._last_lr[index] *= initial / before
+        scheduler.base_lrs[index] = initial
 
 
 def hidden_weights(net: nn.Module) -> list[nn.Parameter]:

@@ -18,7 +18,7 @@ from quantsr.engine.distributed import World
 from quantsr.engine.ema import Ema
 from quantsr.errors import WorkError
 from quantsr.models.distillation import Distillation, output_loss
-from quantsr.models.optimizers import build_optimizers
+from quantsr.models.optimizers import build_optimizers, restore
 
 if TYPE_CHECKING:
     from quantsr.config import Options
@@ -276,7 +276,7 @@ class QuantSRModel(BaseModel):
         return self.net if self.ema is None else self.ema.net
 
     def state(self) -> dict[str, Any]:
-        """Everything `load_state` needs to go on as if never interrupted, on the CPU."""
+        """Everything `load_state` needs to go on as if never interrupted."""
         from quantsr.engine.checkpoint import cpu_state
 
         ranking = getattr(self.net, "ranking", None)
@@ -293,7 +293,7 @@ class QuantSRModel(BaseModel):
         }
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Puts back what `state` gave.
+        """Puts back what `state` gave; rates and the other settings of the optimizers stay those of the options.
 
         Raises:
             RuntimeError, KeyError, ValueError: the state belongs to another network.
@@ -303,10 +303,7 @@ class QuantSRModel(BaseModel):
             self.ema.net.load_state_dict(state["params_ema"] or state["params"])
         if state["ranking"] is not None:
             self._set_ranking(state["ranking"])
-        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
-        for scheduler, saved in zip(self.schedulers, state["schedulers"], strict=True):
-            scheduler.load_state_dict(saved)
-            # Relative rates follow from the steps that calibration gave, which training has changed since.
-            scheduler.base_lrs = [group["initial_lr"] for group in scheduler.optimizer.param_groups]
+        states = zip(state["optimizers"], state["schedulers"], strict=True)
+        for optimizer, scheduler, saved in zip(self.optimizers, self.schedulers, states, strict=True):
+            restore(optimizer, scheduler, *saved)
         self.stage = int(state["stage"])

@@ -90,3 +90,50 @@ def test_going_on_from_a_state_gives_the_same_weights(make_options: Any) -> None
         model.optimize_parameters(3)
     for (name, a), (_, b) in zip(whole.net.named_parameters(), other.net.named_parameters(), strict=True):
         assert torch.equal(a, b), name
+
+
+@pytest.mark.parametrize(
+    "scheduler",
+    [
+        {"type": "CosineAnnealingRestartLR", "periods": [8], "eta_min": 0.0},
+        {"type": "MultiStepRestartLR", "milestones": [1, 4], "gamma": 0.5},
+    ],
+    ids=["cosine", "milestones"],
+)
+def test_rates_and_settings_of_a_resumed_run_are_the_present_options(
+    make_options: Any, scheduler: dict[str, Any]
+) -> None:
+    """The way out of a loss that is not finite: another rate, and --auto-resume."""
+
+    def make(**optim: Any) -> QuantSRModel:
+        return make_model(
+            make_options(
+                **{
+                    "train.optim_g": {"type": "Muon", "lr": 1e-3, **optim},
+                    "train.scheduler": scheduler,
+                    "train.step_lr": "relative",
+                }
+            )
+        )
+
+    def step(model: QuantSRModel, iteration: int) -> None:
+        model.update_learning_rate(iteration)
+        model.feed_data(batch(iteration))
+        model.optimize_parameters(iteration)
+
+    before = make()
+    for iteration in (1, 2):
+        step(before, iteration)
+    after = make(lr=1e-5, betas=[0.5, 0.5], weight_decay=0.1)
+    after.load_state(copy.deepcopy(before.state()))
+    for iteration in (3, 4, 5):
+        step(before, iteration)
+        step(after, iteration)
+        rates = [
+            [group["lr"] for optimizer in model.optimizers for group in optimizer.param_groups]
+            for model in (before, after)
+        ]
+        assert [rate / 100 for rate in rates[0]] == pytest.approx(rates[1])
+    adam, muon = after.optimizers
+    assert all(tuple(group["betas"]) == (0.5, 0.5) for group in adam.param_groups)
+    assert [adam.param_groups[0]["weight_decay"], muon.param_groups[0]["weight_decay"]] == [0.1, 0.1]
