@@ -207,13 +207,11 @@ class QuantSR_T(DepthDynamic):
     def _rstbs(self) -> Sequence[RSTB]:
         return list(self.layers)  # type: ignore[arg-type]
 
-    def forward(self, x: Tensor, depth: Any = None) -> Any:
-        """Upscale pictures; see :meth:`quantsr.archs.dqa.DepthDynamic.forward`."""
+    def run_units(self, x: Tensor, kept: Sequence[frozenset[int]]) -> list[Tensor]:
+        """See :meth:`quantsr.archs.dqa.DepthDynamic.run_units`; pictures are padded to whole windows by reflection."""
         height, width = x.shape[-2] * self.upscale, x.shape[-1] * self.upscale
-        out = super().forward(reflect_pad(x, self.window_size), depth)
-        if isinstance(out, tuple):
-            return tuple(o[..., :height, :width] for o in out)
-        return out[..., :height, :width]
+        outputs = super().run_units(reflect_pad(x, self.window_size), kept)
+        return [out[..., :height, :width] for out in outputs]
 
     def _shallow(self, x: Tensor) -> Tensor:
         return self.conv_first((x - self.mean) * self.img_range)  # (B, C, H, W)

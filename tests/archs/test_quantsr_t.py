@@ -148,8 +148,14 @@ def test_several_depths_in_one_pass_equal_one_by_one(unit, depths, options):
     assert model.depths == depths
     x = torch.rand(2, 3, 6, 9)
     with torch.no_grad():
-        for depth, out in zip(depths, model(x, depth=depths), strict=True):
+        outputs = model(x, depth=depths)
+        for depth, out in zip(depths, outputs, strict=True):
             assert torch.equal(out, model(x, depth=depth))
+        # Ranking by the loss names the units themselves.
+        for out, again in zip(
+            outputs, model.run_units(x, [frozenset(model.blocks_kept(d)) for d in depths]), strict=True
+        ):
+            assert torch.equal(out, again)
 
 
 @pytest.mark.parametrize(("unit", "depths"), UNITS)
