@@ -83,12 +83,20 @@ def feature_loss(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor
 
     Returns:
         A scalar in [0, sqrt(2)].
+
+    Raises:
+        InputError: they have different numbers of positions.
     """
     terms = []
     for a, b in zip(student, teacher, strict=True):
         s, t = a.float().square(), b.float().square()
         if s.shape != t.shape:
             s, t = _spatial(s), _spatial(t)
+        if s.shape != t.shape:
+            raise InputError(
+                f"train.distill: features of {s.shape[-1]} and {t.shape[-1]} positions cannot be compared, since one network "
+                "pads its pictures to whole windows; make gt_size / scale a multiple of them, or set feature_weight to 0"
+            )
         terms.append(torch.linalg.vector_norm(_unit(s) - _unit(t)))
     return torch.stack(terms).mean()
 

@@ -62,6 +62,11 @@ def test_feature_loss_across_layouts_and_widths() -> None:
     assert feature_loss([ours], [tokens]).item() == pytest.approx(wanted, rel=1e-5)
 
 
+def test_feature_maps_of_other_sizes_are_named() -> None:
+    with pytest.raises(InputError, match=r"train\.distill: features of 100 and 144 positions"):
+        feature_loss([torch.rand(1, 4, 10, 10)], [torch.rand(1, 144, 4)])
+
+
 def test_matched_points() -> None:
     assert matched_points(16, 4) == [3, 7, 11, 15]
     assert matched_points(32, 4) == [7, 15, 23, 31]
