@@ -10,7 +10,7 @@ A *unit* is what a sub-network keeps or skips: a residual block, an RSTB, a Swin
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple, cast, overload
+from typing import Any, NamedTuple, cast, get_args, overload
 
 import torch
 from torch import Tensor, nn
@@ -93,6 +93,8 @@ class DepthDynamic(nn.Module):
     def _set_depths(
         self, depths: Sequence[int] | None, num_unit: int, depth_rule: DepthRule = "exact"
     ) -> None:
+        if depth_rule not in get_args(DepthRule):
+            raise ValueError(f"depth_rule must be one of {list(get_args(DepthRule))}, got {depth_rule!r}")
         self.depths = rules.check_depths(depths or rules.default_depths(num_unit), num_unit)
         self.ranking = None
         self.depth_rule = depth_rule
@@ -180,11 +182,11 @@ class DepthDynamic(nn.Module):
         count = len(self.units())
         if depth is None or depth == count:
             return tuple(range(count))
-        if self.ranking is None:
+        if self.ranking is None and 1 <= depth < count:
             raise ValueError(
                 "the blocks are not ranked yet; call rank_blocks() after stage 1, or set_ranking(order)"
             )
-        return rules.blocks_kept(self.ranking, depth, self.depth_rule)
+        return rules.blocks_kept(self.ranking or range(count), depth, self.depth_rule)
 
     # --- state --------------------------------------------------------------------------------------------------------
 

@@ -235,10 +235,11 @@ def test_depth_needs_a_ranking_and_a_range():
     model = net()
     with pytest.raises(ValueError, match="not ranked"):
         model.blocks_kept(4)
-    model.set_ranking(range(8))
-    for depth in (0, 9):
-        with pytest.raises(ValueError, match=r"depth must be 1\.\.8"):
-            model.blocks_kept(depth)
+    for _ in range(2):
+        for depth in (-1, 0, 9):
+            with pytest.raises(ValueError, match=r"depth must be 1\.\.8"):
+                model.blocks_kept(depth)
+        model.set_ranking(range(8))
     with pytest.raises(ValueError, match="each of the 8 blocks once"):
         model.set_ranking([0] * 8)
 
@@ -254,6 +255,7 @@ def test_depth_needs_a_ranking_and_a_range():
         ({"upsampler": "nearest+conv"}, "upsampler"),
         ({"rgb_mean": [0.1, 0.2]}, "rgb_mean"),
         ({"quantizer": "nope"}, "not registered"),
+        ({"depth_rule": "relased"}, "depth_rule"),
     ],
 )
 def test_bad_options_are_refused(options, message):
