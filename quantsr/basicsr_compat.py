@@ -3,8 +3,7 @@
 The rest of the project imports BasicSR only from here. ``import basicsr`` itself runs the initialisers of all its
 packages (some forty modules, among them every faulty one), so its packages are entered here without running their
 ``__init__``; only the modules named below are executed, unchanged. Used, not rewritten: the five registries, the float
-networks EDSR, MSRResNet and SwinIR, the losses, PSNR and SSIM, ``PairedImageDataset``, ``EnlargedSampler``, the LMDB
-writer, the learning-rate schedulers, the picture conversions and the model base class.
+networks EDSR, MSRResNet and SwinIR, the losses, PSNR and SSIM, ``PairedImageDataset``, the LMDB writer, the learning-rate schedulers, the picture conversions and the model base class.
 
 Five faults of the release must not be reachable, and this is how each is kept out:
 
@@ -52,8 +51,6 @@ __all__ = [
     "BaseModel",
     "CharbonnierLoss",
     "CosineAnnealingRestartLR",
-    "EnlargedSampler",
-    "FileClient",
     "L1Loss",
     "LmdbMaker",
     "MSELoss",
@@ -63,16 +60,11 @@ __all__ = [
     "Registry",
     "SwinIR",
     "Upsample",
-    "bgr2ycbcr",
     "calculate_psnr",
     "calculate_ssim",
     "img2tensor",
     "importable",
-    "lr_scheduler",
-    "paths_from_lmdb",
-    "rgb2ycbcr",
     "tensor2img",
-    "to_y_channel",
 ]
 
 #: Packages whose own initialisers are left out. ``basicsr.utils`` imports only what is used here and runs as it is.
@@ -166,15 +158,12 @@ try:
         from basicsr.archs.edsr_arch import EDSR
         from basicsr.archs.srresnet_arch import MSRResNet
         from basicsr.archs.swinir_arch import SwinIR
-        from basicsr.data.data_sampler import EnlargedSampler
-        from basicsr.data.data_util import paths_from_lmdb
         from basicsr.data.paired_image_dataset import PairedImageDataset
         from basicsr.losses.basic_loss import CharbonnierLoss, L1Loss, MSELoss
-        from basicsr.metrics.metric_util import to_y_channel
         from basicsr.metrics.psnr_ssim import calculate_psnr, calculate_ssim
-        from basicsr.models import base_model, lr_scheduler
+        from basicsr.models import base_model
         from basicsr.models.lr_scheduler import CosineAnnealingRestartLR, MultiStepRestartLR
-        from basicsr.utils import FileClient, bgr2ycbcr, dist_util, img2tensor, rgb2ycbcr, tensor2img
+        from basicsr.utils import dist_util, img2tensor, tensor2img
         from basicsr.utils.lmdb_util import LmdbMaker
         from basicsr.utils.registry import (
             ARCH_REGISTRY,

@@ -42,7 +42,7 @@ def prepare(net: nn.Module, rules: Sequence[Rule]) -> nn.Module:
         ``net``, changed in place.
 
     Raises:
-        ValueError: if a rule matches no layer, which is a misspelt pattern.
+        ValueError: if a rule decides for no layer: its pattern is misspelt, or others come before it.
     """
     layers = {n: m for n, m in net.named_modules() if type(m) in (nn.Conv2d, nn.Linear)}
     used: set[str] = set()
@@ -56,7 +56,7 @@ def prepare(net: nn.Module, rules: Sequence[Rule]) -> nn.Module:
     for rule in rules:
         if rule.pattern not in used:
             raise ValueError(
-                f"rule {rule.pattern!r} matches no layer; layers are {', '.join(layers) or 'none'}"
+                f"rule {rule.pattern!r} matches no layer that no rule before it does; layers are {', '.join(layers) or 'none'}"
             )
     return net
 
