@@ -11,7 +11,6 @@ import io
 import pickle
 import random
 import re
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -75,15 +74,9 @@ def load(path: str | Path) -> dict[str, Any]:
             f"{path}: not a checkpoint, or one with objects other than tensors, which are never unpickled; "
             "save its state dict alone"
         ) from error
-    except (
-        RuntimeError,
-        EOFError,
-        OSError,
-        ValueError,
-        KeyError,
-        AttributeError,
-        zipfile.BadZipFile,
-    ) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # torch's reader of old files fails by whatever the damage leads it to
         raise InputError(f"{path}: truncated or not a checkpoint; use an earlier one") from error
     if not isinstance(content, dict):
         raise InputError(f"{path}: holds a {type(content).__name__}, not a state dict")
@@ -99,7 +92,8 @@ def describe(net: nn.Module, *, iteration: int, options: Mapping[str, Any] | Non
     return plain(
         {
             "format_version": FORMAT_VERSION,
-            "arch": None if options_of is None else options_of(),
+            # BasicSR's networks do not know how they were built, but their options do.
+            "arch": options_of() if options_of is not None else (options or {}).get("network_g"),
             "ranking": getattr(net, "ranking", None),
             "depths": getattr(net, "depths", None),
             "manifest": manifest(net),

@@ -9,30 +9,32 @@ import numpy as np
 import torch
 
 from quantsr import cpu
+from quantsr.engine.distributed import World
 
 logger = logging.getLogger(__name__)
 
 
-def resolve_device(num_gpu: int | str, local_rank: int = 0) -> torch.device:
+def resolve_device(num_gpu: int | str, world: World | None = None) -> torch.device:
     """The device for ``num_gpu``: ``"auto"`` takes a GPU where there is one, 0 the CPU, n > 0 a GPU.
 
     A run that asks for GPUs where there are none goes on on the CPU, with a warning. One process drives one GPU:
-    ``local_rank`` picks it, several GPUs are driven by several processes (torchrun).
+    its place in the ``world`` picks it, several GPUs are driven by several processes (torchrun).
     """
+    world = world or World()
     if num_gpu == 0:
         return torch.device("cpu")
     if not torch.cuda.is_available():
         if num_gpu != "auto":
             logger.warning("num_gpu: %s, but no CUDA device is here; running on the CPU", num_gpu)
         return torch.device("cpu")
-    if isinstance(num_gpu, int) and num_gpu > 1 and not torch.distributed.is_initialized():
+    if isinstance(num_gpu, int) and num_gpu > 1 and world.size == 1:
         logger.warning(
             "num_gpu: %d, but this is one process and drives one GPU; start with `torchrun --nproc-per-node %d "
             "-m quantsr.train -opt ...` to use all",
             num_gpu,
             num_gpu,
         )
-    device = torch.device("cuda", local_rank % torch.cuda.device_count())
+    device = torch.device("cuda", world.local_rank % torch.cuda.device_count())
     torch.cuda.set_device(device)
     return device
 

@@ -88,8 +88,8 @@ def _first_slurm_host(nodes: str) -> str:
     return done.stdout.split()[0]
 
 
-def join(world: World, *, cuda: bool, port: int = 29500) -> None:
-    """Joins the process group (NCCL between GPUs, Gloo between CPUs); nothing to do for a single process.
+def join(world: World, *, backend: str, port: int = 29500) -> None:
+    """Joins the process group over ``backend``, ``nccl`` or ``gloo``; nothing to do for a single process.
 
     ``port`` is the first process's, where the environment names none. Processes wait up to two hours for each other,
     since only the first one validates.
@@ -100,7 +100,7 @@ def join(world: World, *, cuda: bool, port: int = 29500) -> None:
         os.environ["MASTER_ADDR"] = _first_slurm_host(os.environ.get("SLURM_NODELIST", ""))
     os.environ.setdefault("MASTER_PORT", str(port))
     dist.init_process_group(
-        "nccl" if cuda else "gloo",
+        backend,
         rank=world.rank,
         world_size=world.size,
         timeout=datetime.timedelta(hours=2),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from quantsr.engine import checkpoint
 from quantsr.engine.run_folder import RunFolder
-from quantsr.errors import InputError
+from quantsr.errors import InputError, WorkError
 
 if TYPE_CHECKING:
     from quantsr.config import Options
@@ -56,6 +56,21 @@ class Saver:
         if self.options.logger.keep_states is not None:
             checkpoint.keep_newest(self.folder.states, self.options.logger.keep_states)
         logger.info("iteration %d: checkpoint written to %s", iteration, self.folder.root)
+
+    def set_aside_later(self, iteration: int) -> None:
+        """Renames the states of this run behind ``iteration``, from which it goes on: they would pass for its newest.
+
+        Raises:
+            WorkError: one cannot be renamed.
+        """
+        for path in checkpoint.states_in(self.folder.states):
+            if int(path.stem) > iteration:
+                other = path.with_name(f"{path.name}.left")
+                try:
+                    path.replace(other)
+                except OSError as error:
+                    raise WorkError(f"{path}: cannot be renamed ({error.strerror}); remove it") from error
+                logger.info("%s: of iterations that this run does again, renamed to %s", path, other.name)
 
     def find_state(self, auto_resume: bool) -> dict[str, Any] | None:
         """The state named in the options, or with ``auto_resume`` the newest complete one of this run.

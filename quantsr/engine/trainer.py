@@ -78,13 +78,17 @@ class Trainer:
             InputError: the options ask for what is not there.
             WorkError: the loss is not finite or a file cannot be written; `StopError` where a signal asked to stop.
         """
-        self.device = resolve_device(self.options.num_gpu, self.world.local_rank)
-        distributed.join(self.world, cuda=self.device.type == "cuda", port=self.options.dist_params.port)
+        self.device = resolve_device(self.options.num_gpu, self.world)
+        group = self.options.dist_params
+        backend = group.backend if self.device.type == "cuda" else "gloo"
+        distributed.join(self.world, backend=backend, port=group.port)
         try:
             with StopRequest() as self.stop:
                 state = self.saver.find_state(self.auto_resume)
                 if self.world.is_main:
                     self.folder.create(self.options, fresh=state is None)
+                    if state is not None:
+                        self.saver.set_aside_later(int(state["iteration"]))
                 if dist.is_initialized():
                     dist.barrier()
                 with self._logging(), logging_redirect_tqdm():
@@ -146,7 +150,7 @@ class Trainer:
                 and self.model.stage == 1
                 and self.model.depths
             ):
-                self._start_stage2()
+                self._start_stage2(monitor)
             self._step(monitor)
             done = self.iteration == total
             if self.iteration % print_freq == 0 or done:
@@ -204,7 +208,8 @@ class Trainer:
 
     # Stages, validation, leaving
 
-    def _start_stage2(self) -> None:
+    def _start_stage2(self, monitor: Monitor) -> None:
+        monitor.pause()
         batches = [next(self.loader) for _ in range(self.model.ranking_batches)]
         if batches:
             logger.info("ranking the blocks by the loss without them, on %d batches", len(batches))
@@ -215,6 +220,7 @@ class Trainer:
             list(self.model.depths),
             " ".join(map(str, ranking)),
         )
+        monitor.resume()
 
     def _validation_falls_due(self) -> bool:
         freq = self.options.val.val_freq if self.options.val is not None else None
@@ -222,7 +228,7 @@ class Trainer:
 
     def _validate(self, monitor: Monitor) -> list[Record]:
         """Evaluates in the main process; keeps the best network."""
-        self.model.check_finite()
+        self.model.check_finite(weights=True)
         if not self.world.is_main or not self.validation.sets:
             return []
         monitor.pause()
@@ -234,8 +240,9 @@ class Trainer:
             self._leave_if_asked(validation_due=True)
             raise
         monitor.records(records, self.iteration)
-        for name, row in self.validation.rows_of_pictures(self.model.evaluated_net):
-            monitor.pictures(name, row, self.iteration)
+        if monitor.writer is not None:
+            for name, row in self.validation.rows_of_pictures(self.model.evaluated_net):
+                monitor.pictures(name, row, self.iteration)
         best = self.validation.better_than(self.best, records, self.iteration, self.model.stage)
         if best is not None:
             self.best = best
@@ -270,7 +277,7 @@ class Trainer:
     # Checkpoints
 
     def _save(self, *, validation_due: bool = False) -> None:
-        self.model.check_finite()
+        self.model.check_finite(weights=True)
         if self.world.is_main:
             self.saver.write(
                 self.model,

@@ -135,12 +135,12 @@ class Validation:
         """The new best if ``records`` beat ``best``, else None.
 
         Counted is the first metric of the options, averaged over sets and evaluated depths. Stage 2 begins a new
-        count: its networks serve all depths, which stage 1's do not.
+        count: its networks serve all depths, which stage 1's do not; so does another metric, after a resumption.
         """
         assert self.options.val is not None
         metric = next(iter(self.metrics))
         value = mean_value(records, metric)
-        if best is not None and best["stage"] == stage:
+        if best is not None and (best["stage"], best["metric"]) == (stage, metric):
             lower = self.options.val.metrics[metric].better == "lower"
             if not (value < best["value"] if lower else value > best["value"]):
                 return None

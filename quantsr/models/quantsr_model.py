@@ -250,18 +250,26 @@ class QuantSRModel(BaseModel):
         first_bad = ~torch.isfinite(total) & (self._bad_iteration == 0)
         self._bad_iteration = torch.where(first_bad, iteration, self._bad_iteration)
 
-    def check_finite(self) -> None:
+    def check_finite(self, *, weights: bool = False) -> None:
         """Waits for the device.
 
+        Args:
+            weights: look at the parameters too: a gradient may overflow where the loss does not, and in another process.
+
         Raises:
-            WorkError: some loss so far was NaN or infinite; names the first such iteration.
+            WorkError: some loss so far was NaN or infinite; names the first such iteration. Or some parameter is.
         """
         iteration = int(self._bad_iteration.item())
         if iteration:
-            raise WorkError(
-                f"iteration {iteration}: the loss is not finite; lower train.optim_g.lr or set train.grad_clip_norm, "
-                "and go on from the last checkpoint with --auto-resume"
-            )
+            bad = f"iteration {iteration}: the loss is"
+        elif weights and not all(bool(p.detach().isfinite().all()) for p in self.net.parameters()):
+            bad = "the network's parameters are"
+        else:
+            return
+        raise WorkError(
+            f"{bad} not finite; lower train.optim_g.lr or set train.grad_clip_norm, "
+            "and go on from the last checkpoint with --auto-resume"
+        )
 
     def get_current_log(self) -> dict[str, float]:
         """The loss terms of the last step, averaged over processes (all must call it), and their sum ``loss``."""

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from quantsr import quant
+from quantsr.basicsr_compat import EDSR
 from quantsr.engine import atomic, build, checkpoint
 from quantsr.errors import InputError, WorkError
 
@@ -43,6 +44,18 @@ def test_a_truncated_file_is_named(tmp_path: Path, kept: float) -> None:
     path.write_bytes(content[: int(kept * len(content)) if isinstance(kept, float) else kept])
     with pytest.raises(InputError, match=r"cut\.pth: (truncated|not a checkpoint)"):
         checkpoint.load(path)
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+def test_a_truncated_file_of_an_old_torch_is_named(tmp_path: Path) -> None:
+    """Its reader fails by IndexError and struct.error too."""
+    whole, path = tmp_path / "old.pth", tmp_path / "cut.pth"
+    torch.save(CONTENT, whole, _use_new_zipfile_serialization=False)
+    content = whole.read_bytes()
+    for size in range(0, len(content) - 1, 7):
+        path.write_bytes(content[:size])
+        with pytest.raises(InputError, match=r"cut\.pth: (truncated|not a checkpoint)"):
+            checkpoint.load(path)
 
 
 def test_foreign_files_are_named(tmp_path: Path) -> None:
@@ -204,6 +217,19 @@ def test_param_key(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert checkpoint.parameters({"module.w": a["w"]}, "f", "params")["w"] == 0
     with pytest.raises(InputError, match="no entry 'other', only params, params_ema"):
         checkpoint.parameters(both, "f", "other")
+
+
+def test_a_float_network_of_basicsrs_is_rebuilt_from_its_options(make_options: Any, tmp_path: Path) -> None:
+    from quantsr.loading import load
+
+    shape = {"num_in_ch": 3, "num_out_ch": 3, "num_feat": 4, "num_block": 1, "upscale": 2}
+    net = EDSR(**shape)
+    options = make_options(network_g={"type": "EDSR", **shape})
+    path = tmp_path / "edsr.pth"
+    checkpoint.save(path, checkpoint.network_file(net, None, iteration=1, options=options.dump()))
+    picture = torch.rand(1, 3, 5, 6)
+    with torch.no_grad():
+        assert torch.equal(load(path)(picture), net.eval()(picture))
 
 
 def test_loading_by_name_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -62,6 +62,18 @@ def test_a_gpu_that_is_not_here(monkeypatch: pytest.MonkeyPatch, caplog: pytest.
     assert "num_gpu: 2, but no CUDA device is here; running on the CPU" in caplog.text
 
 
+def test_several_gpus_need_several_processes(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    assert resolve_device(4, World(rank=5, size=8, local_rank=1)) == torch.device("cuda", 1)
+    assert not caplog.records
+    assert resolve_device(4) == torch.device("cuda", 0)
+    assert "this is one process and drives one GPU" in caplog.text
+
+
 @pytest.mark.gpu
 def test_a_gpu_that_is_here() -> None:
     assert resolve_device("auto") == torch.device("cuda", 0)

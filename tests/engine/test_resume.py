@@ -144,6 +144,36 @@ def test_only_the_newest_states_are_kept(make_options: Any) -> None:
     assert len(list((root / "models").glob("net_g_[0-9]*.pth"))) == 8
 
 
+def test_states_behind_the_one_that_is_resumed_are_set_aside(make_options: Any) -> None:
+    """They would pass for the newest of this run: its own would be removed, and the next resumption go on from them."""
+    some = {"logger.save_checkpoint_freq": 1, "logger.keep_states": 2}
+    Trainer(make_options(**some, **{"train.total_iter": 4})).run()
+    states = RunFolder(Path(make_options().experiment_folder)).states
+    Trainer(
+        make_options(**some, **{"train.total_iter": 4, "path.resume_state": str(states / "3.state")})
+    ).run()
+    assert sorted(p.name for p in states.iterdir()) == ["3.state", "4.state", "4.state.left"]
+    first, second = (checkpoint.load(states / f"4.state{tail}") for tail in (".left", ""))
+    assert_same_state(first["model"], second["model"])
+
+
+def test_parameters_that_are_not_finite_are_not_written(make_options: Any) -> None:
+    """The loss of this process may be sound: a gradient overflowed, or another process sent its own."""
+    options = make_options(**{"logger.save_checkpoint_freq": 1, "train.total_iter": 4})
+
+    class Overflowing(Trainer):
+        def _step(self, monitor: Any) -> None:
+            super()._step(monitor)
+            if self.iteration == 3:
+                with torch.no_grad():
+                    self.model.net.conv_last.bias[0] = float("inf")
+
+    with pytest.raises(WorkError, match="the network's parameters are not finite"):
+        Overflowing(options).run()
+    states = RunFolder(Path(options.experiment_folder)).states
+    assert sorted(p.name for p in states.iterdir()) == ["1.state", "2.state"]
+
+
 def test_a_state_of_another_network_is_refused(make_options: Any) -> None:
     Trainer(make_options(**{"train.total_iter": 1})).run()
     other = make_options(**{"network_g.num_feat": 6})

@@ -118,6 +118,7 @@ def test_best_compares_within_a_stage(make_options: Any, validated: dict[str, An
     second = keeper.better_than(first, records(20.0, 22.0), 8, 2)
     assert second is not None
     assert second["value"] == 21.0
+    assert keeper.better_than({**first, "metric": "ssim", "value": 40.0}, records(20.0), 8, 1) is not None
 
 
 def test_training_starts_from_a_float_network(make_options: Any, tmp_path: Path) -> None:

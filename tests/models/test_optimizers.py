@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from quantsr.models.optimizers import KernelMuon, hidden_weights
+from quantsr.models.quantsr_model import QuantSRModel
 from tests.models.test_quantsr_model import batch, make_model, parameters
 from tests.reference.muon import muon_step
 
