@@ -54,9 +54,12 @@ fi
 
 # --- our own environment ---------------------------------------------------------------------------------------------
 
-# What the environment was made from; a change of any of it calls for an update.
+# What the environment was made from, the native engine's sources included; a change of any of it calls for an update.
 wanted() {
-    { cat "$root/requirements.txt" "$root/pyproject.toml" && printf '%s\n' "${QUANTSR_TORCH_INDEX-}" "$root"; } | cksum
+    {
+        cat "$root/requirements.txt" "$root/pyproject.toml" "$root/setup.py" "$root"/quantsr/deploy/native/*.[ch] \
+            "$root"/quantsr/deploy/native/*.inc && printf '%s\n' "${QUANTSR_TORCH_INDEX-}" "$root"
+    } | cksum
 }
 
 # The marker's first line is "started" or what the environment was made from; a second line "dev" tells of the tools.

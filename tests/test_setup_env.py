@@ -15,6 +15,7 @@ SCRIPTS = [
     "test.sh",
     *(f"scripts/{path.name}" for path in sorted((ROOT / "scripts").glob("*.sh"))),
 ]
+NATIVE = "quantsr/deploy/native"
 TOOLS = ["sh", "cat", "cksum", "cp", "dirname", "flock", "grep", "head", "mkdir", "mv", "rm"]
 
 # Answers the scripts' questions, and writes every installation and every run to a log.
@@ -54,7 +55,9 @@ class Machine:
         self.log = folder / "log"
         for path in (self.checkout / "scripts", self.bin, self.home):
             path.mkdir(parents=True)
-        for name in (*SCRIPTS, "requirements.txt", "pyproject.toml"):
+        (self.checkout / NATIVE).mkdir(parents=True)
+        native = [f"{NATIVE}/{p.name}" for p in (ROOT / NATIVE).iterdir() if p.suffix in (".c", ".h", ".inc")]
+        for name in (*SCRIPTS, "requirements.txt", "pyproject.toml", "setup.py", *native):
             shutil.copy(ROOT / name, self.checkout / name)
         for tool in TOOLS:
             found = shutil.which(tool)
@@ -210,12 +213,19 @@ def test_a_named_interpreter_must_be_suitable(machine: Machine, name: str, messa
     assert machine.logged() == []
 
 
-def test_changed_requirements_update_the_environment(ready: Machine) -> None:
+@pytest.mark.parametrize(
+    "changed", ["requirements.txt", "setup.py", *(f"{NATIVE}/{name}" for name in ("network.h", "swin.inc"))]
+)
+def test_a_changed_source_of_it_updates_the_environment(ready: Machine, changed: str) -> None:
+    """The kernels are compiled by the installation: without a new one, those of before a git pull would stay."""
     (ready.venv / "mine").touch()
-    with (ready.checkout / "requirements.txt").open("a") as file:
-        file.write("another-package\n")
+    with (ready.checkout / changed).open("a") as file:
+        file.write("\n")
     assert ready.setup().returncode == 0
-    assert "pip install --no-build-isolation -r requirements.txt" in ready.logged()
+    assert {
+        "pip install --no-build-isolation -r requirements.txt",
+        "pip install -qq --no-build-isolation --editable .",
+    } <= set(ready.logged())
     assert (ready.venv / "mine").exists()
     ready.setup()
     assert ready.logged() == []

@@ -6,6 +6,7 @@ import ctypes
 import itertools
 import shutil
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -35,6 +36,31 @@ def test_the_kernels_are_compiled_where_there_is_a_compiler() -> None:
     if not any(shutil.which(name) for name in ("cc", "gcc")):
         pytest.skip("no C compiler here")
     assert library.load() is not None
+
+
+@needs_kernels
+@pytest.mark.parametrize("stale", [None, "network.h", "swin.inc"])
+def test_kernels_of_other_sources_are_left_out(stale: str | None, tmp_path, monkeypatch, caplog) -> None:
+    """They may read other structures than library.py writes."""
+    for file in library._FOLDER.glob("*.[chis]*"):
+        shutil.copy(file, tmp_path)
+    monkeypatch.setattr(library, "_FOLDER", tmp_path)
+    if stale is None:
+        assert library.load.__wrapped__() is not None
+        assert not caplog.records
+        return
+    with (tmp_path / stale).open("a") as file:
+        file.write("\n")
+    assert library.load.__wrapped__() is None
+    assert "compile it anew with: pip install" in caplog.text
+
+
+def test_kernels_without_a_checksum_are_left_out_and_installed_ones_without_sources_kept(
+    tmp_path, monkeypatch
+) -> None:
+    assert not library._is_current(SimpleNamespace())
+    monkeypatch.setattr(library, "_FOLDER", tmp_path)
+    assert library._is_current(SimpleNamespace())
 
 
 @pytest.mark.parametrize(("form", "matrix"), [(winograd.SMALL, G2), (winograd.LARGE, G4)], ids=["2x2", "4x4"])

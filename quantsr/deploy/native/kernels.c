@@ -440,7 +440,7 @@ static void clear_border(void *map, size_t border, size_t row, const Picture *pi
 
 static float head_input(const Network *net, float pixel, int colour) { return (pixel / 255 - net->mean[colour]) * net->range; }
 
-/* The head's input in float32, with a border of zeros. */
+/* The head's input, float32 values as doubles, with a border of zeros. */
 static void read_pixels(const Network *net, const Picture *picture, double *pixels) {
     const int height = picture->height, width = picture->width;
     double of_byte[256][3];
@@ -455,6 +455,9 @@ static void read_pixels(const Network *net, const Picture *picture, double *pixe
                                            : of_byte[((const uint8_t *)picture->image)[at + i]][c];
     }
 }
+
+/* The checksum of the sources that this was compiled from (setup.py): library.py leaves kernels of other sources out. */
+unsigned quantsr_abi(void) { return QUANTSR_ABI; }
 
 /* Bytes of memory that `quantsr_run` needs. */
 size_t quantsr_memory(const Network *net, const Picture *picture) {

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import ctypes
-from ctypes import POINTER, c_double, c_float, c_int8, c_int32, c_size_t, c_void_p
+import logging
+from ctypes import POINTER, c_double, c_float, c_int8, c_int32, c_size_t, c_uint32, c_void_p
 from functools import cache
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
+from zlib import crc32
+
+log = logging.getLogger(__name__)
 
 ISAS = {"plain": 1, "avx2": 2, "avx512_vnni": 3}
 """Instruction sets that the kernels are written for."""
@@ -164,7 +168,7 @@ class Picture(ctypes.Structure):
 
 @cache
 def load() -> ctypes.CDLL | None:
-    """The library; None where it was not compiled."""
+    """The library; None where it was not compiled, or from other sources than those beside it."""
     for suffix in EXTENSION_SUFFIXES:
         file = _FOLDER / f"kernels{suffix}"
         if file.is_file():
@@ -172,11 +176,33 @@ def load() -> ctypes.CDLL | None:
                 library = ctypes.CDLL(str(file))
             except OSError:  # of another machine
                 continue
+            if not _is_current(library):
+                log.warning(
+                    "%s: left out, compiled from other sources than those beside it; compile it anew with: "
+                    "pip install --no-build-isolation --no-deps -e .",
+                    file,
+                )
+                continue
             library.quantsr_memory.restype = c_size_t
             library.quantsr_memory.argtypes = [POINTER(Network), POINTER(Picture)]
             library.quantsr_run.argtypes = [POINTER(Network), POINTER(Picture), c_int32, c_void_p]
             return library
     return None
+
+
+def _is_current(library: ctypes.CDLL) -> bool:
+    """Whether the kernels are those of the C sources in this folder, or there are none (an installed package).
+
+    Kernels that an editable installation left behind could read other structures, and give garbage in silence.
+    """
+    sources = sorted(path for path in _FOLDER.iterdir() if path.suffix in (".c", ".h", ".inc"))
+    if not sources:
+        return True
+    try:
+        library.quantsr_abi.restype = c_uint32
+        return library.quantsr_abi() == crc32(b"".join(path.read_bytes() for path in sources))
+    except AttributeError:  # from before there was a checksum
+        return False
 
 
 def best_isa() -> str | None:
