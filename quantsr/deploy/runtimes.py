@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator
 from importlib.util import find_spec
@@ -60,14 +61,16 @@ def create(
 
     Args:
         depth: default: the network's deepest.
-        threads: CPU threads; default: what the engine finds.
+        threads: CPU threads, at least 1; default: what the engine finds.
         options: the engine's own (OpenVINO: `tail`, `precision`, `cache`; native: `isa`).
 
     Raises:
-        InputError: an unknown engine or depth, or a package that is not installed (the message says how to install it).
+        InputError: an unknown engine or depth, `threads` below 1, or a package that is not installed (the message says how to install it).
     """
     if engine not in ENGINES:
         raise InputError(f"engine: {engine!r} is not known; choose one of {', '.join(ENGINES)}")
+    if threads is not None and threads < 1:
+        raise InputError(f"threads: must be at least 1, got {threads}")
     depth = model.depth_or_default(depth)
     if engine == "native" or (engine == "auto" and not options and native_is_fastest(model)):
         from quantsr.deploy.native.engine import NativeEngine
@@ -114,6 +117,20 @@ class OneByOne:
             yield key, self.run(tile[None])[0]
 
 
+class _Requests:
+    """A compiled graph and those of its requests that are idle. One that is taken out is its taker's alone, until it is put back."""
+
+    def __init__(self, compiled: Any) -> None:
+        self._compiled = compiled
+        self.idle: list[Any] = []
+
+    def take(self) -> Any:
+        try:
+            return self.idle.pop()
+        except IndexError:
+            return self._compiled.create_infer_request()
+
+
 class OpenVinoEngine:
     """int8 convolutions on the CPU; one compiled graph per picture shape, the last few kept.
 
@@ -148,47 +165,56 @@ class OpenVinoEngine:
         }
         if cache and (folder := cache_folder()):
             self._config["CACHE_DIR"] = str(folder)
-        self._requests: OrderedDict[tuple[Any, ...], list[Any]] = OrderedDict()
+        self._requests: OrderedDict[tuple[Any, ...], _Requests] = OrderedDict()
+        self._lock = threading.Lock()
 
     def run(self, images: Images) -> Images:
-        (request,) = self._for_shape(images.shape, images.dtype, streams=1)
+        requests = self._for_shape(images.shape, images.dtype, streams=1)
+        request = requests.take()
         request.infer([images], share_inputs=True)
-        return np.array(request.get_output_tensor().data)
+        result = np.array(request.get_output_tensor().data)
+        requests.idle.append(request)
+        return result
 
     def run_tiles(self, tiles: Iterable[tuple[Key, Images]]) -> Iterator[tuple[Key, Images]]:
         streams = min(self.threads, self._MAX_STREAMS)
-        started: deque[tuple[Key, Any, Images]] = deque()
-        busy: set[int] = set()
+        started: deque[tuple[Key, _Requests, Any, Images]] = deque()
 
         def finish() -> tuple[Key, Images]:
-            key, request, _ = started.popleft()
+            key, requests, request, _ = started.popleft()
             request.wait()
-            busy.discard(id(request))
-            return key, np.array(request.get_output_tensor().data[0])
+            result = np.array(request.get_output_tensor().data[0])
+            requests.idle.append(request)
+            return key, result
 
-        for key, tile in tiles:
-            pool = self._for_shape((1, *tile.shape), tile.dtype, streams)
-            while all(id(request) in busy for request in pool):
+        try:
+            for key, tile in tiles:
+                requests = self._for_shape((1, *tile.shape), tile.dtype, streams)
+                if len(started) == streams:
+                    yield finish()
+                request = requests.take()
+                batch = np.ascontiguousarray(tile)[None]  # must live until the request is done
+                request.start_async([batch], share_inputs=True)
+                started.append((key, requests, request, batch))
+            while started:
                 yield finish()
-            request = next(request for request in pool if id(request) not in busy)
-            batch = np.ascontiguousarray(tile)[None]  # must live until the request is done
-            request.start_async([batch], share_inputs=True)
-            busy.add(id(request))
-            started.append((key, request, batch))
-        while started:
-            yield finish()
+        finally:  # of what the caller did not want to the end
+            for _, requests, request, _ in started:
+                request.wait()
+                requests.idle.append(request)
 
-    def _for_shape(self, shape: tuple[int, ...], dtype: Any, streams: int) -> list[Any]:
-        """Idle requests for this shape; compiled where it is new."""
+    def _for_shape(self, shape: tuple[int, ...], dtype: Any, streams: int) -> _Requests:
+        """The requests for this shape; compiled where it is new."""
         key = (shape, np.dtype(dtype).kind, streams)
-        if key not in self._requests:
-            self._requests[key] = self._compile(shape, np.dtype(dtype).kind == "f", streams)
-            while len(self._requests) > self._KEPT_SHAPES:
-                self._requests.popitem(last=False)
-        self._requests.move_to_end(key)
-        return self._requests[key]
+        with self._lock:
+            if key not in self._requests:
+                self._requests[key] = self._compile(shape, np.dtype(dtype).kind == "f", streams)
+                while len(self._requests) > self._KEPT_SHAPES:
+                    self._requests.popitem(last=False)
+            self._requests.move_to_end(key)
+            return self._requests[key]
 
-    def _compile(self, shape: tuple[int, ...], float_io: bool, streams: int) -> list[Any]:
+    def _compile(self, shape: tuple[int, ...], float_io: bool, streams: int) -> _Requests:
         from quantsr.deploy import openvino_graph, openvino_ops
 
         batch, height, width, _ = shape
@@ -205,8 +231,7 @@ class OpenVinoEngine:
         )
         hint = "LATENCY" if streams == 1 else "THROUGHPUT"
         config = self._config | {"PERFORMANCE_HINT": hint, "NUM_STREAMS": streams}
-        compiled = self._core.compile_model(graph, "CPU", config)
-        return [compiled.create_infer_request() for _ in range(streams)]
+        return _Requests(self._core.compile_model(graph, "CPU", config))
 
 
 class OnnxEngine(OneByOne):
@@ -268,11 +293,11 @@ def cache_folder() -> Path | None:
 
     There is one for each network, depth and picture shape; the oldest go when they exceed 64 MB.
     """
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    folder = Path(base) / "quantsr" / "openvino"
     try:
+        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        folder = Path(base) / "quantsr" / "openvino"
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError:
+    except (OSError, RuntimeError):  # RuntimeError: a user without a home
         return None
     if not os.access(folder, os.W_OK):
         return None

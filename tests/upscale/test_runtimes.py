@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -74,6 +75,30 @@ def test_tiles_of_two_shapes_may_alternate(small, picture) -> None:
         np.testing.assert_array_equal(result, net.run(images[index][None])[0])
 
 
+def test_tiles_left_and_interleaved_disturb_no_others(small, picture) -> None:
+    net = runtimes.create("openvino", small, 1, threads=2)
+    images = [picture(9, 11, seed=seed) for seed in range(6)]
+    expected = [net.run(image[None])[0] for image in images]
+    left = net.run_tiles(enumerate(images))
+    assert next(left)[0] == 0
+    pairs = zip(net.run_tiles(enumerate(images)), net.run_tiles(enumerate(images[::-1])), strict=True)
+    for (index, one), (_, other) in pairs:
+        np.testing.assert_array_equal(one, expected[index])
+        np.testing.assert_array_equal(other, expected[5 - index])
+    left.close()
+    np.testing.assert_array_equal([result for _, result in net.run_tiles(enumerate(images))], expected)
+
+
+def test_pictures_of_several_threads_share_an_engine(small, picture) -> None:
+    net = runtimes.create("openvino", small, 1, threads=2)
+    images = [picture(9, 11, seed=seed) for seed in range(8)]
+    expected = [net.run(image[None])[0] for image in images]
+    with ThreadPoolExecutor(4) as pool:
+        got = pool.map(lambda image: dict(net.run_tiles([(0, image), (1, image)]))[1], images)
+        np.testing.assert_array_equal(list(got), expected)
+        np.testing.assert_array_equal(list(pool.map(lambda image: net.run(image[None])[0], images)), expected)
+
+
 def test_missing_package_names_its_install_line(small, monkeypatch) -> None:
     monkeypatch.setattr(runtimes, "find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"engine onnxruntime: .*pip install onnxruntime"):
@@ -96,6 +121,13 @@ def test_unknown_engine_and_depth_are_named(small) -> None:
         runtimes.create("openvino", small, 7)
 
 
+@pytest.mark.parametrize("engine", ["auto", "native", "openvino", "onnxruntime", "torch"])
+@pytest.mark.parametrize("threads", [0, -3])
+def test_threads_are_at_least_one(engine: str, threads: int, small) -> None:
+    with pytest.raises(InputError, match=f"threads: must be at least 1, got {threads}"):
+        runtimes.create(engine, small, threads=threads)
+
+
 def test_compiled_graphs_are_kept_in_the_users_cache(small, picture, tmp_path) -> None:
     runtimes.create("openvino", small, 1).run(picture(8, 8)[None])
     assert any((tmp_path / "cache" / "quantsr" / "openvino").iterdir())
@@ -114,6 +146,15 @@ def test_a_cache_that_cannot_be_written_is_done_without(small, picture, tmp_path
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     assert runtimes.cache_folder() is None
     assert runtimes.create("openvino", small, 1).run(picture(8, 8)[None]).shape == (1, 32, 32, 3)
+
+
+def test_a_user_without_a_home_has_no_cache(monkeypatch) -> None:
+    def home() -> None:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(runtimes.Path, "home", home)
+    assert runtimes.cache_folder() is None
 
 
 @pytest.mark.gpu
