@@ -5,9 +5,7 @@ Pillow reads and writes 8-bit files and all metadata, OpenCV the pixels of 16-bi
 
 from __future__ import annotations
 
-import os
 import struct
-import tempfile
 import warnings
 import zlib
 from collections.abc import Iterable
@@ -17,8 +15,9 @@ from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
+from quantsr.engine.atomic import replacing
 from quantsr.errors import InputError, WorkError
 
 Pixels = NDArray[Any]
@@ -26,7 +25,8 @@ Pixels = NDArray[Any]
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
 _MAX_PIXELS = 1 << 30  # OpenCV's own limit; Pillow's is lower and meant for untrusted uploads
 _ORIENTATION = 0x0112
-_BITS_PER_SAMPLE = 258
+_BITS_PER_SAMPLE, _PHOTOMETRIC, _EXTRA_SAMPLES = 258, 262, 338  # tags of TIFF 6.0
+_WHITE_IS_ZERO, _ASSOCIATED_ALPHA = 0, 1
 _STREAMED_BYTES = 256 << 20
 _QUALITY: dict[str, dict[str, Any]] = {
     ".jpg": {"quality": 95, "subsampling": 0},
@@ -65,7 +65,7 @@ def read(path: str | Path) -> Picture:
         ) from None
     except FileNotFoundError:
         raise InputError(f"{path}: there is no such file") from None
-    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+    except (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"{path}: cannot be read ({reason}); is the file damaged?") from error
 
@@ -83,8 +83,8 @@ def _is_deep(path: Path, image: Image.Image) -> bool:
 def _read_plain(image: Image.Image) -> Picture:
     icc = image.info.get("icc_profile")
     colour_space = image.mode
-    image.load()  # turns TIFFs, and then exif_transpose finds no tag
-    ImageOps.exif_transpose(image, in_place=True)
+    image.load()  # turns TIFFs, whose tag is gone then
+    orientation = image.getexif().get(_ORIENTATION, 1)
     if image.mode in ("CMYK", "YCbCr", "LAB", "HSV"):
         icc = None if colour_space == "CMYK" else icc  # a CMYK profile does not describe the RGB result
         image = image.convert("RGB")
@@ -93,7 +93,8 @@ def _read_plain(image: Image.Image) -> Picture:
     transparent = "A" in image.getbands() or "a" in image.getbands() or "transparency" in image.info
     gray = image.mode in ("1", "L", "LA", "La")
     mode = ("L" if gray else "RGB") + ("A" if transparent else "")
-    return _split(np.asarray(image if image.mode == mode else image.convert(mode)), icc)
+    pixels = np.asarray(image if image.mode == mode else image.convert(mode))
+    return _split(_turn_upright(pixels, orientation), icc)
 
 
 def _read_deep(path: Path, image: Image.Image) -> Picture:
@@ -106,7 +107,20 @@ def _read_deep(path: Path, image: Image.Image) -> Picture:
         raise ValueError(error.err) from error
     if pixels is None:
         raise ValueError("OpenCV cannot decode it")
-    if pixels.ndim == 3:
+    if pixels.dtype not in (np.uint8, np.uint16):
+        raise InputError(f"{path}: holds {pixels.dtype} values; save it with 8 or 16 bits, unsigned")
+    tags = getattr(image, "tag_v2", {})
+    if _ASSOCIATED_ALPHA in tags.get(_EXTRA_SAMPLES, ()):
+        raise InputError(
+            f"{path}: its colours are multiplied by alpha, which 16-bit files must not be; save it with unassociated alpha"
+        )
+    if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
+        pixels = ~pixels
+    transparent = image.info.get("transparency")
+    if pixels.ndim == 2 and transparent is not None:  # the one such gray of a PNG, which OpenCV drops
+        alpha = np.where(pixels == transparent, 0, np.iinfo(pixels.dtype).max)
+        pixels = np.dstack([pixels, alpha.astype(pixels.dtype)])
+    elif pixels.ndim == 3:
         pixels = cv2.cvtColor(pixels, cv2.COLOR_BGRA2RGBA if pixels.shape[2] == 4 else cv2.COLOR_BGR2RGB)
         if pixels.shape[2] == 4 and image.format == "PNG" and _png_colour_type(path) == 4:
             pixels = pixels[..., (0, 3)]  # gray with alpha
@@ -192,11 +206,9 @@ def write(
     """
     path = Path(path)
     suffix = path.suffix.lower()
-    handle, name = tempfile.mkstemp(prefix=f".{path.stem}.", suffix=suffix, dir=path.parent)
-    temporary = Path(name)
+    deep = np.dtype(dtype) == np.uint16
     try:
-        with os.fdopen(handle, "wb") as file:
-            deep = np.dtype(dtype) == np.uint16
+        with replacing(path) as file:
             if suffix == ".png" and (deep or np.prod(shape) * np.dtype(dtype).itemsize > _STREAMED_BYTES):
                 _stream_png(file, shape, np.dtype(dtype), bands, icc)
             else:
@@ -204,12 +216,9 @@ def write(
                 for top, band in bands:
                     whole[top : top + len(band)] = band
                 _write_whole(file, suffix, whole, icc)
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
     except (OSError, ValueError) as error:
-        raise WorkError(f"{path}: cannot be written ({error}); try another type or folder") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+        reason = getattr(error, "strerror", None) or error
+        raise WorkError(f"{path}: cannot be written ({reason}); try another type or folder") from error
 
 
 def _write_whole(file: BinaryIO, suffix: str, pixels: Pixels, icc: bytes | None) -> None:
@@ -270,9 +279,3 @@ def _stream_png(
                 chunk(b"IDAT", data)
     chunk(b"IDAT", packer.flush())
     chunk(b"IEND", b"")
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

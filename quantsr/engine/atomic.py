@@ -7,6 +7,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from quantsr.errors import WorkError
 
@@ -32,16 +33,17 @@ def _failures_named(path: Path) -> Iterator[None]:
         ) from error
 
 
-def replace_file(path: Path, content: bytes) -> None:
-    """Writes ``path`` atomically: a reader sees the old file or the whole new one, whatever happens.
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file to write, which takes the place of ``path`` at the end: a reader sees the old file or the whole new one, whatever happens.
 
     Raises:
         OSError: the disk is full, the folder is missing or not writable ... An earlier ``path`` is untouched then.
     """
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    handle, name = tempfile.mkstemp(prefix=".quantsr.", suffix=".tmp", dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(content)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.chmod(name, 0o666 & ~_umask())
@@ -51,6 +53,12 @@ def replace_file(path: Path, content: bytes) -> None:
             os.unlink(name)
         raise
     sync_folder(path.parent)
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Writes ``path`` atomically; see `replacing`."""
+    with replacing(path) as file:
+        file.write(content)
 
 
 def write_bytes(path: Path, content: bytes) -> None:

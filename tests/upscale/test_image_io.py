@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import struct
+import zlib
 from pathlib import Path
 
 import cv2
@@ -124,6 +126,69 @@ def test_exif_orientation(orientation: int, suffix: str, deep: bool, tmp_path: P
     np.testing.assert_array_equal(picture.rgb[..., 0] // (257 if deep else 1), RGBA[..., 0])
 
 
+@pytest.mark.parametrize("suffix", [".jpg", ".png"])
+def test_exif_that_is_malformed_elsewhere_turns_the_picture(suffix: str, tmp_path: Path) -> None:
+    """A resolution unit stored as a float cannot be written again, nor need it be."""
+    entries = struct.pack("<HHIHH", 0x0112, 3, 1, 6, 0) + struct.pack("<HHIf", 0x0128, 11, 1, 2)
+    data = b"Exif\0\0II*\0" + struct.pack("<IH", 8, 2) + entries + bytes(4)
+    path = _save(Image.fromarray(RGBA[..., :3]), tmp_path / f"a{suffix}", exif=data)
+    with Image.open(path) as image, pytest.raises(struct.error):
+        image.getexif().tobytes()
+    with Image.open(path) as image:
+        expected = np.rot90(np.asarray(image), -1)
+    np.testing.assert_array_equal(image_io.read(path).rgb, expected)
+
+
+def test_exif_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(Image.Image, "getexif", lambda _: struct.unpack("<I", b""))
+    with pytest.raises(InputError, match=r"a\.bmp: cannot be read \(unpack requires"):
+        image_io.read(_save(Image.fromarray(RGBA[..., 0]), tmp_path / "a.bmp"))
+
+
+def _deep_tiff(path: Path, pixels: np.ndarray, tag: int, *, instead_of: int, value: int) -> Path:
+    """A TIFF of which one tag, whose value is 1, is another one."""
+    _write(path, pixels)
+    old, new = (struct.pack("<HHIHH", *entry, 0) for entry in ((instead_of, 3, 1, 1), (tag, 3, 1, value)))
+    assert path.read_bytes().count(old) == 1
+    path.write_bytes(path.read_bytes().replace(old, new))
+    return path
+
+
+def test_sixteen_bit_gray_whose_zero_is_white(tmp_path: Path) -> None:
+    path = _deep_tiff(tmp_path / "a.tif", DEEP[..., 0], 262, instead_of=262, value=0)
+    np.testing.assert_array_equal(image_io.read(path).rgb, 65535 - DEEP[..., :1].repeat(3, 2))
+
+
+def test_sixteen_bits_with_a_sign_are_refused(tmp_path: Path) -> None:
+    path = _deep_tiff(tmp_path / "a.tif", DEEP[..., 0], 339, instead_of=339, value=2)
+    with pytest.raises(InputError, match=r"a\.tif: holds int16 values; save it with"):
+        image_io.read(path)
+
+
+def test_sixteen_bit_colours_multiplied_by_alpha_are_refused(tmp_path: Path) -> None:
+    of_planes = 284  # its default is what stands there
+    path = _deep_tiff(tmp_path / "a.tif", DEEP, 338, instead_of=of_planes, value=1)
+    with pytest.raises(InputError, match=r"a\.tif: its colours are multiplied by alpha.*; save it with"):
+        image_io.read(path)
+    path = _deep_tiff(tmp_path / "b.tif", DEEP, 338, instead_of=of_planes, value=2)
+    np.testing.assert_array_equal(image_io.read(path).alpha, DEEP[..., 3])
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_sixteen_bit_colour_that_is_transparent(channels: int, tmp_path: Path) -> None:
+    pixels = DEEP[..., 0] if channels == 1 else DEEP[..., :3]
+    _write(tmp_path / "a.png", pixels)
+    data = (tmp_path / "a.png").read_bytes()
+    chunk = b"tRNS" + DEEP[0, 0, :channels].astype(">u2").tobytes()
+    chunk = struct.pack(">I", 2 * channels) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    (tmp_path / "a.png").write_bytes(data[:33] + chunk + data[33:])  # behind IHDR
+    picture = image_io.read(tmp_path / "a.png")
+    assert picture.gray == (channels == 1)
+    np.testing.assert_array_equal(picture.rgb[..., :channels], DEEP[..., :channels])
+    same = (DEEP[..., :channels] == DEEP[0, 0, :channels]).all(2)
+    np.testing.assert_array_equal(picture.alpha, np.where(same, 0, 65535))
+
+
 def test_cmyk_becomes_rgb_without_its_profile(tmp_path: Path) -> None:
     path = tmp_path / "a.jpg"
     Image.new("CMYK", (8, 8), (0, 255, 255, 0)).save(path, icc_profile=ICC, quality=100)
@@ -187,3 +252,14 @@ def test_a_failed_write_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(WorkError, match=r"a\.png: cannot be written \(disk full\)"):
         image_io.write(tmp_path / "a.png", (9, 13, 3), np.uint8, bands())
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(WorkError, match=r"absent/a\.png: cannot be written \(No such file or directory\)"):
+        _write(tmp_path / "absent" / "a.png", RGBA)
+
+
+def test_names_as_long_as_the_file_system_takes(tmp_path: Path) -> None:
+    path = tmp_path / f"{'n' * 251}.png"
+    _write(path, RGBA)
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
