@@ -16,7 +16,7 @@ def load(name_or_path: str | Path) -> nn.Module:
 
     Args:
         name_or_path: a checkpoint ``.pth`` of quantsr (its moving average is taken where there is one), a packed
-            ``.safetensors``, the name of a training run in ``experiments`` (its best network, else its latest), or the
+            ``.safetensors``, the name or folder of a training run in ``experiments`` (its best network, else its latest), or the
             name of a network that comes with quantsr.
 
     Raises:
@@ -27,7 +27,7 @@ def load(name_or_path: str | Path) -> nn.Module:
         from quantsr.deploy.convert import to_module
         from quantsr.deploy.packing import load as load_packed
 
-        return to_module(load_packed(path)).eval()
+        return to_module(load_packed(path), path).eval()
     return _from_checkpoint(path)
 
 
@@ -35,20 +35,22 @@ def resolve(name_or_path: str | Path) -> Path:
     """The file that `load` reads for a path, the name of a training run or that of a network that comes with quantsr.
 
     Raises:
-        InputError: there is none.
+        InputError: there is none, or the run has no checkpoint yet.
     """
     path = Path(name_or_path).expanduser()
     if path.is_file():
         return path
-    run = path if path.is_dir() else Path("experiments") / path
-    for label in ("best", "latest"):
-        file = run / "models" / f"net_g_{label}.pth"
-        if file.is_file():
-            return file
-    from quantsr.deploy.upscaler import ZOO
+    for run in (path, Path("experiments") / path):
+        models = run / "models"
+        for label in ("best", "latest"):
+            file = models / f"net_g_{label}.pth"
+            if file.is_file():
+                return file
+        if models.is_dir():
+            raise InputError(f"{run}: this run has no checkpoint yet; train on, or name another")
+    from quantsr.deploy.upscaler import shipped_file
 
-    shipped = ZOO / f"{path.name}.safetensors"
-    if shipped.is_file():
+    if shipped := shipped_file(name_or_path):
         return shipped
     raise InputError(
         f"{name_or_path}: no such checkpoint, no training run of that name in experiments, and no network that comes "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -113,13 +114,26 @@ def convert(
     return PackedModel(header, layers, _operands(net), _float_tensors(net, head_tail_bits))
 
 
-def to_module(model: PackedModel) -> DepthDynamic:
+def to_module(model: PackedModel, source: str | Path = "model") -> DepthDynamic:
     """A network in eval mode that computes what `model` does, with fake quantization in float32; for training on and for PyTorch engines.
 
     Layers outside the blocks stay plain convs, whose weights are the dequantized codes: 16-bit inputs are left in float. Those with 8-bit inputs (older
     files) become `QuantConv2d`, equalized by a hook; conv_first, whose input codes are the pixels, does not.
     A network with an 8-bit head and tail cannot be converted again: convert its checkpoint.
+
+    Raises:
+        InputError: its header describes no network, or another than its layers are of; names `source`, the file.
     """
+    try:
+        return _module(model)
+    except (AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(
+            f"{source}: its header does not describe its network ({reason}); fetch or export it again"
+        ) from error
+
+
+def _module(model: PackedModel) -> DepthDynamic:
     header = model.header
     options = {key: value for key, value in header.arch.items() if key != "type"}
     net = _CLASSES[str(header.arch["type"])](**options)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -70,7 +70,7 @@ class Upscaler:
                 longer exact (docs/numerics.md).
 
         Raises:
-            InputError: no such file or name, not a packed network, an unknown engine or depth, `tile` below 1, a package missing, or bf16 on an
+            InputError: no such file or name, not a packed network, an unknown engine or depth, `tile` or `threads` below 1, a package missing, or bf16 on an
                 engine other than openvino.
         """
         self._model = name_or_path if isinstance(name_or_path, PackedModel) else _load(name_or_path)
@@ -108,7 +108,7 @@ class Upscaler:
     def __call__(self, image: Image, out: Image | None = None, progress: bool = False) -> Image:
         """Upscale an RGB picture (H, W, 3) to (H*s, W*s, 3) of the same type, uint8 or uint16.
 
-        uint16 pictures keep their precision on engines that take float pictures (openvino, torch); on onnxruntime they pass through 8 bits.
+        uint16 pictures keep their precision on engines that take float pictures (native, openvino, torch); on onnxruntime they pass through 8 bits.
 
         Args:
             out: where to write, e.g. a `numpy.memmap`; made where None.
@@ -161,10 +161,12 @@ class Upscaler:
         if layout.count == 1 and not self._self_ensemble:
             yield spans[0], _from_engine(self._engine.run(self._to_engine(image)[None])[0], image.dtype)
             return
+        # A whole picture is turned as it is, not with the reflection by which tiles of whole windows continue it.
+        parts: Iterable[Image] = [image] if layout.count == 1 else (tiling.read(image, *s) for s in spans)
         turns = range(8) if self._self_ensemble else range(1)
         tiles = (
-            ((span, turn), _turn(self._to_engine(tiling.read(image, *span)), turn))
-            for span in spans
+            ((span, turn), _turn(self._to_engine(part), turn))
+            for span, part in zip(spans, parts, strict=True)
             for turn in turns
         )
         total: Any = 0.0
@@ -224,19 +226,28 @@ class Upscaler:
 
 
 def find_model(name_or_path: str | Path) -> Path:
-    """The file of a network given by path or by name. Raises InputError that lists the names there are."""
+    """The file of a packed network given by path or by name. Raises InputError for a checkpoint, and one that lists the names there are."""
     path = Path(name_or_path).expanduser()
-    if path.suffix == ".safetensors" or path.exists():
-        return path
     if path.suffix in (".pth", ".pt", ".ckpt"):
-        raise InputError(f"{path}: there is no such file")
-    named = ZOO / f"{path.name}.safetensors"
-    if named.is_file():
+        if not path.is_file():
+            raise InputError(f"{path}: there is no such file")
+        raise InputError(
+            f"{path}: is a checkpoint; convert it with 'quantsr export -m {path} -o NETWORK.safetensors'"
+        )
+    if path.suffix == ".safetensors" or path.is_file():
+        return path
+    if named := shipped_file(name_or_path):
         return named
     raise InputError(
         f"model {name_or_path}: no such file or name (the networks that come with quantsr are {', '.join(shipped())}); "
         "give a packed file with --model FILE"
     )
+
+
+def shipped_file(name: str | Path) -> Path | None:
+    """The file of a network that comes with quantsr; None for any other name, and for a path, whatever its last part."""
+    file = ZOO / f"{name}.safetensors"
+    return file if Path(name).name == str(name) and file.is_file() else None
 
 
 def shipped() -> list[str]:
@@ -247,12 +258,7 @@ def shipped() -> list[str]:
 def _load(name_or_path: str | Path) -> PackedModel:
     from quantsr.deploy import packing
 
-    path = find_model(name_or_path)
-    if path.suffix in (".pth", ".pt", ".ckpt"):
-        raise InputError(
-            f"{path}: is a checkpoint; convert it with 'quantsr export -m {path} -o NETWORK.safetensors'"
-        )
-    return packing.load(path)
+    return packing.load(find_model(name_or_path))
 
 
 def _check(image: Image) -> None:

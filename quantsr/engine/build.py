@@ -173,7 +173,7 @@ def trained_network(options: Options) -> tuple[nn.Module, int | None]:
         from quantsr.deploy.packing import load as load_packed
 
         packed = load_packed(file)
-        found: Any = to_module(packed)
+        found: Any = to_module(packed, file)
         _check_same(net, found, str(file))
         found.depth_rule = net.depth_rule
         found.depths = net.depths if packed.header.ranking is not None else packed.header.depths

@@ -101,6 +101,13 @@ def test_a_shipped_name_has_a_file_and_a_stand_in_none(capsys) -> None:
     assert "file:" not in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("command", ["cost", "bench"])
+def test_a_checkpoint_is_told_how_to_be_packed(command: str, tmp_path, capsys) -> None:
+    (tmp_path / "net.pth").write_bytes(b"")
+    assert cli.main([command, "-m", str(tmp_path / "net.pth")]) == 2
+    assert "net.pth: is a checkpoint; convert it with 'quantsr export -m" in capsys.readouterr().err
+
+
 def test_option_file(repo_root, capsys) -> None:
     pytest.importorskip("quantsr.basicsr_compat")
     file = repo_root / "options" / "train" / "QuantSR_C" / "w4a4_x4.yml"

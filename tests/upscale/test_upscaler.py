@@ -12,6 +12,7 @@ from quantsr import Upscaler
 from quantsr.deploy import integer, upscaler
 from quantsr.deploy.stand_in import random_model
 from quantsr.errors import InputError
+from tests.deploy import quantsr_t
 
 
 def test_from_file_at_every_depth(network_file, small, picture) -> None:
@@ -70,18 +71,28 @@ def test_writes_into_a_given_array(small, picture, tmp_path) -> None:
         Upscaler(small)(image, out=np.empty((80, 40, 3), np.float32))
 
 
-def test_self_ensemble_is_the_mean_over_eight_symmetries(small, picture) -> None:
-    image = picture(13, 18)
-    plain = Upscaler(small)
+def mean_over_symmetries(upscale: Upscaler, image: np.ndarray) -> np.ndarray:
     results = []
     for mirrored in (False, True):
         for turns in range(4):
             turned = np.rot90(image[:, ::-1] if mirrored else image, turns)
-            back = np.rot90(plain(np.ascontiguousarray(turned)), -turns)
+            back = np.rot90(upscale(np.ascontiguousarray(turned)), -turns)
             results.append(back[:, ::-1] if mirrored else back)
-    expected = np.rint(np.mean(results, 0)).astype(np.uint8)
+    return np.rint(np.mean(results, 0)).astype(np.uint8)
+
+
+def test_self_ensemble_is_the_mean_over_eight_symmetries(small, picture) -> None:
+    image = picture(13, 18)
+    expected = mean_over_symmetries(Upscaler(small), image)
     np.testing.assert_array_equal(Upscaler(small, self_ensemble=True)(image), expected)
     np.testing.assert_array_equal(Upscaler(small, self_ensemble=True, tile=6)(image), expected)
+
+
+def test_self_ensemble_turns_the_picture_without_its_padding(picture) -> None:
+    """As evaluation does: this picture is no multiple of the window."""
+    image, model = picture(13, 18), quantsr_t.small_model()
+    expected = mean_over_symmetries(Upscaler(model, "torch"), image)
+    np.testing.assert_array_equal(Upscaler(model, "torch", self_ensemble=True)(image), expected)
 
 
 def test_budget_takes_the_deepest_that_meets_it(small, picture, monkeypatch, caplog) -> None:

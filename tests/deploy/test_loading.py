@@ -1,0 +1,63 @@
+"""`quantsr.load` and `quantsr upscale --model`: what a name or a path stands for, and what it never does."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+import quantsr
+from quantsr import loading
+from quantsr.deploy import packing, upscaler
+from quantsr.errors import InputError
+from tests.deploy.conftest import small_model
+
+NAME = upscaler.shipped()[0]
+SHIPPED = upscaler.ZOO / f"{NAME}.safetensors"
+
+
+@pytest.fixture(autouse=True)
+def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def test_a_folder_of_its_name_does_not_hide_a_shipped_network() -> None:
+    Path(NAME).mkdir()
+    assert loading.resolve(NAME) == upscaler.find_model(NAME) == SHIPPED
+
+
+@pytest.mark.parametrize("folder", ["no/such/dir", ".", "/"])
+def test_a_path_that_is_not_there_is_no_shipped_network(folder: str) -> None:
+    for find in (loading.resolve, upscaler.find_model):
+        with pytest.raises(InputError, match=f"{folder}/{NAME}: no such"):
+            find(f"{folder}/{NAME}")
+
+
+def test_a_run_without_a_checkpoint_is_no_shipped_network() -> None:
+    models = Path("experiments", NAME, "models")
+    models.mkdir(parents=True)
+    for name in (NAME, f"experiments/{NAME}"):
+        with pytest.raises(InputError, match=f"experiments/{NAME}: this run has no checkpoint yet"):
+            loading.resolve(name)
+    (models / "net_g_latest.pth").touch()
+    for name in (NAME, f"experiments/{NAME}"):
+        assert loading.resolve(name) == models / "net_g_latest.pth"
+
+
+@pytest.mark.parametrize(
+    ("arch", "says"),
+    [
+        ({"num_feet": 8}, "unexpected keyword argument 'num_feet'"),
+        ({"num_feat": "eight"}, "'eight'|str"),
+        ({"num_feat": 12}, "must match"),
+        ({"num_block": 3}, "depths must be different numbers"),
+    ],
+)
+def test_a_header_of_another_network_is_named(arch: dict, says: str, tmp_path: Path) -> None:
+    model = small_model()
+    header = replace(model.header, arch={**model.header.arch, **arch})
+    path = tmp_path / "n.safetensors"
+    packing.save(replace(model, header=header), path)
+    with pytest.raises(InputError, match=rf"n\.safetensors: its header does not .*({says}).*export it again"):
+        quantsr.load(path)
