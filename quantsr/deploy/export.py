@@ -29,7 +29,11 @@ _CALIBRATION_PICTURES, _CALIBRATION_SIDE = 32, 128
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of ``quantsr export``."""
     parser.add_argument(
-        "-m", "--model", required=True, metavar="CKPT", help="checkpoint, packed network or name of a run"
+        "-m",
+        "--model",
+        required=True,
+        metavar="CKPT",
+        help="checkpoint, packed network, or name of a run or of a network that comes with quantsr",
     )
     parser.add_argument(
         "-o", "--output", required=True, metavar="OUT", help="file ending in .safetensors, .onnx or .xml"
@@ -56,7 +60,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--first-bits",
         type=int,
         choices=(8, 16, 32),
-        default=32,
         help="bits of conv_first's weight (default: 32; 8 saves 5 kB and lets more pixels differ)",
     )
     parser.add_argument(
@@ -99,22 +102,27 @@ def read(args: argparse.Namespace) -> tuple[PackedModel, nn.Module]:
     from quantsr.deploy.convert import convert, to_module
     from quantsr.loading import load, resolve
 
-    name: str = args.model
-    if Path(name).suffix == ".safetensors":
-        model = packing.load(name)
+    source = resolve(args.model)
+    if source.suffix == ".safetensors":
+        model = packing.load(source)
         if args.head_tail_bits not in (None, model.header.head_tail_bits):
             raise InputError(
-                f"{name}: has a head and tail of {model.header.head_tail_bits} bits already; export from the checkpoint to change that"
+                f"{source}: has a head and tail of {model.header.head_tail_bits} bits already; export from the checkpoint to change that"
             )
-        return model, to_module(model)
-    network = load(name) if args.opt is None else _from_options(name, args.opt)
+        for option in ("first_bits", "calib", "opt"):
+            if getattr(args, option) is not None:
+                raise InputError(
+                    f"--{option.replace('_', '-')}: {source} is converted already; leave it out, or export from the checkpoint"
+                )
+        return model, to_module(model, source)
+    network = load(source) if args.opt is None else _from_options(source, args.opt)
     bits: int = args.head_tail_bits or 8
     model = convert(
         network,
         head_tail_bits=bits,
         calib=calibration_pictures(args.calib, int(getattr(network, "upscale", 4))) if bits == 8 else [],
-        first_bits=args.first_bits,
-        provenance=_provenance(resolve(name), args.calib, bits),
+        first_bits=args.first_bits or 32,
+        provenance=_provenance(source, args.calib, bits),
     )
     return model, network
 
@@ -207,14 +215,14 @@ def evaluation_set(folder: str | None, scale: int) -> EvalSet:
     return EvalSet(options["name"], scale, build_eval_dataset(options, scale))
 
 
-def _from_options(name: str, opt: str) -> nn.Module:
+def _from_options(source: Path, opt: str) -> nn.Module:
     """The network of an option file with the parameters of a checkpoint (the released ones do not describe themselves)."""
     from quantsr.config import load_options
     from quantsr.engine import build
 
     network = build.build_for_options(load_options(opt, is_train=False))
-    build.load_checkpoint(network, name, None)
-    build.ensure_ranking(network, name)
+    build.load_checkpoint(network, str(source), None)
+    build.ensure_ranking(network, str(source))
     return network.eval()
 
 

@@ -1,9 +1,10 @@
 """The OpenVINO graph of a converted network, laid out so that the CPU plugin runs it as int8 convolutions. Imports no torch.
 
-It has the integer reference's arithmetic (see `fold`): the stream is held in units of the next conv's codes, so every quantization is a
-FakeQuantize from a range of integers to itself, and every weight an int8 constant times one scale per output. The plugin's low-precision
-passes make each pair an integer convolution, with the bias, the ReLU and, where nothing else reads the result, the next quantization
-fused into it; a block's scaled skip, its addition and the next block's quantization become one pass over the float32 stream.
+It has the integer reference's arithmetic (see `fold`): the stream is held in the units of training and brought into those of a conv's codes
+in front of it, so every quantization is a FakeQuantize from a range of integers to itself, and every weight an int8 constant times one scale
+per output. The plugin's low-precision passes make each pair an integer convolution, with the bias, the ReLU and, where nothing else reads
+the result, the next quantization fused into it; a block's scaled skip, its addition and the next block's quantization become one pass over
+the float32 stream.
 """
 
 from __future__ import annotations

@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import glob
 import logging
+import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from PIL import Image
 from tqdm import tqdm
 
 from quantsr.deploy import image_io
@@ -134,11 +136,15 @@ def find_pictures(inputs: list[str]) -> list[Path]:
 def plan_outputs(files: list[Path], output: Path, scale: int, *, force: bool) -> list[Job]:
     """Where each upscaled picture goes: `output` itself for one picture and a picture's suffix, else `output/NAME_xS.suffix`.
 
-    Raises InputError where a result would overwrite an input, another result, or (without `force`) an existing file.
+    Raises InputError for a picture type that cannot be written, and where a result would overwrite an input, another result, or (without
+    `force`) an existing file.
     """
     as_file = output.suffix.lower() in image_io.SUFFIXES and not output.is_dir()
     if as_file and len(files) > 1:
         raise InputError(f"{output}: {len(files)} pictures cannot go to one file; give a folder")
+    # `-o a.gif` means a file, `-o out.v2` a folder.
+    if not output.exists() and output.suffix.lower() in Image.registered_extensions():
+        image_io.check_output(output, deep=False, alpha=False)
     if not as_file and output.is_file():
         raise InputError(
             f"{output}: is a file of no known picture type; give a folder or one of {', '.join(image_io.SUFFIXES)}"
@@ -153,7 +159,7 @@ def plan_outputs(files: list[Path], output: Path, scale: int, *, force: bool) ->
             raise InputError(
                 f"{job.target}: both {seen[job.target]} and {job.source} would go there; upscale them to two folders"
             )
-        if job.target.exists() and not force:
+        if os.path.exists(job.target) and not force:  # of a name that is too long, Path.exists raises
             raise InputError(f"{job.target}: exists already; choose another output or give --force")
         seen[job.target] = job.source
     try:

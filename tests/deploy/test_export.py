@@ -87,6 +87,24 @@ def test_exporting_a_packed_file_again(files, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("option", "value"), [("first-bits", "8"), ("calib", "absent"), ("opt", "absent.yml")]
+)
+def test_a_packed_file_takes_no_options_of_conversion(tmp_path, capsys, option, value):
+    packing.save(small_model(), tmp_path / "net.safetensors")
+    words = ["export", "-m", str(tmp_path / "net.safetensors"), "-o", str(tmp_path / "net.onnx")]
+    assert cli.main([*words, "--no-parity", f"--{option}", value]) == 2
+    says = rf"--{option}: .*net\.safetensors is converted already; leave it out"
+    assert re.search(says, capsys.readouterr().err)
+    assert not (tmp_path / "net.onnx").exists()
+
+
+def test_exporting_a_shipped_network_by_its_name(tmp_path):
+    out = tmp_path / "net.onnx"
+    assert cli.main(["export", "-m", "quantsr_c_small_x3_w4a6", "-o", str(out), "--no-parity"]) == 0
+    assert out.stat().st_size > 5000
+
+
+@pytest.mark.parametrize(
     ("output", "words", "message"),
     [
         ("net.pt", [], "ending in .safetensors"),

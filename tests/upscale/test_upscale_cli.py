@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from quantsr import Upscaler, cli
-from quantsr.deploy import image_io
+from quantsr.deploy import image_io, tiling
 
 
 @pytest.fixture
@@ -52,17 +52,25 @@ def test_folders_files_and_globs(how: str, upscale, photos, tmp_path) -> None:
     assert sorted(path.name for path in (tmp_path / "new" / "folder").iterdir()) == ["a_x4.png", "b_x4.webp"]
 
 
-def test_depth_tile_and_ensemble_reach_the_upscaler(upscale, photos, small, tmp_path) -> None:
-    assert (
-        upscale(photos / "a.png", "-o", tmp_path / "o.png", "--depth", 1, "--tile", 7, "--self-ensemble") == 0
-    )
+def test_depth_and_ensemble_reach_the_upscaler(upscale, photos, small, tmp_path) -> None:
+    assert upscale(photos / "a.png", "-o", tmp_path / "o.png", "--depth", 1, "--self-ensemble") == 0
     expected = Upscaler(small, depth=1, self_ensemble=True)(_pixels(photos / "a.png"))
     np.testing.assert_array_equal(_pixels(tmp_path / "o.png"), expected)
 
 
-def test_budget_says_which_depth(upscale, photos, tmp_path, capsys) -> None:
-    assert upscale(photos / "a.png", "-o", tmp_path / "o.png", "--budget-ms", 1e6) == 0
-    assert "depth 3" in capsys.readouterr().out
+def test_a_tile_reaches_the_upscaler(upscale, photos, tmp_path, monkeypatch) -> None:
+    """Which does not show in a QuantSR-C's picture."""
+    tiles = []
+    plan = tiling.plan
+    monkeypatch.setattr(tiling, "plan", lambda *a, **options: (tiles.append(a[3]), plan(*a, **options))[1])
+    assert upscale(photos / "a.png", "-o", tmp_path / "o.png", "--tile", 7) == 0
+    assert tiles == [7]
+
+
+@pytest.mark.parametrize(("budget", "depth"), [(1e6, 3), (1e-6, 1)])
+def test_budget_says_which_depth(budget, depth, upscale, photos, tmp_path, capsys) -> None:
+    assert upscale(photos / "a.png", "-o", tmp_path / "o.png", "--budget-ms", budget) == 0
+    assert f"depth {depth}" in capsys.readouterr().out
 
 
 def test_an_unreadable_file_is_reported_and_the_rest_done(upscale, photos, tmp_path, capsys) -> None:
@@ -72,6 +80,21 @@ def test_an_unreadable_file_is_reported_and_the_rest_done(upscale, photos, tmp_p
     said = capsys.readouterr()
     assert "aa.png: is not a picture" in said.out + said.err
     assert "2 of 3 pictures upscaled, 1 failed" in said.out + said.err
+
+
+def test_a_name_that_is_too_long_is_reported_and_the_rest_done(upscale, photos, tmp_path, capsys) -> None:
+    (photos / "a.png").rename(photos / f"{'a' * 250}.png")
+    assert upscale(photos, "-o", tmp_path / "out") == 1
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["b_x4.webp"]
+    said = capsys.readouterr()
+    assert "_x4.png: cannot be written (File name too long)" in said.out + said.err
+
+
+def test_a_folder_may_have_a_dot_in_its_name(upscale, photos, tmp_path) -> None:
+    (tmp_path / "there.gif").mkdir()
+    for folder in ("out.v2", "there.gif"):
+        assert upscale(photos / "a.png", "-o", tmp_path / folder) == 0
+        assert (tmp_path / folder / "a_x4.png").is_file()
 
 
 def test_never_overwrites_its_input(upscale, photos, capsys) -> None:
@@ -105,7 +128,10 @@ def test_two_results_never_share_a_name(upscale, photos, tmp_path, capsys) -> No
         (["nothing.png"], "nothing.png: names no file"),
         (["{photos}", "-o", "one.png"], "cannot go to one file"),
         (["{photos}/a.png", "-o", "o.png", "--depth", "9"], "depth: 9"),
+        (["{photos}/a.png", "-o", "o.gif"], "o.gif: unknown picture type '.gif'; use one of .png"),
         (["{photos}/a.png", "-o", "o.png", "--tile", "0"], "tile: must be at least 1"),
+        (["{photos}/a.png", "-o", "o.png", "--threads", "0"], "threads: must be at least 1, got 0"),
+        (["{photos}/a.png", "-o", "o.png", "--threads", "-1"], "threads: must be at least 1, got -1"),
         (["{photos}/a.png", "-o", "o.png", "--depth", "1", "--budget-ms", "5"], "leave out --depth"),
     ],
 )
