@@ -183,10 +183,9 @@ def find_sources(opt: dict[str, Any]) -> list[Source]:
     lq_folders, soft_folders = (
         _as_many(opt, key, len(gt_folders)) for key in ("dataroot_lq", "dataroot_soft")
     )
-    names = opt.get("meta_info_file")
     sources: list[Source] = []
     for number, folder in enumerate(gt_folders):
-        paths = _listed(folder, Path(names).expanduser()) if names else list_images(folder)
+        paths = list_images(folder, opt.get("meta_info_file"))
         lqs: list[Path | None] = [None] * len(paths)
         softs = lqs
         if lq_folders:
@@ -212,20 +211,3 @@ def _soft(gt: Path, folder: Path) -> Path:
     if found is None:
         raise InputError(f"{folder / gt.name}: the soft target of {gt.name} is missing; check dataroot_soft")
     return found
-
-
-def _listed(folder: Path, meta_info_file: Path) -> list[Path]:
-    """The pictures that a BasicSR meta-information file names (``NAME (h,w,c)``, one a line)."""
-    try:
-        lines = meta_info_file.read_text().splitlines()
-    except OSError as error:
-        raise InputError(
-            f"meta_info_file: {meta_info_file} cannot be read ({error.strerror}); check the path"
-        ) from None
-    paths = [folder / line.split()[0] for line in lines if line.strip()]
-    missing = next((path for path in paths if not path.is_file()), None)
-    if missing is not None or not paths:
-        raise InputError(
-            f"meta_info_file: {meta_info_file} names {missing or 'no picture'}, which is not there; check both"
-        )
-    return paths

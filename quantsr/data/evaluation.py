@@ -86,15 +86,23 @@ class LmdbEvalDataset(Sequence[EvalItem]):
         """Reads one picture.
 
         Raises:
-            InputError: an entry is missing or cannot be decoded, or the sizes do not fit the scale.
+            InputError: the LMDB or an entry is missing or damaged, or the sizes do not fit the scale.
         """
         import lmdb
 
         key = self.keys[index]
         pictures = []
         for root in (self.gt_root, self.lq_root):
-            with lmdb.open(str(root), readonly=True, lock=False, readahead=False) as env, env.begin() as view:
-                pictures.append(decode(view.get(key.encode()) or b"", root / key))
+            try:
+                with (
+                    lmdb.open(str(root), readonly=True, lock=False, readahead=False) as env,
+                    env.begin() as view,
+                ):
+                    pictures.append(decode(view.get(key.encode()) or b"", root / key))
+            except lmdb.Error as error:
+                raise InputError(
+                    f"{root}: cannot be read ({error}); make it again with `quantsr prepare lmdb`"
+                ) from None
         gt, lq = pictures
         return {"name": key, "lq": lq, "gt": crop_to(gt, lq, self.scale, self.gt_root / key)}
 
@@ -141,7 +149,8 @@ def build_eval_dataset(options: Any, scale: int) -> EvalDataset | LmdbEvalDatase
     Args:
         options: the data set's options (``options.datasets["val"]``) or a mapping with the same keys:
             ``type: SkimageDataset`` needs no folder; every other type takes ``dataroot_gt`` with
-            ``dataroot_lq`` and ``filename_tmpl`` (files or LMDB), or ``dataroot_gt`` alone, from which LR is made.
+            ``dataroot_lq`` and ``filename_tmpl`` (files or LMDB), or ``dataroot_gt`` alone, from which LR is made;
+            ``meta_info_file`` picks files.
         scale: upscaling factor.
 
     Raises:
@@ -163,7 +172,7 @@ def build_eval_dataset(options: Any, scale: int) -> EvalDataset | LmdbEvalDatase
         )
     pairs: list[tuple[Path, Path | None]] = []
     for number, folder in enumerate(gt_folders):
-        paths = list_images(folder)
+        paths = list_images(folder, opt.get("meta_info_file"))
         if lq_folders:
             pairs += pair_up(paths, lq_folders[number], opt.get("filename_tmpl") or "{}")
         else:
@@ -179,8 +188,8 @@ def _lmdb(name: str, scale: int, gt_root: Path, lq_folders: Sequence[Path]) -> L
     keys = []
     for root in (gt_root, lq_folders[0]):
         try:
-            lines = (root / "meta_info.txt").read_text().splitlines()
-        except OSError:
+            lines = (root / "meta_info.txt").read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError):
             raise InputError(
                 f"{root}: not an LMDB folder of BasicSR (no meta_info.txt); make it with `quantsr prepare lmdb`"
             ) from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -26,20 +27,40 @@ def as_folders(roots: str | os.PathLike[str] | Sequence[str | os.PathLike[str]])
     return [Path(root).expanduser() for root in roots]
 
 
-def list_images(folder: Path) -> list[Path]:
-    """The pictures directly in a folder, in the order of their names.
+def list_images(folder: Path, meta_info_file: str | None = None) -> list[Path]:
+    """The pictures directly in a folder, in the order of their names, or those that BasicSR's ``meta_info_file`` lists.
 
     Raises:
-        InputError: there is no such folder, or no picture in it.
+        InputError: there is no such folder, or no picture in it, or a listed one is missing.
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; name a folder of pictures")
+    if meta_info_file is not None:
+        return _listed(folder, Path(meta_info_file).expanduser())
     found = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file())
     if not found:
         raise InputError(
             f"{folder}: no pictures in it; expected files ending in {', '.join(sorted(SUFFIXES))}"
         )
     return found
+
+
+def _listed(folder: Path, meta_info_file: Path) -> list[Path]:
+    """The pictures that a BasicSR meta-information file names (``NAME (h,w,c)``, one a line)."""
+    try:
+        lines = meta_info_file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        what = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        raise InputError(
+            f"meta_info_file: {meta_info_file} cannot be read ({what}); check the path"
+        ) from None
+    paths = [folder / line.split()[0] for line in lines if line.strip()]
+    missing = next((path for path in paths if not path.is_file()), None)
+    if missing is not None or not paths:
+        raise InputError(
+            f"meta_info_file: {meta_info_file} names {missing or 'no picture'}, which is not there; check both"
+        )
+    return paths
 
 
 def decode(content: bytes | memoryview, name: str | Path) -> U8:
@@ -94,7 +115,8 @@ def write_file(path: Path, content: bytes) -> None:
         temporary.write_bytes(content)
         os.replace(temporary, path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # nothing was written, or it cannot be removed either
+            temporary.unlink()
         raise WorkError(f"{path}: cannot be written ({error.strerror})") from None
 
 
@@ -107,14 +129,18 @@ def partner(folder: Path, stem: str, suffix: str) -> Path | None:
 
 
 def pair_up(gt_paths: Iterable[Path], lq_folder: Path, filename_tmpl: str = "{}") -> list[tuple[Path, Path]]:
-    """Each ground-truth picture with its low-resolution one, called ``filename_tmpl.format(stem)``.
+    """Each ground-truth picture with its low-resolution one, called ``filename_tmpl`` with its name for ``{}``.
 
     Raises:
-        InputError: one is missing.
+        InputError: one is missing, or the template has not one ``{}``.
     """
+    if filename_tmpl.count("{}") != 1:
+        raise InputError(
+            f"filename_tmpl: needs one '{{}}', where the picture's name goes, got {filename_tmpl!r}"
+        )
     pairs = []
     for gt in gt_paths:
-        stem = filename_tmpl.format(gt.stem)
+        stem = filename_tmpl.replace("{}", gt.stem)
         lq = partner(lq_folder, stem, gt.suffix)
         if lq is None:
             raise InputError(

@@ -7,14 +7,17 @@ import queue
 import random
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+import lmdb
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from quantsr.basicsr_compat import DATASET_REGISTRY
 from quantsr.data.crops import CroppedImageDataset, epoch_order, sample_rng
+from quantsr.data.images import read_rgb
 from quantsr.data.options import as_plain
 from quantsr.errors import InputError, WorkError
 
@@ -44,9 +47,12 @@ class SeededSamples(Dataset[Batch]):
             random.seed(value)
             np.random.seed(value)  # noqa: NPY002
             sample = self.dataset[number]
-        except (OSError, AttributeError, TypeError, ValueError) as error:
+        except (OSError, AttributeError, TypeError, ValueError, lmdb.Error) as error:
+            names = self._names(number)
+            for path in filter(Path.is_file, map(Path, names)):
+                read_rgb(path)  # where it is this one that cannot be read, says so
             raise InputError(
-                f"{self._name(number)}: cannot be used for training ({error}); check the file"
+                f"{' with '.join(names)}: cannot be used for training ({error}); check the files"
             ) from error
         finally:
             random.setstate(before[0])
@@ -56,9 +62,25 @@ class SeededSamples(Dataset[Batch]):
     def __getitems__(self, indices: Sequence[int]) -> Batch:
         return default_collate([self[index] for index in indices])
 
-    def _name(self, number: int) -> str:
-        paths = getattr(self.dataset, "paths", None)
-        return str(paths[number].get("gt_path", number)) if paths else f"sample {number}"
+    def _names(self, number: int) -> list[str]:
+        """The files, or keys of LMDBs, that a sample is made of."""
+        paths = getattr(self.dataset, "paths", None) or {number: f"sample {number}"}
+        found = paths[number]
+        return list(dict.fromkeys(map(str, found.values() if isinstance(found, dict) else [found])))
+
+
+class _InWorker(Dataset[Any]):
+    """A data set in a loader process. What the user can mend takes the batch's place there: raised, torch would make its
+    whole traceback the message."""
+
+    def __init__(self, dataset: CroppedImageDataset | SeededSamples) -> None:
+        self.dataset = dataset
+
+    def __getitems__(self, indices: Sequence[int]) -> Batch | InputError:
+        try:
+            return self.dataset.__getitems__(indices)
+        except InputError as error:
+            return error
 
 
 class _Batches:
@@ -170,11 +192,13 @@ class TrainLoader:
         try:
             batch = next(self._stream)
         except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
+            if "DataLoader worker (pid" not in str(error):
                 raise
             raise WorkError(
                 f"a loader process died ({error}); lower num_worker_per_gpu or free memory"
             ) from error
+        if isinstance(batch, InputError):
+            raise batch
         self.position += self.batch_size * self.world_size
         return batch
 
@@ -209,7 +233,7 @@ class TrainLoader:
             source = (cropped.__getitems__(batch, pin_memory=pin) for batch in batches)
             return _Background(source, self.prefetch)
         loader = DataLoader(
-            self.dataset,
+            _InWorker(self.dataset),
             batch_sampler=batches,
             num_workers=self.num_workers,
             collate_fn=_same,

@@ -162,9 +162,13 @@ def make_subimages(
     force: bool,
 ) -> int:
     """Sub-images of a folder, with their LR if ``lq_target`` is given; returns the files written."""
+    from quantsr.data.store import picture_size
+
     if size % scale or step % scale:
         raise InputError(f"--size {size} and --step {step} must be multiples of --scale {scale}; change them")
     paths = one_per_stem(list_images(source))
+    if not any(min(picture_size(path)) >= size for path in paths):
+        raise InputError(f"{source}: no picture is at least {size}x{size}; lower --size")
     pairs: list[tuple[Path, Path | None]] = [(path, None) for path in paths]
     if lq_source is not None:
         pairs = list(pair_up(paths, lq_source, filename_tmpl))

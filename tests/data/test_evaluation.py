@@ -57,6 +57,33 @@ def test_files_and_lmdb_give_the_same(make_pictures: Maker, tmp_path: Path) -> N
         np.testing.assert_array_equal(one["lq"], other["lq"])
 
 
+def test_a_list_of_names_picks_pictures(make_pictures: Maker, tmp_path: Path) -> None:
+    folder = make_pictures("hr", [(24, 24)] * 3)
+    names = tmp_path / "names.txt"
+    opt = {"type": "PairedImageDataset", "dataroot_gt": str(folder), "meta_info_file": str(names)}
+    names.write_text("p2.png (24,24,3)\np0.png (24,24,3)\n")
+    assert [item["name"] for item in build_eval_dataset(opt, 2)] == ["p2", "p0"]
+    names.write_text("p3.png (24,24,3)\n")
+    with pytest.raises(InputError, match=r"names\.txt names .*p3\.png, which is not there"):
+        build_eval_dataset(opt, 2)
+    names.write_bytes(b"p\xe9.png\n")
+    with pytest.raises(InputError, match=r"names\.txt cannot be read \(not UTF-8 text\)"):
+        build_eval_dataset(opt, 2)
+
+
+@pytest.mark.parametrize("content", [None, b"garbage" * 1000])
+def test_a_damaged_lmdb_is_named(tmp_path: Path, content: bytes | None) -> None:
+    for name in ("hr.lmdb", "lr.lmdb"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "meta_info.txt").write_text("a.png (48,48,3) 1\n")
+        if content is not None:
+            (tmp_path / name / "data.mdb").write_bytes(content)
+    opt = {"type": "PairedImageDataset", "io_backend": {"type": "lmdb"}}
+    folders = {"dataroot_gt": str(tmp_path / "hr.lmdb"), "dataroot_lq": str(tmp_path / "lr.lmdb")}
+    with pytest.raises(InputError, match=r"hr\.lmdb: cannot be read .*; make it again with `quantsr prepare"):
+        build_eval_dataset({**opt, **folders}, 2)[0]
+
+
 def test_a_pair_that_does_not_fit_is_named(make_pictures: Maker) -> None:
     hr, lr = make_pictures("hr", [(40, 40)]), make_pictures("lr", [(10, 10)])
     dataset = build_eval_dataset(

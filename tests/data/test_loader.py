@@ -309,3 +309,39 @@ def test_a_paired_set_of_basicsr_is_seeded_per_sample(make_pictures: Maker, tmp_
     missing = {**opt, "dataroot_lq": str(tmp_path / "none")}
     with pytest.raises(InputError, match="PairedImageDataset refuses its options"):
         build_train_loader(missing, 2, 5, 2)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_the_damaged_picture_of_a_pair_is_named_in_one_line(
+    make_pictures: Maker, tmp_path: Path, workers: int
+) -> None:
+    hr, lr = make_pictures("hr", [(40, 40)]), make_pictures("lr", [(20, 20)])
+    opt = options(hr, type="PairedImageDataset", dataroot_lq=str(lr), num_worker_per_gpu=workers)
+
+    def message() -> str:
+        loader = build_train_loader(opt, 2, 5, 2)
+        with pytest.raises(InputError) as caught:
+            next(loader)
+        loader.close()
+        return str(caught.value)
+
+    (lr / "p0.png").write_bytes(b"no picture")
+    assert message() == f"{lr}/p0.png: cannot be read as a picture; replace or remove the file"
+    cv2.imwrite(str(lr / "p0.png"), np.zeros((10, 10, 3), np.uint8))
+    assert message().startswith(f"{lr}/p0.png with {hr}/p0.png: cannot be used for training (")
+    assert "\n" not in message()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_damaged_lmdb_is_one_line(tmp_path: Path, workers: int) -> None:
+    for name in ("hr.lmdb", "lr.lmdb"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "meta_info.txt").write_text("a.png (48,48,3) 1\n")
+    opt = options(tmp_path / "hr.lmdb", type="PairedImageDataset", dataroot_lq=str(tmp_path / "lr.lmdb"))
+    opt |= {"io_backend": {"type": "lmdb"}, "num_worker_per_gpu": workers}
+    loader = build_train_loader(opt, 2, 5, 2)
+    with pytest.raises(
+        InputError, match=r"^a: cannot be used for training \(.*lr\.lmdb: .*\); check the files$"
+    ):
+        next(loader)
+    loader.close()

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from quantsr.data import download, prepare
-from quantsr.data.images import read_rgb
+from quantsr.data.images import read_rgb, write_file
 from quantsr.data.preparation import starts
 from quantsr.data.resize import imresize_uint8, mod_crop
 from quantsr.errors import InputError, WorkError
@@ -133,9 +133,31 @@ def test_bad_requests_are_one_line(make_pictures: Maker, tmp_path: Path) -> None
         run("subimages", hr, tmp_path / "o", "--scale", 7, "--lq-output", tmp_path / "l")
     with pytest.raises(InputError, match="--lq-output: missing"):
         run("subimages", hr, tmp_path / "o", "--scale", 2)
+    with pytest.raises(InputError, match="hr: no picture is at least 26x26; lower --size"):
+        run("subimages", hr, tmp_path / "s", "--size", 26)
+    for template in ("x", "{}{}"):
+        with pytest.raises(InputError, match=r"filename_tmpl: needs one '\{\}'"):
+            run("subimages", hr, tmp_path / "s", "--size", 12, "--lq", hr, "--lq-output", tmp_path / "l",
+                "--filename-tmpl", template)  # fmt: skip
+    with pytest.raises(InputError, match=r"p0{x}\.png: the LR picture of p0\.png is missing"):
+        run("subimages", hr, tmp_path / "s", "--size", 12, "--lq", hr, "--lq-output", tmp_path / "l",
+            "--filename-tmpl", "{}{x}")  # fmt: skip
     cv2.imwrite(str(hr / "p0.bmp"), np.zeros((24, 24, 3), np.uint8))
     with pytest.raises(InputError, match="has the same name"):
         run("bicubic", hr, tmp_path / "o")
+
+
+@pytest.mark.parametrize("value", ["x", "0", "-1", "2.5"])
+def test_a_number_that_is_none_is_named(value: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        run("bicubic", "in", "out", f"--scale={value}")
+    assert f"must be a whole number of at least 1, got '{value}'" in capsys.readouterr().err
+
+
+def test_a_folder_that_cannot_be_made_is_a_work_error(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(WorkError, match=r"a\.png: cannot be written \(Not a directory\)"):
+        write_file(tmp_path / "file" / "below" / "a.png", b"")
 
 
 @pytest.fixture
