@@ -3,8 +3,9 @@
     sh test.sh --set path.pretrain_network_g=NAME
     python scripts/model_card.py NAME results/shipped/results.json [MORE.json ...]
 
-The records are kept beside the card, in NAME.json; without result files the card is made again from those. What stands outside the
-marks (data, training, licence) is written by hand and stays.
+The records are kept beside the card, in NAME.json; without result files the card is made again from those. New ones take their place,
+but for those of the float start, another network, which stay where no file has them. What stands outside the marks (data, training,
+licence) is written by hand and stays.
 """
 
 from __future__ import annotations
@@ -116,6 +117,10 @@ def with_measured(card: str, part: str, name: str) -> str:
     return f"{head}{BEGIN}\n\n{part}\n\n{END}{tail}"
 
 
+def _key(record: Record) -> tuple[str, str, str]:
+    return record.set, record.row, record.metric
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -129,8 +134,10 @@ def main() -> int:
             if not file.is_file():
                 raise InputError(f"{file}: no such file; see --help")
         if args.results:
-            records = [record for file in args.results for record in read_results(file)]
-            write_records({(r.set, r.row, r.metric): r for r in records}.values(), kept)
+            new = {_key(record): record for file in args.results for record in read_results(file)}
+            old = read_results(kept) if kept.is_file() else []
+            floats = {_key(record): record for record in old if record.network.startswith("float ")}
+            write_records({**new, **floats, **new}.values(), kept)  # in the order of the new ones
         text = with_measured(
             card.read_text(encoding="utf-8"), measured(packed, read_results(kept)), args.name
         )

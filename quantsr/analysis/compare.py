@@ -48,7 +48,8 @@ def run(args: argparse.Namespace) -> int:
     if args.dry_run:
         sys.stdout.write(plan(comparison, ledger))
         return 0
-    records = compare(comparison, ledger, go_on=typed_again("compare", args), retrain=args.retrain)
+    go_on = typed_again("compare", args, *(["--retrain"] if args.retrain else []))
+    records = compare(comparison, ledger, go_on=go_on, retrain=args.retrain)
     sys.stdout.write(page(comparison, records))
     return 0
 

@@ -82,18 +82,19 @@ def packed_layers(model: PackedModel, depth: int | None, size: tuple[int, int]) 
 
 def cost_of_options(path: str, sizes: Sequence[tuple[int, int]]) -> dict[str, Any]:
     """The counts of the network an option file describes, at each of its depths."""
-    from quantsr.config.layers import read_layers
-    from quantsr.config.load import load_options
+    from quantsr.config import registries
+    from quantsr.config.load import load_options, read_options
     from quantsr.engine.build import build_network
     from quantsr.quant import manifest
 
-    is_train = "train" in read_layers(path)[0]
-    options = load_options(path, is_train=is_train, check_paths=False)
+    read = read_options(path)
+    options = load_options(path, is_train="train" in read[0], check_paths=False, read=read)
     network = options.network_g
     net = build_network(network.type, network.kwargs)
     # The float twin of the same shape counts the operations: its layers need no calibration.
-    wide = {key: 32 if key.startswith("nbits_") else value for key, value in network.kwargs.items()}
-    twin = build_network(network.type, wide)
+    known = registries.parameters(registries.networks()[network.type])
+    wide = {key: 32 for key in known if key.startswith("nbits_")}
+    twin = build_network(network.type, {**network.kwargs, **wide})
     if callable(rank := getattr(twin, "rank_blocks", None)):
         rank()  # whichever blocks are kept, the count is the same
     bits = {row["name"]: (int(row["bits_w"]), int(row["bits_a"])) for row in manifest(net)}

@@ -7,6 +7,7 @@ import functools
 import json
 import math
 import subprocess
+import typing
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -151,9 +152,19 @@ def write_records(records: Iterable[Record], path: Path) -> None:
 
 
 def read_results(path: str | Path) -> list[Record]:
-    """The records of a ``results.json``."""
+    """The records of a ``results.json``.
+
+    Raises:
+        ValueError, TypeError, KeyError, AttributeError: it is not what `write_records` writes.
+    """
     rows = json.loads(Path(path).read_text(encoding="utf-8"))
-    return [Record(**{**row, "value": float(row["value"])}) for row in rows]
+    records = [Record(**{**row, "value": float(row["value"])}) for row in rows]
+    kinds = typing.get_type_hints(Record)
+    for record in records:
+        for name, value in vars(record).items():
+            if not isinstance(value, kinds[name]):
+                raise ValueError(f"{name} is {value!r}")
+    return records
 
 
 def mean_value(records: Iterable[Record], metric: str, depths: Sequence[int | None] | None = None) -> float:

@@ -125,7 +125,7 @@ def test_tables_of_several_runs_with_the_baseline_once(tmp_path: Path, truth: Pa
     page = report(tmp_path, str(tmp_path / "a"), str(tmp_path / "b" / "results.json"))
     assert page.cells[:4] == [
         ["run", "network", "PSNR"],
-        ["", "bicubic", "30.00"],
+        ["a", "bicubic", "30.00"],
         ["a", "QuantSR_C W4A4, depth 2", "32.50"],
         ["b", "QuantSR_C W4A4, depth 2", "32.50"],
     ]
@@ -196,6 +196,7 @@ def test_the_slider_can_be_used_from_the_keyboard(tmp_path: Path, truth: Path) -
     assert len(controls) == 3
     assert all(control["id"] in labelled and "tabindex" not in control for control in controls)
     assert all(image["alt"] for image in page.all("img"))
+    assert all(a["tabindex"] == "0" for a in page.all("div") if a.get("class") == "scroll")
     assert sum("selected" in option for option in page.all("option")) == 2
 
 
@@ -328,12 +329,30 @@ def test_a_comparison(tmp_path: Path, sound: dict[str, Any], load: Any) -> None:
     assert ["compare_try", "comparison", "", "", "fed", "", str(folder)] in page.cells
 
 
+def test_equal_variants_of_two_comparisons_are_told_apart(
+    tmp_path: Path, truth: Path, sound: dict[str, Any], load: Any
+) -> None:
+    for name in ("one", "two"):
+        folder = tmp_path / f"compare_{name}"
+        make_run(folder / "rlq_seed3", truth, set_name="skimage", name="rlq_seed3")
+        write_results([record(31.0, "Q", 2, set="skimage", variant="rlq", seed=3)], folder)
+        comparison = load({**sound, "name": name})
+        (folder / "options.yml").write_text(yaml.safe_dump(comparison.dump(), sort_keys=False))
+    found = crops(report(tmp_path, str(tmp_path / "compare_one"), str(tmp_path / "compare_two")))
+    assert [label for label in found if label.endswith("depth 2")] == [
+        "compare_one/rlq_seed3, depth 2",
+        "compare_two/rlq_seed3, depth 2",
+    ]
+
+
 @pytest.mark.parametrize(
     ("prepare", "words", "message"),
     [
         ("none", ["gone"], "gone: no such folder; give a run"),
         ("empty", ["a"], "neither results.json nor a TensorBoard log"),
         ("damaged", ["a"], "results.json: damaged"),
+        ("set=['S']", ["a"], "results.json: damaged (set is ['S'])"),
+        ("pictures={}", ["a"], "results.json: damaged (pictures is {})"),
         ("foreign", ["a"], "options.yml: "),
         ("sound", ["a", "a/results.json"], "a run is given twice"),
         ("sound", ["a", "--crop", "3"], "--crop: must be 16 or more, got 3"),
@@ -354,6 +373,10 @@ def test_what_is_no_run_is_one_line(
         folder.mkdir()
     if prepare == "damaged":
         (folder / "results.json").write_text(json.dumps([{"psnr": 1}]))
+    if "=" in prepare:
+        name, _, value = prepare.partition("=")
+        rows = [asdict(record(30.0)) | {name: yaml.safe_load(value)}]
+        (folder / "results.json").write_text(json.dumps(rows))
     if prepare in ("sound", "foreign"):
         (folder / "results.json").write_text(json.dumps([asdict(record(30.0))]))
     if prepare == "foreign":

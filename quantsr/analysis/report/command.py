@@ -78,7 +78,7 @@ def report(runs: Sequence[ReportRun], *, title: str = "Results", per_set: int = 
 
 
 def _results(runs: Sequence[ReportRun]) -> str:
-    """A table per set with the rows of all tests and trainings; equal baselines once."""
+    """A table per set with the rows of all tests and trainings; equal baselines once, under the first run that has them."""
     rows = [(entry.label, record) for entry in runs if not entry.comparison for record in entry.records]
     tables = []
     for key in dict.fromkeys((record.set, record.scale, record.pictures) for _, record in rows):
@@ -100,7 +100,6 @@ def _cells(rows: Sequence[tuple[str, Record]]) -> list[list[str]]:
             if found in baselines:
                 continue
             baselines.append(found)
-            label = "" if len(baselines) == 1 else label
         cells.append([label, network, *(number(found.get(metric), metric) for metric in metrics)])
     return cells
 

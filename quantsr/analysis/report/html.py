@@ -36,7 +36,7 @@ def table(caption: str, cells: Sequence[Sequence[str]], left: int = 1) -> str:
         lines.append(f"<tr>{first}{rest}</tr>")
     body = "\n".join(lines)
     return (
-        f'<div class="scroll"><table><caption>{escape(caption)}</caption>\n<thead><tr>{head}</tr></thead>\n'
+        f'<div class="scroll" tabindex="0"><table><caption>{escape(caption)}</caption>\n<thead><tr>{head}</tr></thead>\n'
         f"<tbody>\n{body}\n</tbody></table></div>\n"
     )
 

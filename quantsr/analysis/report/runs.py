@@ -102,7 +102,8 @@ def _read(folder: Path, label: str) -> ReportRun:
     raw = read_yaml(str(options_file)) if options_file.exists() else {}
     if "variants" in raw:
         comparison = _comparison(options_file)
-        return ReportRun(label, folder, "comparison", records, comparison, _sources_of(comparison, folder))
+        sources = _sources_of(comparison, folder, label)
+        return ReportRun(label, folder, "comparison", records, comparison, sources)
     kind = "training" if (folder / "models").is_dir() else "test"
     sources = []
     if raw:
@@ -133,11 +134,16 @@ def _comparison(path: Path) -> Comparison:
     return load_comparison(str(path), check_paths=False)
 
 
-def _sources_of(comparison: Comparison, folder: Path) -> list[Source]:
+def _sources_of(comparison: Comparison, folder: Path, label: str) -> list[Source]:
     """The pictures of the runs of the first seed."""
     first = comparison.options.seeds[0]
     return [
-        Source(run.name, folder / run.name / "visualization", _suffix(run.evaluation), run.evaluation)
+        Source(
+            f"{label}/{run.name}",
+            folder / run.name / "visualization",
+            _suffix(run.evaluation),
+            run.evaluation,
+        )
         for run in comparison.runs
         if run.seed == first
     ]
