@@ -115,14 +115,9 @@ def _on_engine(options: Options, depths: Sequence[int] | None) -> Iterator[tuple
 
     assert options.val is not None
     assert options.path.pretrain_network_g is not None
-    file, engine = resolve(options.path.pretrain_network_g), options.val.engine
-    if file.suffix != ".safetensors":
-        raise InputError(
-            f"val.engine: {engine} runs packed files, and {file} is a checkpoint; make one with "
-            f"`quantsr export -m {file} -o NETWORK.safetensors`, or set val.engine=torch"
-        )
+    file = resolve(options.path.pretrain_network_g)
     for depth in depths or ():
-        yield depth, Upscaler(file, engine=engine, depth=depth)
+        yield depth, Upscaler(file, engine=options.val.engine, depth=depth)
 
 
 def main(options: Options) -> int:
@@ -150,7 +145,10 @@ def main(options: Options) -> int:
 def run(args: argparse.Namespace) -> int:
     """The command."""
     from quantsr.config.arguments import options_from
+    from quantsr.engine import distributed
 
+    if distributed.detect(args.launcher).size > 1:
+        raise InputError("quantsr test: evaluates in one process; start it without torchrun or srun")
     return main(options_from(args, is_train=False))
 
 

@@ -48,7 +48,7 @@ run_quantsr() {
     [ -n "$has_file" ] || set -- -opt "$default" "$@"
 
     enter_checkout
-    if [ "${NPROC:-1}" -gt 1 ]; then
+    if [ "$command" = train ] && [ "${NPROC:-1}" -gt 1 ]; then # a test is one process
         exec "$python" -m torch.distributed.run --standalone --nproc_per_node="$NPROC" -m quantsr "$command" "$@"
     fi
     exec "$python" -m quantsr "$command" "$@"

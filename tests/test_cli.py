@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import logging
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -227,6 +228,27 @@ def test_every_command_explains_itself(name: str, capsys) -> None:
         cli.main([name, "--help"])
     assert stop.value.code == 0
     assert f"usage: quantsr {name}" in capsys.readouterr().out
+
+
+def test_several_processes_are_for_training(tmp_path: Path, repo_root: Path) -> None:
+    """NPROC starts torchrun in train.sh only: N tests would write the same files."""
+    (tmp_path / "scripts").mkdir()
+    for name in ("train.sh", "test.sh", "scripts/run.sh"):
+        shutil.copy(repo_root / name, tmp_path / name)
+    (tmp_path / "scripts" / "setup_env.sh").write_text("echo echo\n")  # in the interpreter's place
+    for name, several in (("train", True), ("test", False)):
+        words = ["env", "NPROC=4", "sh", str(tmp_path / f"{name}.sh"), "x.yml"]
+        done = subprocess.run(words, capture_output=True, text=True, check=True)
+        assert done.stdout.endswith(f"-m quantsr {name} -opt x.yml\n")
+        assert ("torch.distributed.run" in done.stdout) == several
+
+
+def test_a_test_under_torchrun_is_refused(capsys, monkeypatch) -> None:
+    for name in ("TORCHELASTIC_RUN_ID", "RANK", "LOCAL_RANK"):
+        monkeypatch.setenv(name, "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert cli.main(["test", "-opt", "x.yml"]) == 2
+    assert "evaluates in one process" in capsys.readouterr().err
 
 
 def test_python_m_is_the_same_command() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict
 
 
 def whole_number(value: Any) -> Any:
@@ -16,6 +16,20 @@ def whole_number(value: Any) -> Any:
 
 Int = Annotated[int, BeforeValidator(whole_number)]
 """An integer; 5e3 and 5000.0 count as one, "5000" and true do not."""
+
+SEEDS = 2**63
+"""Seeds are below this: torch takes no larger ones."""
+
+
+def folder_name(value: str) -> str:
+    """The name itself where it can name a folder below another; else ``ValueError``."""
+    if value in (".", "..") or any(sign in value for sign in "/\\\0"):
+        raise ValueError(f"{value!r} cannot name a folder; use letters, digits, '_' and '-'")
+    return value
+
+
+FolderName = Annotated[str, AfterValidator(folder_name)]
+"""Text that can name a folder."""
 
 
 class Section(BaseModel):

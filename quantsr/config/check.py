@@ -5,11 +5,15 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
-from quantsr.config.arguments import add_option_arguments, options_from
+from quantsr.config.arguments import add_option_arguments
 from quantsr.config.folders import count_pictures, is_left_out
-from quantsr.config.layers import read_layers
+from quantsr.config.load import load_options, read_options
 from quantsr.config.schema import Options
+
+if TYPE_CHECKING:
+    from quantsr.config.comparison import Comparison
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,11 +37,14 @@ def run(args: argparse.Namespace) -> int:
         OptionsError: with every problem found; the command line prints them and exits with 2.
         InputError: the checkpoint of a test cannot be loaded.
     """
-    keys = read_layers(args.opt)[0]
-    if "variants" in keys and args.purpose is None:
-        return _check_comparison(args)
-    is_train = args.purpose == "train" if args.purpose else "train" in keys
-    options = options_from(args, is_train=is_train, check_paths=not args.no_paths)
+    read = read_options(args.opt)
+    given: dict[str, Any] = {"check_paths": not args.no_paths, "read": read}
+    if "variants" in read[0] and args.purpose is None:
+        from quantsr.config.compare import load_comparison
+
+        return _say_comparison(args.opt, load_comparison(args.opt, args.set, args.force_yml, **given))
+    is_train = args.purpose == "train" if args.purpose else "train" in read[0]
+    options = load_options(args.opt, args.set, args.force_yml, is_train=is_train, **given)
     if not is_train and not args.no_paths:
         from quantsr.engine.build import trained_network
 
@@ -48,15 +55,12 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _check_comparison(args: argparse.Namespace) -> int:
+def _say_comparison(path: str, comparison: Comparison) -> int:
     """The same for a comparison file: what its runs are."""
-    from quantsr.config.compare import load_comparison
-
-    comparison = load_comparison(args.opt, args.set, args.force_yml, check_paths=not args.no_paths)
     options = comparison.options
     iterations = sum(run.training.train.total_iter for run in comparison.runs if run.training.train)
     evaluation = comparison.runs[0].evaluation
-    sys.stdout.write(f"{args.opt}: no problems\n")
+    sys.stdout.write(f"{path}: no problems\n")
     for label, text in (
         ("comparison", f"{options.name}, in {options.folder}"),
         ("variants", ", ".join(options.variants)),

@@ -31,18 +31,22 @@ RESERVED = ("name", "manual_seed", "auto_resume", "path.experiments_root", "path
 
 
 def load_comparison(
-    path: str, overrides: Sequence[str] = (), force_yml: Sequence[str] = (), check_paths: bool = True
+    path: str,
+    overrides: Sequence[str] = (),
+    force_yml: Sequence[str] = (),
+    check_paths: bool = True,
+    read: tuple[dict[str, Any], Problems] | None = None,
 ) -> Comparison:
     """Read a comparison file, put the options of all its runs together and check them.
 
     Args:
-        path, overrides, force_yml, check_paths: as `quantsr.config.load_options` takes them; keys of the training
+        path, overrides, force_yml, check_paths, read: as `quantsr.config.load_options` takes them; keys of the training
             that all variants share are set as ``base.key=value``, those of one variant as ``variants.NAME.key=value``.
 
     Raises:
         OptionsError: with one line for every problem, all at once.
     """
-    raw, problems = read_options(path)
+    raw, problems = read or read_options(path)
     _sections_of_dotted_keys(raw, problems)
     apply_overrides(raw, force_yml, "--force_yml", ":", problems)
     apply_overrides(raw, overrides, "--set", ".", problems)
@@ -179,10 +183,10 @@ class _Assembly:
         """The options of one run before they are checked, placeholders filled in."""
         options = drop_nulls(copy.deepcopy(options))
         options |= {"name": run_name(name, seed), "manual_seed": seed}
-        if not isinstance(options.setdefault("path", {}), dict):
-            options["path"] = {}  # the schema of the base says what is wrong with it
-        options["path"]["experiments_root"] = self.options.folder
-        options["path"].pop("resume_state", None)
+        section = options.setdefault("path", {})
+        if isinstance(section, dict):  # else the schema says what is wrong with it
+            section["experiments_root"] = self.options.folder
+            section.pop("resume_state", None)
         options.pop("auto_resume", None)
         folders = {
             other: os.path.join(self.options.folder, run_name(other, seed)) for other in self.options.variants
@@ -252,16 +256,13 @@ class _Assembly:
         return bool((self.options.val or {}).get("baseline", default))
 
     def _check_together(self, runs: Sequence[Run]) -> None:
-        """Pictures and numbers can only be compared at one scale and with one set of metrics."""
+        """Pictures and numbers can only be compared at one scale."""
         for run in runs:
             if run.training.scale != runs[0].training.scale:
                 self.problems.add(
                     ("variants", run.variant, "scale"),
                     f"{run.training.scale} but {runs[0].training.scale} for {runs[0].variant}; compare one scale",
                 )
-            val = run.evaluation.val
-            if val is None or not val.metrics:
-                self.problems.add(("val", "metrics"), "missing; name what to measure, or add it to base.val")
 
 
 def _has_val_set(options: dict[str, Any]) -> bool:

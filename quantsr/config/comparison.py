@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import Field, field_validator, model_validator
 
-from quantsr.config.base import Int, Section
+from quantsr.config.base import SEEDS, Int, Section
 from quantsr.config.problems import did_you_mean
 from quantsr.config.schema import Options
 
@@ -64,8 +64,9 @@ class CompareOptions(Section):
     @field_validator("seeds")
     @classmethod
     def _different(cls, value: list[int]) -> list[int]:
-        if min(value) < 0:
-            raise ValueError(f"must be whole numbers >= 0, got {min(value)}")
+        wrong = [seed for seed in value if not 0 <= seed < SEEDS]
+        if wrong:
+            raise ValueError(f"must be whole numbers >= 0 and < 2**63, got {wrong[0]}")
         if len(set(value)) != len(value):
             raise ValueError(f"the same seed twice in {value}; remove one")
         return value

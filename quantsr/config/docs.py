@@ -28,11 +28,12 @@ key and remedy, or sums up what it would do. An unknown key is an error; so is a
   else is replaced. `key: null` takes an inherited key away. Anywhere else null means "not given": the default holds.
 - **Command line.** `--set train.total_iter=1000 network_g.nbits_w=2` changes single keys, the value read as YAML; `--force_yml
   train:total_iter=1000` is the same in BasicSR's notation.
-- **Values.** `1e-4` is a number; a number without a fraction may stand for a whole number (`5e3`). No YAML tag runs anything.
+- **Values.** `1e-4` is a number; a number without a fraction may stand for a whole number (`5e3`), but not among the arguments of a
+  network, which its constructor gets as they are. No YAML tag runs anything.
 - **Paths** start at the current directory, as BasicSR's do; `~` and `$VARIABLES` are replaced.
 - **What is needed** depends on the command. `quantsr train`: the section `train`, the data set `train` and, with `val` sets,
-  `val.val_freq`. `quantsr test`: a data set `test...` (or `val...`) and `path.pretrain_network_g`. Data sets of the other
-  command are not looked for.
+  `val.val_freq` and `val.metrics`. `quantsr test`: a data set `test...` (or `val...`), `val.metrics` and
+  `path.pretrain_network_g`. Data sets of the other command are not looked for.
 """
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection
+from pathlib import Path
 from typing import Any
 
 from quantsr.config.problems import KeyPath, Problems
@@ -64,12 +65,24 @@ def check_checkpoints(
 
 def _is_named(value: str) -> bool:
     """Whether a test knows a checkpoint by this name: a training run's, or that of a network that comes with quantsr."""
+    return _resolved(value) is not None
+
+
+def is_checkpoint(value: Any) -> bool:
+    """Whether a test finds a checkpoint by this path or name, or will find one there, and no packed file."""
+    if not isinstance(value, str):
+        return False
+    found = _resolved(value)
+    return value.endswith(".pth") if found is None else found.suffix != ".safetensors"
+
+
+def _resolved(value: str) -> Path | None:
     from quantsr.loading import resolve
 
     try:
-        return resolve(value).is_file()
+        return resolve(value)
     except InputError:
-        return False
+        return None
 
 
 def is_left_out(dataset: Any) -> bool:
@@ -96,8 +109,9 @@ def check_dataset(key: str, dataset: dict[str, Any], problems: Problems) -> None
                 found = _check_folder((key, root), folder, lmdb, problems)
                 names[root] = names.get(root, []) + found
     meta = dataset.get("meta_info_file")
-    if isinstance(meta, str) and not os.path.isfile(meta):
-        problems.add(("datasets", key, "meta_info_file"), f"{meta!r} does not exist; correct the path")
+    if isinstance(meta, str) and _count_lines(meta) is None:
+        what = "cannot be read as UTF-8 text" if os.path.isfile(meta) else "does not exist"
+        problems.add(("datasets", key, "meta_info_file"), f"{meta!r} {what}; correct the path")
     if not lmdb and meta is None and names.get("dataroot_gt") and names.get("dataroot_lq"):
         _check_pairs(
             key, dataset.get("filename_tmpl", "{}"), names["dataroot_gt"], names["dataroot_lq"], problems
@@ -108,13 +122,14 @@ def count_pictures(dataset: Any) -> int | None:
     """How many ground-truth pictures a data set has (an entry of ``Options.datasets``); None where it does not say."""
     if dataset.type == "SkimageDataset":
         return 3
-    if dataset.meta_info_file is not None:
+    lmdb = dataset.io_backend.type == "lmdb"  # whose own list counts
+    if dataset.meta_info_file is not None and not lmdb:
         return _count_lines(dataset.meta_info_file)
     roots = dataset.dataroot_gt or dataset.dataroot_lq
     folders = [roots] if isinstance(roots, str) else roots or []
     if not folders or not all(os.path.isdir(folder) for folder in folders):
         return None
-    if dataset.io_backend.type == "lmdb":
+    if lmdb:
         return sum(_count_lines(os.path.join(folder, "meta_info.txt")) or 0 for folder in folders)
     return sum(len(_pictures(folder)) for folder in folders)
 
@@ -131,10 +146,12 @@ def _check_folder(key: tuple[str, str], folder: str, lmdb: bool, problems: Probl
             problems.add(
                 ("datasets", *key), f"{folder!r} must end in '.lmdb'; make one with 'quantsr prepare lmdb'"
             )
-        elif not os.path.isfile(os.path.join(folder, "meta_info.txt")):
-            problems.add(
-                ("datasets", *key), f"{folder!r} has no meta_info.txt; make it with 'quantsr prepare lmdb'"
-            )
+            return []
+        for name in ("meta_info.txt", "data.mdb"):
+            if not os.path.isfile(os.path.join(folder, name)):
+                problems.add(
+                    ("datasets", *key), f"{folder!r} has no {name}; make it with 'quantsr prepare lmdb'"
+                )
         return []
     pictures = _pictures(folder)
     if not pictures:
@@ -145,7 +162,7 @@ def _check_folder(key: tuple[str, str], folder: str, lmdb: bool, problems: Probl
 
 
 def _check_pairs(key: str, template: Any, gt: list[str], lq: list[str], problems: Problems) -> None:
-    if not isinstance(template, str) or "{}" not in template:
+    if not isinstance(template, str) or template.count("{}") != 1:
         return
     stems = {os.path.splitext(name)[0] for name in lq}
     absent = [name for name in gt if template.replace("{}", os.path.splitext(name)[0]) not in stems]
@@ -169,7 +186,7 @@ def _count_lines(path: str) -> int | None:
     try:
         with open(path, encoding="utf-8") as file:
             return sum(1 for line in file if line.strip())
-    except OSError:
+    except (OSError, ValueError):  # not there, or not UTF-8
         return None
 
 

@@ -22,6 +22,7 @@ def load_options(
     force_yml: Sequence[str] = (),
     is_train: bool = True,
     check_paths: bool = True,
+    read: tuple[dict[str, Any], Problems] | None = None,
 ) -> Options:
     """Read, merge and check an option file.
 
@@ -33,11 +34,12 @@ def load_options(
             sets for tests are not looked at) or for a test (the other way round; ``network_g`` and ``scale`` may be
             left to the checkpoint).
         check_paths: whether the folders and files it names must exist.
+        read: what `read_options` gave, where the file was read before: a pipe cannot be read twice.
 
     Raises:
         OptionsError: with one line ``FILE: key: problem; remedy`` for every problem, all at once.
     """
-    options, problems = read_options(path)
+    options, problems = read or read_options(path)
     if "variants" in options and "network_g" not in options:
         problems.add((), "is a comparison; run it with: quantsr compare -opt FILE")
         problems.raise_if_any()

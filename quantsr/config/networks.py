@@ -68,7 +68,9 @@ def network_depths(bound: dict[str, Any]) -> list[int] | None:
         return None
     depths = bound["depths"]
     if depths is None:
-        return sorted({depth for depth in (blocks, blocks // 2, blocks // 4) if depth > 0}, reverse=True)
+        from quantsr.archs.depth import default_depths  # imports torch
+
+        return list(default_depths(blocks))
     return [depths] if isinstance(depths, int) else list(depths)
 
 
@@ -139,18 +141,20 @@ def _check_values(key: str, given: dict[str, Any], problems: Problems) -> None:
 
 
 def _check_depths(key: str, bound: dict[str, Any], problems: Problems) -> None:
-    depths = network_depths(bound)
-    if not depths or bound.get("depths") is None:
+    depths, blocks = network_depths(bound), depth_units(bound)
+    if depths is None or blocks is None or bound["depths"] is None:
         return
-    check_depth_list((key, "depths"), depths, depth_units(bound) or 0, problems)
-    if len(set(depths)) != len(depths):
-        problems.add((key, "depths"), f"the same depth twice in {show(depths)}; remove one")
+    check_depth_list((key, "depths"), depths, blocks, problems)
+    if blocks not in depths:
+        problems.add((key, "depths"), f"{show(depths)} lacks the full depth {blocks}; add it")
 
 
 def check_depth_list(key: Sequence[str], depths: Sequence[Any], blocks: int, problems: Problems) -> None:
-    """Each depth must be a number of blocks that the network has."""
+    """Each depth must be a number of blocks that the network has, and there once."""
     for depth in depths:
         if not isinstance(depth, int) or not 1 <= depth <= blocks:
             problems.add(
                 key, f"depth {show(depth)} is not within 1..{blocks}, the blocks of the network; correct it"
             )
+    if any(depths.count(depth) > 1 for depth in depths):
+        problems.add(key, f"the same depth twice in {show(depths)}; remove one")

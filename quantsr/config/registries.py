@@ -28,17 +28,23 @@ def quantizers() -> list[str]:
 
 
 def losses() -> dict[str, Callable[..., Any]]:
-    """Every loss by name."""
+    """Every pixel loss by name: one that is made with ``loss_weight`` and ``reduction``, and called with output and target."""
     from quantsr.basicsr_compat import LOSS_REGISTRY
 
-    return dict(iter(LOSS_REGISTRY))
+    return {name: loss for name, loss in LOSS_REGISTRY if _is_pixel_loss(loss)}
+
+
+def _is_pixel_loss(loss: Any) -> bool:
+    called = inspect.signature(getattr(loss, "forward", loss)).parameters.values()
+    needed = [p for p in called if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
+    return len(needed) == 3 and {"loss_weight", "reduction"} <= parameters(loss).keys()  # the first is self
 
 
 def metrics() -> list[str]:
-    """The names of the metrics."""
+    """The names of the metrics of two uint8 pictures; BasicSR's for tensors end in ``_pt``."""
     from quantsr.basicsr_compat import METRIC_REGISTRY
 
-    return _names(METRIC_REGISTRY)
+    return [name for name in _names(METRIC_REGISTRY) if not name.endswith("_pt")]
 
 
 def parameters(target: Callable[..., Any]) -> dict[str, inspect.Parameter]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from quantsr.config import registries
 from quantsr.config.base import whole_number
+from quantsr.config.folders import is_checkpoint
 from quantsr.config.networks import check_depth_list, check_network, depth_units, network_depths
 from quantsr.config.problems import Problems, did_you_mean
 from quantsr.config.schema import dataset_phase
@@ -15,16 +16,13 @@ from quantsr.config.schema import dataset_phase
 def check_rules(options: dict[str, Any], is_train: bool, problems: Problems) -> None:
     """Note every breach."""
     datasets = _section(options, "datasets")
+    scale = whole_number(options.get("scale"))
+    scale = scale if type(scale) is int else None
     for key, dataset in datasets.items():
-        _check_dataset(key, dataset, options.get("scale"), problems)
-    if is_train:
-        _check_training(options, problems)
-    elif not any(dataset_phase(key) in ("val", "test") for key in datasets):
-        problems.add(("datasets",), "no test set; add one under the key test_1 (or val)")
-    if not is_train and "pretrain_network_g" not in _section(options, "path"):
-        problems.add(("path", "pretrain_network_g"), "missing; name the checkpoint to test")
+        _check_dataset(key, dataset, scale, problems)
+    _check_names(datasets, is_train, problems)
+    (_check_training if is_train else _check_test)(options, problems)
     _check_registered(options, problems)
-    scale = options.get("scale")
     bound = check_network("network_g", options.get("network_g"), scale, problems)
     check_network("network_teacher", options.get("network_teacher"), scale, problems)
     if bound is not None:
@@ -38,6 +36,20 @@ def evaluated_keys(datasets: dict[str, Any], is_train: bool) -> list[str]:
         return [key for key, phase in phases.items() if phase in ("train", "val")]
     tests = [key for key, phase in phases.items() if phase == "test"]
     return tests or [key for key, phase in phases.items() if phase == "val"]
+
+
+def _check_names(datasets: dict[str, Any], is_train: bool, problems: Problems) -> None:
+    """Tables and folders of results know a set by its name alone."""
+    seen: dict[Any, str] = {}
+    for key in evaluated_keys(datasets, is_train):
+        name = _section(datasets, key).get("name")
+        if not isinstance(name, str) or dataset_phase(key) == "train":
+            continue
+        if seen.setdefault(name, key) != key:
+            problems.add(
+                ("datasets", key, "name"),
+                f"{name!r} is the name of datasets.{seen[name]} too; give each its own",
+            )
 
 
 def _section(options: dict[str, Any], key: str) -> dict[str, Any]:
@@ -89,9 +101,9 @@ def _check_dataset(key: str, dataset: Any, scale: Any, problems: Problems) -> No
     if kind == "SkimageDataset" and phase == "train":
         problems.add((*path, "type"), "SkimageDataset is for val and test; train on CroppedImageDataset")
     template = dataset.get("filename_tmpl")
-    if isinstance(template, str) and "{}" not in template:
+    if isinstance(template, str) and template.count("{}") != 1:
         problems.add(
-            (*path, "filename_tmpl"), f"needs '{{}}' where the picture's name goes, got {template!r}"
+            (*path, "filename_tmpl"), f"needs one '{{}}', where the picture's name goes, got {template!r}"
         )
     if phase == "train":
         size = whole_number(dataset.get("gt_size"))
@@ -117,8 +129,10 @@ def _check_training(options: dict[str, Any], problems: Problems) -> None:
         problems.add(("train",), "missing; training needs this section (optim_g, scheduler, total_iter)")
     if "train" not in datasets:
         problems.add(("datasets", "train"), "missing; add the pictures to train on")
-    if any(dataset_phase(key) == "val" for key in datasets) and "val_freq" not in _section(options, "val"):
-        problems.add(("val", "val_freq"), "missing; say after how many iterations to validate")
+    if any(dataset_phase(key) == "val" for key in datasets):
+        if "val_freq" not in _section(options, "val"):
+            problems.add(("val", "val_freq"), "missing; say after how many iterations to validate")
+        _check_metrics(options, problems)
     train = _section(options, "train")
     total = train.get("total_iter")
     scheduler = _section(train, "scheduler")
@@ -161,6 +175,29 @@ def _check_training(options: dict[str, Any], problems: Problems) -> None:
         )
 
 
+def _check_test(options: dict[str, Any], problems: Problems) -> None:
+    datasets, path = _section(options, "datasets"), _section(options, "path")
+    if not any(dataset_phase(key) in ("val", "test") for key in datasets):
+        problems.add(("datasets",), "no test set; add one under the key test_1 (or val)")
+    if "pretrain_network_g" not in path:
+        problems.add(("path", "pretrain_network_g"), "missing; name the checkpoint to test")
+    _check_metrics(options, problems)
+    engine = _section(options, "val").get("engine", "torch")
+    if isinstance(engine, str) and engine != "torch" and is_checkpoint(path.get("pretrain_network_g")):
+        problems.add(
+            ("val", "engine"),
+            f"{engine} runs packed files, and path.pretrain_network_g is a checkpoint; set torch, or make one with "
+            "`quantsr export -m CHECKPOINT -o NETWORK.safetensors`",
+        )
+
+
+def _check_metrics(options: dict[str, Any], problems: Problems) -> None:
+    if _section(options, "val").get("metrics", {}) == {}:
+        problems.add(
+            ("val", "metrics"), "missing; name what to measure, for example psnr: {type: calculate_psnr}"
+        )
+
+
 def _check_registered(options: dict[str, Any], problems: Problems) -> None:
     metrics = _section(_section(options, "val"), "metrics")
     for key, metric in metrics.items():
@@ -178,7 +215,7 @@ def _check_registered(options: dict[str, Any], problems: Problems) -> None:
     if kind not in known_losses:
         problems.add(
             ("train", "pixel_opt", "type"),
-            f"no loss {kind!r} is registered; {did_you_mean(kind, known_losses)}",
+            f"no pixel loss {kind!r} is registered; {did_you_mean(kind, known_losses)}",
         )
         return
     accepted = registries.parameters(known_losses[kind])

@@ -6,11 +6,11 @@ import hashlib
 import json
 import os
 import re
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from quantsr.config.base import Int, Section
+from quantsr.config.base import SEEDS, FolderName, Int, Section, whole_number
 from quantsr.config.sections import (
     DatasetOptions,
     DistOptions,
@@ -61,17 +61,25 @@ def dataset_phase(key: str) -> str | None:
 class Options(Section):
     """All options of one run. Made by :func:`quantsr.config.load_options`, never changed afterwards."""
 
-    name: str = Field(min_length=1, description="Name of the run, and of its folder.")
+    name: FolderName = Field(min_length=1, description="Name of the run, and of its folder.")
     model_type: Literal["QuantSRModel", "SRModel"] = Field(
         default="QuantSRModel",
         description="`QuantSRModel`; `SRModel`, the name in BasicSR's files, means the same here.",
     )
-    scale: Literal[2, 3, 4] = Field(description="Upscaling factor: 2, 3 or 4; equals `network_g.upscale`.")
+    scale: Annotated[Literal[2, 3, 4], BeforeValidator(whole_number)] = Field(
+        description="Upscaling factor: 2, 3 or 4; equals `network_g.upscale`."
+    )
     num_gpu: Literal["auto"] | Int = Field(
         default="auto",
-        description="CUDA devices: `auto` (all there are), 0 (CPU) or a number; without CUDA the CPU is used, with a warning.",
+        description="CUDA devices: `auto` (one for each process, where there are any), 0 (CPU) or a number; without CUDA the CPU is used, with a warning.",
     )
-    manual_seed: Int = Field(default=0, ge=0, description="Seed of every random number.")
+    manual_seed: Int = Field(
+        default=0,
+        ge=0,
+        lt=SEEDS,
+        description="Seed of every random number.",
+        json_schema_extra={"takes": "a whole number >= 0 and < 2**63"},
+    )
     slimmable_version: Int | None = Field(
         default=None,
         ge=0,
@@ -108,13 +116,6 @@ class Options(Section):
             raise ValueError(f"must be auto or a whole number >= 0, got {value}")
         return value
 
-    @field_validator("name")
-    @classmethod
-    def _folder_name(cls, value: str) -> str:
-        if value in (".", "..") or any(sign in value for sign in "/\\\0"):
-            raise ValueError(f"{value!r} cannot name a folder; use letters, digits, '_' and '-'")
-        return value
-
     @model_validator(mode="before")
     @classmethod
     def _derive(cls, value: Any) -> Any:
@@ -130,8 +131,9 @@ class Options(Section):
                 else entry
                 for key, entry in datasets.items()
             }
-        if isinstance(val, dict) and isinstance(val.get("metrics"), dict) and type(value.get("scale")) is int:
-            border = {"crop_border": value["scale"]}
+        if isinstance(val, dict) and isinstance(val.get("metrics"), dict):
+            scale = whole_number(value.get("scale"))
+            border = {"crop_border": scale if type(scale) is int else 0}  # else the scale is what is wrong
             metrics = {k: {**border, **m} if isinstance(m, dict) else m for k, m in val["metrics"].items()}
             value["val"] = {**val, "metrics": metrics}
         return value

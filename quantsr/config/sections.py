@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from quantsr.config.base import Int, Section
+from quantsr.config.base import FolderName, Int, Section
 
 
 class NetworkOptions(Section):
@@ -48,7 +48,7 @@ class IOBackendOptions(Section):
 class DatasetOptions(Section):
     """A data set: the key `train`, `val`, `val_2`, ..., `test`, `test_1`, ... says what it is for."""
 
-    name: str = Field(min_length=1, description="Name in logs, tables and result folders.")
+    name: FolderName = Field(min_length=1, description="Name in logs, tables and result folders.")
     type: str = Field(
         description="Kind of data set: `PairedImageDataset` (BasicSR's: LR and GT folders), `CroppedImageDataset` (training crops from GT pictures of any "
         "size, kept decoded in memory) or `SkimageDataset` (astronaut, coffee and chelsea of scikit-image; needs no folder)."
@@ -100,15 +100,18 @@ class DatasetOptions(Section):
         default=1, gt=0, description="How often each picture counts in one epoch."
     )
     prefetch_mode: Literal["cpu", "cuda"] | None = Field(
-        default=None, description="BasicSR's prefetching: `cpu`, `cuda` or none."
+        default=None, description="Accepted from BasicSR's files, without effect."
     )
     num_prefetch_queue: Int = Field(
-        default=1, gt=0, description="Batches held ready by `prefetch_mode: cpu`."
+        default=1, gt=0, description="Batches loaded ahead (by each loader process), 3 at least."
     )
     pin_memory: bool = Field(
         default=False, description="Page-locked batches, for faster copies to a CUDA device."
     )
-    persistent_workers: bool = Field(default=False, description="Keep loader processes from epoch to epoch.")
+    persistent_workers: bool = Field(
+        default=False,
+        description="Accepted from BasicSR's files, without effect: loader processes are always kept.",
+    )
     cache_budget_mb: Int = Field(
         default=2048,
         ge=0,
@@ -212,10 +215,10 @@ class LoggerOptions(Section):
 
     print_freq: Int = Field(default=100, gt=0, description="Iterations between log lines.")
     save_checkpoint_freq: Int = Field(default=5000, gt=0, description="Iterations between checkpoints.")
-    keep_states: Int | None = Field(
+    keep_states: Int = Field(
         default=3,
-        gt=0,
-        description="How many training states are kept, the newest; network files are all kept.",
+        ge=0,
+        description="How many training states are kept, the newest; 0 keeps all. Network files are all kept.",
     )
     use_tb_logger: bool = Field(default=True, description="Write a TensorBoard log.")
     wandb: WandbOptions | None = Field(

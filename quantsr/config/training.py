@@ -43,7 +43,9 @@ class SchedulerOptions(Section):
         default=None, gt=0, description="MultiStep: that factor; BasicSR's default is 0.1."
     )
     restarts: list[Int] | None = Field(
-        default=None, description="MultiStep: iterations at which the rate starts again; default `[0]`."
+        default=None,
+        min_length=1,
+        description="MultiStep: iterations at which the rate starts again; default `[0]`.",
     )
     periods: list[Int] | None = Field(
         default=None,
@@ -64,14 +66,21 @@ class SchedulerOptions(Section):
             raise ValueError(f"{', '.join(given)} not an option of {self.type}; remove it or change the type")
         if not cosine and self.milestones is None:
             raise ValueError(f"milestones missing; {self.type} needs a list of iterations")
-        cycles = len(self.periods or [0]) if cosine else len(self.restarts or [0])
-        if self.restart_weights is not None and len(self.restart_weights) != cycles:
-            raise ValueError(f"restart_weights must have {cycles} entries, one per cycle")
+        if self.restart_weights is not None and len(self.restart_weights) != self._cycles:
+            raise ValueError(f"restart_weights must have {self._cycles} entries, one per cycle")
         return self
 
+    @property
+    def _cycles(self) -> int:
+        return len(self.periods or self.restarts or [0])
+
     def kwargs(self) -> dict[str, Any]:
-        """The arguments of the scheduler's constructor, without those that keep its default."""
-        return self.model_dump(exclude={"type"}, exclude_none=True)
+        """The arguments of the scheduler's constructor, without those that keep its default.
+
+        A weight for each restart is among them: BasicSR's default is one for one cycle.
+        """
+        given = self.model_dump(exclude={"type"}, exclude_none=True)
+        return {"restart_weights": [1.0] * self._cycles, **given}
 
 
 class LossOptions(Section):

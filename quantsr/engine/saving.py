@@ -53,7 +53,7 @@ class Saver:
             "config_hash": self.options.config_hash(),
         }
         checkpoint.save(self.folder.states / f"{iteration}.state", state)
-        if self.options.logger.keep_states is not None:
+        if self.options.logger.keep_states:
             checkpoint.keep_newest(self.folder.states, self.options.logger.keep_states)
         logger.info("iteration %d: checkpoint written to %s", iteration, self.folder.root)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,20 @@ def test_a_summary_of_a_training_run(capsys: pytest.CaptureFixture[str]) -> None
         "skimage, 3 pictures (SkimageDataset)",
     ):
         assert line in out
+
+
+@pytest.mark.parametrize(
+    "text",
+    [f"_base_: {MINI}", f"_base_: {PAPER}", f"name: c\nbase: {MINI}\nseeds: [1]\nvariants: {{a: {{}}}}"],
+    ids=["train", "test", "comparison"],
+)
+def test_a_pipe_is_read_once(text: str) -> None:
+    """``cat FILE | quantsr check -opt /dev/stdin``."""
+    read, write = os.pipe()
+    os.write(write, text.encode())
+    os.close(write)
+    assert main(["check", "-opt", f"/dev/fd/{read}", "--no-paths"]) == 0
+    os.close(read)
 
 
 def test_every_problem_on_a_line_and_exit_code_2(

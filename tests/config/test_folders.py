@@ -30,7 +30,7 @@ def pictures(folder: Path, *names: str) -> None:
 
 def pair(key: str, **more: str) -> dict[str, Any]:
     return {"name": key, "type": "PairedImageDataset", "dataroot_gt": f"{key}/HR", "dataroot_lq": f"{key}/X2",
-            "filename_tmpl": "{}x2", **more}  # fmt: skip
+            "filename_tmpl": "{}x2"} | more  # fmt: skip
 
 
 def test_absent_folders_are_listed_one_by_one(
@@ -69,8 +69,8 @@ def test_empty_folders_and_missing_pairs(
     pictures(here / "Set5" / "X2", "ax2.png", "b.png")
     sound["datasets"] = {
         "test_1": pair("Set5"),
-        "test_2": pair("Set5", dataroot_gt="empty"),
-        "test_3": pair("Set5", dataroot_lq="net.pth"),
+        "test_2": pair("Set5", name="Empty", dataroot_gt="empty"),
+        "test_3": pair("Set5", name="File", dataroot_lq="net.pth"),
     }
     found = problems(sound, is_train=False, check_paths=True)
     assert found[0].startswith(
@@ -84,15 +84,25 @@ def test_lmdb_folders(problems: Callable[..., list[str]], sound: dict[str, Any],
     for name in ("hr.lmdb", "plain", "bare.lmdb"):
         (here / name).mkdir()
     (here / "hr.lmdb" / "meta_info.txt").write_text("a.png (48,48,3) 1\nb.png (48,48,3) 1\n")
-    lmdb = {"name": "l", "type": "PairedImageDataset", "io_backend": {"type": "lmdb"}}
+    (here / "hr.lmdb" / "data.mdb").touch()
+    lmdb = {"type": "PairedImageDataset", "io_backend": {"type": "lmdb"}}
     sound["datasets"] = {
-        "test_1": {**lmdb, "dataroot_gt": "hr.lmdb", "dataroot_lq": "plain"},
-        "test_2": {**lmdb, "dataroot_gt": "hr.lmdb", "dataroot_lq": "bare.lmdb"},
+        "test_1": {**lmdb, "name": "1", "dataroot_gt": "hr.lmdb", "dataroot_lq": "plain"},
+        "test_2": {**lmdb, "name": "2", "dataroot_gt": "hr.lmdb", "dataroot_lq": "bare.lmdb"},
     }
     found = problems(sound, is_train=False, check_paths=True)
-    assert len(found) == 2
+    assert len(found) == 3
     assert "'plain' must end in '.lmdb'" in found[0]
     assert "'bare.lmdb' has no meta_info.txt" in found[1]
+    assert "'bare.lmdb' has no data.mdb" in found[2]
+
+
+def test_lists_of_names(problems: Callable[..., list[str]], sound: dict[str, Any], here: Path) -> None:
+    pictures(here / "pictures", "a.png")
+    (here / "latin.txt").write_bytes("b\xe9.png (4,4,3)\n".encode("latin-1"))
+    for name, what in (("latin.txt", "cannot be read as UTF-8 text"), ("gone.txt", "does not exist")):
+        (line,) = problems(sound, f"datasets.train.meta_info_file={name}", check_paths=True)
+        assert line == f"--set: datasets.train.meta_info_file: '{name}' {what}; correct the path"
 
 
 def test_checkpoints(problems: Callable[..., list[str]], sound: dict[str, Any], here: Path) -> None:

@@ -23,7 +23,9 @@ CASES = [
     ("scale=5", "scale: must be 2 or 3 or 4, got 5"),
     ("num_gpu=-1", "num_gpu: must be auto or a whole number >= 0, got -1"),
     ("num_gpu=all", "num_gpu: must be auto or a whole number"),
-    ("manual_seed=true", "manual_seed: must be a whole number >= 0, got true"),
+    ("scale='2'", "scale: must be 2 or 3 or 4, got '2'"),
+    ("manual_seed=true", "manual_seed: must be a whole number >= 0 and < 2**63, got true"),
+    ("manual_seed=9223372036854775808", "manual_seed: must be a whole number >= 0 and < 2**63, got 9223372036854775808"),
     ("model_type=ESRGANModel", "model_type: must be QuantSRModel or SRModel, got 'ESRGANModel'"),
     ("slimmable_version=3", "slimmable_version: must be a whole number >= 0 and <= 2, got 3"),
     ("slimmable_version=1", "slimmable_version: is for quantsr test"),
@@ -38,17 +40,22 @@ CASES = [
     ("train.compile=maybe", "train.compile: must be true or false or auto, got 'maybe'"),
     ("train.scheduler.type=StepLR", "train.scheduler.type: must be MultiStepLR or MultiStepRestartLR or Cosine"),
     ("train.scheduler.milestones=null", "train.scheduler: milestones missing"),
+    ("train.scheduler={type: MultiStepRestartLR, milestones: [50], restarts: []}", "train.scheduler.restarts: must be a list of whole numbers, got []"),
     ("train.scheduler.eta_min=0.1", "train.scheduler: eta_min not an option of MultiStepLR"),
     ("train.scheduler.restart_weights=[1, 1]", "train.scheduler: restart_weights must have 1 entries"),
     ("train.optim_g=5", "train.optim_g: must be a section (keys below it), got 5"),
     ("network_g=QuantSR_C", "network_g: must be a section (keys below it), got 'QuantSR_C'"),
     ("val.metrics.psnr.type=null", "val.metrics.psnr.type: missing"),
+    ("logger.keep_states=-1", "logger.keep_states: must be a whole number >= 0, got -1"),
     ("logger.wandb={project: p}", "logger.wandb.project: must be empty, got 'p'"),
     # what is registered
     ("network_g.type=QuantSR-C", "network_g.type: no network 'QuantSR-C' is registered; did you mean 'QuantSR_C'?"),
     ("network_g.quantizer=RQL", "network_g.quantizer: no quantizer 'RQL' is registered; did you mean 'RLQ'?"),
     ("val.metrics.psnr.type=psnr", "val.metrics.psnr.type: no metric 'psnr' is registered; did you mean 'calculate_psnr'?"),
-    ("train.pixel_opt={type: L2Loss}", "train.pixel_opt.type: no loss 'L2Loss' is registered; did you mean 'L1Loss'?"),
+    ("train.pixel_opt={type: L2Loss}", "train.pixel_opt.type: no pixel loss 'L2Loss' is registered; did you mean 'L1Loss'?"),
+    ("train.pixel_opt={type: WeightedTVLoss}", "train.pixel_opt.type: no pixel loss 'WeightedTVLoss' is registered; choose from CharbonnierLoss, L1Loss, MSELoss"),
+    ("train.pixel_opt={type: PerceptualLoss}", "train.pixel_opt.type: no pixel loss 'PerceptualLoss' is registered"),
+    ("val.metrics.psnr.type=calculate_psnr_pt", "val.metrics.psnr.type: no metric 'calculate_psnr_pt' is registered; did you mean 'calculate_psnr'?"),
     ("train.pixel_opt={type: L1Loss, eps: 1e-3}", "train.pixel_opt.eps: not an option of L1Loss; remove it"),
     ("datasets.val.type=SkimageData", "datasets.val.type: no data set type 'SkimageData'; did you mean 'SkimageDataset'?"),
     # the network's constructor
@@ -60,7 +67,9 @@ CASES = [
     ("network_g.depth_rule=exakt", "network_g.depth_rule: input should be 'exact' or 'released', got 'exakt'"),
     ("network_g.depths=[8, 4]", "network_g.depths: depth 8 is not within 1..4, the blocks of the network"),
     ("network_g.depths=[4, 0]", "network_g.depths: depth 0 is not within 1..4"),
-    ("network_g.depths=[4, 4]", "network_g.depths: the same depth twice"),
+    ("network_g.depths=[4, 4]", "network_g.depths: the same depth twice in [4, 4]; remove one"),
+    ("network_g.depths=[]", "network_g.depths: [] lacks the full depth 4; add it"),
+    ("network_g.depths=[2, 1]", "network_g.depths: [2, 1] lacks the full depth 4; add it"),
     ("network_g.upscale=4", "network_g.upscale: is 4 but scale is 2; make them equal"),
     ("network_g.upscale=null", "network_g.upscale: is by default 4 but scale is 2; make them equal"),
     ("network_g.num_feats=8", "network_g.num_feats: unknown option of QuantSR_C; did you mean 'num_feat'?"),
@@ -77,10 +86,16 @@ CASES = [
     ("datasets.train.type=PairedImageDataset", "datasets.train.dataroot_lq: missing; PairedImageDataset needs this folder"),
     ("datasets.train.dataroot_gt=null", "datasets.train.dataroot_gt: missing; CroppedImageDataset needs this folder"),
     ("datasets.train.dataroot_lq=[a, b]", "datasets.train.dataroot_lq: 2 folders for 1 of dataroot_gt"),
-    ("datasets.train.filename_tmpl=x4", "datasets.train.filename_tmpl: needs '{}'"),
+    ("datasets.train.filename_tmpl=x4", "datasets.train.filename_tmpl: needs one '{}'"),
+    ("datasets.train.filename_tmpl='{}{}'", "datasets.train.filename_tmpl: needs one '{}'"),
+    ("datasets.val.name=a/b", "datasets.val.name: 'a/b' cannot name a folder"),
+    ("datasets.val.name=..", "datasets.val.name: '..' cannot name a folder"),
+    ("datasets.val_2={name: v, type: SkimageDataset}", "datasets.val_2.name: 'v' is the name of datasets.val too; give each its own"),
     ("val.val_freq=null", "val.val_freq: missing"),
     ("val=null", "val.val_freq: missing"),
+    ("val.metrics=null", "val.metrics: missing; name what to measure"),
     ("val.depths=[4, 5]", "val.depths: depth 5 is not within 1..4"),
+    ("val.depths=[4, 4]", "val.depths: the same depth twice in [4, 4]; remove one"),
     ("train.depth_weights=[1, 1]", "train.depth_weights: 2 weights for the 3 depths [4, 2, 1]; give one each"),
     ("train.distill={output_weight: 1}", "network_teacher: missing; train.distill needs a teacher"),
     ("train.distill={output_weight: 1}", "path.pretrain_network_teacher: missing"),
@@ -99,6 +114,13 @@ def test_each_mistake_has_its_line(
 ) -> None:
     found = [line.removeprefix("--set: ") for line in problems(sound, override)]
     assert any(line.startswith(expected) for line in found), found
+
+
+def test_a_wrong_scale_is_one_problem(problems: Callable[..., list[str]], sound: dict[str, Any]) -> None:
+    del sound["network_g"]["upscale"], sound["datasets"]["train"]
+    for wrong in ("null", "'2'", "true", "2.5"):
+        (line,) = problems(sound, f"scale={wrong}", is_train=False)
+        assert line.startswith("--set: scale: ")
 
 
 def test_sound_options_have_no_problem(problems: Callable[..., list[str]], sound: dict[str, Any]) -> None:
@@ -123,6 +145,30 @@ def test_a_test_needs_a_set_and_a_checkpoint_but_no_training(
     assert problems(sound, is_train=False) == [
         "datasets: no test set; add one under the key test_1 (or val)",
         "path.pretrain_network_g: missing; name the checkpoint to test",
+    ]
+
+
+def test_a_test_needs_metrics_and_an_engine_that_runs_its_file(
+    problems: Callable[..., list[str]], sound: dict[str, Any]
+) -> None:
+    (metrics,) = problems(sound, "val.metrics=null", is_train=False)
+    assert metrics.startswith("--set: val.metrics: missing; name what to measure")
+    (engine,) = problems(sound, "val.engine=native", is_train=False)
+    assert engine.startswith("--set: val.engine: native runs packed files, and path.pretrain_network_g is")
+    packed = ("val.engine=native", "path.pretrain_network_g=quantsr_c_x2_w4a4")
+    assert problems(sound, *packed, is_train=False) == []
+
+
+def test_only_sets_that_are_read_together_need_names_of_their_own(
+    problems: Callable[..., list[str]], sound: dict[str, Any]
+) -> None:
+    sound["datasets"]["train"]["name"] = "v"  # in no table
+    sound["datasets"]["test_1"] = {"name": "v", "type": "SkimageDataset"}
+    assert problems(sound) == problems(sound, is_train=False) == []
+    sound["datasets"]["test_2"] = {"name": "v", "type": "SkimageDataset"}
+    assert problems(sound) == []
+    assert problems(sound, is_train=False) == [
+        "datasets.test_2.name: 'v' is the name of datasets.test_1 too; give each its own"
     ]
 
 

@@ -63,10 +63,33 @@ def test_derived_values(load: Load, sound: dict[str, Any]) -> None:
     assert options.datasets["val"].phase == "val"
     cosine = load(sound, "train.scheduler={type: CosineAnnealingRestartLR, eta_min: 1e-6}")
     assert cosine.train is not None
-    assert cosine.train.scheduler.kwargs() == {"periods": [100], "eta_min": 1e-6}
+    assert cosine.train.scheduler.kwargs() == {"periods": [100], "eta_min": 1e-6, "restart_weights": [1.0]}
     multi = load(sound, "train.scheduler.gamma=0.5")
     assert multi.train is not None
-    assert multi.train.scheduler.kwargs() == {"milestones": [50], "gamma": 0.5}
+    assert multi.train.scheduler.kwargs() == {"milestones": [50], "gamma": 0.5, "restart_weights": [1.0]}
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        "{type: CosineAnnealingRestartLR, periods: [60, 50]}",
+        "{type: MultiStepRestartLR, milestones: [20], restarts: [0, 40]}",
+    ],
+)
+def test_each_cycle_starts_at_the_full_rate_by_default(
+    load: Load, sound: dict[str, Any], schedule: str
+) -> None:
+    import torch
+
+    from quantsr import basicsr_compat
+
+    options = load(sound, f"train.scheduler={schedule}")
+    assert options.train is not None
+    scheduler = options.train.scheduler
+    assert scheduler.restart_weights is None  # nor in the dump and the hash
+    optimizer = torch.optim.Adam([torch.zeros(1, requires_grad=True)], lr=0.5)
+    made = getattr(basicsr_compat, scheduler.type)(optimizer, **scheduler.kwargs())
+    assert list(made.restart_weights) == [1.0, 1.0]
 
 
 @pytest.mark.parametrize(
@@ -87,6 +110,12 @@ def test_stages_add_up(
 )  # fmt: skip
 def test_phase_of_a_key(key: str, phase: str | None) -> None:
     assert dataset_phase(key) == phase
+
+
+def test_a_scale_without_a_fraction_is_a_whole_number(load: Load, sound: dict[str, Any]) -> None:
+    options = load(sound, "scale=2.0")
+    assert options == load(sound)
+    assert type(options.scale) is int
 
 
 def test_sets_by_phase(load: Load, sound: dict[str, Any]) -> None:

@@ -107,7 +107,7 @@ def test_worker_processes_do_not_change_the_run(make_options: Any) -> None:
 
 
 def test_resume_skips_a_truncated_state(make_options: Any, caplog: pytest.LogCaptureFixture) -> None:
-    options = make_options(**{"logger.save_checkpoint_freq": 2, "logger.keep_states": None})
+    options = make_options(**{"logger.save_checkpoint_freq": 2, "logger.keep_states": 0})
     Trainer(options).run()
     states = RunFolder(Path(options.experiment_folder)).states
     wanted = checkpoint.load(states / "8.state")
