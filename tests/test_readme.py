@@ -16,7 +16,7 @@ from quantsr import cli
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = [
     path
-    for folder in (".", "datasets", "experiments", "docs")
+    for folder in (".", "datasets", "experiments", "docs", "options", "quantsr/zoo")
     for path in sorted((ROOT / folder).glob("*.md"))
 ]
 DEFAULTS = {
@@ -79,7 +79,7 @@ def test_every_documented_command_is_understood(words: list[str]) -> None:
         if name == "compare":
             load_comparison(str(ROOT / option_file), changes, check_paths=False)
             return
-        load_options(ROOT / option_file, changes, is_train=name == "train", check_paths=False)
+        load_options(ROOT / option_file, changes, is_train="/train/" in option_file, check_paths=False)
 
 
 @pytest.mark.parametrize("words", TYPED)
