@@ -25,6 +25,20 @@ _SUFFIXES = {
 }
 
 
+RANKING = (
+    *(31, 30, 29, 8, 27, 13, 28, 15, 7, 10, 18, 17, 19, 20, 22, 6),
+    *(11, 16, 12, 23, 24, 25, 21, 14, 9, 26, 5, 4, 3, 2, 1, 0),
+)
+"""Blocks of the released network (x4, 4 bits, 32 blocks), kept first: its test script holds them, the checkpoint does not."""
+
+
+def ranking(net: QuantSR_C) -> tuple[int, ...] | None:
+    """The order in which sub-networks of a released checkpoint keep blocks; None where the released code names none."""
+    options = net.arch_options()
+    shape = tuple(options[key] for key in ("num_block", "upscale", "nbits_w", "nbits_a"))
+    return RANKING if shape == (32, 4, 4, 4) else None
+
+
 def is_released(state_dict: Mapping[str, Tensor]) -> bool:
     """Whether the keys are those of the released code's quantized networks."""
     return any(key.endswith((".channel_threshold", ".ActOurs.alpha")) for key in state_dict)

@@ -51,11 +51,11 @@ def load_parameters(net: nn.Module, state: Mapping[str, Tensor], path: str, *, s
     Raises:
         InputError: names or shapes do not fit; lists the first few.
     """
-    from quantsr.archs.released import convert_state_dict, is_released
+    from quantsr.archs import released
 
-    if is_released(state):
+    if released.is_released(state):
         logger.info("%s: parameters named as in the released QuantSR", path)
-        state = convert_state_dict(state)
+        state = released.convert_state_dict(state)
     elif hasattr(net, "convert_state_dict"):
         state = net.convert_state_dict(state)
     own = net.state_dict()
@@ -90,12 +90,18 @@ def load_checkpoint(
     Raises:
         InputError: the file is unreadable, foreign, or of another network.
     """
+    from quantsr.archs import released
+
     content = checkpoint.load(path)
     ours = checkpoint.metadata(content, path)
     if param_key is not None and param_key not in content and param_key == "params_ema":
         logger.warning("%s: holds no params_ema; using params", path)
-    load_parameters(net, checkpoint.parameters(content, path, param_key), path, strict=strict)
+    state = checkpoint.parameters(content, path, param_key)
+    load_parameters(net, state, path, strict=strict)
     if ours is None:
+        if released.is_released(state) and (order := released.ranking(net)) is not None:
+            logger.info("%s: the released network; blocks ranked as its test script has them", path)
+            net.set_ranking(order)
         return None
     if ours.get("ranking") is not None and hasattr(net, "set_ranking"):
         try:

@@ -15,9 +15,11 @@ import pytest
 import torch
 
 from quantsr import quant
+from quantsr.archs.released import RANKING
 from quantsr.basicsr_compat import EDSR
 from quantsr.engine import atomic, build, checkpoint
 from quantsr.errors import InputError, WorkError
+from tests.engine.test_commands import released_names
 
 CONTENT = {"params": {"a": torch.arange(6.0).reshape(2, 3)}, "n": 3, "names": ["x", None]}
 
@@ -205,6 +207,26 @@ def test_parameters_of_another_network_are_refused(tmp_path: Path) -> None:
         build.load_checkpoint(small_net(num_feat=6), str(path))
     with pytest.raises(InputError, match="unknown body"):
         build.load_checkpoint(small_net(num_block=2), str(path))
+
+
+@pytest.mark.parametrize(("bits", "wanted"), [(4, RANKING), (2, None)])
+def test_the_released_checkpoint_is_ranked_as_its_test_script_ranks(
+    bits: int, wanted: Any, tmp_path: Path
+) -> None:
+    """Whatever its shortcuts are, which training at all depths moved on."""
+    shape = {
+        "num_in_ch": 3,
+        "num_out_ch": 3,
+        "num_feat": 2,
+        "num_block": 32,
+        "nbits_w": bits,
+        "nbits_a": bits,
+    }
+    net = build.build_network("QEDSR_Ours", shape)
+    torch.save({"params": released_names(net.state_dict())}, tmp_path / "released.pth")
+    build.load_checkpoint(net, str(tmp_path / "released.pth"))
+    assert net.ranking == wanted
+    assert wanted is None or net.blocks_kept(16)[-3:] == (29, 30, 31)
 
 
 def test_param_key(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
