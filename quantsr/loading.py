@@ -24,7 +24,7 @@ def load(name_or_path: str | Path) -> nn.Module:
     """
     path = resolve(name_or_path)
     if path.suffix == ".safetensors":
-        from quantsr.deploy.convert import to_module
+        from quantsr.deploy.module import to_module
         from quantsr.deploy.packing import load as load_packed
 
         return to_module(load_packed(path), path).eval()
@@ -35,10 +35,13 @@ def resolve(name_or_path: str | Path) -> Path:
     """The file that `load` reads for a path, the name of a training run or that of a network that comes with quantsr.
 
     Raises:
-        InputError: there is none, or the run has no checkpoint yet.
+        InputError: there is none, the run has no checkpoint yet, or it is an exported graph.
     """
+    from quantsr.deploy.upscaler import refuse_graph, shipped_file
+
     path = Path(name_or_path).expanduser()
     if path.is_file():
+        refuse_graph(path)
         return path
     for run in (path, Path("experiments") / path):
         models = run / "models"
@@ -48,8 +51,6 @@ def resolve(name_or_path: str | Path) -> Path:
                 return file
         if models.is_dir():
             raise InputError(f"{run}: this run has no checkpoint yet; train on, or name another")
-    from quantsr.deploy.upscaler import shipped_file
-
     if shipped := shipped_file(name_or_path):
         return shipped
     raise InputError(

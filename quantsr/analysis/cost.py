@@ -35,14 +35,20 @@ SIZES = ((180, 320), (256, 256))
 
 @dataclass(frozen=True)
 class Storage:
+    """What a network takes to store, by the formulas above."""
+
     parameters: int
+    """Number of values: weights, biases, shortcuts, steps and taus."""
     packed_bytes: int
+    """Of these values at their bits."""
     float_bytes: int
     """The same values as float32."""
     file_bytes: int | None = None
+    """Of the packed file as it is; None where there is none."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of `quantsr cost`."""
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("-opt", "--opt", metavar="FILE", help="option file of the network")
     source.add_argument(
@@ -55,6 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    """Print the counts as JSON or as a table. Raises InputError for a network or an option file that cannot be read."""
     sizes = [args.size] if args.size else list(SIZES)
     record = cost_of_options(args.opt, sizes) if args.opt else cost_of_packed(load(args.model), sizes)
     if args.model and args.model not in STAND_INS:

@@ -21,7 +21,7 @@ from quantsr.basicsr_compat import ARCH_REGISTRY, Upsample
 from quantsr.quant.layers import FirstConv2d
 from quantsr.quant.prepare import Rule, prepare
 from quantsr.quant.quantizers import Granularity
-from quantsr.quant.ranges import FLOAT_BITS, check_bits
+from quantsr.ranges import FLOAT_BITS, check_bits
 
 DqaUnit = Literal["rstb", "layer"]
 """What depth counts and sub-networks skip: residual Swin transformer blocks, or single Swin layers."""

@@ -13,6 +13,8 @@ import zlib
 import numpy as np
 from numpy.typing import NDArray
 
+from quantsr.ranges import IntRange
+
 Codes = NDArray[np.int8]
 DENSE, HUFFMAN = "dense", "huffman"
 _CHUNK = 1 << 20  # codes expanded to bits at once; a multiple of 8, so that chunks end on a byte
@@ -82,8 +84,6 @@ def unpack(data: bytes, bits: int, count: int) -> Codes:
 
 
 def _check_range(codes: Codes, bits: int) -> None:
-    if not 2 <= bits <= 8:
-        raise ValueError(f"bits must be 2..8, got {bits}")
-    limit = 1 << (bits - 1)
-    if codes.size and not (codes.min() >= -limit and codes.max() < limit):
+    limits = IntRange.of(bits, signed=True)
+    if codes.size and not (codes.min() >= limits.qmin and codes.max() <= limits.qmax):
         raise ValueError(f"codes {codes.min()}..{codes.max()} do not fit {bits} bits")

@@ -20,10 +20,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from quantsr.deploy.model import Codes, Float, code_range
+from quantsr.deploy.model import Codes, Float
 from quantsr.deploy.rounding import rounded_with_sums
+from quantsr.ranges import IntRange
 
-_QMIN, _QMAX = code_range(8, signed=True)
+_QMIN, _QMAX = IntRange.of(8, signed=True).bounds
 _SAMPLES_PER_CALL = 20_000
 _HEADROOM = 2.0
 _LEAST_EQUAL = 0.01
@@ -96,7 +97,7 @@ def choose_input(name: str, values: Float, peaks: Float) -> InputChoice:
     equal = np.maximum(np.sqrt(peaks / peak), _LEAST_EQUAL).astype(np.float32)
     level = values / equal[:, None]
     largest = float((peaks / equal).max())
-    qmin, qmax = code_range(16, signed=True)
+    qmin, qmax = IntRange.of(16, signed=True, wide=True).bounds
     step = _HEADROOM * largest / qmax
     error = (np.clip(np.rint(level / step), qmin, qmax) * step - level) * equal[:, None]
     relative = float(np.sqrt((error**2).mean() / max(float((values**2).mean()), 1e-30)))

@@ -1,7 +1,7 @@
 """The linear tail of QuantSR-C as one convolution at low resolution. Imports no torch.
 
 Behind `conv_after_body` nothing of QuantSR-C is non-linear but roundings: upsampler, pixel shuffles and `conv_last` compose to one 5x5
-convolution from the features at low resolution to the `factor**2 * 3` values of each low-resolution pixel. At x4 with 64 channels that is
+convolution from the features at low resolution to the `scale**2 * 3` values of each low-resolution pixel. At x4 with 64 channels that is
 77k multiplications per low-resolution pixel instead of 766k, and no tensor with many channels exists at high resolution.
 
 What is not shift-invariant is the picture's border: the network pads every layer's input with zeros, so the outermost ring of
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from quantsr.deploy.fold import FoldedConv
 
 RADIUS = 2
-"""Low-resolution pixels the collapsed tail sees on each side, at any factor above 1 (3x3 convs)."""
+"""Low-resolution pixels the collapsed tail sees on each side, at any scale above 1 (3x3 convs)."""
 MIN_SIZE = RADIUS + 1
 """Height and width from which the nine kernels describe every pixel."""
 
@@ -29,7 +29,7 @@ POSITIONS = {"first": (RADIUS + 1, 0), "inner": (2 * RADIUS + 1, RADIUS), "last"
 
 @dataclass(frozen=True, eq=False)
 class Kernel:
-    """One region's convolution; P = factor**2 * 3 outputs in the order (row phase, column phase, colour), in pixel values."""
+    """One region's convolution; P = scale**2 * 3 outputs in the order (row phase, column phase, colour), in pixel values."""
 
     weight: NDArray[np.float32]
     """(P, C, kh, kw); kh and kw are 5 inside and 3 at a border, where the missing rows or columns lie outside the picture."""
@@ -57,27 +57,28 @@ def positions(length: int) -> Positions:
 
 @dataclass(frozen=True, eq=False)
 class _Stage:
-    weight: NDArray[np.float64]  # (O, I, k, k), scale included
+    weight: NDArray[np.float64]  # (O, I, k, k), multiplier included
     bias: NDArray[np.float64]
     shuffle: int
 
     @staticmethod
     def of(conv: FoldedConv) -> _Stage:
-        weight = conv.weight.astype(np.float64) * conv.scale.astype(np.float64).reshape(-1, 1, 1, 1)
+        weight = conv.weight.astype(np.float64) * conv.multiplier.astype(np.float64).reshape(-1, 1, 1, 1)
         return _Stage(weight, conv.bias.astype(np.float64), conv.shuffle)
 
 
 def _kernel(stages: Sequence[_Stage], rows: tuple[int, int], columns: tuple[int, int]) -> Kernel:
     """Walk back from one low-resolution pixel's outputs to the features: the adjoint of the tail on a small domain."""
     (height, y), (width, x) = rows, columns
-    factor = int(np.prod([stage.shuffle for stage in stages]))
+    scale = int(np.prod([stage.shuffle for stage in stages]))
     colours = len(stages[-1].bias)
-    impulses = np.zeros((factor, factor, colours, colours, height * factor, width * factor))
-    for p, q, c in np.ndindex(factor, factor, colours):
-        impulses[p, q, c, c, y * factor + p, x * factor + q] = 1
+    # (row phase, column phase, colour of the output; colour, H * scale, W * scale of what it is read from)
+    impulses = np.zeros((scale, scale, colours, colours, height * scale, width * scale))
+    for p, q, c in np.ndindex(scale, scale, colours):
+        impulses[p, q, c, c, y * scale + p, x * scale + q] = 1
     grad: NDArray[np.float64] = impulses.reshape(
         -1, *impulses.shape[3:]
-    )  # (P, colours, H * factor, W * factor)
+    )  # (P, colours, H * scale, W * scale)
     bias = np.zeros(len(grad))
     for stage in reversed(stages):
         grad = _unshuffle(grad, stage.shuffle)
@@ -89,8 +90,9 @@ def _kernel(stages: Sequence[_Stage], rows: tuple[int, int], columns: tuple[int,
 def _unshuffle(grad: NDArray[np.float64], factor: int) -> NDArray[np.float64]:
     """Adjoint of PixelShuffle: (P, C, H*r, W*r) -> (P, C*r*r, H, W)."""
     n, c, h, w = grad.shape
-    split = grad.reshape(n, c, h // factor, factor, w // factor, factor)
-    return split.transpose(0, 1, 3, 5, 2, 4).reshape(n, c * factor**2, h // factor, w // factor)
+    split = grad.reshape(n, c, h // factor, factor, w // factor, factor)  # (P, C, H, r, W, r)
+    split = split.transpose(0, 1, 3, 5, 2, 4)  # (P, C, r, r, H, W)
+    return split.reshape(n, c * factor**2, h // factor, w // factor)  # (P, C*r*r, H, W)
 
 
 def _conv_adjoint(grad: NDArray[np.float64], weight: NDArray[np.float64]) -> NDArray[np.float64]:

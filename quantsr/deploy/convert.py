@@ -1,11 +1,10 @@
-"""From a trained network to a converted one, and back to a module."""
+"""From a trained network to a converted one; the way back is `module.to_module`."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -34,7 +33,6 @@ from quantsr.deploy.model import (
     QuantizedLayer,
 )
 from quantsr.errors import InputError
-from quantsr.quant import Rule, prepare
 from quantsr.quant.attention import QuantOperand
 from quantsr.quant.kernels import MIN_STEP
 from quantsr.quant.layers import QuantizedLayer as QuantizedModule
@@ -43,11 +41,6 @@ from quantsr.quant.quantizers import step_parameters
 logger = logging.getLogger(__name__)
 
 HEAD_TAIL_BITS = (8, 16, 32)
-_CLASSES: dict[str, type[DepthDynamic]] = {
-    "QuantSR_C": QuantSR_C,
-    "QEDSR_Ours": QuantSR_C,
-    "QuantSR_T": QuantSR_T,
-}
 
 
 def convert(
@@ -74,7 +67,7 @@ def convert(
         InputError: for another architecture, a network that is not calibrated, a quantizer without integer codes, other bits, or
             8 bits without pictures.
     """
-    if not isinstance(net, tuple(_CLASSES.values())):
+    if not isinstance(net, QuantSR_C | QuantSR_T):
         raise InputError(
             f"network_g.type: {type(net).__name__} cannot be converted; only QuantSR_C and QuantSR_T can"
         )
@@ -112,56 +105,6 @@ def convert(
             else _trained_layer(name, module)
         )
     return PackedModel(header, layers, _operands(net), _float_tensors(net, head_tail_bits))
-
-
-def to_module(model: PackedModel, source: str | Path = "model") -> DepthDynamic:
-    """A network in eval mode that computes what `model` does, with fake quantization in float32; for training on and for PyTorch engines.
-
-    Layers outside the blocks stay plain convs, whose weights are the dequantized codes: 16-bit inputs are left in float. Those with 8-bit inputs (older
-    files) become `QuantConv2d`, equalized by a hook; conv_first, whose input codes are the pixels, does not.
-    A network with an 8-bit head and tail cannot be converted again: convert its checkpoint.
-
-    Raises:
-        InputError: its header describes no network, or another than its layers are of; names `source`, the file.
-    """
-    try:
-        return _module(model)
-    except (AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(
-            f"{source}: its header does not describe its network ({reason}); fetch or export it again"
-        ) from error
-
-
-def _module(model: PackedModel) -> DepthDynamic:
-    header = model.header
-    options = {key: value for key, value in header.arch.items() if key != "type"}
-    net = _CLASSES[str(header.arch["type"])](**options)
-    eight = [
-        name
-        for name, layer in model.layers.items()
-        if layer.integer
-        and layer.bits_a <= 8
-        and name != "conv_first"
-        and not isinstance(net.get_submodule(name), QuantizedModule)
-    ]
-    if eight:
-        prepare(net, [Rule(name, 8, model.layers[name].bits_a, "RLQ", "channel") for name in eight])
-    if header.ranking is not None:
-        net.set_ranking(header.ranking)
-    with torch.no_grad():
-        for unit, shortcut in zip(net.units(), header.shortcuts, strict=True):
-            unit.shortcut.fill_(shortcut)
-        for name, layer in model.layers.items():
-            _load_layer(net.get_submodule(name), layer)
-        for name, operand in model.operands.items():
-            module = net.get_submodule(name)
-            assert isinstance(module, QuantOperand)
-            _load_input_quantizer(module.input_quantizer, operand.step, operand.tau, operand.signed)
-        for name, tensor in model.floats.items():
-            net.get_parameter(name).copy_(torch.from_numpy(tensor.values))
-    net.head_tail_converted = header.head_tail_bits == 8  # type: ignore[assignment]
-    return net.eval()
 
 
 def _header(net: DepthDynamic, head_tail_bits: int, provenance: Mapping[str, Any]) -> Header:
@@ -304,57 +247,6 @@ def pixel_offset(layer: QuantizedLayer) -> NDArray[np.float32]:
     assert layer.act_step is not None
     shift = layer.act_step.astype(np.float64) * layer.zero_point() - layer.tau().astype(np.float64)  # (I,)
     return np.einsum("oikl,i->o", layer.float_weight().astype(np.float64), shift).astype(np.float32)
-
-
-def _load_layer(module: nn.Module, layer: QuantizedLayer) -> None:
-    assert isinstance(module, nn.Conv2d | nn.Linear)
-    assert module.bias is not None
-    if layer.act_zero_point is not None:
-        # Its codes are the pixels, so quantization is the identity, and only their zero point is left to apply.
-        assert layer.act_step is not None
-        _prepend(module, np.ones(3, np.float32), layer.tau() - layer.act_step * layer.zero_point())
-    elif layer.act_equal is not None and layer.bits_a <= 8:
-        # The module's input step is one number: the channels are equalized before it and in the weight.
-        _prepend(module, layer.act_equal, np.zeros_like(layer.act_equal))
-        layer = replace(layer, act_equal=None)
-    module.weight.copy_(torch.from_numpy(layer.float_weight()))
-    module.bias.copy_(torch.from_numpy(layer.bias))
-    if not isinstance(module, QuantizedModule):
-        return
-    if module.weight_quantizer is not None:
-        assert layer.weight_step is not None
-        module.weight_quantizer.step.copy_(torch.from_numpy(layer.weight_step))
-        _set_calibrated(module.weight_quantizer)
-    if module.input_quantizer is not None:
-        assert layer.act_step is not None
-        _load_input_quantizer(module.input_quantizer, layer.act_step, layer.act_tau, layer.act_signed)
-
-
-def _load_input_quantizer(quantizer: Any, step: Float, tau: Float | None, signed: bool) -> None:
-    quantizer.step.copy_(torch.from_numpy(step))
-    if tau is not None:
-        quantizer.tau.copy_(torch.from_numpy(tau))
-    quantizer.signed.fill_(signed)
-    _set_calibrated(quantizer)
-
-
-def _prepend(module: nn.Module, equal: NDArray[np.float32], shift: NDArray[np.float32]) -> None:
-    """Let `module` read `x / equal[c] + shift[c]`."""
-    for name, values in (("input_equal", equal), ("input_shift", shift)):
-        module.register_buffer(
-            name, torch.tensor(values, dtype=torch.float32).view(1, -1, 1, 1), persistent=False
-        )
-    module.register_forward_pre_hook(_equalize)
-
-
-def _equalize(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-    return (inputs[0] / module.input_equal + module.input_shift, *inputs[1:])
-
-
-def _set_calibrated(quantizer: nn.Module) -> None:
-    """Mark as calibrated by loading the state, which also refreshes what the quantizer derives from it."""
-    state = quantizer.state_dict()
-    quantizer.load_state_dict({**state, "calibrated": torch.tensor(True)})
 
 
 def _array(tensor: torch.Tensor) -> NDArray[np.float32]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from quantsr.deploy import packing
+from quantsr.deploy.files import failures_named
 from quantsr.deploy.model import PackedModel
 from quantsr.errors import InputError
 
@@ -99,7 +100,8 @@ def run(args: argparse.Namespace) -> int:
 
 def read(args: argparse.Namespace) -> tuple[PackedModel, nn.Module]:
     """The converted network of a checkpoint, run or packed file, and the network it shall match (of a packed file: its own module)."""
-    from quantsr.deploy.convert import convert, to_module
+    from quantsr.deploy.convert import convert
+    from quantsr.deploy.module import to_module
     from quantsr.loading import load, resolve
 
     source = resolve(args.model)
@@ -132,7 +134,7 @@ def write(
 ) -> tuple[list[Path], PackedModel]:
     """Write `model` at `depth` in the format of the file's name; returns the files, and the network they hold as read back.
 
-    Raises InputError where the file cannot be written.
+    Raises InputError where the file has no folder or no possible name, WorkError where writing fails.
     """
     if output.suffix == ".safetensors":
         from quantsr.deploy.restrict import restrict
@@ -254,15 +256,16 @@ def _write_ir(graph: bytes, output: Path) -> list[Path]:
 
     model = core().read_model(graph)
     binary = output.with_suffix(".bin")
-    try:
-        with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as folder:
-            temporary = Path(folder) / output.name
-            # Scales must stay float32: float16 ones would move the codes.
+    with (
+        failures_named(output),
+        tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as folder,
+    ):
+        temporary = Path(folder) / output.name
+        try:
+            # Multipliers must stay float32: float16 ones would move the codes.
             openvino.save_model(model, temporary, compress_to_fp16=False)
-            os.replace(temporary.with_suffix(".bin"), binary)
-            os.replace(temporary, output)
-    except OSError as error:
-        raise InputError(
-            f"{output}: cannot be written ({error.strerror}); create the folder or choose another"
-        ) from error
+        except RuntimeError as error:  # so it says that the disk is full
+            raise OSError(" ".join(f"OpenVINO: {error}".split())) from error
+        os.replace(temporary.with_suffix(".bin"), binary)
+        os.replace(temporary, output)
     return [output, binary]

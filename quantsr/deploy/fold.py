@@ -8,7 +8,7 @@ Notation: S the integer sum of a conv, v its input step, w its weight step, tau 
 skipped block, `(x + tau) / v` before rounding. An engine that rounds each of them as IEEE 754 says gets the codes of the training network's
 evaluation, bit for bit; a single last bit that differs would flip a few codes in every picture, and 16 blocks spread them.
 
-*Requantization.* Between conv1 and conv2 nothing but S1 goes in: the code is a staircase of it. It is computed as `clip(rint(S1 * scale + bias), low, qmax)`,
+*Requantization.* Between conv1 and conv2 nothing but S1 goes in: the code is a staircase of it. It is computed as `clip(rint(S1 * multiplier + bias), low, qmax)`,
 `low = clip(rint(tau2 / v2), qmin, qmax)` being the ReLU, and the bias is moved within a stair, far from every edge, so that the last bits of the
 float operations do not matter: see `staircase_bias`.
 """
@@ -30,7 +30,7 @@ _FINER = 256.0  # units of the middle part in one of the high part, of inputs an
 
 @dataclass(frozen=True, eq=False)
 class FoldedConv:
-    """`y = scale[o] * conv(input - zero_point, weight) + bias[o]`, padded with 0 by k // 2; float32, product rounded before the sum.
+    """`y = multiplier[o] * conv(input - zero_point, weight) + bias[o]`, padded with 0 by k // 2; float32, product rounded before the sum.
 
     With `codes_out` the result is `clip(rint(max(y, low)), *codes_out)`, integer codes for the next conv; else y (`max(y, 0)` if `relu`).
     A pixel shuffle by `shuffle` follows (1: none).
@@ -39,8 +39,10 @@ class FoldedConv:
     name: str
     weight: Codes | Float | NDArray[np.float16]
     """(O, I, kh, kw) int8 codes, or float32 or float16 values."""
-    scale: Float
+    multiplier: Float
+    """(O,)"""
     bias: Float
+    """(O,)"""
     codes_in: tuple[int, int] | None
     """Range of the input's integer codes; None where the input is float."""
     step: Float | None = None
@@ -92,6 +94,7 @@ class FromPixels:
 
     @property
     def pixels_are_codes(self) -> bool:
+        """Whether the head reads the pixels themselves as its codes."""
         return self.head.codes_in is not None and self.head.step is None
 
 
@@ -107,8 +110,8 @@ class FoldedNet(FromPixels):
     blocks: tuple[FoldedBlock, ...]
     conv_after_body: FoldedConv
     tail: tuple[FoldedConv, ...]
-    factor: int
-    """Upscaling factor."""
+    scale: int
+    """The upscaling factor."""
 
     def convs(self) -> list[FoldedConv]:
         """All convs in order of execution."""
@@ -188,19 +191,19 @@ def fold(model: PackedModel, depth: int | None = None) -> FoldedNet:
         blocks=blocks,
         conv_after_body=_plain(layers["conv_after_body"], reads_float=True),
         tail=_fold_tail(header, [layers[name] for name, _ in stages], [factor for _, factor in stages]),
-        factor=header.scale,
+        scale=header.scale,
     )
 
 
-def staircase_bias(layer: QuantizedLayer, reader: QuantizedLayer, scale: Float) -> Float:
-    """(O,) bias with which `clip(rint(S * scale + bias))` is, above the ReLU, the code that training computes of the integer sum S.
+def staircase_bias(layer: QuantizedLayer, reader: QuantizedLayer, multiplier: Float) -> Float:
+    """(O,) bias with which `clip(rint(S * multiplier + bias))` is, above the ReLU, the code that training computes of the integer sum S.
 
     Training's code of S, in float32, `rint(clip((max(S * k + b, 0) + tau) / v))`, never falls with S: for each code c there is a smallest sum T[c]
-    that reaches it. `T[c] * scale + bias` must lie above c - 1/2 and `(T[c] - 1) * scale + bias` below, for every c; the bias is the middle of what that
+    that reaches it. `T[c] * multiplier + bias` must lie above c - 1/2 and `(T[c] - 1) * multiplier + bias` below, for every c; the bias is the middle of what that
     allows. Its distance to every edge, some hundredth of a code, is far more than float32 rounds, in whatever order it is computed. (With 8 bits
     the edges leave less room than rounding needs, or none: then a code next to an edge may still fall to either side.)
     """
-    k, b, (v, tau) = _scale(layer), layer.bias, _units(reader)
+    k, b, (v, tau) = _multiplier(layer), layer.bias, _units(reader)
     qmin, qmax = reader.act_range
     edges = np.arange(qmin + 1, qmax + 1, dtype=np.float64) - 0.5  # (n,) edge below each code but the lowest
     column = [np.asarray(part, np.float64).reshape(-1, 1) for part in (k, b, tau, v)]
@@ -212,7 +215,7 @@ def staircase_bias(layer: QuantizedLayer, reader: QuantizedLayer, scale: Float) 
     first = np.take_along_axis(sums, reached.argmax(2)[..., None], 2)[..., 0]  # T, (O, n)
     least = np.rint(np.clip(tau / v, qmin, qmax))[..., 0]  # the code of 0, which the ReLU gives at least
     counts = reached.any(2) & ~reached.all(2) & (edges > least) & (np.abs(first) <= _sum_bound(layer) + 1)
-    width = scale.astype(np.float64)[:, None]
+    width = multiplier.astype(np.float64)[:, None]  # (O, 1)
     above = np.where(counts, edges - first * width, -np.inf).max(1)
     below = np.where(counts, edges - (first - 1) * width, np.inf).min(1)
     plain = (layer.bias.astype(np.float64) + np.ravel(_units(reader)[1])) / np.ravel(_units(reader)[0])
@@ -227,10 +230,10 @@ def fold_head(header: Header, layer: QuantizedLayer) -> FoldedConv:
         return conv
     step, tau = _units(layer)
     unit = header.img_range / 255.0
-    pixel_scale = unit / float(step[0])
+    pixel_multiplier = unit / float(step[0])
     pixel_shift = (tau - 255.0 * np.asarray(header.rgb_mean, np.float64) * unit) / step
     # Far from half way to another code.
-    exact = abs(pixel_scale - 1) * 255 + np.abs(pixel_shift).max() < 0.01
+    exact = abs(pixel_multiplier - 1) * 255 + np.abs(pixel_shift).max() < 0.01
     return replace(conv, step=None, tau=None) if exact else conv
 
 
@@ -259,16 +262,16 @@ def _requantized(
         return replace(conv, relu=relu)
     # (O,): channel c of the shuffled map is fed by outputs c*r*r .. c*r*r + r*r - 1.
     step, tau = (np.repeat(part, shuffle**2) if part.size > 1 else part for part in _units(reader))
-    scale = (conv.scale.astype(np.float64) / step).astype(np.float32)
+    multiplier = (conv.multiplier.astype(np.float64) / step).astype(np.float32)
     if not relu:
         bias = ((layer.bias.astype(np.float64) + tau) / step).astype(np.float32)
-        return replace(conv, scale=scale, bias=bias, codes_out=reader.act_range)
+        return replace(conv, multiplier=multiplier, bias=bias, codes_out=reader.act_range)
     low = np.rint(np.clip(tau.astype(np.float32) / step.astype(np.float32), *reader.act_range))
     low = low.astype(np.float32)
     return replace(
         conv,
-        scale=scale,
-        bias=staircase_bias(layer, reader, scale),
+        multiplier=multiplier,
+        bias=staircase_bias(layer, reader, multiplier),
         codes_out=reader.act_range,
         low=None if (low == reader.act_range[0]).all() else low,
     )
@@ -276,15 +279,17 @@ def _requantized(
 
 def _plain(layer: QuantizedLayer, factor: float = 1.0, reads_float: bool = False) -> FoldedConv:
     """`layer` giving floats, `factor` times what it gives in training; its input is float where `reads_float`, else codes."""
-    scale, bias = _scale(layer), layer.bias
+    multiplier, bias = _multiplier(layer), layer.bias
     if factor != 1:
-        scale, bias = ((part.astype(np.float64) * factor).astype(np.float32) for part in (scale, bias))
+        multiplier, bias = (
+            (part.astype(np.float64) * factor).astype(np.float32) for part in (multiplier, bias)
+        )
     quantized = layer.bits_a <= _CODE_BITS
     step, tau = _units(layer) if quantized and reads_float else (None, None)
     return FoldedConv(
         name=layer.name,
         weight=layer.weight.astype(np.float16) if layer.bits_w == 16 else layer.weight,
-        scale=np.array(np.broadcast_to(scale, bias.shape)),
+        multiplier=np.array(np.broadcast_to(multiplier, bias.shape)),
         bias=bias,
         codes_in=layer.act_range if quantized else None,
         step=step,
@@ -300,7 +305,7 @@ def _units(layer: QuantizedLayer) -> tuple[Float, Float]:
     return step.astype(np.float32), layer.tau()
 
 
-def _scale(layer: QuantizedLayer) -> Float:
+def _multiplier(layer: QuantizedLayer) -> Float:
     """(1,) or (O,) real value of one unit of the conv's sum: the steps' product, in float32 as in training."""
     weight = np.ones(1, np.float32) if layer.weight_step is None else layer.weight_step
     return weight if layer.act_step is None else weight * layer.act_step

@@ -46,12 +46,12 @@ def run_folded(net: FoldedNet, image: Image) -> Image:
     x = conv(net.conv_after_body, stream) + start
     for layer in net.tail:
         x = conv(layer, x)
-    return x[0].permute(1, 2, 0).to(torch.uint8).numpy()
+    return x[0].permute(1, 2, 0).to(torch.uint8).numpy()  # (H*s, W*s, 3)
 
 
 def head(net: FromPixels, image: Image) -> Tensor:
     """The first conv on a uint8 picture (H, W, 3): (1, C, H, W)."""
-    x = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None].to(torch.float32)
+    x = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None].to(torch.float32)  # (1, 3, H, W)
     if not net.pixels_are_codes:
         x = (x / 255 - _channels(net.mean)) * float(net.img_range)
     return conv(net.head, x)
@@ -69,7 +69,7 @@ def conv(layer: FoldedConv, x: Tensor) -> Tensor:
         x = codes(layer, x)
         if layer.zero_point is not None:
             x = x - _channels(layer.zero_point)
-    y = sums(x, layer) * _channels(layer.scale) + _channels(layer.bias)
+    y = sums(x, layer) * _channels(layer.multiplier) + _channels(layer.bias)
     if layer.codes_out is not None:
         if layer.low is not None:
             y = torch.maximum(y, _channels(layer.low))
@@ -88,7 +88,7 @@ def codes(layer: FoldedConv, x: Tensor) -> Tensor:
 
 
 def sums(x: Tensor, layer: FoldedConv) -> Tensor:
-    """The conv of (1, I, H, W) codes or float values, without scale and bias: as float32, exact or rounded to it once.
+    """The conv of (1, I, H, W) codes or float values, without multiplier and bias: as float32, exact or rounded to it once.
 
     Integer sums are exact. Those of a layer that is not fully integer are taken in float64, so that no order of summation shows.
     """
@@ -102,7 +102,7 @@ def sums(x: Tensor, layer: FoldedConv) -> Tensor:
     for top in range(0, height, rows):
         strip = padded[:, :, top : top + rows + size - 1]
         columns = F.unfold(strip, size)[0].to(exact)  # (I*k*k, rows*W)
-        strips.append((weight @ columns).view(1, len(weight), -1, width))
+        strips.append((weight @ columns).view(1, len(weight), -1, width))  # (1, O, rows, W)
     return torch.cat(strips, 2).to(torch.float32)
 
 

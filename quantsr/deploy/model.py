@@ -21,22 +21,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantsr.errors import InputError
+from quantsr.ranges import IntRange
 
 FORMAT_VERSION = 2
 
 Float = NDArray[np.float32]
 Codes = NDArray[np.int8]
-
-
-def code_range(bits: int, signed: bool) -> tuple[int, int]:
-    """(qmin, qmax) of a code of 2 to 8 or 16 bits: (-8, 7) for 4 signed bits, (0, 15) unsigned.
-
-    The same table as `quantsr.quant.ranges.IntRange`, repeated because upscaling must not import torch; a test compares the two.
-    """
-    if not 2 <= bits <= 8 and bits != 16:
-        raise ValueError(f"bits of an integer code must be 2..8 or 16, got {bits}")
-    half = 1 << (bits - 1)
-    return (-half, half - 1) if signed else (0, 2 * half - 1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,20 +59,23 @@ class QuantizedLayer:
 
     @property
     def kind(self) -> str:
+        """ "conv" or "linear", by the weight's shape."""
         return "conv" if self.weight.ndim == 4 else "linear"
 
     @property
     def out_channels(self) -> int:
+        """O"""
         return int(self.weight.shape[0])
 
     @property
     def in_channels(self) -> int:
+        """I"""
         return int(self.weight.shape[1])
 
     @property
     def act_range(self) -> tuple[int, int]:
         """(qmin, qmax) of the input codes."""
-        return code_range(self.bits_a, self.act_signed)
+        return IntRange.of(self.bits_a, self.act_signed, wide=True).bounds
 
     def tau(self) -> Float:
         """(I,) tau, zeros where there is none."""
@@ -162,7 +155,7 @@ class Operand:
     @property
     def range(self) -> tuple[int, int]:
         """(qmin, qmax) of the codes."""
-        return code_range(self.bits, self.signed)
+        return IntRange.of(self.bits, self.signed).bounds
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,8 +1,8 @@
 """ONNX graphs of a converted network, written node by node; one static depth each, any batch, height and width, uint8 in and out.
 
-A conv is `DequantizeLinear(codes) * DequantizeLinear(weight codes) -> Conv -> Mul(scale) -> Add(bias)` with dequantization scale 1: the Conv
+A conv is `DequantizeLinear(codes) * DequantizeLinear(weight codes) -> Conv -> Mul(multiplier) -> Add(bias)` with dequantization scale 1: the Conv
 then adds integers, which float32 does without rounding (see `integer.py`), so that every runtime that computes it in float32 or in integers gives
-the same sums, and the real scale is applied once behind it, as in the reference. `QuantizeLinear` (scale 1) rounds half to even and saturates,
+the same sums, and the multiplier is applied once behind it, as in the reference. `QuantizeLinear` (scale 1) rounds half to even and saturates,
 `Clip` keeps the codes of fewer bits in their range. Pixel shuffles act on the codes. Signed codes are stored as uint8 with a zero point: of int8 inputs,
 runtimes on processors without VNNI halve the weights, which rounds odd ones.
 """
@@ -50,7 +50,7 @@ def build(model: PackedModel, depth: int | None = None, *, int4: bool = False) -
 
 
 def save(proto: onnx.ModelProto, path: str | Path) -> None:
-    """Write the graph to `path`, whole or not at all."""
+    """Write the graph to `path`, whole or not at all; raises as `files.failures_named`."""
     write_atomically(path, proto.SerializeToString())
 
 
@@ -64,7 +64,7 @@ class Graph:
 
     def network(self, net: FoldedNet) -> None:
         """A whole QuantSR-C from INPUT to OUTPUT."""
-        x = self.node("Transpose", [INPUT], "pixels", perm=[0, 3, 1, 2])
+        x = self.node("Transpose", [INPUT], "pixels", perm=[0, 3, 1, 2])  # (N, 3, H, W)
         start = self.head(net, x)
         stream = self.times(start, net.gap, "shallow")
         for i, block in enumerate(net.blocks):
@@ -76,7 +76,7 @@ class Graph:
         x = self.node("Add", [y, start], "long_skip")
         for layer in net.tail:
             x = self.conv(layer, x)
-        self.node("Transpose", [x], OUTPUT, perm=[0, 2, 3, 1])
+        self.node("Transpose", [x], OUTPUT, perm=[0, 2, 3, 1])  # (N, H*s, W*s, 3)
 
     def head(self, net: FromPixels, pixels: str) -> str:
         """The head conv on the pixels."""
@@ -140,10 +140,10 @@ class Graph:
         return self.node("Conv", [x, weight], output, pads=[size // 2] * 4, kernel_shape=[size] * 2)
 
     def finish_conv(self, layer: FoldedConv, y: str) -> str:
-        """What follows the sums `y`: scale, bias, limit, codes or ReLU, shuffle."""
+        """What follows the sums `y`: multiplier, bias, limit, codes or ReLU, shuffle."""
         name = layer.name
-        if (layer.scale != 1).any():
-            y = self.node("Mul", [y, self.channels(f"{name}.scale", layer.scale)], f"{name}.scaled")
+        if (layer.multiplier != 1).any():
+            y = self.node("Mul", [y, self.channels(f"{name}.scale", layer.multiplier)], f"{name}.scaled")
         y = self.node("Add", [y, self.channels(f"{name}.bias", layer.bias)], f"{name}.out")
         if layer.low is not None:
             y = self.node("Max", [y, self.channels(f"{name}.low", layer.low)], f"{name}.limited")
@@ -179,6 +179,7 @@ class Graph:
         return self.node("Clip", [y, low, high], name)
 
     def dequantize(self, layer: FoldedConv, codes: str) -> str:
+        """The codes that `layer` reads, less its zero point, as float32 integers; 16-bit codes are that already."""
         assert layer.codes_in is not None
         if layer.codes_in[1] > 255:
             return codes
@@ -213,17 +214,21 @@ class Graph:
         return self.byte("zero", -min(limits[0], 0))
 
     def byte(self, label: str, value: int) -> str:
+        """A uint8 (), 0..255; the same one for the same label and value."""
         return self.constant(f"{label}.{value}", np.array(value, np.uint8))
 
     def scalar(self, value: float | np.float32) -> str:
+        """A float32 (); the same one for the same value."""
         value = np.float32(value)
         return self.constant(f"scalar.{value!r}", np.array(value, np.float32))
 
     def constant(self, name: str, value: NDArray[np.generic]) -> str:
+        """An initialiser of the value's shape and type; the one there is, where the name is taken."""
         self.constants.setdefault(name, numpy_helper.from_array(value, name))
         return name
 
     def node(self, op: str, inputs: list[str], output: str, **attributes: object) -> str:
+        """A node of the ONNX operator `op`, named as its one output."""
         self.nodes.append(helper.make_node(op, inputs, [output], name=output, **attributes))
         return output
 

@@ -1,9 +1,9 @@
 """The OpenVINO graph of a converted network, laid out so that the CPU plugin runs it as int8 convolutions. Imports no torch.
 
 It has the integer reference's arithmetic (see `fold`): the stream is held in the units of training and brought into those of a conv's codes
-in front of it, so every quantization is a FakeQuantize from a range of integers to itself, and every weight an int8 constant times one scale
+in front of it, so every quantization is a FakeQuantize from a range of integers to itself, and every weight an int8 constant times one multiplier
 per output. The plugin's low-precision passes make each pair an integer convolution, with the bias, the ReLU and, where nothing else reads
-the result, the next quantization fused into it; a block's scaled skip, its addition and the next block's quantization become one pass over
+the result, the next quantization fused into it; a block's skip times its shortcut, its addition and the next block's quantization become one pass over
 the float32 stream.
 """
 
@@ -36,9 +36,9 @@ from quantsr.deploy.openvino_ops import (
     input_codes,
     input_units,
     ints,
+    multiplied_sums,
+    multiplied_sums_of_codes,
     quantize,
-    scaled_sums,
-    scaled_sums_of_codes,
     times,
 )
 
@@ -102,12 +102,12 @@ def build_quantsr_c(
     if tail == "collapsed" and len(net.tail) > 1 and min(height, width) >= collapse.MIN_SIZE:
         grid = [[_pixels(cell, float_io) for cell in row] for row in _collapsed_tail(x, net, limit)]
         x = _phases_to_space(
-            op.concat([op.concat(row, 3) for row in grid], 2), batch, height, width, net.factor
+            op.concat([op.concat(row, 3) for row in grid], 2), batch, height, width, net.scale
         )
     else:
         x = op.transpose(_pixels(_layered_tail(x, net, limit), float_io), ints(0, 2, 3, 1))
     return ov.Model(
-        [op.result(x, name="upscaled")], [image], f"quantsr_x{net.factor}_{len(net.blocks)}_blocks"
+        [op.result(x, name="upscaled")], [image], f"quantsr_x{net.scale}_{len(net.blocks)}_blocks"
     )
 
 
@@ -120,7 +120,7 @@ def _features(
     start = _head(x, net, round_input=round_input, exact=coarse)
     stream = times(start, net.gap)
     for block in net.blocks:
-        y = scaled_sums(input_codes(stream, block.conv1, limit), block.conv1)
+        y = multiplied_sums(input_codes(stream, block.conv1, limit), block.conv1)
         if block.conv1.codes_out is None:
             y = input_codes(op.relu(biased(y, block.conv1)), block.conv2, limit)
         else:
@@ -128,10 +128,10 @@ def _features(
             shift = column(taus[block.conv2.name])
             y = op.relu(biased(y, block.conv1, -shift))
             y = quantize(y, block.conv2, limit, shift)
-        branch = biased(scaled_sums(y, block.conv2), block.conv2)
+        branch = biased(multiplied_sums(y, block.conv2), block.conv2)
         stream = times(op.add(times(stream, (block.shortcut,)), branch), block.gap)
     after = net.conv_after_body
-    y = biased(scaled_sums_of_codes(input_codes(stream, after, limit), after, limit), after)
+    y = biased(multiplied_sums_of_codes(input_codes(stream, after, limit), after, limit), after)
     return op.add(y, start)
 
 
@@ -152,7 +152,9 @@ def _head(x: Node, net: FromPixels, *, round_input: bool, exact: bool = True) ->
         x = op.clamp(op.round(x, "half_to_even") if round_input else x, *map(float, head.codes_in))
     if head.zero_point is not None:
         x = op.subtract(x, floats(column(head.zero_point)))
-    return biased(op.multiply(convolution(x, floats(head.weight), pad), floats(column(head.scale))), head)
+    return biased(
+        op.multiply(convolution(x, floats(head.weight), pad), floats(column(head.multiplier))), head
+    )
 
 
 def _split_sums(x: Node, split: SplitHead, pad: int) -> Node:
@@ -175,7 +177,7 @@ def _layered_tail(x: Node, net: FoldedNet, limit: int | None) -> Node:
     """(B, C, H, W) -> (B, 3, H*s, W*s) before its last rounding. Shuffles move codes, not floats."""
     x = input_codes(x, net.tail[0], limit)
     for conv, reader in zip(net.tail, [*net.tail[1:], None], strict=True):
-        x = biased(scaled_sums(x, conv), conv)
+        x = biased(multiplied_sums(x, conv), conv)
         if reader is not None and conv.codes_out is not None:
             x = quantize(x, reader, limit)
         if conv.shuffle > 1:
@@ -202,9 +204,9 @@ def _collapsed_tail(x: Node, net: FoldedNet, limit: int | None) -> list[list[Nod
         middle = reduce(
             op.add,
             (
-                scaled_sums(
+                multiplied_sums(
                     part,
-                    replace(first, weight=kernel[byte], scale=step * np.float32(unit * byte)),
+                    replace(first, weight=kernel[byte], multiplier=step * np.float32(unit * byte)),
                     pad=1,
                 )
                 for part, unit, byte in pairs
@@ -248,9 +250,9 @@ def _pixels(x: Node, float_io: bool) -> Node:
     return op.convert(fake_quantize(x, (0, 255), "pixels"), "u8")
 
 
-def _phases_to_space(x: Node, batch: int, height: int, width: int, factor: int) -> Node:
+def _phases_to_space(x: Node, batch: int, height: int, width: int, scale: int) -> Node:
     """(B, s*s*3, H, W) with channels (row phase, column phase, colour) -> (B, H*s, W*s, 3)."""
-    x = op.transpose(x, ints(0, 2, 3, 1))
-    x = op.reshape(x, ints(batch, height, width, factor, factor * 3), False)
+    x = op.transpose(x, ints(0, 2, 3, 1))  # (B, H, W, s*s*3)
+    x = op.reshape(x, ints(batch, height, width, scale, scale * 3), False)  # (B, H, W, row phase, s*3)
     x = op.transpose(x, ints(0, 1, 3, 2, 4))  # (B, H, row phase, W, column phase and colour)
-    return op.reshape(x, ints(batch, height * factor, width * factor, 3), False)
+    return op.reshape(x, ints(batch, height * scale, width * scale, 3), False)  # (B, H*s, W*s, 3)

@@ -54,10 +54,12 @@ def input_units(x: Node, reader: FoldedConv) -> Node:
 
 
 def floats(value: ArrayLike) -> Node:
+    """A float32 constant of the value's shape."""
     return op.constant(np.asarray(value, np.float32))
 
 
 def ints(*values: int) -> Node:
+    """An int64 constant (n,)."""
     return op.constant(np.asarray(values, np.int64))
 
 
@@ -92,24 +94,29 @@ def quantize(x: Node, reader: FoldedConv, limit: int | None, shift: ArrayLike = 
 
 
 def fake_quantize(
-    x: Node, limits: tuple[int, int], name: str, shift: ArrayLike = 0.0, scale: ArrayLike = 1.0
+    x: Node, limits: tuple[int, int], name: str, shift: ArrayLike = 0.0, multiplier: ArrayLike = 1.0
 ) -> Node:
-    """clip(rint(x * scale + shift), *limits) as a FakeQuantize; `scale` > 0 and `shift` are scalars or one per channel of x."""
+    """clip(rint(x * multiplier + shift), *limits) as a FakeQuantize; `multiplier` > 0 and `shift` are scalars or one per channel of x."""
     low, high = limits
-    shift, scale = np.asarray(shift, np.float64), np.asarray(scale, np.float64)
+    shift, multiplier = np.asarray(shift, np.float64), np.asarray(multiplier, np.float64)
     if high - low + 1 not in _NATIVE_LEVELS:
-        x = op.minimum(x, floats((high - shift) / scale))
+        x = op.minimum(x, floats((high - shift) / multiplier))
         high = low + 255
-    ends = (floats((low - shift) / scale), floats((high - shift) / scale), floats(low), floats(high))
+    ends = (
+        floats((low - shift) / multiplier),
+        floats((high - shift) / multiplier),
+        floats(low),
+        floats(high),
+    )
     return op.fake_quantize(x, *ends, high - low + 1, name=name)
 
 
-def scaled_sums(x: Node, conv: FoldedConv, pad: int | None = None) -> Node:
-    """scale * conv(x, weight): integer where the plugin finds x quantized and the weight int8."""
+def multiplied_sums(x: Node, conv: FoldedConv, pad: int | None = None) -> Node:
+    """multiplier * conv(x, weight): integer where the plugin finds x quantized and the weight int8."""
     weight = op.constant(conv.weight) if conv.weight.dtype == np.int8 else floats(conv.weight)
     if conv.weight.dtype == np.int8:
         weight = op.convert(weight, "f32")
-    weight = op.multiply(weight, floats(conv.scale.reshape(-1, 1, 1, 1)))
+    weight = op.multiply(weight, floats(conv.multiplier.reshape(-1, 1, 1, 1)))
     return convolution(x, weight, conv.weight.shape[-1] // 2 if pad is None else pad)
 
 
@@ -127,18 +134,19 @@ def code_bytes(x: Node, reader: FoldedConv, limit: int | None) -> list[tuple[Nod
     ]
 
 
-def scaled_sums_of_codes(x: Node, conv: FoldedConv, limit: int | None) -> Node:
-    """`scaled_sums` of any codes: of 16-bit ones in two integer convs."""
+def multiplied_sums_of_codes(x: Node, conv: FoldedConv, limit: int | None) -> Node:
+    """`multiplied_sums` of any codes: of 16-bit ones in two integer convs."""
     if conv.codes_in is None:
-        return scaled_sums(x, conv)
+        return multiplied_sums(x, conv)
     sums = (
-        scaled_sums(part, replace(conv, scale=conv.scale * np.float32(unit)))
+        multiplied_sums(part, replace(conv, multiplier=conv.multiplier * np.float32(unit)))
         for part, unit in code_bytes(x, conv, limit)
     )
     return reduce(op.add, sums)
 
 
 def biased(x: Node, conv: FoldedConv, shift: float | NDArray[np.float64] = 0.0) -> Node:
+    """(B, O, H, W) plus bias and `shift`, which is one number or (1, O, 1, 1)."""
     return op.add(x, floats(column(conv.bias) + shift))
 
 

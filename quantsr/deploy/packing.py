@@ -22,15 +22,7 @@ from safetensors.numpy import save as serialize
 
 from quantsr.deploy import bitstream
 from quantsr.deploy.files import write_atomically
-from quantsr.deploy.header import (
-    FloatRow,
-    LayerRow,
-    OperandRow,
-    Rows,
-    check_structure,
-    header_from_json,
-    header_to_json,
-)
+from quantsr.deploy.header import check_structure, header_from_json, header_to_json
 from quantsr.deploy.model import (
     FORMAT_VERSION,
     ConvLayer,
@@ -41,6 +33,7 @@ from quantsr.deploy.model import (
     PackedModel,
     QuantizedLayer,
 )
+from quantsr.deploy.rows import FloatRow, LayerRow, OperandRow, Rows
 from quantsr.errors import InputError
 
 _FLOAT_TYPES: dict[int, Any] = {16: np.dtype(np.float16), 32: np.dtype(np.float32)}
@@ -50,7 +43,8 @@ _VALUES, _HALVES = "values", "halves"
 def save(model: PackedModel, path: str | Path, coding: str | None = None) -> int:
     """Write `model` to `path`, whole or not at all, and return the size in bytes.
 
-    `coding` forces "dense" or "huffman" codes; by default each layer takes the smaller. Raises InputError where `path` cannot be written.
+    `coding` forces "dense" or "huffman" codes; by default each layer takes the smaller. Raises InputError where
+    `path` has no folder or no possible name, WorkError where writing fails.
     """
     data = to_bytes(model, coding)
     write_atomically(path, data)

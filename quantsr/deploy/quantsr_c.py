@@ -16,7 +16,7 @@ from quantsr.errors import InputError
 
 
 class QuantSRC:
-    """See `architectures.Architecture`."""
+    """See `architectures.Architecture`, whose docstrings hold where there is none."""
 
     mostly_products = True
 
@@ -50,8 +50,8 @@ class QuantSRC:
             conv1, conv2 = (
                 replace(model.layers[f"body.{old}.{c}"], name=f"body.{new}.{c}") for c in ("conv1", "conv2")
             )
-            layers[conv1.name] = scale_weight(_scale_input(conv1, before), before)
-            layers[conv2.name] = scale_output(conv2, after)
+            layers[conv1.name] = multiply_weight(_multiply_input(conv1, before), before)
+            layers[conv2.name] = multiply_output(conv2, after)
             shortcuts.append(float(np.float32(model.header.shortcuts[old] * before * after)))
         tail = {
             n: layer for n, layer in model.layers.items() if n != "conv_first" and not n.startswith("body.")
@@ -100,7 +100,7 @@ class QuantSRC:
         return costs
 
 
-def scale_weight(layer: QuantizedLayer, factor: float) -> QuantizedLayer:
+def multiply_weight(layer: QuantizedLayer, factor: float) -> QuantizedLayer:
     """The layer with its weight multiplied by `factor` > 0; its codes stay the same."""
     if factor == 1:
         return layer
@@ -109,12 +109,12 @@ def scale_weight(layer: QuantizedLayer, factor: float) -> QuantizedLayer:
     return replace(layer, weight_step=(layer.weight_step.astype(np.float64) * factor).astype(np.float32))
 
 
-def scale_output(layer: QuantizedLayer, factor: float) -> QuantizedLayer:
+def multiply_output(layer: QuantizedLayer, factor: float) -> QuantizedLayer:
     """The layer with its result multiplied by `factor` > 0; its codes stay the same."""
-    return replace(scale_weight(layer, factor), bias=(layer.bias * np.float64(factor)).astype(np.float32))
+    return replace(multiply_weight(layer, factor), bias=(layer.bias * np.float64(factor)).astype(np.float32))
 
 
-def _scale_input(layer: QuantizedLayer, factor: float) -> QuantizedLayer:
+def _multiply_input(layer: QuantizedLayer, factor: float) -> QuantizedLayer:
     """The layer for an input that has not yet been multiplied by `factor`; its codes stay the same."""
     if layer.act_step is None or factor == 1:
         return layer

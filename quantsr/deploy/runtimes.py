@@ -110,9 +110,11 @@ class OneByOne:
     """`run_tiles` for engines that use all cores for one picture."""
 
     def run(self, images: Images) -> Images:
+        """See `Engine.run`; left to the engine."""
         raise TypeError(f"{type(self).__name__} must define run")
 
     def run_tiles(self, tiles: Iterable[tuple[Key, Images]]) -> Iterator[tuple[Key, Images]]:
+        """See `Engine.run_tiles`; one after the other."""
         for key, tile in tiles:
             yield key, self.run(tile[None])[0]
 
@@ -169,6 +171,7 @@ class OpenVinoEngine:
         self._lock = threading.Lock()
 
     def run(self, images: Images) -> Images:
+        """See `Engine.run`; (N, h, w, 3) uint8 or float32, of a shape compiled before or now."""
         requests = self._for_shape(images.shape, images.dtype, streams=1)
         request = requests.take()
         request.infer([images], share_inputs=True)
@@ -177,6 +180,7 @@ class OpenVinoEngine:
         return result
 
     def run_tiles(self, tiles: Iterable[tuple[Key, Images]]) -> Iterator[tuple[Key, Images]]:
+        """See `Engine.run_tiles`; up to four at a time."""
         streams = min(self.threads, self._MAX_STREAMS)
         started: deque[tuple[Key, _Requests, Any, Images]] = deque()
 
@@ -257,6 +261,7 @@ class OnnxEngine(OneByOne):
         )
 
     def run(self, images: Images) -> Images:
+        """See `Engine.run`; (N, h, w, 3) uint8."""
         return self._session.run(None, {self._session.get_inputs()[0].name: np.ascontiguousarray(images)})[0]
 
 
@@ -268,7 +273,7 @@ class TorchEngine(OneByOne):
     def __init__(self, model: PackedModel, depth: int, *, threads: int | None = None) -> None:
         import torch
 
-        from quantsr.deploy.convert import to_module
+        from quantsr.deploy.module import to_module
 
         self._torch = torch
         if threads:
@@ -279,10 +284,15 @@ class TorchEngine(OneByOne):
         self._depth = depth
 
     def run(self, images: Images) -> Images:
+        """See `Engine.run`; (N, h, w, 3) uint8 or float32."""
         torch = self._torch
         with torch.inference_mode():
-            x = torch.from_numpy(np.ascontiguousarray(images)).to(self._device).permute(0, 3, 1, 2)
-            y = self._net(x.float() / 255, depth=self._depth).mul(255).clamp(0, 255).permute(0, 2, 3, 1)
+            x = (
+                torch.from_numpy(np.ascontiguousarray(images)).to(self._device).permute(0, 3, 1, 2)
+            )  # (N, 3, h, w)
+            y = (
+                self._net(x.float() / 255, depth=self._depth).mul(255).clamp(0, 255).permute(0, 2, 3, 1)
+            )  # (N, h*s, w*s, 3)
             if images.dtype == np.uint8:
                 y = y.round().to(torch.uint8)
             return np.ascontiguousarray(y.cpu().numpy())

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 
 from quantsr.deploy.model import (
     ConvLayer,
-    Float,
     Header,
     PackedModel,
     QuantizedLayer,
-    code_range,
     tail_stages,
 )
+from quantsr.ranges import IntRange
 
 
 def random_model(
@@ -40,62 +40,35 @@ def random_model(
     rng = np.random.default_rng(seed)
     if depths is None:
         depths = tuple(dict.fromkeys(max(1, num_block // d) for d in (1, 2, 4)))
-    layers: dict[str, QuantizedLayer] = {}
-
-    def add(
-        name: str,
-        out: int,
-        inp: int,
-        *,
-        gain: float,
-        spread: float,
-        bits: tuple[int, int],
-        signed: bool = True,
-    ) -> None:
-        weight = (rng.standard_normal((out, inp, 3, 3)) * gain / math.sqrt(9 * inp)).astype(np.float32)
-        layers[name] = _random_layer(
-            rng, name, weight, spread=spread, bits=bits, signed=signed, per_channel=per_channel
-        )
-
-    tail = (head_tail_bits, 16 if head_tail_bits == 8 else 32)
     first_bits = first_bits or head_tail_bits
-    add("conv_first", num_feat, 3, gain=1.0, spread=50.0, bits=(first_bits, 8 if first_bits == 8 else 32))
+    places = [
+        _Place("conv_first", (num_feat, 3), 1.0, 50.0, (first_bits, 8 if first_bits == 8 else 32)),
+        *_body(num_feat, num_block, (bits_w, bits_a)),
+        *_outer(num_feat, scale, upsampler, (head_tail_bits, 16 if head_tail_bits == 8 else 32)),
+    ]
+    layers = {place.name: _random_layer(rng, place, per_channel) for place in places}
     if first_bits == 8:
-        layers["conv_first"] = replace(
-            layers["conv_first"],
-            act_step=np.ones(1, np.float32),
-            act_tau=np.array((114.444, 111.4605, 103.02), np.float32),
-            act_signed=False,
-            act_zero_point=np.array((114, 111, 103), np.int32),
-            act_equal=None,
-        )
-    for i in range(num_block):
-        add(f"body.{i}.conv1", num_feat, num_feat, gain=1.0, spread=60.0, bits=(bits_w, bits_a))
-        add(f"body.{i}.conv2", num_feat, num_feat, gain=0.4, spread=40.0, bits=(bits_w, bits_a), signed=False)
-    add("conv_after_body", num_feat, num_feat, gain=0.7, spread=70.0, bits=tail)
-    *stages, (last, shuffle) = tail_stages({"upsampler": upsampler}, scale)
-    for name, factor in stages:
-        add(name, num_feat * factor**2, num_feat, gain=1.0, spread=80.0, bits=tail)
-    add(last, 3 * shuffle**2, num_feat, gain=0.8, spread=80.0, bits=tail)
+        layers["conv_first"] = _reading_pixels(layers["conv_first"])
+    arch = {
+        "type": "QuantSR_C",
+        "num_in_ch": 3,
+        "num_out_ch": 3,
+        "num_feat": num_feat,
+        "num_block": num_block,
+        "upscale": scale,
+        "upsampler": upsampler,
+        "res_scale": 1.0,
+        "img_range": 255.0,
+        "rgb_mean": [0.4488, 0.4371, 0.4040],
+        "nbits_w": bits_w,
+        "nbits_a": bits_a,
+        "quantizer": "RLQ",
+        "weight_granularity": "channel" if per_channel else "tensor",
+        "depths": list(depths),
+        "depth_rule": "exact",
+    }
     header = Header(
-        arch={
-            "type": "QuantSR_C",
-            "num_in_ch": 3,
-            "num_out_ch": 3,
-            "num_feat": num_feat,
-            "num_block": num_block,
-            "upscale": scale,
-            "upsampler": upsampler,
-            "res_scale": 1.0,
-            "img_range": 255.0,
-            "rgb_mean": [0.4488, 0.4371, 0.4040],
-            "nbits_w": bits_w,
-            "nbits_a": bits_a,
-            "quantizer": "RLQ",
-            "weight_granularity": "channel" if per_channel else "tensor",
-            "depths": list(depths),
-            "depth_rule": "exact",
-        },
+        arch=arch,
         scale=scale,
         depths=depths,
         num_block=num_block,
@@ -107,24 +80,65 @@ def random_model(
     return PackedModel(header, layers)
 
 
-def _random_layer(
-    rng: np.random.Generator,
-    name: str,
-    weight: Float,
-    *,
-    spread: float,
-    bits: tuple[int, int],
-    signed: bool,
-    per_channel: bool,
-) -> ConvLayer:
-    """Quantize `weight` with RLQ's initial step (8 bits: the largest value per channel); inputs are taken to spread by `spread`."""
-    bits_w, bits_a = bits
-    out, inp = int(weight.shape[0]), int(weight.shape[1])
-    layer = ConvLayer(name, weight, rng.standard_normal(out).astype(np.float32), bits_w=bits_w)
+class _Place(NamedTuple):
+    """A 3x3 conv, and how large its weight and its input are."""
+
+    name: str
+    channels: tuple[int, int]
+    """(O, I)"""
+    gain: float
+    """Of its weight, over what keeps the size of its input."""
+    spread: float
+    """Of its input."""
+    bits: tuple[int, int]
+    """Of weight and input."""
+    signed: bool = True
+
+
+def _body(num_feat: int, num_block: int, bits: tuple[int, int]) -> list[_Place]:
+    square = (num_feat, num_feat)
+    return [
+        place
+        for i in range(num_block)
+        for place in (
+            _Place(f"body.{i}.conv1", square, 1.0, 60.0, bits),
+            _Place(f"body.{i}.conv2", square, 0.4, 40.0, bits, signed=False),
+        )
+    ]
+
+
+def _outer(num_feat: int, scale: int, upsampler: str, bits: tuple[int, int]) -> list[_Place]:
+    """What follows the blocks."""
+    *stages, (last, shuffle) = tail_stages({"upsampler": upsampler}, scale)
+    return [
+        _Place("conv_after_body", (num_feat, num_feat), 0.7, 70.0, bits),
+        *(_Place(name, (num_feat * factor**2, num_feat), 1.0, 80.0, bits) for name, factor in stages),
+        _Place(last, (3 * shuffle**2, num_feat), 0.8, 80.0, bits),
+    ]
+
+
+def _reading_pixels(conv_first: QuantizedLayer) -> QuantizedLayer:
+    """With the pixels as its 8-bit codes."""
+    return replace(
+        conv_first,
+        act_step=np.ones(1, np.float32),
+        act_tau=np.array((114.444, 111.4605, 103.02), np.float32),
+        act_signed=False,
+        act_zero_point=np.array((114, 111, 103), np.int32),
+        act_equal=None,
+    )
+
+
+def _random_layer(rng: np.random.Generator, place: _Place, per_channel: bool) -> QuantizedLayer:
+    """Quantized with RLQ's initial step (8 bits: the largest value per channel)."""
+    bits_w, bits_a = place.bits
+    out, inp = place.channels
+    weight = (rng.standard_normal((out, inp, 3, 3)) * place.gain / math.sqrt(9 * inp)).astype(np.float32)
+    layer = ConvLayer(place.name, weight, rng.standard_normal(out).astype(np.float32), bits_w=bits_w)
     if bits_w == 16:
         layer = replace(layer, weight=weight.astype(np.float16).astype(np.float32))
     elif bits_w <= 8:
-        qmin, qmax = code_range(bits_w, signed=True)
+        qmin, qmax = IntRange.of(bits_w, signed=True).bounds
         size = np.abs(weight).reshape(out, -1)
         if bits_w == 8:
             step = (size.max(1) / qmax).astype(np.float32)
@@ -138,10 +152,13 @@ def _random_layer(
     return replace(
         layer,
         bits_a=bits_a,
-        act_step=np.array([(2 if bits_a <= 8 else 32) * spread / code_range(bits_a, signed)[1]], np.float32),
+        act_step=np.array(
+            [(2 if bits_a <= 8 else 32) * place.spread / IntRange.of(bits_a, place.signed, wide=True).qmax],
+            np.float32,
+        ),
         act_tau=rng.standard_normal(inp).astype(np.float32) if bits_a < 8 else None,
-        act_signed=signed,
+        act_signed=place.signed,
         act_equal=rng.uniform(0.5, 1, inp).astype(np.float32)
-        if bits_w == 8 and not name.startswith("body.")
+        if bits_w == 8 and not place.name.startswith("body.")
         else None,
     )

@@ -62,6 +62,7 @@ class Plan:
 
     @property
     def count(self) -> int:
+        """Number of tiles."""
         return len(self.rows) * len(self.columns)
 
     @property

@@ -25,6 +25,7 @@ DEFAULT_MODEL = "quantsr_c_x4_w4a4"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of `quantsr upscale`."""
     parser.add_argument(
         "input", nargs="+", metavar="INPUT", help="picture, folder or glob such as 'photos/*.jpg'"
     )
@@ -104,6 +105,8 @@ def run(args: argparse.Namespace) -> int:
 
 @dataclass(frozen=True)
 class Job:
+    """A picture to read, and the file that its upscaled picture goes to."""
+
     source: Path
     target: Path
 

@@ -23,6 +23,9 @@ Image = NDArray[Any]
 
 ZOO = Path(__file__).resolve().parents[1] / "zoo"
 
+GRAPHS = (".onnx", ".xml")
+"""Suffixes of what `quantsr export` writes for other runtimes."""
+
 PRECISIONS = ("f32", "bf16")
 
 _UINT16_PER_BYTE = 257.0  # 65535 / 255
@@ -226,8 +229,9 @@ class Upscaler:
 
 
 def find_model(name_or_path: str | Path) -> Path:
-    """The file of a packed network given by path or by name. Raises InputError for a checkpoint, and one that lists the names there are."""
+    """The file of a packed network given by path or by name. Raises InputError for a checkpoint or a graph, and one that lists the names there are."""
     path = Path(name_or_path).expanduser()
+    refuse_graph(path)
     if path.suffix in (".pth", ".pt", ".ckpt"):
         if not path.is_file():
             raise InputError(f"{path}: there is no such file")
@@ -242,6 +246,15 @@ def find_model(name_or_path: str | Path) -> Path:
         f"model {name_or_path}: no such file or name (the networks that come with quantsr are {', '.join(shipped())}); "
         "give a packed file with --model FILE"
     )
+
+
+def refuse_graph(path: Path) -> None:
+    """Raises InputError for the graphs that `quantsr export` writes: what they were made from cannot be read from them."""
+    if path.suffix in GRAPHS and path.is_file():
+        raise InputError(
+            f"{path}: is a graph for other runtimes; give the .safetensors file it was made from, or write one with "
+            "'quantsr export -m CKPT -o OUT.safetensors'"
+        )
 
 
 def shipped_file(name: str | Path) -> Path | None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from quantsr.quant.autograd import ActivationQuant, activation_codes, activation_gradients
 from quantsr.quant.kernels import MIN_STEP, kernel
 from quantsr.quant.layers import QuantizedLayer, compute_dtype, exact_products, runs_on_codes
-from quantsr.quant.ranges import FLOAT_BITS
+from quantsr.ranges import FLOAT_BITS
 
 
 class Layout(NamedTuple):

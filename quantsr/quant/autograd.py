@@ -13,7 +13,7 @@ from torch import Tensor
 
 from quantsr.quant.functional import step_gradient_scale
 from quantsr.quant.kernels import MIN_STEP, bounds_on, kernel
-from quantsr.quant.ranges import IntRange
+from quantsr.ranges import IntRange
 
 
 class QuantizedWeight(NamedTuple):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from quantsr.quant.autograd import ActivationQuant, QuantizedWeight, conv2d_on_codes, linear_on_codes
 from quantsr.quant.quantizers import ActivationQuantizer, Granularity, WeightQuantizer, get_quantizer
-from quantsr.quant.ranges import FLOAT_BITS, check_bits
+from quantsr.ranges import FLOAT_BITS, check_bits
 
 _exact_fp32 = False
 

@@ -12,7 +12,7 @@ from torch import nn
 from quantsr.quant.attention import QuantMatmul
 from quantsr.quant.layers import QuantConv2d, QuantizedLayer, QuantLinear
 from quantsr.quant.quantizers import Granularity
-from quantsr.quant.ranges import FLOAT_BITS
+from quantsr.ranges import FLOAT_BITS
 
 
 @dataclass(frozen=True)

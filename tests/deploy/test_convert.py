@@ -10,7 +10,8 @@ import torch
 
 from quantsr.archs.quantsr_c_arch import QuantSR_C
 from quantsr.deploy import calibrate8, convert, integer, packing, restrict
-from quantsr.deploy.model import PackedModel, code_range
+from quantsr.deploy.model import PackedModel
+from quantsr.deploy.module import to_module
 from quantsr.errors import InputError
 from quantsr.quant import QuantConv2d, calibrate, manifest
 from tests.deploy.conftest import dyadic_model, small_model
@@ -144,20 +145,20 @@ def test_conv_first_stays_float_unless_asked(picture):
 @pytest.mark.parametrize("head_tail_bits", [8, 16, 32])
 def test_to_module_computes_the_same(picture, head_tail_bits):
     model = small_model(head_tail_bits=head_tail_bits, num_block=2)
-    net = convert.to_module(model)
+    net = to_module(model)
     for depth in model.header.depths:
         assert_close(upscaled(net, picture, depth), integer.run(model, picture, depth))
 
 
 def test_to_module_and_convert_are_inverse():
     model = small_model(head_tail_bits=32, scale=3)
-    again = convert.convert(convert.to_module(model), head_tail_bits=32, provenance=model.header.provenance)
+    again = convert.convert(to_module(model), head_tail_bits=32, provenance=model.header.provenance)
     assert_same(model, again)
 
 
 def test_what_cannot_be_converted(picture):
     with pytest.raises(InputError, match="converted to 8 bits before"):
-        convert.convert(convert.to_module(small_model()), calib=[picture])
+        convert.convert(to_module(small_model()), calib=[picture])
     with pytest.raises(InputError, match="only QuantSR_C"):
         convert.convert(torch.nn.Conv2d(3, 3, 3))
     net = QuantSR_C(num_feat=8, num_block=1, upscale=2)
@@ -218,7 +219,7 @@ def test_input_steps():
     peaks = np.array([400, 100], np.float32)
     choice = calibrate8.choose_input("layer", values, peaks)
     np.testing.assert_allclose(choice.equal, [1, 0.5])
-    assert choice.step == pytest.approx(2 * 400 / code_range(16, signed=True)[1])
+    assert choice.step == pytest.approx(2 * 400 / 32767)
     assert 0 < choice.error < 1e-3
     assert "relative error" in str(choice)
     assert calibrate8.choose_input("layer", np.zeros((1, 4), np.float32), np.zeros(1, np.float32)).step == 1
@@ -246,7 +247,7 @@ def test_a_restricted_network_is_a_network(tmp_path, picture):
     small = restrict.restrict(small_model(num_block=8, depths=(8, 4, 2)), 4)
     packing.save(small, tmp_path / "net.safetensors")
     assert_same(small, packing.load(tmp_path / "net.safetensors"))
-    net = convert.to_module(small)
+    net = to_module(small)
     assert net.depths == (4, 2)
     assert restrict.restrict(small, 4) is small
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import resource
 
 import cv2
 import numpy as np
@@ -120,6 +121,28 @@ def test_bad_requests_are_one_line(files, capsys, output, words, message):
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
     assert len(errors) == 1
     assert re.search(message, errors[0])
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "onnx", "xml"])
+def test_a_disk_that_takes_no_more_is_work_that_failed(tmp_path, capsys, suffix):
+    """Exit code 1 and one line; an earlier file stays, and no part of the new one."""
+    packing.save(small_model(), tmp_path / "packed.safetensors")
+    out = tmp_path / "out" / f"net.{suffix}"
+    words = ["export", "-m", str(tmp_path / "packed.safetensors"), "-o", str(out), "--no-parity"]
+    out.parent.mkdir()
+    out.write_text("earlier")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1024, limits[1]))
+    try:
+        code = cli.main(words)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert code == 1
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
+    assert len(errors) == 1
+    assert re.search(rf"net\.{suffix}: cannot be written \(.+\); free some space", errors[0])
+    assert [path.name for path in out.parent.iterdir()] == [out.name]
+    assert out.read_text() == "earlier"
 
 
 def test_calibration_pictures_are_small_and_shrunk(files, tmp_path):

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from quantsr.deploy import integer
 from quantsr.deploy.fold import _requantized, fold, split_head
-from quantsr.deploy.model import ConvLayer, PackedModel, code_range
+from quantsr.deploy.model import ConvLayer, PackedModel
 from quantsr.errors import InputError
 from quantsr.quant import IntRange
 from tests.deploy.conftest import dyadic_model, small_model
@@ -73,7 +73,7 @@ def test_requantization_with_relu_is_the_unfolded_one(total, bias, tau, bits, si
     layer = _one_weight(bits_a=8, step=step, weight_step=weight_step, bias=bias / 8)
     reader = _one_weight(bits_a=bits, step=next_step, weight_step=1.0, bias=0.0, tau=tau / 16, signed=signed)
     folded = _requantized(layer, reader, relu=True, reads_float=True)
-    got = float(np.float32(total) * folded.scale[0] + folded.bias[0])
+    got = float(np.float32(total) * folded.multiplier[0] + folded.bias[0])
     if folded.low is not None:
         got = max(got, float(folded.low[0]))
     got = np.clip(np.rint(got), *folded.codes_out)
@@ -125,15 +125,6 @@ def test_tiny_pictures(size):
     assert integer.run(small_model(), image).shape == (2 * size[0], 2 * size[1], 3)
 
 
-def test_code_range_is_the_one_of_training():
-    for bits in range(2, 9):
-        for signed in (False, True):
-            limits = IntRange.of(bits, signed)
-            assert code_range(bits, signed) == (limits.qmin, limits.qmax)
-    with pytest.raises(ValueError, match=r"2\.\.8"):
-        code_range(1, signed=True)
-
-
 def test_depths_keep_the_first_of_the_ranking():
     header = replace(small_model().header, ranking=(2, 0, 3, 1))
     assert header.blocks_kept(2) == (0, 2)
@@ -165,17 +156,17 @@ def test_the_staircase_gives_trainings_codes_with_room_to_spare(bits, signed):
     tau = rng.normal(0, 1, outputs).astype(np.float32)
     reader = replace(layer, name="conv2", act_step=step2, act_tau=tau, act_signed=signed)
     folded = _requantized(layer, reader, relu=True, reads_float=True)
-    assert folded.codes_out == code_range(bits, signed)
+    assert folded.codes_out == IntRange.of(bits, signed).bounds
     sums = torch.arange(-folded.sum_bound, folded.sum_bound + 1, dtype=torch.float32)  # (n,)
-    scale, bias, shift = (
+    multiplier, bias, shift = (
         torch.from_numpy(np.ravel(part))[:, None]
         for part in (layer.act_step * layer.weight_step, layer.bias, tau)
     )
-    u = ((sums * scale + bias).relu() + shift) / torch.from_numpy(step2)
+    u = ((sums * multiplier + bias).relu() + shift) / torch.from_numpy(step2)
     expected = u.clamp(*folded.codes_out).round()  # (O, n)
     low = torch.full((outputs, 1), float(folded.codes_out[0]))
     low = low if folded.low is None else torch.from_numpy(folded.low)[:, None]
-    values = sums.double() * torch.from_numpy(folded.scale).double()[:, None]
+    values = sums.double() * torch.from_numpy(folded.multiplier).double()[:, None]
     for off in (-1e-5, 0.0, 1e-5):
         got = (values + torch.from_numpy(folded.bias).double()[:, None] + off).float()
         got = torch.maximum(got, low).round().clamp(*folded.codes_out)

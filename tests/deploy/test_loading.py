@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import quantsr
-from quantsr import loading
+from quantsr import cli, loading
 from quantsr.deploy import packing, upscaler
 from quantsr.errors import InputError
 from tests.deploy.conftest import small_model
@@ -43,6 +43,33 @@ def test_a_run_without_a_checkpoint_is_no_shipped_network() -> None:
     (models / "net_g_latest.pth").touch()
     for name in (NAME, f"experiments/{NAME}"):
         assert loading.resolve(name) == models / "net_g_latest.pth"
+
+
+@pytest.mark.parametrize("name", ["net.onnx", "net.xml"])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["upscale", "in.png", "-o", "out", "--model"],
+        ["bench", "-m"],
+        ["cost", "-m"],
+        ["export", "-o", "n.onnx", "-m"],
+    ],
+)
+def test_a_graph_for_other_runtimes_is_one_line(
+    words: list[str], name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path(name).write_bytes(bytes(64))
+    Path("in.png").touch()
+    assert cli.main([*words, name]) == 2
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
+    assert len(errors) == 1
+    assert f"{name}: is a graph for other runtimes; give the .safetensors file it was made from" in errors[0]
+
+
+def test_a_graph_that_is_not_there_is_no_file() -> None:
+    for find in (loading.resolve, upscaler.find_model):
+        with pytest.raises(InputError, match=r"net\.onnx: no such"):
+            find("net.onnx")
 
 
 @pytest.mark.parametrize(

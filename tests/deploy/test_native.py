@@ -107,8 +107,8 @@ def test_the_tails_weights_keep_flat_regions() -> None:
     flat = 5  # of 16 positions the only one where inputs without differences are not 0
     by_pairs = laid_out.reshape(16, 16, 16, 2)[flat]  # pairs of inputs, outputs, of a pair
     sums = by_pairs.transpose(1, 0, 2).reshape(16, 32)
-    scale = 4 * np.ctypeslib.as_array(conv.scale, (16, 1)).astype(np.float64)
-    assert np.abs(sums - weight.sum((2, 3)) * step / scale).max() <= 0.5 + 1e-3
+    multiplier = 4 * np.ctypeslib.as_array(conv.scale, (16, 1)).astype(np.float64)
+    assert np.abs(sums - weight.sum((2, 3)) * step / multiplier).max() <= 0.5 + 1e-3
     assert np.abs(sums).max() > 100
 
 

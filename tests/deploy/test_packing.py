@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 from safetensors.numpy import load as parse
 from safetensors.numpy import save as serialize
 
-from quantsr.deploy import bitstream, header, packing
+from quantsr.deploy import bitstream, packing
 from quantsr.deploy.model import FORMAT_VERSION, PackedModel
+from quantsr.deploy.rows import LayerRow
 from quantsr.deploy.stand_in import random_model
-from quantsr.errors import InputError
+from quantsr.errors import InputError, WorkError
 from tests.deploy.conftest import small_model
 from tests.reference import packing as reference
 
@@ -305,7 +306,7 @@ def test_a_header_that_nests_forever_is_refused(tmp_path, good):
 def test_rows_that_are_no_rows():
     for raw in (None, [], {}, "x", [None] * 7, [["a"], [1, 1], 4, 4, 1, [1, 1, 1, 1], 0]):
         with pytest.raises(ValueError, match="malformed"):
-            header.LayerRow.from_json(raw)
+            LayerRow.from_json(raw)
 
 
 def test_writing_is_all_or_nothing(tmp_path, monkeypatch):
@@ -317,10 +318,17 @@ def test_writing_is_all_or_nothing(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "replace", fail)
-    with pytest.raises(InputError, match="No space left"):
+    with pytest.raises(WorkError, match=r"net\.safetensors: cannot be written \(No space left on device\)"):
         packing.save(small_model(seed=2), path)
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["net.safetensors"]
     monkeypatch.undo()
-    with pytest.raises(InputError, match="cannot be written"):
-        packing.save(small_model(), tmp_path / "absent" / "net.safetensors")
+    (tmp_path / "folder.safetensors").mkdir()
+    for name in (
+        "absent/net.safetensors",
+        "net.safetensors/net.safetensors",
+        "folder.safetensors",
+        "n" * 300,
+    ):
+        with pytest.raises(InputError, match=r"cannot be written .*choose another name"):
+            packing.save(small_model(), tmp_path / name)

@@ -15,6 +15,7 @@ from quantsr.analysis import cost
 from quantsr.archs import windows
 from quantsr.deploy import architectures, convert, integer, packing, restrict
 from quantsr.deploy.model import PackedModel
+from quantsr.deploy.module import to_module
 from quantsr.deploy.native import library
 from quantsr.deploy.quantsr_t import layout
 from quantsr.deploy.quantsr_t.fold import fold, relative_positions
@@ -65,7 +66,7 @@ def test_integers_give_the_training_networks_picture(picture, options):
         assert model.header.blocks_kept(depth) == net.blocks_kept(depth)
         expected = upscaled(net, picture, depth)
         assert_close(integer.run(model, picture, depth), expected)
-        assert_close(upscaled(convert.to_module(model), picture, depth), expected)
+        assert_close(upscaled(to_module(model), picture, depth), expected)
         pictures.append(expected)
     assert all((a != b).mean() > 0.01 for a, b in itertools.pairwise(pictures))
 
@@ -108,7 +109,7 @@ def test_eight_bit_head_and_tail_are_close_to_float(picture, name):
         assert len(outside) == (2 if name == "QuantSR+" else 6)
         error = integer.run(model, picture).astype(float) - upscaled(net, picture, 4)
         assert np.sqrt((error**2).mean()) < 4
-        module = convert.to_module(model)
+        module = to_module(model)
         assert_close(upscaled(module, picture, 4), integer.run(model, picture))
 
 
@@ -131,7 +132,7 @@ def test_what_cannot_be_converted(picture):
     net = trained(num_block=1)
     model = convert.convert(net, head_tail_bits=8, calib=[picture])
     with pytest.raises(InputError, match="converted to 8 bits before"):
-        convert.convert(convert.to_module(model), calib=[picture])
+        convert.convert(to_module(model), calib=[picture])
     net.layers[0].blocks[1].mlp.fc1.input_quantizer.calibrated.fill_(False)
     net.load_state_dict(net.state_dict())
     with pytest.raises(InputError, match=r"layers\.0\.blocks\.1\.mlp\.fc1: .*not calibrated"):
@@ -299,7 +300,7 @@ def test_a_restricted_network_is_the_same_network(tmp_path, picture, ranking):
     assert_same(small, packing.load(tmp_path / "net.safetensors"))
     for depth in (2, 1):
         assert_close(integer.run(small, picture, depth), integer.run(model, picture, depth))
-        assert_close(upscaled(convert.to_module(small), picture, depth), integer.run(model, picture, depth))
+        assert_close(upscaled(to_module(small), picture, depth), integer.run(model, picture, depth))
 
 
 def test_single_layers_cannot_be_taken_out():

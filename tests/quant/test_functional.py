@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from quantsr.quant import IntRange, functional, kernels
-from quantsr.quant.ranges import check_bits
+from quantsr.ranges import check_bits
 from tests.reference import rlq
 
 
@@ -30,6 +30,15 @@ def test_int_range(bits, signed, bounds):
 def test_int_range_refuses_other_bits(bits):
     with pytest.raises(ValueError, match=r"bits must be 2\.\.8"):
         IntRange.of(bits, signed=True)
+
+
+def test_sixteen_bits_are_for_wide_ranges():
+    assert IntRange.of(16, signed=True, wide=True).bounds == (-32768, 32767)
+    assert IntRange.of(16, signed=False, wide=True).bounds == (0, 65535)
+    assert IntRange.of(8, signed=True, wide=True) == IntRange.of(8, signed=True)
+    for bits, wide in ((16, False), (9, True), (17, True), (1, True)):
+        with pytest.raises(ValueError, match=r"bits must be 2\.\.8"):
+            IntRange.of(bits, signed=True, wide=wide)
 
 
 def test_check_bits_names_the_option():

@@ -8,16 +8,16 @@ from quantsr.deploy.model import PackedModel, QuantizedLayer, upsample_stages
 
 
 def conv(layer: QuantizedLayer, x: np.ndarray) -> np.ndarray:
-    """(I, H, W) float to (O, H, W) float: quantize, pad the codes with 0, sum, scale, add the bias."""
+    """(I, H, W) float to (O, H, W) float: quantize, pad the codes with 0, sum, multiply, add the bias."""
     weight = layer.weight.astype(np.float64)
-    scale = np.ones(1)
+    multiplier = np.ones(1)
     if layer.weight_step is not None:
-        scale = scale * layer.weight_step.astype(np.float64)
+        multiplier = multiplier * layer.weight_step.astype(np.float64)
     if layer.bits_a <= 16:
         step = layer.act_step.astype(np.float64)
         u = (x + layer.tau().astype(np.float64)[:, None, None]) / (step * layer.equal()[:, None, None])
         x = np.clip(np.rint(u), *layer.act_range) - layer.zero_point()[:, None, None]
-        scale = scale * step
+        multiplier = multiplier * step
     size = weight.shape[-1]
     pad = size // 2
     padded = np.pad(x, ((0, 0), (pad, pad), (pad, pad)))
@@ -27,7 +27,7 @@ def conv(layer: QuantizedLayer, x: np.ndarray) -> np.ndarray:
         for dx in range(size):
             total += np.tensordot(weight[:, :, dy, dx], padded[:, dy : dy + height, dx : dx + width], 1)
     return (
-        total * np.broadcast_to(scale, len(weight))[:, None, None]
+        total * np.broadcast_to(multiplier, len(weight))[:, None, None]
         + layer.bias.astype(np.float64)[:, None, None]
     )
 

@@ -35,6 +35,6 @@ def pixel_shuffle(x: NDArray[np.float64], r: int) -> NDArray[np.float64]:
 def run(tail: Sequence[FoldedConv], x: NDArray[np.float64]) -> NDArray[np.float64]:
     """(C, H, W) features -> (3, H*s, W*s) pixel values."""
     for layer in tail:
-        weight = layer.weight.astype(np.float64) * layer.scale.astype(np.float64)[:, None, None, None]
+        weight = layer.weight.astype(np.float64) * layer.multiplier.astype(np.float64)[:, None, None, None]
         x = pixel_shuffle(conv(x, weight, layer.bias.astype(np.float64)), layer.shuffle)
     return x

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 
 import pytest
-import torch
 
 from quantsr import cli
 from quantsr.analysis import cost
@@ -14,7 +13,7 @@ from quantsr.deploy.stand_in import random_model
 
 
 def test_msrresnet_x2() -> None:
-    """method: 85.43 GMAC at LR 320x180 and 1367K weights."""
+    """Published: 85.43 GMAC at LR 320x180 and 1367K weights."""
     compat = pytest.importorskip("quantsr.basicsr_compat")
     net = compat.MSRResNet(num_in_ch=3, num_out_ch=3, num_feat=64, num_block=16, upscale=2)
     assert round(sum(macs for _, _, macs in cost.module_macs(net, (180, 320))) / 1e9, 2) == 85.43
@@ -22,8 +21,12 @@ def test_msrresnet_x2() -> None:
     assert weights // 1000 == 1367
 
 
-def test_swinir_light_linears_and_products() -> None:
-    """method: 14.34 GMAC at LR 128x128."""
+def test_swinir_light() -> None:
+    """Published: linear layers and attention's products are 14.34 of 16.74 GMAC at LR 128x128.
+
+    The former is what is counted here. The latter is not: the convolutions have 2.79 GMAC (four of the RSTBs and conv_after_body 0.53 each,
+    conv_first 0.03, the upsampler 0.11), not 2.40, which no selection of them sums up to. Nearest is x3 without conv_after_body: 16.73.
+    """
     compat = pytest.importorskip("quantsr.basicsr_compat")
     net = compat.SwinIR(
         upscale=2,
@@ -37,8 +40,15 @@ def test_swinir_light_linears_and_products() -> None:
         upsampler="pixelshuffledirect",
     )
     rows = cost.module_macs(net, (128, 128))
-    assert round(sum(macs for _, kind, macs in rows if kind != "conv") / 1e9, 2) == 14.34
-    assert {kind for _, kind, _ in rows} == {"conv", "linear", "product"}
+    macs = {kind: sum(m for _, own, m in rows if own == kind) for _, kind, _ in rows}
+    pixels, layers = 128 * 128, 4 * 6
+    assert macs == {
+        "linear": layers * (60 * 180 + 60 * 60 + 2 * 60 * 120) * pixels,
+        "product": layers * 2 * 64 * 60 * pixels,  # windows of 64 tokens
+        "conv": (3 * 60 + 5 * 60 * 60 + 60 * 3 * 2**2) * 9 * pixels,
+    }
+    assert round((macs["linear"] + macs["product"]) / 1e9, 2) == 14.34
+    assert round(sum(macs.values()) / 1e9, 2) == 17.13
 
 
 def test_packed_by_hand() -> None:
@@ -75,7 +85,7 @@ def test_stored_bytes_are_what_packing_counts() -> None:
 @pytest.mark.parametrize("depth", [2, 1])
 def test_modules_and_packed_layers_count_alike(depth: int) -> None:
     pytest.importorskip("torch")
-    from quantsr.deploy.convert import to_module
+    from quantsr.deploy.module import to_module
 
     model = random_model(num_feat=8, num_block=2, depths=(2, 1), head_tail_bits=32, bits_w=4, bits_a=4)
     by_module = sum(macs for _, _, macs in cost.module_macs(to_module(model), (6, 9), depth))
@@ -125,6 +135,7 @@ def test_bad_size_is_named(network_file, capsys) -> None:
 
 
 def test_counting_leaves_nothing_without_storage_behind() -> None:
+    torch = pytest.importorskip("torch")
     from quantsr.archs import QuantSR_C
     from quantsr.quant import calibrate
     from quantsr.quant.kernels import bounds_on

@@ -54,6 +54,7 @@ class Arrays:
         self._kept: list[Any] = []
 
     def keep(self, value: Any) -> Any:
+        """`value`, which now lives as long as this object."""
         self._kept.append(value)
         return value
 
@@ -98,19 +99,19 @@ class Arrays:
         room = (2**31 - 1) / (4 * library.LARGEST_WORD) - weight[0].size
         peaks = np.max([np.abs(part).max(0) for part in nested(weight, blocks, G2)], 0)
         sums = np.abs(weight).sum((1, 2, 3))
-        scale = np.maximum(
+        multiplier = np.maximum(
             np.maximum(sums / room, peaks / (np.iinfo(np.int16).max - 18)), np.finfo(np.float32).tiny
         )
-        integers = rounded_with_sums(weight / scale.reshape(-1, 1, 1, 1)).astype(np.int64)
-        return self.padded_conv(nested(integers, blocks, G2), scale / 4, bias, library.WORDS, blocks)
+        integers = rounded_with_sums(weight / multiplier.reshape(-1, 1, 1, 1)).astype(np.int64)
+        return self.padded_conv(nested(integers, blocks, G2), multiplier / 4, bias, library.WORDS, blocks)
 
     def code_words(self, conv: FoldedConv) -> library.Conv:
         """A 3x3 convolution of codes of up to 8 bits, held in 16: exact."""
         parts = nested(conv.weight.astype(np.int64), 1, G2)
-        return self.padded_conv(parts, conv.scale.astype(np.float64) / 4, conv.bias, library.WORDS, 1)
+        return self.padded_conv(parts, conv.multiplier.astype(np.float64) / 4, conv.bias, library.WORDS, 1)
 
     def padded_conv(
-        self, parts: list[Values], scale: Values, bias: Values, kind: int, blocks: int
+        self, parts: list[Values], multiplier: Values, bias: Values, kind: int, blocks: int
     ) -> library.Conv:
         """A convolution of transformed `parts`, (I, O) each, its inputs and outputs padded."""
         outputs = padded(len(bias))
@@ -118,7 +119,7 @@ class Arrays:
         flat = [np.pad(part, [(0, padded(len(part)) - len(part)), more]) for part in parts]
         return library.Conv(
             weight=self.weight(flat, np.int16 if kind == library.WORDS else np.float32),
-            scale=self.pointer(np.pad(scale, more)),
+            scale=self.pointer(np.pad(multiplier, more)),
             bias=self.pointer(np.pad(bias, more)),
             kind=kind,
             blocks=blocks,
@@ -131,7 +132,7 @@ def transformed(weight: Values, matrix: Values = G2) -> Values:
     u = np.einsum(
         "ya,oiab,xb->yxio", matrix, weight.astype(np.result_type(weight, matrix)), matrix, optimize=True
     )
-    return u.reshape(-1, *u.shape[2:])
+    return u.reshape(-1, *u.shape[2:])  # (positions, I, O)
 
 
 def nested(weight: Values, blocks: int, matrix: Values) -> list[Values]:
@@ -162,13 +163,15 @@ def wide_step(layer: QuantizedLayer) -> NDArray[np.float64] | None:
 
 
 def kernel_of(conv: FoldedConv) -> tuple[Values, Values]:
-    """Weight (O, I, 3, 3) with the scale in it, and bias, of a float conv."""
-    return conv.weight.astype(np.float64) * conv.scale.astype(np.float64).reshape(-1, 1, 1, 1), conv.bias
+    """Weight (O, I, 3, 3) with the multiplier in it, and bias, of a float conv."""
+    return conv.weight.astype(np.float64) * conv.multiplier.astype(np.float64).reshape(-1, 1, 1, 1), conv.bias
 
 
 def before_shuffle(weight: Values, bias: Values, factor: int) -> tuple[Values, Values]:
     """Outputs of a convolution before a pixel shuffle to three colours, in the order (row phase, column phase, colour) that the kernels write."""
-    order = np.arange(len(bias)).reshape(3, factor, factor).transpose(1, 2, 0).ravel()
+    order = (
+        np.arange(len(bias)).reshape(3, factor, factor).transpose(1, 2, 0).ravel()
+    )  # (3, r, r) -> (r, r, 3) -> (O,)
     return weight[order], bias[order]
 
 

@@ -48,11 +48,12 @@ class NativeEngine(OneByOne):
             ) from None
         self._isa = library.ISAS[isa]
         self._threads = min(threads or cpu_count(), _MAX_THREADS)
-        self._factor = self._program.network.factor
+        self._scale = self._program.network.factor
         self._memory = np.empty(0, np.uint8)
         self._lock = threading.Lock()
 
     def run(self, images: Images) -> Images:
+        """See `runtimes.Engine.run`; (N, h, w, 3) uint8 or float32, picture by picture."""
         kernels = library.load()
         assert kernels is not None
         kept_height, kept_width = images.shape[1:3]
@@ -61,7 +62,7 @@ class NativeEngine(OneByOne):
             images = images[:, rows[:, None], columns]
         images = np.ascontiguousarray(images)
         count, height, width, _ = images.shape
-        results = np.empty((count, height * self._factor, width * self._factor, 3), images.dtype)
+        results = np.empty((count, height * self._scale, width * self._scale, 3), images.dtype)
         with self._lock:
             network = self._program.for_size(height, width)
             for image, result in zip(images, results, strict=True):
@@ -76,7 +77,7 @@ class NativeEngine(OneByOne):
                 address = self._room(kernels.quantsr_memory(network, picture))
                 if kernels.quantsr_run(network, picture, self._isa, address):
                     raise AssertionError("the kernels refuse their arguments")
-        return results[:, : kept_height * self._factor, : kept_width * self._factor]
+        return results[:, : kept_height * self._scale, : kept_width * self._scale]
 
     def _room(self, size: int) -> int:
         """An aligned address with that much memory, kept between calls."""

@@ -28,66 +28,110 @@ _FOLDER = Path(__file__).parent
 
 F32 = POINTER(c_float)
 
+# The structures of `network.h`, field by field, under C's names: `scale` there is what Python calls a multiplier, the network's `factor` the upscaling
+# factor. Shapes: C inputs and P outputs of a convolution, padded to multiples of 16; I and O of a linear layer; N tokens in a window. Pointers
+# are NULL, and structures all 0, where there is no such part. Arrays are float32 where nothing else is said.
+
 
 class Conv(ctypes.Structure):
+    """A 3x3 convolution in Winograd's form, or a 5x5 one as four of them (`blocks` 2)."""
+
     _fields_ = (
-        ("weight", c_void_p),
-        ("start", POINTER(c_int32)),
-        ("scale", F32),
-        ("bias", F32),
-        ("kind", c_int32),
-        ("blocks", c_int32),
-        ("outputs", c_int32),
-        ("tile", c_int32),
-        ("offset_sums", c_int32),
-        ("offset_mixed", c_int32),
+        (
+            "weight",
+            c_void_p,
+        ),  # for each position and part [C / g][P][g]: int8 (g = 4), int16 (2) or float32 (1), by `kind`
+        (
+            "start",
+            POINTER(c_int32),
+        ),  # of BYTES: [positions][P] int32, takes the offsets of the inputs off again
+        ("scale", F32),  # [P] real value of one unit of the sum
+        ("bias", F32),  # [P] in real units, or those of the next convolution's codes
+        ("kind", c_int32),  # BYTES, WORDS or FLOATS
+        ("blocks", c_int32),  # 1 or 2, along either axis
+        ("outputs", c_int32),  # P
+        ("tile", c_int32),  # TILE or LARGE_TILE; only of convolutions in blocks
+        ("offset_sums", c_int32),  # of BYTES: added to the transformed inputs at position (1, 1) ...
+        ("offset_mixed", c_int32),  # ... and at the others
     )
 
 
 class Quantizer(ctypes.Structure):
-    _fields_ = (("tau", F32), ("factor", c_float * 2), ("low", c_float), ("high", c_float))
+    """Codes of floats: `clip(rint((x + tau[c]) * factor[0] * factor[1]), low, high)`."""
+
+    _fields_ = (
+        ("tau", F32),  # [C] in real units
+        ("factor", c_float * 2),  # codes per real unit, as a product
+        ("low", c_float),
+        ("high", c_float),
+    )
 
 
 class Block(ctypes.Structure):
+    """`(shortcut * x + conv2(conv1(codes of x))) * gap[0] * gap[1] ...`, x in the units of training."""
+
     _fields_ = (
         ("input", Quantizer),
         ("conv1", Conv),
         ("conv2", Conv),
-        ("low", F32),
-        ("high", c_float),
+        ("low", F32),  # [C] least code of conv1's output, the ReLU in it
+        ("high", c_float),  # largest code
         ("shortcut", c_float),
         ("gaps", c_int32),
-        ("gap", F32),
+        ("gap", F32),  # [gaps] shortcuts of the skipped blocks behind this one
     )
 
 
 class Ring(ctypes.Structure):
-    _fields_ = (("weight", F32 * 9), ("bias", F32 * 9))
+    """The tail's kernels at the picture's border: first, inner, last row; in each first, inner, last column."""
+
+    _fields_ = (
+        ("weight", F32 * 9),  # [kh][kw][C][P] each, in pixel values
+        ("bias", F32 * 9),  # [P] each, in pixel values
+    )
 
 
 class Codes(ctypes.Structure):
-    _fields_ = (("scale", F32), ("shift", F32), ("low", c_float), ("high", c_float))
+    """`clip(rint(x * scale[c] + shift[c]), low, high)`; x itself where `scale` is NULL."""
+
+    _fields_ = (
+        ("scale", F32),  # [channels] codes per unit of x
+        ("shift", F32),  # [channels] in codes
+        ("low", c_float),
+        ("high", c_float),
+    )
 
 
 class Norm(ctypes.Structure):
-    _fields_ = (("weight", F32), ("bias", F32), ("low", c_float), ("high", c_float))
+    """LayerNorm over channels; with `low` < `high` it gives codes."""
+
+    _fields_ = (
+        ("weight", F32),  # [channels] in real units, or those of the codes
+        ("bias", F32),  # [channels] likewise
+        ("low", c_float),
+        ("high", c_float),
+    )
 
 
 class Linear(ctypes.Structure):
+    """`scale[o] * sum(bytes, weight[o]) + bias[o]`, the bytes being codes less their lowest."""
+
     _fields_ = (
-        ("weight", POINTER(c_int8)),
-        ("start", POINTER(c_int32)),
-        ("scale", F32),
-        ("bias", F32),
-        ("inputs", c_int32),
-        ("outputs", c_int32),
-        ("rounds", c_int32),
+        ("weight", POINTER(c_int8)),  # [O / 4][I / 4][4 outputs][4 inputs] int8
+        ("start", POINTER(c_int32)),  # [O] int32, puts back what the bytes lack
+        ("scale", F32),  # [O] real value of one unit of the sum, or in units of codes where it `rounds`
+        ("bias", F32),  # [O] likewise
+        ("inputs", c_int32),  # I
+        ("outputs", c_int32),  # O
+        ("rounds", c_int32),  # whether the result is clip(rint(.), low, high)
         ("low", c_float),
         ("high", c_float),
     )
 
 
 class SwinLayer(ctypes.Structure):
+    """`m = x + proj(attention(norm1(x)))`, then `middle_scale * m + input_scale * x + fc2(gelu(fc1(norm2(m))))`."""
+
     _fields_ = (
         ("norm1", Norm),
         ("norm2", Norm),
@@ -97,71 +141,82 @@ class SwinLayer(ctypes.Structure):
         ("proj", Linear),
         ("fc1", Linear),
         ("fc2", Linear),
-        ("bias", F32),
-        ("score_scale", c_float),
-        ("probabilities", Codes),
-        ("mix", Codes),
-        ("gelu", Codes),
-        ("shift", c_int32),
+        ("bias", F32),  # [heads][N keys][N queries] added to the scores
+        ("score_scale", c_float),  # real value of one unit of q k^T
+        ("probabilities", Codes),  # [N keys], where attention is quantized
+        ("mix", Codes),  # of proj's input
+        ("gelu", Codes),  # of fc2's input
+        ("shift", c_int32),  # of the windows, in pixels
         ("middle_scale", c_float),
         ("input_scale", c_float),
     )
 
 
 class Rstb(ctypes.Structure):
+    """`stream_scale * x + closing(codes(layers(start_scale * x)))`."""
+
     _fields_ = (
         ("start_scale", c_float),
         ("stream_scale", c_float),
         ("layers", c_int32),
-        ("layer", POINTER(SwinLayer)),
-        ("codes", Codes),
+        ("layer", POINTER(SwinLayer)),  # [layers]
+        ("codes", Codes),  # of the closing convolution's input, where it is quantized
         ("closing", Conv),
-        ("factor", F32),
+        ("factor", F32),  # [C] 16-bit integers per unit of that input
     )
 
 
 class Swin(ctypes.Structure):
+    """The body of a QuantSR-T."""
+
     _fields_ = (
-        ("dim", c_int32),
+        ("dim", c_int32),  # channels, a multiple of 4
         ("heads", c_int32),
-        ("hidden", c_int32),
-        ("window", c_int32),
+        ("hidden", c_int32),  # channels between fc1 and fc2, a multiple of 4
+        ("window", c_int32),  # side in pixels
         ("groups", c_int32),
-        ("group", POINTER(Rstb)),
+        ("group", POINTER(Rstb)),  # [groups]
         ("first", Norm),
         ("last", Norm),
-        ("mask", F32),
+        (
+            "mask",
+            F32,
+        ),  # [last column, last row, both][N keys][N queries] added to the scores of shifted windows
     )
 
 
 class Network(ctypes.Structure):
+    """A whole network at one depth: with `body`, or with `swin`."""
+
     _fields_ = (
-        ("channels", c_int32),
-        ("blocks", c_int32),
+        ("channels", c_int32),  # C of the features, padded
+        ("blocks", c_int32),  # 0 with `swin`
         ("gaps", c_int32),
-        ("factor", c_int32),
-        ("head", POINTER(c_double)),
-        ("head_bias", F32),
-        ("mean", F32),
-        ("range", c_float),
-        ("gap", F32),
-        ("body", POINTER(Block)),
+        ("factor", c_int32),  # of upscaling
+        ("head", POINTER(c_double)),  # [3][3][3 colours][C] float64, of conv_first
+        ("head_bias", F32),  # [C]
+        ("mean", F32),  # [3] of pixels in 0..1
+        ("range", c_float),  # conv_first reads (pixel / 255 - mean) * range
+        ("gap", F32),  # [gaps] shortcuts of the skipped blocks before the first
+        ("body", POINTER(Block)),  # [blocks]
         ("after_body", Conv),
-        ("tail", Conv),
-        ("after_body_factor", F32),
-        ("tail_factor", F32),
+        ("tail", Conv),  # gives pixel values in the order (row phase, column phase, colour)
+        ("after_body_factor", F32),  # of WORDS: [C] 16-bit integers per unit of its input
+        ("tail_factor", F32),  # the same for the tail
         ("ring", Ring),
         ("swin", POINTER(Swin)),
     )
 
 
 class Picture(ctypes.Structure):
+    """One picture to upscale, and where the result goes."""
+
     _fields_ = (
-        ("image", c_void_p),
-        ("out", c_void_p),
-        ("height", c_int32),
+        ("image", c_void_p),  # (height, width, 3) RGB: uint8, or float32 in 0..255
+        ("out", c_void_p),  # (height * factor, width * factor, 3) of the same type
+        ("height", c_int32),  # of `image`, in pixels
         ("width", c_int32),
-        ("is_float", c_int32),
+        ("is_float", c_int32),  # whether both are float32, then not rounded
         ("threads", c_int32),
     )
 

@@ -47,7 +47,7 @@ class ConvProgram(Arrays):
         self.network = library.Network(
             blocks=len(net.blocks),
             gaps=len(net.gap),
-            factor=net.factor,
+            factor=net.scale,
             gap=self.pointer(np.array(net.gap, np.float32)),
             body=body,
             **self.head(net),
@@ -118,7 +118,7 @@ class ConvProgram(Arrays):
         return library.Conv(
             weight=self.weight(list(weight), np.int8),
             start=self.pointer(-offset.reshape(-1, 1) * weight.sum(1), np.int32),
-            scale=self.pointer(conv.scale * np.float32(1 / terms)),
+            scale=self.pointer(conv.multiplier * np.float32(1 / terms)),
             bias=self.pointer(conv.bias),
             kind=library.BYTES,
             blocks=1,
@@ -134,14 +134,14 @@ class ConvProgram(Arrays):
         """The layers behind the blocks, as fields of the network: on 16-bit integers where their inputs have them, else in float32."""
         net, (first, _) = self._net, tail_stages(model.header.arch, model.header.scale)[0]
         if len(net.tail) == 1:
-            weight, bias = before_shuffle(*kernel_of(net.tail[0]), net.factor)
+            weight, bias = before_shuffle(*kernel_of(net.tail[0]), net.scale)
             blocks = 1
         else:
             position = {"inner": collapse.POSITIONS["inner"]}
             (inner,) = collapse.collapse(net.tail, position, position).values()
             weight, bias, blocks = inner.weight, inner.bias, 2
         if padded(len(bias)) > MAX_OUTPUTS:
-            raise Unsupported(f"upscaling by {net.factor} takes too many outputs a pixel")
+            raise Unsupported(f"upscaling by {net.scale} takes too many outputs a pixel")
         body_step, tail_step = (wide_step(model.layers[name]) for name in ("conv_after_body", first))
         body_weight, body_bias = kernel_of(net.conv_after_body)
         if body_step is None or tail_step is None:

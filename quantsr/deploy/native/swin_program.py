@@ -19,7 +19,8 @@ from quantsr.deploy.native.arrays import (
     wide_step,
 )
 from quantsr.deploy.quantsr_t import layout
-from quantsr.deploy.quantsr_t.fold import (
+from quantsr.deploy.quantsr_t.fold import fold
+from quantsr.deploy.quantsr_t.folded import (
     Attention,
     ConvStage,
     FoldedLinear,
@@ -28,7 +29,6 @@ from quantsr.deploy.quantsr_t.fold import (
     Quantize,
     Rstb,
     SwinLayer,
-    fold,
 )
 
 _ROUND_CHANNELS = 4
@@ -70,7 +70,7 @@ class SwinProgram(Arrays):
         self.network = library.Network(
             blocks=0,
             gaps=0,
-            factor=net.factor,
+            factor=net.scale,
             **self._outer(net),
             swin=ctypes.pointer(self.keep(swin)),
             **self.head(net),
@@ -84,8 +84,8 @@ class SwinProgram(Arrays):
         layers = [self._layer(layer) for layer in block.layers]
         stage = _only(block.closing)
         return library.Rstb(
-            start_scale=float(block.start_scale),
-            stream_scale=float(block.stream_scale),
+            start_scale=float(block.start_multiplier),
+            stream_scale=float(block.stream_multiplier),
             layers=len(layers),
             layer=self.keep((library.SwinLayer * len(layers))(*layers)),
             codes=library.Codes() if stage.quantize is None else self._codes(stage.quantize),
@@ -106,15 +106,15 @@ class SwinProgram(Arrays):
             **self._attention(attention),
             gelu=self._codes(layer.gelu),
             shift=layer.shift,
-            middle_scale=float(layer.middle_scale),
-            input_scale=float(layer.input_scale),
+            middle_scale=float(layer.middle_multiplier),
+            input_scale=float(layer.input_multiplier),
         )
 
     def _attention(self, attention: Attention) -> dict[str, Any]:
         codes = attention.probabilities
         return {
             "bias": self.pointer(attention.bias.transpose(0, 2, 1)),
-            "score_scale": float(attention.score_scale),
+            "score_scale": float(attention.score_multiplier),
             "probabilities": library.Codes() if codes is None else self._codes(codes),
             "mix": self._codes(attention.mix),
         }
@@ -124,8 +124,8 @@ class SwinProgram(Arrays):
         return library.Norm(self.pointer(norm.weight), self.pointer(norm.bias), low, high)
 
     def _codes(self, quantize: Any) -> library.Codes:
-        scale = np.broadcast_to(quantize.scale, quantize.shift.shape)
-        return library.Codes(self.pointer(scale), self.pointer(quantize.shift), *quantize.limits)
+        multiplier = np.broadcast_to(quantize.multiplier, quantize.shift.shape)
+        return library.Codes(self.pointer(multiplier), self.pointer(quantize.shift), *quantize.limits)
 
     def _linear(self, linear: FoldedLinear) -> library.Linear:
         """Inputs are bytes from 0 on: their lowest code is taken off, and put back by what sums start from."""
@@ -144,12 +144,14 @@ class SwinProgram(Arrays):
             and 2 * (high - low) * int(np.abs(weight).max(initial=0)) > np.iinfo(np.int16).max
         ):
             raise Unsupported(f"sums of two products of {linear.name} do not fit in this processor's 16 bits")
-        grouped = weight.reshape(outputs // 4, 4, inputs // 4, 4).transpose(0, 2, 1, 3)
+        grouped = weight.reshape(outputs // 4, 4, inputs // 4, 4).transpose(
+            0, 2, 1, 3
+        )  # (O / 4, I / 4, 4, 4)
         limits = linear.codes_out or (0, 0)
         return library.Linear(
             weight=self.pointer(grouped, np.int8),
             start=self.pointer(low * weight.sum(1), np.int32),
-            scale=self.pointer(linear.scale),
+            scale=self.pointer(linear.multiplier),
             bias=self.pointer(linear.bias),
             inputs=inputs,
             outputs=outputs,
@@ -164,10 +166,10 @@ class SwinProgram(Arrays):
         if any(stage.conv.codes_in is not None for stage in (after_body, tail)):
             raise Unsupported("inputs of the layers outside the blocks have 8 bits")
         if padded(len(tail.conv.bias)) > MAX_OUTPUTS:
-            raise Unsupported(f"upscaling by {net.factor} takes too many outputs a pixel")
+            raise Unsupported(f"upscaling by {net.scale} takes too many outputs a pixel")
         return {
             "after_body": self._conv(after_body),
-            "tail": self._conv(tail, net.factor),
+            "tail": self._conv(tail, net.scale),
             "after_body_factor": self._factor(after_body),
             "tail_factor": self._factor(tail),
         }

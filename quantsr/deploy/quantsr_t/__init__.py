@@ -10,7 +10,7 @@ import numpy as np
 
 from quantsr.deploy.architectures import Architecture, Cut, Image, LayerCost, Parts, Reach
 from quantsr.deploy.model import Float, PackedModel
-from quantsr.deploy.quantsr_c import scale_output
+from quantsr.deploy.quantsr_c import multiply_output
 from quantsr.deploy.quantsr_t.structure import Structure, used_units
 from quantsr.errors import InputError
 
@@ -21,7 +21,7 @@ MAX_TILE_AREA = 1 << 16
 
 
 class QuantSRT:
-    """See `architectures.Architecture`."""
+    """See `architectures.Architecture`, whose docstrings hold where there is none."""
 
     mostly_products = False
 
@@ -54,7 +54,7 @@ class QuantSRT:
         layers, floats = renamed(model.layers), renamed(model.floats)
         for new in range(len(kept)):
             last = structure.closing(f"layers.{new}.conv")[-1].name
-            layers[last] = scale_output(layers[last], float(gaps[new + 1]))
+            layers[last] = multiply_output(layers[last], float(gaps[new + 1]))
         for name in ("norm_first.weight", "norm_first.bias"):
             values = (floats[name].values * np.float64(gaps[0])).astype(np.float32)
             floats[name] = replace(floats[name], values=values)

@@ -1,8 +1,8 @@
 """Folding of a converted QuantSR-T: steps, taus, shortcuts and LayerNorm's factors become one multiplication and one addition per layer.
 
-All engines run the same `FoldedSwin`. Each identity is exact in real numbers; constants are computed in float64 and rounded once to float32.
+The result, a `folded.FoldedSwin`, is what all engines run. Each identity is exact in real numbers; constants are computed in float64 and rounded once to float32.
 
-A quantizer `clip(rint((x + tau) / v))` is `clip(rint(x * scale + shift))` with scale 1/v and shift tau/v. Behind LayerNorm it is merged into its
+A quantizer `clip(rint((x + tau) / v))` is `clip(rint(x * multiplier + shift))` with multiplier 1/v and shift tau/v. Behind LayerNorm it is merged into its
 weight and bias, so that normalizing gives values in units of codes; q, k and v of quantized attention come from qkv in units of codes.
 """
 
@@ -10,126 +10,27 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from quantsr.deploy.fold import FoldedConv, FromPixels, fold_head
+from quantsr.deploy.fold import FoldedConv, fold_head
 from quantsr.deploy.model import Float, Operand, PackedModel, QuantizedLayer
+from quantsr.deploy.quantsr_t.folded import (
+    Attention,
+    ConvStage,
+    FoldedLinear,
+    FoldedSwin,
+    Norm,
+    Quantize,
+    Rstb,
+    SwinLayer,
+)
 from quantsr.deploy.quantsr_t.structure import ConvPlace, Structure
 
 Float64 = NDArray[np.float64]
-NORM_EPS = 1e-5
-MASKED = -100.0
-"""Added to the score of two tokens that were no neighbours before the cyclic shift, as in SwinIR."""
-
-
-@dataclass(frozen=True, eq=False)
-class Quantize:
-    """`clip(rint(x * scale + shift), *limits)`; product rounded before the sum."""
-
-    name: str
-    scale: Float
-    """() or, for each channel, (C,)."""
-    shift: Float
-    """(C,)"""
-    limits: tuple[int, int]
-
-
-@dataclass(frozen=True, eq=False)
-class Norm:
-    """LayerNorm over channels; with `limits`, weight and bias give units of codes, and the result is rounded and clipped to them."""
-
-    name: str
-    weight: Float
-    bias: Float
-    limits: tuple[int, int] | None = None
-
-
-class FoldedLinear(FoldedConv):
-    """`FoldedConv` for tokens: weight (O, I), no padding, no shuffle."""
-
-
-@dataclass(frozen=True, eq=False)
-class ConvStage:
-    """A conv on a map: its input quantized first, LeakyReLU and a pixel shuffle behind it, each where there is one."""
-
-    quantize: Quantize | None
-    conv: FoldedConv
-    slope: float | None = None
-    shuffle: int = 1
-
-
-@dataclass(frozen=True, eq=False)
-class Attention:
-    """`proj(softmax(q k^T * score_scale + bias) v * mix_scale)`, the operands codes (of `codes_out` of q, k, v) or floats."""
-
-    name: str
-    heads: int
-    q: FoldedLinear
-    k: FoldedLinear
-    v: FoldedLinear
-    score_scale: np.float32
-    bias: Float
-    """(h, N, N)"""
-    probabilities: Quantize | None
-    """Its shift is one per position in the window, (N,)."""
-    mix: Quantize | np.float32
-    """From the sums of the mixture to the input of proj: its codes, or a factor where proj reads floats."""
-    proj: FoldedLinear
-
-    @property
-    def quantized(self) -> bool:
-        return self.probabilities is not None
-
-
-@dataclass(frozen=True, eq=False)
-class SwinLayer:
-    """`m = x + attention(norm1(x)); out = middle_scale * m + input_scale * x + fc2(gelu(fc1(norm2(m))))`.
-
-    As a unit of depth with shortcut s, followed by skipped units of product p, middle_scale is p and input_scale p * (s - 1).
-    """
-
-    norm1: Norm
-    attention: Attention
-    norm2: Norm
-    fc1: FoldedLinear
-    gelu: Quantize | None
-    """Quantizes what GELU gives."""
-    fc2: FoldedLinear
-    shift: int
-    """Of its windows, in pixels."""
-    middle_scale: np.float32
-    input_scale: np.float32
-
-
-@dataclass(frozen=True, eq=False)
-class Rstb:
-    """`stream_scale * x + closing(layers(start_scale * x))`."""
-
-    start_scale: np.float32
-    layers: tuple[SwinLayer, ...]
-    closing: tuple[ConvStage, ...]
-    stream_scale: np.float32
-
-
-@dataclass(frozen=True, eq=False)
-class FoldedSwin(FromPixels):
-    """The network at one depth, from pixels (0..255) to pixels.
-
-    shallow = head(input); blocks on norm_first(shallow); tail(closing(norm(.)) + shallow), in pixel values.
-    """
-
-    window: int
-    norm_first: Norm
-    blocks: tuple[Rstb, ...]
-    norm: Norm
-    closing: tuple[ConvStage, ...]
-    tail: tuple[ConvStage, ...]
-    factor: int
-    """Upscaling factor."""
 
 
 def fold(model: PackedModel, depth: int | None = None) -> FoldedSwin:
@@ -138,23 +39,23 @@ def fold(model: PackedModel, depth: int | None = None) -> FoldedSwin:
     units = header.blocks_kept(model.depth_or_default(depth))
     shortcuts = np.asarray(header.shortcuts, np.float64)
     plan = structure.plan(units)
-    first, stream_scales, branch_scales = 1.0, np.ones(len(plan)), np.ones(len(plan))
+    first, stream_multipliers, branch_multipliers = 1.0, np.ones(len(plan)), np.ones(len(plan))
     if not structure.counts_layers:
         first, gaps = _gaps(shortcuts, units)
-        stream_scales, branch_scales = shortcuts[list(units)] * gaps, gaps
+        stream_multipliers, branch_multipliers = shortcuts[list(units)] * gaps, gaps
     after = _stages(model, structure.closing("conv_after_body"))
     blocks = []
     for n, (i, layers) in enumerate(plan):
-        start, scales = 1.0, [(1.0, 1.0)] * len(layers)  # (s, p) of each layer
+        start, factors = 1.0, [(1.0, 1.0)] * len(layers)  # (s, p) of each layer
         if structure.counts_layers:
             own = shortcuts[i * structure.layers : (i + 1) * structure.layers]
             start, gaps = _gaps(own, layers)
-            scales = list(zip(own[list(layers)], gaps, strict=True))
+            factors = list(zip(own[list(layers)], gaps, strict=True))
         swin = tuple(
-            _swin_layer(model, structure, i, j, s, p) for j, (s, p) in zip(layers, scales, strict=True)
+            _swin_layer(model, structure, i, j, s, p) for j, (s, p) in zip(layers, factors, strict=True)
         )
-        closing = _stages(model, structure.closing(f"layers.{i}.conv"), float(branch_scales[n]))
-        blocks.append(Rstb(np.float32(start), swin, closing, np.float32(stream_scales[n])))
+        closing = _stages(model, structure.closing(f"layers.{i}.conv"), float(branch_multipliers[n]))
+        blocks.append(Rstb(np.float32(start), swin, closing, np.float32(stream_multipliers[n])))
     return FoldedSwin(
         head=fold_head(header, model.layers["conv_first"]),
         img_range=np.float32(header.img_range),
@@ -165,7 +66,7 @@ def fold(model: PackedModel, depth: int | None = None) -> FoldedSwin:
         norm=_norm(model, "norm", model.layers[after[0].conv.name]),
         closing=(replace(after[0], quantize=None), *after[1:]),  # the norm quantizes
         tail=_tail(model, structure),
-        factor=header.scale,
+        scale=header.scale,
     )
 
 
@@ -188,8 +89,8 @@ def _swin_layer(model: PackedModel, structure: Structure, i: int, j: int, s: flo
         gelu=_quantize(fc2),
         fc2=_linear(fc2, factor=p),
         shift=structure.window // 2 * (j % 2),
-        middle_scale=np.float32(p),
-        input_scale=np.float32(p * (s - 1)),
+        middle_multiplier=np.float32(p),
+        input_multiplier=np.float32(p * (s - 1)),
     )
 
 
@@ -207,9 +108,9 @@ def _attention(model: PackedModel, structure: Structure, prefix: str) -> Attenti
             zip(("scores.left", "scores.right", "mixture.right"), factors, strict=True)
         )
     )
-    score_scale = 1.0 if scores is None else steps["scores.left"] * steps["scores.right"] * root
-    mix_scale = steps["mixture.left"] * steps["mixture.right"]
-    proj_input = _quantize(proj, factor=mix_scale)
+    score_multiplier = 1.0 if scores is None else steps["scores.left"] * steps["scores.right"] * root
+    mix_multiplier = steps["mixture.left"] * steps["mixture.right"]
+    proj_input = _quantize(proj, factor=mix_multiplier)
     table = model.floats[f"{prefix}.relative_position_bias_table"].values
     return Attention(
         name=prefix,
@@ -217,10 +118,10 @@ def _attention(model: PackedModel, structure: Structure, prefix: str) -> Attenti
         q=q,
         k=k,
         v=v,
-        score_scale=np.float32(score_scale),
+        score_multiplier=np.float32(score_multiplier),
         bias=table[relative_positions(structure.window)].transpose(2, 0, 1).copy(),  # (h, N, N)
         probabilities=None if mixed is None else _quantize_operand(mixed),
-        mix=np.float32(mix_scale) if proj_input is None else proj_input,
+        mix=np.float32(mix_multiplier) if proj_input is None else proj_input,
         proj=_linear(proj),
     )
 
@@ -255,11 +156,11 @@ def _linear(
     shift: Float64 | float = 0.0,
     codes_out: tuple[int, int] | None = None,
 ) -> FoldedLinear:
-    scale, bias = _scale_and_bias(layer, factor)
+    multiplier, bias = _multiplier_and_bias(layer, factor)
     return FoldedLinear(
         layer.name,
         _weight(layer),
-        scale,
+        multiplier,
         (bias + shift).astype(np.float32),
         layer.act_range if layer.bits_a <= 8 else None,
         codes_out=codes_out,
@@ -273,11 +174,11 @@ def _stages(
     stages = []
     for place in places:
         layer, last = model.layers[place.name], place is places[-1]
-        scale, bias = _scale_and_bias(layer, factor if last else 1.0)
+        multiplier, bias = _multiplier_and_bias(layer, factor if last else 1.0)
         conv = FoldedConv(
             layer.name,
             _weight(layer),
-            scale,
+            multiplier,
             (bias + (shift if last else 0.0)).astype(np.float32),
             layer.act_range if layer.bits_a <= 16 else None,
         )
@@ -314,10 +215,12 @@ def _quantize(layer: QuantizedLayer, factor: float = 1.0) -> Quantize | None:
     if layer.act_step is None:
         return None
     step = layer.act_step.astype(np.float64) * layer.equal()  # (I,), equal numbers where not equalized
-    scale = factor / (step if layer.act_equal is not None else layer.act_step.astype(np.float64).reshape(()))
+    multiplier = factor / (
+        step if layer.act_equal is not None else layer.act_step.astype(np.float64).reshape(())
+    )
     shift = layer.tau() / step
     return Quantize(
-        f"{layer.name}.input", np.asarray(scale, np.float32), shift.astype(np.float32), layer.act_range
+        f"{layer.name}.input", np.asarray(multiplier, np.float32), shift.astype(np.float32), layer.act_range
     )
 
 
@@ -329,13 +232,13 @@ def _quantize_operand(operand: Operand) -> Quantize:
     )
 
 
-def _scale_and_bias(layer: QuantizedLayer, factor: float) -> tuple[Float, Float64]:
+def _multiplier_and_bias(layer: QuantizedLayer, factor: float) -> tuple[Float, Float64]:
     """(O,) real value of one unit of the sum, and bias, both times `factor`."""
-    scale = np.full(layer.out_channels, factor)
+    multiplier = np.full(layer.out_channels, factor)
     for step in (layer.weight_step, layer.act_step):
         if step is not None:
-            scale = scale * step.astype(np.float64)
-    return scale.astype(np.float32), layer.bias.astype(np.float64) * factor
+            multiplier = multiplier * step.astype(np.float64)
+    return multiplier.astype(np.float32), layer.bias.astype(np.float64) * factor
 
 
 def _weight(layer: QuantizedLayer) -> Any:

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from quantsr.deploy import integer
 from quantsr.deploy.fold import FoldedConv
 from quantsr.deploy.quantsr_t import layout, program
-from quantsr.deploy.quantsr_t.fold import NORM_EPS, Attention, FoldedLinear, FoldedSwin, Norm, Quantize
+from quantsr.deploy.quantsr_t.folded import NORM_EPS, Attention, FoldedLinear, FoldedSwin, Norm, Quantize
 
 
 @torch.inference_mode()
@@ -27,7 +27,7 @@ class TorchOps:
     """`program.Ops` on PyTorch for one uint8 picture (h, w, 3)."""
 
     def __init__(self, net: FoldedSwin, image: np.ndarray) -> None:
-        self.image, self.window, self.factor = image, net.window, net.factor
+        self.image, self.window, self.scale = image, net.window, net.scale
         rows, columns = (layout.reflected(size, net.window) for size in image.shape[:2])
         self.padded = image[rows][:, columns]
         self.grid = (len(rows), len(columns))
@@ -40,7 +40,7 @@ class TorchOps:
 
     def linear(self, linear: FoldedLinear, x: Tensor) -> Tensor:
         y = _product(x, torch.tensor(linear.weight).T, linear.sum_bound if linear.integer else None)
-        y = y * _vector(linear.scale) + _vector(linear.bias)
+        y = y * _vector(linear.multiplier) + _vector(linear.bias)
         return y if linear.codes_out is None else y.round().clamp(*linear.codes_out)
 
     def norm(self, norm: Norm, x: Tensor) -> Tensor:
@@ -48,8 +48,8 @@ class TorchOps:
         return y if norm.limits is None else y.round().clamp(*norm.limits)
 
     def quantize(self, quantize: Quantize, x: Tensor, *, channels_last: bool) -> Tensor:
-        shape = (-1,) if channels_last else (-1, 1, 1)
-        y = x * _vector(quantize.scale).view(shape) + _vector(quantize.shift).view(shape)
+        shape = (-1,) if channels_last else (-1, 1, 1)  # (C,), or () as (1,); on maps (C, 1, 1)
+        y = x * _vector(quantize.multiplier).view(shape) + _vector(quantize.shift).view(shape)
         return y.round().clamp(*quantize.limits)
 
     def attend(self, attention: Attention, q: Tensor, k: Tensor, v: Tensor, shift: int) -> Tensor:
@@ -58,14 +58,15 @@ class TorchOps:
             for t in (q, k, v)
         )  # (G, h, N, d)
         bound = 2**16 * self.window**2 if attention.quantized else None
-        scores = _product(q, k.transpose(-2, -1), bound) * float(attention.score_scale)
-        scores = scores + _vector(attention.bias)
+        scores = _product(q, k.transpose(-2, -1), bound) * float(attention.score_multiplier)  # (G, h, N, N)
+        scores = scores + _vector(attention.bias)  # (h, N, N) to every window
         if shift:
             scores = scores + torch.from_numpy(layout.mask(self.grid, self.window, shift))
         weights = scores.softmax(-1)
         if attention.probabilities is not None:
             weights = self.quantize(attention.probabilities, weights, channels_last=True)
-        mixed = _product(weights, v, bound).transpose(1, 2).reshape(1, -1, attention.heads * v.shape[-1])
+        mixed = _product(weights, v, bound).transpose(1, 2)  # (G, N, h, d)
+        mixed = mixed.reshape(1, -1, attention.heads * v.shape[-1])  # (1, L, C)
         if isinstance(attention.mix, Quantize):
             return self.quantize(attention.mix, mixed, channels_last=True)
         return mixed * float(attention.mix)
@@ -87,7 +88,7 @@ class TorchOps:
     def add(self, a: Tensor, b: Tensor) -> Tensor:
         return a + b
 
-    def scale(self, x: Tensor, factor: np.float32) -> Tensor:
+    def multiply(self, x: Tensor, factor: np.float32) -> Tensor:
         return x * float(factor)
 
     def tokens(self, x: Tensor) -> Tensor:
@@ -97,9 +98,9 @@ class TorchOps:
         return x.transpose(1, 2).unflatten(2, self.grid)  # (1, C, H, W)
 
     def finish(self, x: Tensor, shuffle: int) -> Tensor:
-        height, width = (size * self.factor for size in self.image.shape[:2])
+        height, width = (size * self.scale for size in self.image.shape[:2])
         x = F.pixel_shuffle(x.round().clamp(0, 255), shuffle)
-        return x[..., :height, :width].permute(0, 2, 3, 1)
+        return x[..., :height, :width].permute(0, 2, 3, 1)  # (1, h*s, w*s, 3)
 
 
 def _product(a: Tensor, b: Tensor, bound: int | None) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from quantsr.deploy.quantsr_t.fold import MASKED
+from quantsr.deploy.quantsr_t.folded import MASKED
 
 Index = NDArray[np.int64]
 
@@ -21,7 +21,7 @@ def order_index(grid: tuple[int, int], window: int, old: int | None, new: int | 
     """(L,) for each token of the new order its place in the old one; orders as `program.Order`, `grid` is (H, W)."""
     places = np.arange(grid[0] * grid[1])
     if old is not None:  # where each token, row by row, stands in the old order
-        windows = places.reshape(grid[0] // window, grid[1] // window, window, window)
+        windows = places.reshape(grid[0] // window, grid[1] // window, window, window)  # (H / w, W / w, w, w)
         places = np.roll(windows.transpose(0, 2, 1, 3).reshape(grid), (old, old), (0, 1)).reshape(-1)
     return places if new is None else windowed(places.reshape(grid), window, new).reshape(-1)
 
@@ -30,8 +30,8 @@ def windowed(values: Index, window: int, shift: int) -> Index:
     """(H, W) as (G, N), after a cyclic shift up and to the left."""
     height, width = values.shape
     rolled = np.roll(values, (-shift, -shift), (0, 1))
-    parts = rolled.reshape(height // window, window, width // window, window)
-    return parts.transpose(0, 2, 1, 3).reshape(-1, window**2)
+    parts = rolled.reshape(height // window, window, width // window, window)  # (H / w, w, W / w, w)
+    return parts.transpose(0, 2, 1, 3).reshape(-1, window**2)  # (H / w, W / w, w, w) as (G, N)
 
 
 def mask(grid: tuple[int, int], window: int, shift: int) -> NDArray[np.float32]:

@@ -1,6 +1,6 @@
 """The operations of `program` as ONNX nodes, for any batch, height and width.
 
-Products of codes are those of `quantsr.deploy.onnx_graph`: dequantized by 1, multiplied, and scaled behind. What depends on the size (the reflected
+Products of codes are those of `quantsr.deploy.onnx_graph`: dequantized by 1, summed, and multiplied by one constant per output behind. What depends on the size (the reflected
 rows and columns, the order of tokens in windows, the mask of shifted windows) is computed once in the graph, from the shape of its input, on
 index tensors; tokens then move by one Gather.
 """
@@ -15,7 +15,7 @@ from onnx import TensorProto
 
 from quantsr.deploy.fold import FoldedConv
 from quantsr.deploy.onnx_graph import INPUT, OUTPUT, Graph
-from quantsr.deploy.quantsr_t.fold import (
+from quantsr.deploy.quantsr_t.folded import (
     MASKED,
     NORM_EPS,
     Attention,
@@ -31,7 +31,7 @@ class OnnxOps:
     """`program.Ops` for a graph; values are names."""
 
     def __init__(self, graph: Graph, net: FoldedSwin) -> None:
-        self.graph, self.window, self.factor = graph, net.window, net.factor
+        self.graph, self.window, self.scale = graph, net.window, net.scale
         self.known: dict[object, str] = {}
         shape = self._node("Shape", [INPUT])
         self.batch, height, width = (self._node("Gather", [shape, self._ints([i])]) for i in range(3))  # (1,)
@@ -48,7 +48,7 @@ class OnnxOps:
         x = INPUT
         for axis in (0, 1):
             x = self._node("Gather", [x, self._reflected(axis)], axis=axis + 1)
-        pixels = self._node("Transpose", [x], perm=[0, 3, 1, 2])
+        pixels = self._node("Transpose", [x], perm=[0, 3, 1, 2])  # (B, 3, H, W)
         return self.graph.head(net, pixels)
 
     def conv(self, conv: FoldedConv, x: str) -> str:
@@ -60,7 +60,7 @@ class OnnxOps:
             x = graph.dequantize(linear, x)
         weight = graph.weight(replace(linear, weight=np.ascontiguousarray(linear.weight.T)))  # (I, O)
         y = graph.node("MatMul", [x, weight], f"{name}.sum")
-        y = graph.node("Mul", [y, graph.constant(f"{name}.scale", linear.scale)], f"{name}.scaled")
+        y = graph.node("Mul", [y, graph.constant(f"{name}.scale", linear.multiplier)], f"{name}.scaled")
         y = graph.node("Add", [y, graph.constant(f"{name}.bias", linear.bias)], f"{name}.out")
         return y if linear.codes_out is None else graph.quantize(f"{name}.codes", y, linear.codes_out)
 
@@ -74,7 +74,7 @@ class OnnxOps:
 
     def quantize(self, quantize: Quantize, x: str, *, channels_last: bool) -> str:
         shape = (-1,) if channels_last else (1, -1, 1, 1)
-        for op, part, values in (("Mul", "scale", quantize.scale), ("Add", "shift", quantize.shift)):
+        for op, part, values in (("Mul", "scale", quantize.multiplier), ("Add", "shift", quantize.shift)):
             constant = self.graph.constant(f"{quantize.name}.{part}", values.reshape(shape))
             x = self._node(op, [x, constant])
         return self.graph.quantize(quantize.name, x, quantize.limits)
@@ -90,10 +90,10 @@ class OnnxOps:
                 (k, attention.k, (0, 2, 3, 1)),
                 (v, attention.v, (0, 2, 1, 3)),
             )
-        )
+        )  # (B * G, h, N, d), k as (B * G, h, d, N)
         scores = self._node("MatMul", [q, k])  # (B * G, h, N, N)
-        if attention.score_scale != 1:
-            scores = self._node("Mul", [scores, self.graph.scalar(attention.score_scale)])
+        if attention.score_multiplier != 1:
+            scores = self._node("Mul", [scores, self.graph.scalar(attention.score_multiplier)])
         scores = self._node("Add", [scores, self.graph.constant(f"{name}.bias", attention.bias)])
         if shift:
             scores = self._node("Add", [scores, self._mask(shift)])
@@ -101,11 +101,12 @@ class OnnxOps:
         if attention.probabilities is not None:
             weights = self.quantize(attention.probabilities, weights, channels_last=True)
             weights = self._dequantize(weights, attention.probabilities.limits)
-        mixed = self._node("Transpose", [self._node("MatMul", [weights, v])], perm=[0, 2, 1, 3])
-        mixed = self._node("Reshape", [mixed, self._shape([-1], self.places, [channels])])
+        mixed = self._node("MatMul", [weights, v])  # (B * G, h, N, d)
+        mixed = self._node("Transpose", [mixed], perm=[0, 2, 1, 3])  # (B * G, N, h, d)
+        mixed = self._node("Reshape", [mixed, self._shape([-1], self.places, [channels])])  # (B, L, C)
         if isinstance(attention.mix, Quantize):
             return self.quantize(attention.mix, mixed, channels_last=True)
-        return mixed if attention.mix == 1 else self.scale(mixed, attention.mix)
+        return mixed if attention.mix == 1 else self.multiply(mixed, attention.mix)
 
     def reorder(self, x: str, old: Order, new: Order) -> str:
         return x if old == new else self._node("Gather", [x, self._order(old, new)], axis=1)
@@ -124,22 +125,22 @@ class OnnxOps:
     def add(self, a: str, b: str) -> str:
         return self._node("Add", [a, b])
 
-    def scale(self, x: str, factor: np.float32) -> str:
+    def multiply(self, x: str, factor: np.float32) -> str:
         return self._node("Mul", [x, self.graph.scalar(factor)])
 
     def tokens(self, x: str) -> str:
-        x = self._node("Transpose", [x], perm=[0, 2, 3, 1])
-        return self._node("Reshape", [x, self._shape([0], self.places, [-1])])
+        x = self._node("Transpose", [x], perm=[0, 2, 3, 1])  # (B, H, W, C)
+        return self._node("Reshape", [x, self._shape([0], self.places, [-1])])  # (B, L, C)
 
     def map(self, x: str) -> str:
-        x = self._node("Reshape", [x, self._shape([0], *self.grid, [-1])])
-        return self._node("Transpose", [x], perm=[0, 3, 1, 2])
+        x = self._node("Reshape", [x, self._shape([0], *self.grid, [-1])])  # (B, H, W, C)
+        return self._node("Transpose", [x], perm=[0, 3, 1, 2])  # (B, C, H, W)
 
     def finish(self, x: str, shuffle: int) -> str:
         x = self.graph.quantize("pixels.upscaled", x, (0, 255))
         x = x if shuffle == 1 else self.shuffle(x, shuffle)
-        x = self._node("Transpose", [x], perm=[0, 2, 3, 1])
-        ends = [self._node("Mul", [size, self._ints([self.factor])]) for size in self.size]
+        x = self._node("Transpose", [x], perm=[0, 2, 3, 1])  # (B, H*s, W*s, 3)
+        ends = [self._node("Mul", [size, self._ints([self.scale])]) for size in self.size]
         axes = [self._ints([0, 0]), self._node("Concat", ends, axis=0), self._ints([1, 2])]
         return self.graph.node("Slice", [x, *axes], OUTPUT)
 
@@ -167,8 +168,9 @@ class OnnxOps:
             index = self._range(self.places)
             if old is not None:
                 windows = self._shape(*self.cells, [self.window, self.window])
-                index = self._node("Transpose", [self._node("Reshape", [index, windows])], perm=[0, 2, 1, 3])
-                index = self._node("Reshape", [index, self._shape(*self.grid)])
+                index = self._node("Reshape", [index, windows])  # (H / w, W / w, w, w)
+                index = self._node("Transpose", [index], perm=[0, 2, 1, 3])  # (H / w, w, W / w, w)
+                index = self._node("Reshape", [index, self._shape(*self.grid)])  # (H, W)
                 index = self._rolled(index, -old)
             if new is not None:
                 index = self._rolled(self._node("Reshape", [index, self._shape(*self.grid)]), new)
@@ -196,13 +198,13 @@ class OnnxOps:
                 ]
                 labels.append(self._node("Add", parts))
             rows = self._node("Mul", [labels[0], self._ints([3])])
-            rows = self._node("Reshape", [rows, self._ints([-1, 1])])
+            rows = self._node("Reshape", [rows, self._ints([-1, 1])])  # (H, 1)
             places = self._windowed(self._node("Add", [rows, labels[1]]))  # (G, N)
-            every = self._node("Expand", [places, self._shape(self.batch, [1, 1])])
+            every = self._node("Expand", [places, self._shape(self.batch, [1, 1])])  # (B, G, N)
             pair = [
                 self._node("Reshape", [every, self._ints([-1, 1, *shape])])
                 for shape in ((self.window**2, 1), (1, self.window**2))
-            ]
+            ]  # (B * G, 1, N, 1), (B * G, 1, 1, N)
             same = self._node("Equal", pair)
             self.known["mask", shift] = self._node(
                 "Where", [same, self.graph.scalar(0), self.graph.scalar(MASKED)]
@@ -224,8 +226,9 @@ class OnnxOps:
         """(H, W) as (G, N)."""
         rows, columns = self.cells
         parts = self._shape(rows, [self.window], columns, [self.window])
-        split = self._node("Transpose", [self._node("Reshape", [grid, parts])], perm=[0, 2, 1, 3])
-        return self._node("Reshape", [split, self._ints([-1, self.window**2])])
+        split = self._node("Reshape", [grid, parts])  # (H / w, w, W / w, w)
+        split = self._node("Transpose", [split], perm=[0, 2, 1, 3])  # (H / w, W / w, w, w)
+        return self._node("Reshape", [split, self._ints([-1, self.window**2])])  # (G, N)
 
     # --- nodes -----------------------------------------------------------------------------------------------------
 

@@ -1,7 +1,7 @@
 """The operations of `program` as an OpenVINO graph for one size of picture, laid out so that the CPU plugin runs it fast.
 
 As in `quantsr.deploy.openvino_graph`, every quantization is a FakeQuantize to a range of integers and every weight an int8 constant times one
-scale per output, which the plugin makes 8-bit products. Window attention is written as the plugin's fused attention kernel expects it (one
+multiplier per output, which the plugin makes 8-bit products. Window attention is written as the plugin's fused attention kernel expects it (one
 loop over windows and heads, no tensor of scores in memory). Tokens stay in the order of the windows of the layer that reads them and
 move by one Gather between layers; indices and masks are constants of the size.
 """
@@ -19,14 +19,14 @@ from quantsr.deploy import openvino_ops as ops
 from quantsr.deploy.fold import FoldedConv
 from quantsr.deploy.model import PackedModel
 from quantsr.deploy.quantsr_t import layout, program
-from quantsr.deploy.quantsr_t.fold import (
+from quantsr.deploy.quantsr_t.fold import fold
+from quantsr.deploy.quantsr_t.folded import (
     NORM_EPS,
     Attention,
     FoldedLinear,
     FoldedSwin,
     Norm,
     Quantize,
-    fold,
 )
 
 Node = Any
@@ -48,7 +48,7 @@ def build(
     net = fold(model.with_wide_inputs_in_float(), depth)
     ops = OpenVinoOps(net, (batch, height, width), float_io=float_io, saturates=saturates)
     result = op.result(program.upscale(net, ops), name="upscaled")
-    return ov.Model([result], [ops.image], f"quantsr_t_x{net.factor}_{len(net.blocks)}_blocks")
+    return ov.Model([result], [ops.image], f"quantsr_t_x{net.scale}_{len(net.blocks)}_blocks")
 
 
 class OpenVinoOps:
@@ -57,7 +57,7 @@ class OpenVinoOps:
     def __init__(
         self, net: FoldedSwin, shape: tuple[int, int, int], *, float_io: bool, saturates: bool
     ) -> None:
-        self.window, self.factor = net.window, net.factor
+        self.window, self.scale = net.window, net.scale
         self.batch, self.size = shape[0], shape[1:]
         self.rows = [layout.reflected(size, net.window) for size in self.size]
         self.grid = (len(self.rows[0]), len(self.rows[1]))
@@ -74,17 +74,17 @@ class OpenVinoOps:
             if len(rows) != self.size[axis]:
                 x = op.gather(x, ops.ints(*rows), ops.ints(axis + 1))
         x = x if self.float_io else ops.apart(op.convert(x, "f32"))
-        x = op.transpose(x, ops.ints(0, 3, 1, 2))
+        x = op.transpose(x, ops.ints(0, 3, 1, 2))  # (B, 3, H, W)
         return base._head(x, net, round_input=not self.float_io)
 
     def conv(self, conv: FoldedConv, x: Node) -> Node:
-        return ops.biased(ops.scaled_sums(x, conv), conv)
+        return ops.biased(ops.multiplied_sums(x, conv), conv)
 
     def linear(self, linear: FoldedLinear, x: Node) -> Node:
         weight = ops.floats(linear.weight)
         if linear.weight.dtype == np.int8:
             weight = op.convert(op.constant(linear.weight), "f32")
-        weight = op.multiply(weight, ops.floats(linear.scale.reshape(-1, 1)))
+        weight = op.multiply(weight, ops.floats(linear.multiplier.reshape(-1, 1)))
         y = op.matmul(x, weight, False, True)
         y = op.add(y, ops.floats(linear.bias))
         if linear.codes_out is None:
@@ -98,10 +98,10 @@ class OpenVinoOps:
 
     def quantize(self, quantize: Quantize, x: Node, *, channels_last: bool) -> Node:
         if not channels_last:
-            scale, shift = ops.column(quantize.scale), ops.column(quantize.shift)
-            return self._codes(quantize.name, x, quantize.limits, scale, shift)
+            multiplier, shift = ops.column(quantize.multiplier), ops.column(quantize.shift)
+            return self._codes(quantize.name, x, quantize.limits, multiplier, shift)
         # Without its own kernels for it (below AVX2), the plugin refuses a FakeQuantize with one range per last channel.
-        x = op.add(op.multiply(x, ops.floats(quantize.scale)), ops.floats(quantize.shift))
+        x = op.add(op.multiply(x, ops.floats(quantize.multiplier)), ops.floats(quantize.shift))
         return self._codes(quantize.name, x, quantize.limits)
 
     def attend(self, attention: Attention, q: Node, k: Node, v: Node, shift: int) -> Node:
@@ -110,24 +110,25 @@ class OpenVinoOps:
         split = ops.ints(-1, tokens, heads, channels // heads)
 
         def part(x: Node, *axes: int) -> Node:
+            """(B, L, C) as (B * G, N, h, d), its axes then in that order."""
             return op.transpose(op.reshape(x, split, False), ops.ints(*axes))
 
         scores = op.matmul(part(q, 0, 2, 1, 3), part(k, 0, 2, 3, 1), False, False)  # (B * G, h, N, N)
-        if attention.score_scale != 1:
-            scores = op.multiply(scores, ops.floats(attention.score_scale))
+        if attention.score_multiplier != 1:
+            scores = op.multiply(scores, ops.floats(attention.score_multiplier))
         scores = op.add(scores, ops.floats(attention.bias[None]))
         if shift:
             scores = op.add(scores, self._mask(shift))
         weights = op.softmax(scores, -1)
         if attention.probabilities is not None:
             weights = self.quantize(attention.probabilities, weights, channels_last=True)
-        mixed = op.matmul(weights, part(v, 0, 2, 1, 3), False, False)
+        mixed = op.matmul(weights, part(v, 0, 2, 1, 3), False, False)  # (B * G, h, N, d)
         places = self.grid[0] * self.grid[1]
-        mixed = op.transpose(mixed, ops.ints(0, 2, 1, 3))
-        mixed = op.reshape(mixed, ops.ints(self.batch, places, channels), False)
+        mixed = op.transpose(mixed, ops.ints(0, 2, 1, 3))  # (B * G, N, h, d)
+        mixed = op.reshape(mixed, ops.ints(self.batch, places, channels), False)  # (B, L, C)
         if isinstance(attention.mix, Quantize):
             return self.quantize(attention.mix, mixed, channels_last=True)
-        return mixed if attention.mix == 1 else self.scale(mixed, attention.mix)
+        return mixed if attention.mix == 1 else self.multiply(mixed, attention.mix)
 
     def reorder(self, x: Node, old: program.Order, new: program.Order) -> Node:
         if old == new:
@@ -149,33 +150,36 @@ class OpenVinoOps:
     def add(self, a: Node, b: Node) -> Node:
         return op.add(a, b)
 
-    def scale(self, x: Node, factor: np.float32) -> Node:
+    def multiply(self, x: Node, factor: np.float32) -> Node:
         return op.multiply(x, ops.floats(factor))
 
     def tokens(self, x: Node) -> Node:
-        x = op.transpose(x, ops.ints(0, 2, 3, 1))
-        return op.reshape(x, ops.ints(0, self.grid[0] * self.grid[1], -1), True)
+        x = op.transpose(x, ops.ints(0, 2, 3, 1))  # (B, H, W, C)
+        return op.reshape(x, ops.ints(0, self.grid[0] * self.grid[1], -1), True)  # (B, L, C)
 
     def map(self, x: Node) -> Node:
-        return op.transpose(op.reshape(x, ops.ints(0, *self.grid, -1), True), ops.ints(0, 3, 1, 2))
+        x = op.reshape(x, ops.ints(0, *self.grid, -1), True)  # (B, H, W, C)
+        return op.transpose(x, ops.ints(0, 3, 1, 2))  # (B, C, H, W)
 
     def finish(self, x: Node, shuffle: int) -> Node:
         x = base._pixels(x, self.float_io)
         x = x if shuffle == 1 else self.shuffle(x, shuffle)
-        x = op.transpose(x, ops.ints(0, 2, 3, 1))
+        x = op.transpose(x, ops.ints(0, 2, 3, 1))  # (B, H*s, W*s, 3)
         for axis, size in enumerate(self.size):
             if size != self.grid[axis]:
-                stop = ops.ints(size * self.factor)
+                stop = ops.ints(size * self.scale)
                 x = op.slice(x, ops.ints(0), stop, ops.ints(1), ops.ints(axis + 1))
         return x
 
     # --- codes and constants ---------------------------------------------------------------------------------------
 
-    def _codes(self, name: str, x: Node, limits: tuple[int, int], scale: Any = 1.0, shift: Any = 0.0) -> Node:
-        """clip(rint(x * scale + shift), *limits), in a form that makes what reads it 8-bit products, unless those could overflow."""
+    def _codes(
+        self, name: str, x: Node, limits: tuple[int, int], multiplier: Any = 1.0, shift: Any = 0.0
+    ) -> Node:
+        """clip(rint(x * multiplier + shift), *limits), in a form that makes what reads it 8-bit products, unless those could overflow."""
         if name not in self.overflowing:
-            return ops.fake_quantize(x, limits, name, shift, scale)
-        y = op.add(op.multiply(x, ops.floats(scale)), ops.floats(shift))
+            return ops.fake_quantize(x, limits, name, shift, multiplier)
+        y = op.add(op.multiply(x, ops.floats(multiplier)), ops.floats(shift))
         return op.clamp(op.round(y, "half_to_even"), *map(float, limits), name=name)
 
     def _mask(self, shift: int) -> Node:

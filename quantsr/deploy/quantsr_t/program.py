@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from quantsr.deploy.fold import FoldedConv
-from quantsr.deploy.quantsr_t.fold import (
+from quantsr.deploy.quantsr_t.folded import (
     Attention,
     ConvStage,
     FoldedLinear,
@@ -61,17 +61,25 @@ class Ops(Protocol):
         """Tokens in another order."""
         ...
 
-    def gelu(self, x: Value) -> Value: ...
+    def gelu(self, x: Value) -> Value:
+        """`x / 2 * (1 + erf(x / sqrt(2)))`, element by element."""
+        ...
 
-    def leaky_relu(self, x: Value, slope: float) -> Value: ...
+    def leaky_relu(self, x: Value, slope: float) -> Value:
+        """`max(x, slope * x)`, element by element."""
+        ...
 
     def shuffle(self, x: Value, factor: int) -> Value:
         """PixelShuffle of a map."""
         ...
 
-    def add(self, a: Value, b: Value) -> Value: ...
+    def add(self, a: Value, b: Value) -> Value:
+        """Of two maps or tokens of the same shape."""
+        ...
 
-    def scale(self, x: Value, factor: np.float32) -> Value: ...
+    def multiply(self, x: Value, factor: np.float32) -> Value:
+        """Every element times `factor`."""
+        ...
 
     def tokens(self, x: Value) -> Value:
         """A map as tokens, row by row."""
@@ -99,13 +107,13 @@ def upscale(net: FoldedSwin, ops: Ops) -> Value:
 
 
 def _rstb(block: Rstb, ops: Ops, x: Value) -> Value:
-    inner, order = _scaled(ops, x, block.start_scale), None
+    inner, order = _times(ops, x, block.start_multiplier), None
     for layer in block.layers:
         inner = _swin_layer(layer, ops, ops.reorder(inner, order, layer.shift))
         order = layer.shift
     inner = ops.reorder(inner, order, None)
     branch = ops.tokens(_closing(block.closing, ops, inner))
-    return ops.add(_scaled(ops, x, block.stream_scale), branch)
+    return ops.add(_times(ops, x, block.stream_multiplier), branch)
 
 
 def _swin_layer(layer: SwinLayer, ops: Ops, x: Value) -> Value:
@@ -117,8 +125,8 @@ def _swin_layer(layer: SwinLayer, ops: Ops, x: Value) -> Value:
     y = ops.gelu(ops.linear(layer.fc1, ops.norm(layer.norm2, middle)))
     if layer.gelu is not None:
         y = ops.quantize(layer.gelu, y, channels_last=True)
-    out = ops.add(_scaled(ops, middle, layer.middle_scale), ops.linear(layer.fc2, y))
-    return out if layer.input_scale == 0 else ops.add(out, _scaled(ops, x, layer.input_scale))
+    out = ops.add(_times(ops, middle, layer.middle_multiplier), ops.linear(layer.fc2, y))
+    return out if layer.input_multiplier == 0 else ops.add(out, _times(ops, x, layer.input_multiplier))
 
 
 def _closing(stages: Sequence[ConvStage], ops: Ops, x: Value) -> Value:
@@ -144,5 +152,5 @@ def _conv(stage: ConvStage, ops: Ops, x: Value) -> Value:
     return x if stage.slope is None else ops.leaky_relu(x, stage.slope)
 
 
-def _scaled(ops: Ops, x: Value, factor: np.float32) -> Value:
-    return x if factor == 1 else ops.scale(x, factor)
+def _times(ops: Ops, x: Value, factor: np.float32) -> Value:
+    return x if factor == 1 else ops.multiply(x, factor)

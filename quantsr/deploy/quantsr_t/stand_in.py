@@ -17,9 +17,9 @@ from quantsr.deploy.model import (
     Operand,
     PackedModel,
     QuantizedLayer,
-    code_range,
 )
 from quantsr.deploy.quantsr_t.structure import TAIL_FEATURES, Structure
+from quantsr.ranges import IntRange
 
 _GAINS = {"conv_first": 1.0, "proj": 0.5, "fc2": 0.5, "conv": 0.5, "qkv": 1.5, "0": 0.25}
 """Gain of a layer's weight over what keeps the size of its input, by the end of its name."""
@@ -72,21 +72,9 @@ def random_model(
         "dqa_unit": "rstb",
         **arch,
     }
-    units = num_block * (layers_per_block if options["dqa_unit"] == "layer" else 1)
-    depths = depths or tuple(dict.fromkeys(max(1, units // d) for d in (1, 2, 4)))
-    header = Header(
-        arch={**options, "depths": list(depths)},
-        scale=scale,
-        depths=depths,
-        num_block=units,
-        shortcuts=tuple(float(np.float32(s)) for s in rng.uniform(0.9, 1.05, units)),
-        ranking=tuple(int(i) for i in rng.permutation(units)),
-        img_range=1.0,
-        head_tail_bits=head_tail_bits,
-        provenance={"note": "random weights"},
-    )
+    header = _header(rng, options, depths, head_tail_bits)
     structure = Structure.of(header)
-    everything = set(range(units))
+    everything = set(range(header.num_block))
     layers = {}
     for name, shape in structure.layer_shapes(everything).items():
         trained = ".blocks." in name or (name.startswith("layers.") and bool(options["quantize_conv"]))
@@ -95,18 +83,51 @@ def random_model(
         )
         bits = (bits_w, bits_a) if trained else rest
         layers[name] = _layer(rng, name, shape, bits, trained, options)
-    if first_bits == 8:  # its codes are the pixels, as `convert` makes them
-        mean = np.asarray(options["rgb_mean"], np.float32)
-        layers["conv_first"] = replace(
-            layers["conv_first"],
-            bits_a=8,
-            act_step=np.array([1 / 255], np.float32),
-            act_tau=mean,
-            act_signed=False,
-            act_zero_point=np.rint(255 * mean).astype(np.int32),
-        )
+    if first_bits == 8:
+        layers["conv_first"] = _reading_pixels(layers["conv_first"], header)
+    floats = _float_tensors(rng, structure, everything, head_tail_bits)
+    return PackedModel(header, layers, _operands(rng, structure, everything, bits_a), floats)
+
+
+def _header(
+    rng: np.random.Generator,
+    options: Mapping[str, Any],
+    depths: tuple[int, ...] | None,
+    head_tail_bits: int,
+) -> Header:
+    units = options["num_block"] * (options["layers_per_block"] if options["dqa_unit"] == "layer" else 1)
+    depths = depths or tuple(dict.fromkeys(max(1, units // d) for d in (1, 2, 4)))
+    return Header(
+        arch={**options, "depths": list(depths)},
+        scale=options["upscale"],
+        depths=depths,
+        num_block=units,
+        shortcuts=tuple(float(np.float32(s)) for s in rng.uniform(0.9, 1.05, units)),
+        ranking=tuple(int(i) for i in rng.permutation(units)),
+        img_range=1.0,
+        head_tail_bits=head_tail_bits,
+        provenance={"note": "random weights"},
+    )
+
+
+def _reading_pixels(conv_first: QuantizedLayer, header: Header) -> QuantizedLayer:
+    """With the pixels as its 8-bit codes, as `convert` makes them."""
+    mean = np.asarray(header.arch["rgb_mean"], np.float32)
+    return replace(
+        conv_first,
+        bits_a=8,
+        act_step=np.array([1 / 255], np.float32),
+        act_tau=mean,
+        act_signed=False,
+        act_zero_point=np.rint(255 * mean).astype(np.int32),
+    )
+
+
+def _float_tensors(
+    rng: np.random.Generator, structure: Structure, units: set[int], head_tail_bits: int
+) -> dict[str, FloatTensor]:
     floats = {}
-    for name, shape in structure.float_shapes(everything).items():
+    for name, shape in structure.float_shapes(units).items():
         values = rng.standard_normal(shape).astype(np.float32) * np.float32(0.2)
         bits = 32
         if name.endswith(".weight"):
@@ -114,14 +135,20 @@ def random_model(
         if values.ndim > 1 and head_tail_bits < 32:
             values, bits = values.astype(np.float16).astype(np.float32), 16
         floats[name] = FloatTensor(name, values, bits)
+    return floats
+
+
+def _operands(
+    rng: np.random.Generator, structure: Structure, units: set[int], bits: int
+) -> dict[str, Operand]:
     operands = {}
-    for name, channels in structure.operand_channels(everything).items():
+    for name, channels in structure.operand_channels(units).items():
         signed = not name.endswith("mixture.left")
         spread = 0.6 if signed else 2 / structure.tokens
         tau = rng.standard_normal(channels).astype(np.float32) * np.float32(spread / 10)
-        step = np.array([2 * spread / code_range(bits_a, signed)[1]], np.float32)
-        operands[name] = Operand(name, channels, bits_a, step, tau, signed)
-    return PackedModel(header, layers, operands, floats)
+        step = np.array([2 * spread / IntRange.of(bits, signed).qmax], np.float32)
+        operands[name] = Operand(name, channels, bits, step, tau, signed)
+    return operands
 
 
 def _layer(
@@ -140,7 +167,7 @@ def _layer(
     bits_w, bits_a = bits
     if bits_w <= 8:
         size = np.abs(weight).reshape(out, -1)
-        qmin, qmax = code_range(bits_w, signed=True)
+        qmin, qmax = IntRange.of(bits_w, signed=True).bounds
         if trained:
             per_channel = options["weight_granularity"] == "channel"
             mean = size.mean(1) if per_channel else size.mean(keepdims=True).ravel()
@@ -155,7 +182,7 @@ def _layer(
         behind_shuffles = name == "conv_last" or (name.startswith("upsample.") and shape[1] == TAIL_FEATURES)
         spread = 0.25 if behind_shuffles else _SPREADS.get(end, 1.0)
         limit = (2 if bits_a <= 8 else 16) * spread
-        fields["act_step"] = np.array([limit / code_range(bits_a, True)[1]], np.float32)
+        fields["act_step"] = np.array([limit / IntRange.of(bits_a, signed=True, wide=True).qmax], np.float32)
         if trained:
             fields["act_tau"] = rng.standard_normal(shape[1]).astype(np.float32) * np.float32(spread / 10)
         else:

@@ -1,4 +1,4 @@
-"""Integer ranges: the only place that turns a bit-width into bounds."""
+"""Integer ranges: the only place that turns a bit-width into bounds, for training and for deployment. Imports no torch."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 MIN_BITS = 2
 MAX_BITS = 8
+WIDE_BITS = 16
+"""Of the inputs that conversion quantizes outside the blocks; training knows no such codes."""
 FLOAT_BITS = 32
 """The bit-width that means "not quantized"."""
 
@@ -35,17 +37,26 @@ class IntRange:
     qmax: int
 
     @classmethod
-    def of(cls, bits: int, signed: bool) -> IntRange:
+    def of(cls, bits: int, signed: bool, *, wide: bool = False) -> IntRange:
         """Two's complement when signed, natural numbers otherwise (``Qn``, ``Qp`` of QuantSR).
 
+        Args:
+            bits: 2..8, or 16 where ``wide`` allows it.
+
         Raises:
-            ValueError: if ``bits`` is not 2..8.
+            ValueError: for other ``bits``.
         """
-        if not MIN_BITS <= bits <= MAX_BITS:
-            raise ValueError(f"bits must be {MIN_BITS}..{MAX_BITS}, got {bits}")
+        if not MIN_BITS <= bits <= MAX_BITS and not (wide and bits == WIDE_BITS):
+            or_wide = f" or {WIDE_BITS}" if wide else ""
+            raise ValueError(f"bits must be {MIN_BITS}..{MAX_BITS}{or_wide}, got {bits}")
         if signed:
             return cls(-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
         return cls(0, 2**bits - 1)
+
+    @property
+    def bounds(self) -> tuple[int, int]:
+        """``(qmin, qmax)``, the form in which folded networks hold ranges."""
+        return self.qmin, self.qmax
 
     @property
     def levels(self) -> int:

@@ -1,0 +1,88 @@
+"""The integer reference's Swin layer against its slow twin, `tests.reference.swin_integer`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from quantsr.deploy.model import PackedModel
+from quantsr.deploy.quantsr_t import program
+from quantsr.deploy.quantsr_t.fold import fold
+from quantsr.deploy.quantsr_t.folded import FoldedLinear, Norm, Quantize
+from quantsr.deploy.quantsr_t.integer import TorchOps
+from tests.deploy.quantsr_t import small_model
+from tests.reference import swin_integer
+
+GRID = (8, 8)  # windows of four kinds: in the last row or not, in the last column or not
+ROOM = 1e-5
+"""Codes. Nearer to a tie than this, float32 may give the neighbour: what it rounds of a value of up to 16 codes is some 2^-23 * 16 = 2e-6."""
+ROUNDED = 2.0**-20
+"""Of the largest value: the float parts are about eight float32 operations from the codes, each rounded to 2^-24 of its result."""
+
+
+class Recording(TorchOps):
+    """Keeps the codes of a layer by the name of what reads them, their last dimension as the twin's."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.codes: dict[str, np.ndarray] = {}
+
+    def _keep(self, name: str, y: torch.Tensor, limits: tuple[int, int] | None) -> torch.Tensor:
+        if limits is not None:
+            self.codes[name.removesuffix(".input")] = y.double().numpy()
+        return y
+
+    def norm(self, norm: Norm, x: torch.Tensor) -> torch.Tensor:
+        return self._keep(norm.name, super().norm(norm, x), norm.limits)
+
+    def linear(self, linear: FoldedLinear, x: torch.Tensor) -> torch.Tensor:
+        head, _, part = linear.name.rpartition(".qkv.")
+        role = {"q": "scores.left", "k": "scores.right", "v": "mixture.right"}.get(part)
+        return self._keep(f"{head}.{role}", super().linear(linear, x), linear.codes_out)
+
+    def quantize(self, quantize: Quantize, x: torch.Tensor, **options: Any) -> torch.Tensor:
+        return self._keep(quantize.name, super().quantize(quantize, x, **options), quantize.limits)
+
+
+def by_reference(model: PackedModel, index: int, x: np.ndarray) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Layer `index` of the first RSTB on (H, W, C): the map behind it, and its codes."""
+    net = fold(model)
+    layer = net.blocks[0].layers[index]
+    ops = Recording(net, np.zeros((*GRID, 3), np.uint8))
+    tokens = torch.from_numpy(x).view(1, -1, x.shape[-1])  # (1, L, C)
+    with torch.inference_mode():
+        y = program._swin_layer(layer, ops, ops.reorder(tokens, None, layer.shift))
+        y = ops.reorder(y, layer.shift, None)
+    return y.numpy().reshape(x.shape), ops.codes
+
+
+def by_twin(model: PackedModel, index: int) -> tuple[np.ndarray, np.ndarray, dict[str, list[np.ndarray]]]:
+    """The same by the twin, and before it the map: a random one of which no code is float32's to decide."""
+    shortcut = model.header.shortcuts[index] if model.header.arch["dqa_unit"] == "layer" else None
+    for seed in range(20):
+        x = np.random.default_rng(seed).standard_normal((*GRID, 12)).astype(np.float32)
+        y, quantized = swin_integer.swin_layer(
+            model, f"layers.0.blocks.{index}", x.astype(np.float64), shift=2 * index, shortcut=shortcut
+        )
+        if quantized.room > ROOM:
+            return x, y, quantized.codes
+    raise AssertionError("every map has a value next to a tie")
+
+
+@pytest.mark.parametrize("index", [0, 1], ids=["unshifted", "shifted"])
+@pytest.mark.parametrize("bits", [2, 4])
+@pytest.mark.parametrize("attention", [False, True], ids=["float attention", "quantized attention"])
+@pytest.mark.parametrize("unit", ["rstb", "layer"])
+def test_codes_are_the_definitions_exactly(index: int, bits: int, attention: bool, unit: str) -> None:
+    model = small_model(num_block=1, bits_w=bits, bits_a=bits, quantize_attention=attention, dqa_unit=unit)
+    x, expected, theirs = by_twin(model, index)
+    got, ours = by_reference(model, index, x)
+    assert ours.keys() == theirs.keys()
+    assert len(ours) == (8 if attention else 4)
+    for name, codes in theirs.items():
+        assert len(np.unique(codes)) >= 2 ** (bits - 1), name
+        np.testing.assert_array_equal(ours[name].reshape(-1, len(codes[0])), codes, err_msg=name)
+    assert np.abs(got - expected).max() <= ROUNDED * np.abs(expected).max()
