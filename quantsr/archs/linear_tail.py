@@ -63,20 +63,21 @@ def compose(tail: Sequence[Stage]) -> Composed:
     factor = 1
     for stage in tail:
         factor *= stage.shuffle
-    weight = tail[0].conv.weight
+    weight = tail[0].conv.weight  # (M, C, 3, 3), M channels behind the first convolution
     # The first convolution's answer to impulses in the middle of 5x5 zeros is its own kernel, turned round.
-    response = F.pad(weight.transpose(0, 1).flip(2, 3), (1, 1, 1, 1))
-    response = F.pixel_shuffle(response, tail[0].shuffle)
+    response = F.pad(weight.transpose(0, 1).flip(2, 3), (1, 1, 1, 1))  # (C, M, 5, 5): impulses are the batch
+    response = F.pixel_shuffle(response, tail[0].shuffle)  # (C, M / s^2, 5 * s, 5 * s), s the first factor
     rest = torch.zeros(1, channels, SIDE, SIDE, device=weight.device, dtype=weight.dtype)
     rest = F.pixel_shuffle(F.conv2d(rest, weight, tail[0].conv.bias, padding=1), tail[0].shuffle)
     for conv, shuffle in tail[1:]:
         response = F.pixel_shuffle(F.conv2d(response, conv.weight, padding=1), shuffle)
         rest = F.pixel_shuffle(F.conv2d(rest, conv.weight, conv.bias, padding=1), shuffle)
-    colours = response.shape[1]
-    kernel = response.reshape(channels, colours, SIDE, factor, SIDE, factor)
+    colours = response.shape[1]  # response is (C, O, 5 * r, 5 * r), rest (1, O, 5 * r, 5 * r)
+    kernel = response.reshape(channels, colours, SIDE, factor, SIDE, factor)  # (C, O, 5, r, 5, r)
+    # (O, r, r, C, 5, 5) to (O * r * r, C, 5, 5)
     kernel = kernel.permute(1, 3, 5, 0, 2, 4).flip(4, 5).reshape(-1, channels, SIDE, SIDE)
     middle = slice(RADIUS * factor, (RADIUS + 1) * factor)
-    return Composed(kernel, rest[0, :, middle, middle].reshape(-1), factor)
+    return Composed(kernel, rest[0, :, middle, middle].reshape(-1), factor)  # bias: (O, r, r) to (O * r * r,)
 
 
 def run(tail: Sequence[Stage], composed: Composed, features: Tensor) -> Tensor:

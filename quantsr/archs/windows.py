@@ -46,18 +46,18 @@ def to_windows(x: Tensor, grid: tuple[int, int], window: int, shift: int) -> Ten
     x = x.unflatten(1, grid)  # (B, H, W, C)
     if shift:
         x = x.roll((-shift, -shift), (1, 2))
-    x = x.view(-1, height // window, window, width // window, window, channels)
-    return x.transpose(2, 3).reshape(-1, window * window, channels)
+    x = x.view(-1, height // window, window, width // window, window, channels)  # (B, H/w, w, W/w, w, C)
+    return x.transpose(2, 3).reshape(-1, window * window, channels)  # (B, H/w, W/w, w, w, C) to (B * G, N, C)
 
 
 def from_windows(x: Tensor, grid: tuple[int, int], window: int, shift: int) -> Tensor:
     """The inverse of :func:`to_windows`: (B * G, N, C) as (B, L, C)."""
     (height, width), channels = grid, x.shape[-1]
-    x = x.view(-1, height // window, width // window, window, window, channels)
-    x = x.transpose(2, 3).reshape(-1, height, width, channels)
+    x = x.view(-1, height // window, width // window, window, window, channels)  # (B, H/w, W/w, w, w, C)
+    x = x.transpose(2, 3).reshape(-1, height, width, channels)  # (B, H/w, w, W/w, w, C) to (B, H, W, C)
     if shift:
         x = x.roll((shift, shift), (1, 2))
-    return x.flatten(1, 2)
+    return x.flatten(1, 2)  # (B, L, C)
 
 
 @functools.lru_cache(maxsize=4)

@@ -1,4 +1,8 @@
-"""What is registered: networks, quantizers, losses, metrics, data sets. Imports torch, and only when asked."""
+"""What is registered: networks, model classes, quantizers, losses, metrics, data sets. Imports torch, and only when asked.
+
+Files of certain names are imported first, so that what stands in them is registered: ``archs/*_arch.py``, ``models/*_model.py``,
+``models/*_loss.py``, ``quant/*_quantizer.py``, ``engine/*_metric.py``, ``data/*_dataset.py``.
+"""
 
 from __future__ import annotations
 
@@ -11,26 +15,37 @@ from typing import Any
 
 def networks() -> dict[str, Callable[..., Any]]:
     """Every network by the name under which an option file asks for it."""
-    import quantsr.archs
     from quantsr.basicsr_compat import ARCH_REGISTRY
 
-    for module in pkgutil.iter_modules(quantsr.archs.__path__):
-        if module.name.endswith("_arch"):
-            importlib.import_module(f"quantsr.archs.{module.name}")
+    _import_files("archs", "_arch")
     return dict(iter(ARCH_REGISTRY))
+
+
+def models() -> dict[str, Callable[..., Any]]:
+    """Every model class that the trainer can drive, by the name that ``model_type`` takes: `QuantSRModel` and its subclasses.
+
+    ``SRModel``, the name in BasicSR's option files, is `QuantSRModel`; BasicSR's own class of that name is no subclass.
+    """
+    from quantsr.basicsr_compat import MODEL_REGISTRY
+
+    _import_files("models", "_model")
+    ours = MODEL_REGISTRY.get("QuantSRModel")
+    found = {name: kind for name, kind in MODEL_REGISTRY if isinstance(kind, type) and issubclass(kind, ours)}
+    return {**found, "SRModel": found.get("SRModel", ours)}
 
 
 def quantizers() -> list[str]:
     """The names of the quantizers."""
-    from quantsr.quant import QUANTIZER_REGISTRY
+    from quantsr.quant import quantizer_names
 
-    return _names(QUANTIZER_REGISTRY)
+    return quantizer_names()
 
 
 def losses() -> dict[str, Callable[..., Any]]:
     """Every pixel loss by name: one that is made with ``loss_weight`` and ``reduction``, and called with output and target."""
     from quantsr.basicsr_compat import LOSS_REGISTRY
 
+    _import_files("models", "_loss")
     return {name: loss for name, loss in LOSS_REGISTRY if _is_pixel_loss(loss)}
 
 
@@ -44,6 +59,7 @@ def metrics() -> list[str]:
     """The names of the metrics of two uint8 pictures; BasicSR's for tensors end in ``_pt``."""
     from quantsr.basicsr_compat import METRIC_REGISTRY
 
+    _import_files("engine", "_metric")
     return [name for name in _names(METRIC_REGISTRY) if not name.endswith("_pt")]
 
 
@@ -71,7 +87,16 @@ def dataset_types() -> list[str]:
     """The names of the data set types: the project's, BasicSR's and what else is registered."""
     from quantsr.basicsr_compat import DATASET_REGISTRY
 
+    _import_files("data", "_dataset")
     return sorted({"CroppedImageDataset", "SkimageDataset", *_names(DATASET_REGISTRY)})
+
+
+def _import_files(package: str, suffix: str) -> None:
+    """Import the modules of that package whose names end so."""
+    home = importlib.import_module(f"quantsr.{package}")
+    for module in pkgutil.iter_modules(home.__path__):
+        if module.name.endswith(suffix):
+            importlib.import_module(f"{home.__name__}.{module.name}")
 
 
 def _names(registry: Any) -> list[str]:

@@ -1,8 +1,10 @@
 """Quantization: integer ranges, pure numerics, quantizers, layers, calibration.
 
 Read functional.py for the formulae, quantizers.py for what has state, autograd.py and kernels.py for how it is made fast.
+Methods stand in ``*_quantizer.py``: RLQ and LSQ, and the baselines DoReFa, PACT, LSQ+, PAMS, MinMax and Percentile.
 """
 
+from quantsr.quant import rlq_quantizer  # noqa: F401 - so that RLQ and LSQ are registered
 from quantsr.quant.attention import QuantMatmul, QuantOperand, attention_products
 from quantsr.quant.calibrate import calibrate, calibrating, layer_steps, uncalibrated
 from quantsr.quant.kernels import get_compile, set_compile
@@ -14,10 +16,11 @@ from quantsr.quant.quantizers import (
     Quantizer,
     WeightQuantizer,
     get_quantizer,
+    quantizer_names,
     step_magnitudes,
     step_parameters,
 )
-from quantsr.quant.ranges import FLOAT_BITS, IntRange, check_bits
+from quantsr.ranges import FLOAT_BITS, IntRange, check_bits
 
 __all__ = [
     "FLOAT_BITS",
@@ -43,6 +46,7 @@ __all__ = [
     "manifest_table",
     "prepare",
     "quantized_layers",
+    "quantizer_names",
     "set_compile",
     "set_exact_fp32",
     "step_magnitudes",

@@ -39,9 +39,8 @@ def calibrating(
         for quantizer in (layer.weight_quantizer, layer.input_quantizer):
             if quantizer is not None:
                 quantizer.search_step = steps == "mse"
-        reset = getattr(layer.input_quantizer, "reset", None)
-        if reset is not None:
-            reset()
+        if layer.input_quantizer is not None:
+            layer.input_quantizer.reset()
     try:
         yield
     finally:

@@ -86,11 +86,24 @@ def least_error_step(errors: Tensor, step: Tensor) -> Tensor:
     return step * factors[errors.argmin(0)]
 
 
+SAMPLE = 2**18
+"""How many values of a batch RLQ's search for a step looks at."""
+
+
+def sample(x: Tensor, count: int = SAMPLE) -> Tensor:
+    """At most ``count`` values of ``x``, the same ones each time: (N,)."""
+    values = x.flatten()
+    if values.numel() <= count:
+        return values
+    places = torch.randint(values.numel(), (count,), generator=torch.Generator().manual_seed(0))
+    return values[places.to(values.device)]
+
+
 def step_gradient_scale(numel: int, qmax: int) -> float:
     """``g = 1 / sqrt(numel * Qp)``, by which the gradient of a step is scaled (LSQ, section 2.2).
 
     Args:
         numel: how many values share the step.
-        qmax: largest code.
+        qmax: largest code; 0 counts as 1.
     """
-    return 1.0 / math.sqrt(numel * qmax)
+    return 1.0 / math.sqrt(numel * max(qmax, 1))

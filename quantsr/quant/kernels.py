@@ -40,7 +40,8 @@ MIN_STEP = 1e-8
 """Steps are used as ``max(step, MIN_STEP)``: a step that an update drove below zero can recover."""
 
 
-def _wide(x: Tensor) -> Tensor:
+def wide(x: Tensor) -> Tensor:
+    """``x`` in the type that quantizers compute in: FP32, or FP64 where it has that."""
     return x if x.dtype == torch.float64 else x.float()
 
 
@@ -61,14 +62,14 @@ def soft_round_slope(u: Tensor) -> Tensor:
 
 def activation_codes(x: Tensor, tau: Tensor, step: Tensor, bounds: Bounds, dtype: torch.dtype) -> Tensor:
     """Codes of ``x + tau`` in ``dtype``; codes of up to 8 bits are exact in bfloat16."""
-    u = (_wide(x) + tau) / step.clamp_min(MIN_STEP)
+    u = (wide(x) + tau) / step.clamp_min(MIN_STEP)
     return torch.minimum(torch.maximum(u, bounds[0]), bounds[1]).round().to(dtype)
 
 
 def activation_values(x: Tensor, tau: Tensor, step: Tensor, bounds: Bounds, dtype: torch.dtype) -> Tensor:
     """Fake-quantized ``x + tau`` in ``dtype``."""
     v = step.clamp_min(MIN_STEP)
-    u = (_wide(x) + tau) / v
+    u = (wide(x) + tau) / v
     return (torch.minimum(torch.maximum(u, bounds[0]), bounds[1]).round() * v).to(dtype)
 
 
@@ -81,18 +82,19 @@ def activation_backward(
         gradient of ``x`` (type of ``x``), of ``tau`` (C,), and of the step as per-channel sums (C,), unscaled.
     """
     # Channels last, as rows of a matrix: the sums then run down its columns, which vectorises.
-    rows = x.movedim(channel_dim, -1)
+    rows = x.movedim(channel_dim, -1)  # (..., C)
     shape = rows.shape
-    rows = rows.reshape(-1, shape[-1])
-    g = _wide(grad.movedim(channel_dim, -1).reshape(-1, shape[-1]))
-    u = (_wide(rows) + tau.reshape(1, -1)) / step.clamp_min(MIN_STEP)
+    rows = rows.reshape(-1, shape[-1])  # (M, C), M positions of all pictures
+    g = wide(grad.movedim(channel_dim, -1).reshape(-1, shape[-1]))  # (M, C)
+    u = (wide(rows) + tau.reshape(1, -1)) / step.clamp_min(MIN_STEP)  # (M, C) + (1, C)
     clipped = torch.minimum(torch.maximum(u, bounds[0]), bounds[1])
     slope = (clipped == u).to(u.dtype)
     if soft:
         slope = slope * soft_round_slope(u)
     grad_x = g * slope
-    grad_step = (g * (clipped.round() - u * slope)).sum(0)
-    return grad_x.to(x.dtype).reshape(shape).movedim(-1, channel_dim), grad_x.sum(0), grad_step
+    grad_step = (g * (clipped.round() - u * slope)).sum(0)  # (C,)
+    back = grad_x.to(x.dtype).reshape(shape).movedim(-1, channel_dim)  # shape of x
+    return back, grad_x.sum(0), grad_step
 
 
 # --- weights: w is (O, ...), step () or (O, 1, ...) ------------------------------------------------------------------
@@ -114,7 +116,7 @@ def weight_backward(
     slope = (clipped == u).to(u.dtype)
     if soft:
         slope = slope * soft_round_slope(u)
-    grad_step = (grad * (clipped.round() - u * slope)).flatten(1).sum(1)
+    grad_step = (grad * (clipped.round() - u * slope)).flatten(1).sum(1)  # (O, I * k * k) to (O,)
     return grad * slope, grad_step
 
 
@@ -123,7 +125,7 @@ def weight_backward(
 
 def scale_bias(z: Tensor, scale: Tensor, bias: Tensor, relu: bool) -> Tensor:
     """``scale * z + bias``, then ReLU if asked; type of ``z``."""
-    out = _wide(z) * scale
+    out = wide(z) * scale
     out += bias
     return (out.clamp_min_(0) if relu else out).to(z.dtype)
 
@@ -135,13 +137,13 @@ def relu_backward(grad: Tensor, out: Tensor) -> Tensor:
 
 def shortcut_add(x: Tensor, residual: Tensor, shortcut: Tensor, res_scale: float) -> Tensor:
     """``shortcut * x + res_scale * residual`` (QuantSR section 3.3); type of ``x``."""
-    return (_wide(x) * shortcut + _wide(residual) * res_scale).to(x.dtype)
+    return (wide(x) * shortcut + wide(residual) * res_scale).to(x.dtype)
 
 
 def shortcut_backward(grad: Tensor, x: Tensor, shortcut: Tensor) -> tuple[Tensor, Tensor]:
     """Gradients of ``shortcut * x``: of ``x`` in its type, of ``shortcut`` (1,)."""
-    g = _wide(grad)
-    return (g * shortcut).to(x.dtype), (g * _wide(x)).sum().reshape(1)
+    g = wide(grad)
+    return (g * shortcut).to(x.dtype), (g * wide(x)).sum().reshape(1)
 
 
 # --- choosing between the compiled and the plain form ----------------------------------------------------------------

@@ -1,11 +1,13 @@
-"""Quantizers and their registry. Another quantizer is one file: see docs/add_a_quantizer.md.
+"""What quantizers are made of, and their registry. A quantizer is one file, ``NAME_quantizer.py`` beside this one: see docs/add_a_quantizer.md.
 
-A registered quantizer is a :class:`Quantizer`: a class for weights and a class for activations. Both are modules that
+These files are imported when a name is asked for that is not registered yet. A registered quantizer is a :class:`Quantizer`: a class for weights and a class for activations. Both are modules that
 return fake-quantized tensors, are calibrated explicitly, and refuse to run before.
 """
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, Literal
 
@@ -13,15 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from quantsr.basicsr_compat import Registry
-from quantsr.quant import functional
-from quantsr.quant.autograd import (
-    ActivationQuant,
-    QuantizedWeight,
-    fake_quantize_activation,
-    quantize_weight,
-)
+from quantsr.errors import InputError
+from quantsr.quant.autograd import ActivationQuant, QuantizedWeight
 from quantsr.quant.kernels import MIN_STEP
-from quantsr.quant.ranges import IntRange
+from quantsr.ranges import IntRange
 
 Granularity = Literal["tensor", "channel"]
 
@@ -39,7 +36,10 @@ class Quantizer:
 class _Calibrated(nn.Module):
     """State that both halves share: whether calibration has happened."""
 
+    learned_step: ClassVar[bool] = True
+    """Whether the step is a parameter; else a buffer, which calibration or the weight sets."""
     calibrated: Tensor
+    step: Tensor
 
     def __init__(self) -> None:
         super().__init__()
@@ -47,6 +47,13 @@ class _Calibrated(nn.Module):
         self._ready = False  # mirror of the buffer, so that no forward waits for the device
         self.search_step = False
         """Whether calibration looks for the step of least squared error instead of taking the method's formula."""
+
+    def _add_step(self, count: int) -> None:
+        """``step``, (count,), as :attr:`learned_step` says."""
+        if self.learned_step:
+            self.step = nn.Parameter(torch.ones(count))
+        else:
+            self.register_buffer("step", torch.ones(count))
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
@@ -88,7 +95,7 @@ class WeightQuantizer(_Calibrated):
         self.bits = bits
         self.granularity = granularity
         self.range = IntRange.of(bits, signed=True)
-        self.step = nn.Parameter(torch.ones(out_channels if granularity == "channel" else 1))
+        self._add_step(out_channels if granularity == "channel" else 1)
 
     def calibrate(self, weight: Tensor) -> None:
         """Set the state from the weight."""
@@ -120,19 +127,6 @@ class WeightQuantizer(_Calibrated):
         return f"bits={self.bits}, granularity={self.granularity}"
 
 
-_SAMPLE = 2**18
-"""How many values of a batch the search for a step looks at."""
-
-
-def _sample(x: Tensor) -> Tensor:
-    """At most ``_SAMPLE`` values of ``x``, the same ones each time: (N,)."""
-    values = x.flatten()
-    if values.numel() <= _SAMPLE:
-        return values
-    places = torch.randint(values.numel(), (_SAMPLE,), generator=torch.Generator().manual_seed(0))
-    return values[places.to(values.device)]
-
-
 class ActivationQuantizer(_Calibrated):
     """Base class: fake-quantizes a layer's input.
 
@@ -142,7 +136,6 @@ class ActivationQuantizer(_Calibrated):
         channel_dim: where the channels are: 1 for (B, C, H, W), -1 for (..., C).
     """
 
-    step: nn.Parameter
     signed: Tensor
     _statistics: dict[str, Tensor]
 
@@ -170,137 +163,71 @@ class ActivationQuantizer(_Calibrated):
         """Take one calibration batch; may be called for several, after each of which the quantizer can run."""
         raise TypeError(f"{type(self).__name__} must define observe")
 
+    def reset(self) -> None:
+        """Forget the statistics of earlier calibration batches (not the calibrated state)."""
+        self._statistics = {}
+
     def spec(self) -> ActivationQuant | None:
-        """What a layer needs to run on codes, or None if this quantizer is no affine map onto codes."""
+        """What a layer needs to run on codes, or None where values are no multiples of a step.
+
+        Packed files hold a quantizer by its ``bits``, ``signed`` and what this gives: a range of codes that is not
+        ``IntRange.of(bits, signed)`` must not be in it.
+        """
         return None
+
+    @torch.no_grad()
+    def codes(self, x: Tensor) -> Tensor:
+        """Integer codes of ``x`` as int16 (an unsigned 8-bit code does not fit int8), shape of ``x``.
+
+        Raises:
+            ValueError: if the method's values are no multiples of a step.
+        """
+        if self.spec() is None:
+            raise ValueError(
+                f"{type(self).__name__} has no integer codes: its values are no multiples of a step"
+            )
+        return (self(x.float()) / self.step.clamp_min(MIN_STEP)).round().to(torch.int16)
 
     def extra_repr(self) -> str:
         return f"bits={self.bits}, signed={self.range.qmin < 0}"
 
 
-class RLQWeight(WeightQuantizer):
-    """QuantSR's weight quantizer: ``v * round(clip(w / v, Qn, Qp))`` with a learned step (section 3.2)."""
+def quantizer_names() -> list[str]:
+    """The names of all quantizers, those of every file ``quantsr/quant/*_quantizer.py`` among them.
 
-    soft = True
-
-    @torch.no_grad()
-    def calibrate(self, weight: Tensor) -> None:
-        """``v = 2 mean|w| / sqrt(Qp)``, over the tensor or each output channel."""
-        rows = weight.reshape(self.step.numel(), -1)
-        step = functional.initial_step(rows.abs().mean(1), self.range.qmax).clamp_min(MIN_STEP)
-        if self.search_step:
-            step = functional.least_error_step(
-                functional.step_errors(rows, step, self.range.qmin, self.range.qmax), step
-            )
-        self.step.copy_(step)
-        self._mark_calibrated()
-
-    def quantize(self, weight: Tensor, dtype: torch.dtype) -> QuantizedWeight:
-        self._require_calibrated()
-        return quantize_weight(weight, self.step, self.range, self.soft, dtype)
-
-
-class RLQActivation(ActivationQuantizer):
-    """QuantSR's activation quantizer: ``v * round(clip((a + tau) / v, Qn, Qp))``, ``tau`` learned per channel.
-
-    The sign of the range is decided by the first calibration batch and kept (section 3.2; ``ours_operator.py``).
+    Raises:
+        InputError: one of these files cannot be imported; the message names it.
     """
-
-    soft = True
-    redistribute = True
-
-    def __init__(self, *, bits: int, channels: int, channel_dim: int) -> None:
-        super().__init__(bits=bits, channels=channels, channel_dim=channel_dim)
-        self.step = nn.Parameter(torch.ones(1))
-        tau = torch.zeros(channels)
-        self.tau: Tensor
-        if self.redistribute:
-            self.tau = nn.Parameter(tau)
-        else:
-            self.register_buffer("tau", tau, persistent=False)
-
-    @torch.no_grad()
-    def observe(self, x: Tensor) -> None:
-        """Set sign and step from the mean of ``|a + tau|`` over all batches seen since the last reset."""
-        shape = [1] * x.dim()
-        shape[self.channel_dim] = -1
-        shifted = x.float() + self.tau.reshape(shape)
-        seen = self._statistics
-        if not seen and not self.sign_fixed:
-            self.signed.fill_(bool(shifted.min() < -functional.SIGN_TOLERANCE))
-        seen["sum"] = (
-            seen.get("sum", torch.zeros((), dtype=torch.float64)) + shifted.abs().mean().double().cpu()
-        )
-        seen["count"] = seen.get("count", torch.zeros(())) + 1
-        self._mark_calibrated()
-        mean = (seen["sum"] / seen["count"]).float()
-        step = functional.initial_step(mean, self.range.qmax).clamp_min(MIN_STEP)
-        if self.search_step:
-            errors = functional.step_errors(
-                _sample(shifted), step.to(shifted.device), self.range.qmin, self.range.qmax
-            ).cpu()
-            seen["errors"] = seen.get("errors", torch.zeros(())) + errors
-            step = functional.least_error_step(seen["errors"], step)
-        self.step.copy_(step.reshape(1))
-
-    def reset(self) -> None:
-        """Forget the statistics of earlier calibration batches (not the calibrated state)."""
-        self._statistics = {}
-
-    def spec(self) -> ActivationQuant:
-        self._require_calibrated()
-        return ActivationQuant(self.tau, self.step, self.range, self.soft, self.channel_dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Fake-quantized ``x + tau``; shape and type of ``x``."""
-        return fake_quantize_activation(x, self.spec())
-
-    @torch.no_grad()
-    def codes(self, x: Tensor) -> Tensor:
-        """Integer codes of ``x + tau`` as int16 (an unsigned 8-bit code does not fit int8), shape of ``x``."""
-        return (self(x.float()) / self.step.clamp_min(MIN_STEP)).round().to(torch.int16)
-
-
-class LSQWeight(RLQWeight):
-    """LSQ's weight quantizer (Esser et al., 2020): RLQ's with a straight-through gradient of rounding."""
-
-    soft = False
-
-
-class LSQActivation(RLQActivation):
-    """LSQ's activation quantizer: RLQ's without ``tau``, with a straight-through gradient of rounding."""
-
-    soft = False
-    redistribute = False
-
-
-@QUANTIZER_REGISTRY.register()
-class RLQ(Quantizer):
-    """Redistribution-driven learnable quantizer (QuantSR, NeurIPS 2023, section 3.2)."""
-
-    weight = RLQWeight
-    activation = RLQActivation
-
-
-@QUANTIZER_REGISTRY.register()
-class LSQ(Quantizer):
-    """Learned step size quantization (Esser et al., ICLR 2020)."""
-
-    weight = LSQWeight
-    activation = LSQActivation
+    _import_files()
+    return sorted(key for key, _ in QUANTIZER_REGISTRY)
 
 
 def get_quantizer(name: str) -> type[Quantizer]:
-    """The quantizer registered as ``name``.
+    """The quantizer registered as ``name``; files are looked through only for a name that is not known yet.
 
     Raises:
         ValueError: if there is none; the message lists what there is.
+        InputError: see :func:`quantizer_names`.
     """
-    names = [key for key, _ in QUANTIZER_REGISTRY]
-    if name not in names:
-        raise ValueError(f"quantizer {name!r} is not registered; choose from {', '.join(sorted(names))}")
+    if name not in QUANTIZER_REGISTRY and name not in (names := quantizer_names()):
+        raise ValueError(f"quantizer {name!r} is not registered; choose from {', '.join(names)}")
     found: type[Quantizer] = QUANTIZER_REGISTRY.get(name)
     return found
+
+
+def _import_files() -> None:
+    """Import the modules beside this one whose names end in ``_quantizer``: they register what stands in them."""
+    import quantsr.quant as home
+
+    for module in pkgutil.iter_modules(home.__path__):
+        if module.name.endswith("_quantizer"):
+            try:
+                importlib.import_module(f"{home.__name__}.{module.name}")
+            except Exception as error:  # whatever a file of the user's own can raise
+                file = f"{getattr(module.module_finder, 'path', '')}/{module.name}.py"
+                raise InputError(
+                    f"{file}: cannot be imported ({type(error).__name__}: {error}); correct or remove it"
+                ) from error
 
 
 def step_parameters(net: nn.Module) -> Mapping[str, nn.Parameter]:

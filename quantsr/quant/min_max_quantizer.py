@@ -1,0 +1,115 @@
+"""MinMax and Percentile: bounds from calibration alone, for post-training quantization or to train weights under.
+
+The affine quantizer with an integer zero point is that of Jacob et al. (CVPR 2018, section 2.1), the two ways to choose
+its bounds are two of the calibrations of Wu et al. (arXiv:2004.09602).
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from quantsr.quant.autograd import ActivationQuant, QuantizedWeight, fake_quantize_activation, quantize_weight
+from quantsr.quant.kernels import MIN_STEP
+from quantsr.quant.quantizers import QUANTIZER_REGISTRY, Quantizer, WeightQuantizer
+from quantsr.quant.uniform import Seen, UniformActivation
+from quantsr.ranges import IntRange
+
+
+class MinMaxWeight(WeightQuantizer):
+    """``w_q = s round(clip(w / s, Qn, Qp))``, ``s`` the smallest step with which no weight is off by more than half of it.
+
+    That is ``max(max(w) / (Qp + 1/2), min(w) / (Qn - 1/2))`` of the tensor or each output channel, at calibration; the zero
+    point is 0. Where ``w`` is trained its gradient is 1 within the bounds, 0 beyond, and the step stays.
+    """
+
+    learned_step = False
+
+    @torch.no_grad()
+    def calibrate(self, weight: Tensor) -> None:
+        """The step from smallest and largest weight."""
+        rows = weight.reshape(self.step.numel(), -1)  # (1, O * ...) or (O, ...)
+        above = rows.amax(1) / (self.range.qmax + 0.5)
+        below = rows.amin(1) / (self.range.qmin - 0.5)
+        self.step.copy_(torch.maximum(above, below).clamp_min(MIN_STEP))
+        self._mark_calibrated()
+
+    def quantize(self, weight: Tensor, dtype: torch.dtype) -> QuantizedWeight:
+        self._require_calibrated()
+        return quantize_weight(weight, self.step, self.range, False, dtype)
+
+
+class MinMaxActivation(UniformActivation):
+    """``a_q = s (round(clip(a / s, -z, 2^b - 1 - z)))``, ``s = (high - low) / (2^b - 1)``, ``z = round(-low / s)``.
+
+    ``low`` and ``high`` are the smallest and largest value of all calibration batches, 0 between them. Nothing is learned;
+    the gradient of ``a`` is 1 within the bounds and 0 beyond. `train.initial_steps` changes nothing: the bounds are the
+    method.
+
+    Inputs that are never negative have ``z = 0`` and run on codes; those of the others are not two's complement, so they run
+    on values, packed files do not hold them, and export refuses.
+    """
+
+    learned_step = False
+    zero_point: Tensor
+
+    def __init__(self, *, bits: int, channels: int, channel_dim: int) -> None:
+        super().__init__(bits=bits, channels=channels, channel_dim=channel_dim)
+        self.register_buffer("zero_point", torch.tensor(0))
+
+    def _sync(self) -> None:
+        super()._sync()
+        zero_point = int(self.zero_point)
+        self.range = IntRange(-zero_point, self.intervals - zero_point)
+
+    def bounds(self, seen: Seen) -> tuple[float, float]:
+        """``low`` and ``high``."""
+        return seen.low, seen.high
+
+    @torch.no_grad()
+    def fit(self, seen: Seen) -> None:
+        """Step and zero point of the bounds."""
+        low, high = self.bounds(seen)
+        step = max((high - low) / self.intervals, MIN_STEP)
+        self.step.fill_(step)
+        self.zero_point.fill_(min(round(-low / step), self.intervals))
+        self.signed.fill_(bool(self.zero_point > 0))
+
+    def spec(self) -> ActivationQuant | None:
+        self._require_calibrated()
+        return None if self.range.qmin < 0 else self.affine(self.range)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Fake-quantized ``x``; its shape and type."""
+        return fake_quantize_activation(x, self.affine(self.range))
+
+
+class PercentileActivation(MinMaxActivation):
+    """:class:`MinMaxActivation` between two percentiles of a sample of the calibration batches, unless both are 0."""
+
+    percentile: ClassVar[float] = 99.0
+    """The upper one; the lower is as far from 0. As in DDTB and ODM; for another, register a subclass."""
+
+    def bounds(self, seen: Seen) -> tuple[float, float]:
+        share = self.percentile / 100
+        low, high = torch.quantile(seen.sample, torch.tensor([1 - share, share])).tolist()
+        low, high = min(low, 0.0) if seen.low < 0 else 0.0, max(high, 0.0)
+        return (low, high) if low < high else (seen.low, seen.high)
+
+
+@QUANTIZER_REGISTRY.register()
+class MinMax(Quantizer):
+    """Smallest and largest value of calibration data and of weights."""
+
+    weight = MinMaxWeight
+    activation = MinMaxActivation
+
+
+@QUANTIZER_REGISTRY.register()
+class Percentile(Quantizer):
+    """The 1st and 99th percentile of calibration data; weights as :class:`MinMax`."""
+
+    weight = MinMaxWeight
+    activation = PercentileActivation

@@ -1,0 +1,125 @@
+"""What the baselines share.
+
+Weights whose step is their own largest value, and inputs on uniform levels, whose bounds come from a sample and the extremes of
+calibration batches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+
+from quantsr.quant.autograd import ActivationQuant
+from quantsr.quant.functional import SIGN_TOLERANCE, sample
+from quantsr.quant.kernels import MIN_STEP
+from quantsr.quant.quantizers import ActivationQuantizer, WeightQuantizer
+from quantsr.ranges import IntRange
+
+FRACTIONS = tuple(2.0 ** (-k / 4) for k in range(29))
+"""Parts of the largest value among which a bound of least squared error is searched: 1 to 1/128."""
+
+_SAMPLE = 2**13
+"""How many values of a calibration batch are kept."""
+
+Candidate = TypeVar("Candidate")
+
+
+class Seen(NamedTuple):
+    """What calibration has shown an input quantizer since its last reset."""
+
+    sample: Tensor
+    """(N,) values of all batches, FP32, on the CPU."""
+    low: float
+    """Smallest value of all batches, at most 0; 0 where the range is unsigned."""
+    high: float
+    """Largest value of all batches, at least 0."""
+    peak: float
+    """Mean over the batches of each one's largest absolute value."""
+
+
+def straight_through(values: Tensor, x: Tensor) -> Tensor:
+    """``values`` to the last bit, with the gradient of ``x``."""
+    return values.detach() + (x - x.detach())
+
+
+def least_error(
+    x: Tensor, candidates: Iterable[Candidate], quantize: Callable[[Tensor, Candidate], Tensor]
+) -> Candidate:
+    """The candidate with which ``quantize`` leaves the least squared error of ``x``."""
+    return min(candidates, key=lambda candidate: float((quantize(x, candidate) - x).square().mean()))
+
+
+class LargestWeight(WeightQuantizer):
+    """Base of weight quantizers whose step is a part of the present weight's largest value. A subclass defines ``quantize``."""
+
+    learned_step = False
+
+    @torch.no_grad()
+    def calibrate(self, weight: Tensor) -> None:
+        """Nothing to find, what the levels need is in the weight; the step is noted."""
+        self._mark_calibrated()
+        self.quantize(weight, torch.float32)
+
+    @torch.no_grad()
+    def present_step(self, values: Tensor, reach: int) -> Tensor:
+        """``max|values| / reach`` over the tensor or each output channel, noted in ``step``: (1,) or (O, 1, ...)."""
+        rows = values.reshape(self.step.numel(), -1)  # (1, O * ...) or (O, ...)
+        step = (rows.abs().amax(1) / reach).clamp_min(MIN_STEP)
+        self.step.copy_(step)
+        return step if step.numel() == 1 else step.view(-1, *[1] * (values.dim() - 1))
+
+
+class UniformActivation(ActivationQuantizer):
+    """Base of input quantizers on uniform levels. A subclass defines :meth:`fit` and ``forward``.
+
+    Args:
+        bits, channels, channel_dim: as :class:`ActivationQuantizer`.
+    """
+
+    no_tau: Tensor
+
+    def __init__(self, *, bits: int, channels: int, channel_dim: int) -> None:
+        super().__init__(bits=bits, channels=channels, channel_dim=channel_dim)
+        self._add_step(1)
+        self.register_buffer("no_tau", torch.zeros(channels), persistent=False)
+
+    @property
+    def intervals(self) -> int:
+        """``2^b - 1``, the steps between the lowest and the highest of ``2^b`` levels."""
+        return IntRange.of(self.bits, signed=False).qmax
+
+    @torch.no_grad()
+    def observe(self, x: Tensor) -> None:
+        """Add a batch to what was seen, and set the state from all of it; signed once any value was negative."""
+        x = x.float()
+        new = {
+            "sample": sample(x, _SAMPLE).cpu(),
+            "low": x.min().cpu().reshape(1),
+            "high": x.max().cpu().reshape(1),
+            "peak": x.abs().max().cpu().reshape(1),
+        }
+        seen = self._statistics
+        for name, values in new.items():
+            seen[name] = torch.cat([seen[name], values]) if name in seen else values
+        low, high = min(float(seen["low"].min()), 0.0), max(float(seen["high"].max()), 0.0)
+        if not self.sign_fixed:
+            self.signed.fill_(low < -SIGN_TOLERANCE)
+        self._mark_calibrated()
+        self.fit(Seen(seen["sample"], low if self.signed else 0.0, high, float(seen["peak"].mean())))
+        self._sync()
+
+    def fit(self, seen: Seen) -> None:
+        """Set the state from what calibration has shown; ``signed`` is decided already."""
+        raise TypeError(f"{type(self).__name__} must define fit")
+
+    def affine(self, codes: IntRange) -> ActivationQuant:
+        """Codes ``round(clip(x / step))`` in that range, with a straight-through gradient of rounding.
+
+        Raises:
+            RuntimeError: before calibration.
+        """
+        self._require_calibrated()
+        return ActivationQuant(self.no_tau, self.step, codes, False, self.channel_dim)

@@ -1,0 +1,217 @@
+"""Every registered method in small networks of both kinds: training, depths, checkpoints, the manifest, what export says."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+
+import quantsr
+from quantsr import cli
+from quantsr.archs import QuantSR_C, QuantSR_T
+from quantsr.deploy import convert, integer
+from quantsr.engine import checkpoint
+from quantsr.errors import InputError
+from quantsr.quant import (
+    QUANTIZER_REGISTRY,
+    QuantConv2d,
+    calibrate,
+    layer_steps,
+    manifest,
+    quantizer_names,
+    step_magnitudes,
+    step_parameters,
+)
+
+LEARNED = {
+    "DoReFa": set(),
+    "LSQ": {"weight_quantizer.step", "input_quantizer.step"},
+    "LSQPlus": {"weight_quantizer.step", "input_quantizer.step", "input_quantizer.beta"},
+    "MinMax": set(),
+    "PACT": {"input_quantizer.step"},
+    "PAMS": {"input_quantizer.step"},
+    "Percentile": set(),
+    "RLQ": {"weight_quantizer.step", "input_quantizer.step", "input_quantizer.tau"},
+}
+METHODS = sorted(LEARNED)
+KINDS = ["C", "T"]
+every_method = pytest.mark.parametrize("method", METHODS)
+both_kinds = pytest.mark.parametrize("kind", KINDS)
+
+
+def network(kind: str, method: str, bits: int = 2):
+    torch.manual_seed(0)
+    common = {"upscale": 2, "nbits_w": bits, "nbits_a": bits, "quantizer": method}
+    if kind == "C":
+        return QuantSR_C(num_feat=8, num_block=4, **common)
+    shape = {"embed_dim": 12, "num_block": 4, "layers_per_block": 2, "num_heads": 3, "window_size": 4}
+    return QuantSR_T(**shape, quantize_attention=True, quantize_conv=True, **common)
+
+
+def calibrated(kind: str, method: str, bits: int = 2):
+    net = network(kind, method, bits)
+    calibrate(net, [torch.rand(2, 3, 8, 8), torch.rand(2, 3, 8, 8)], "mse")
+    net.rank_blocks()
+    return net
+
+
+def test_the_methods_here_are_those_registered():
+    assert quantizer_names() == METHODS
+    assert set(METHODS) == set(QUANTIZER_REGISTRY.keys())
+
+
+@every_method
+@both_kinds
+def test_it_refuses_to_run_uncalibrated(kind, method):
+    with pytest.raises(RuntimeError, match=r"not calibrated; call quantsr\.quant\.calibrate"):
+        network(kind, method)(torch.rand(1, 3, 8, 8))
+
+
+@pytest.mark.parametrize("amp", [False, True], ids=["fp32", "bf16"])
+@every_method
+@both_kinds
+def test_steps_of_training_move_what_is_learned(kind, method, amp):
+    net = calibrated(kind, method)
+    learned = step_parameters(net)
+    assert {name.split(".", name.count(".") - 1)[-1] for name in learned} == LEARNED[method]
+    assert set(step_magnitudes(net)) == set(learned)
+    before = {name: parameter.detach().clone() for name, parameter in net.named_parameters()}
+    optimizer = torch.optim.Adam(net.parameters(), 1e-3, eps=1e-15)
+    x, y = torch.rand(2, 3, 8, 8), torch.rand(2, 3, 16, 16)
+    for _ in range(2):
+        with torch.autocast("cpu", torch.bfloat16, enabled=amp):
+            outputs = net(x, depth=net.depths)
+        loss = sum((out.float() - y).abs().mean() for out in outputs)
+        optimizer.zero_grad()
+        loss.backward()
+        for name, parameter in net.named_parameters():
+            assert parameter.grad is not None, name
+            assert parameter.grad.isfinite().all(), name
+        optimizer.step()
+    assert loss.isfinite()
+    still = {name for name, parameter in net.named_parameters() if torch.equal(parameter, before[name])}
+    # Nothing clips: the only gradient of PACT's bound and of LSQ+'s offset is that of clipped values.
+    idle = {name for name, p in net.named_parameters() if not p.grad.any()} & set(learned)
+    if method not in ("PACT", "LSQPlus"):
+        idle = set()
+    assert still <= idle
+    assert len(idle) <= len(learned) / 4
+    for depth in net.depths:
+        with torch.inference_mode():
+            assert net(x, depth=depth).isfinite().all()
+
+
+@every_method
+@both_kinds
+def test_eight_bits_change_little(kind, method):
+    """Everything is in its place: a bound, an offset or a padding gone wrong would show."""
+    net = calibrated(kind, method, 8)
+    exact = network(kind, method, 32)
+    exact.load_state_dict(net.state_dict(), strict=False)
+    x = torch.rand(1, 3, 8, 8)
+    with torch.no_grad():
+        out, wanted = net(x), exact(x)
+    assert 0 < (out - wanted).abs().mean() < 0.05 * wanted.std()
+
+
+@every_method
+@both_kinds
+def test_depths_in_one_pass_equal_one_by_one(kind, method):
+    net = calibrated(kind, method)
+    x = torch.rand(2, 3, 8, 8)
+    for depth, out in zip(net.depths, net(x, depth=net.depths), strict=True):
+        assert torch.equal(out, net(x, depth=depth))
+
+
+@every_method
+@both_kinds
+def test_a_checkpoint_gives_the_same_network(kind, method, tmp_path):
+    net = calibrated(kind, method).eval()
+    checkpoint.save(tmp_path / "net.pth", checkpoint.network_file(net, None, iteration=1))
+    loaded = quantsr.load(tmp_path / "net.pth")
+    x = torch.rand(1, 3, 8, 8)
+    with torch.no_grad():
+        assert torch.equal(loaded(x), net(x))
+    assert manifest(loaded) == manifest(net)
+    assert {r["quantizer"] for r in manifest(net) if min(r["bits_w"], r["bits_a"]) < 32} == {method}
+    assert layer_steps(loaded) == layer_steps(net)
+
+
+@every_method
+def test_it_goes_on_from_a_state_as_if_nothing_had_happened(method):
+    def train(net, optimizer, seeds):
+        for seed in seeds:
+            torch.manual_seed(seed)
+            loss = (net(torch.rand(1, 3, 8, 8)) - torch.rand(1, 3, 16, 16)).abs().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+
+    net = calibrated("C", method)
+    adam = torch.optim.Adam(net.parameters(), 1e-3)
+    train(net, adam, [1])
+    state, moments = copy.deepcopy(net.state_dict()), copy.deepcopy(adam.state_dict())
+    train(net, adam, [2, 3])
+    other = network("C", method)
+    other.load_state_dict(state)
+    adam = torch.optim.Adam(other.parameters(), 1e-3)
+    adam.load_state_dict(moments)
+    train(other, adam, [2, 3])
+    for name, value in net.state_dict().items():
+        assert torch.equal(value, other.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("granularity", ["tensor", "channel"])
+@every_method
+def test_on_codes_and_on_values_a_convolution_is_the_same(method, granularity):
+    layer = QuantConv2d(
+        6, 5, 3, padding=1, nbits_w=3, nbits_a=4, quantizer=method, weight_granularity=granularity
+    )
+    for x in (torch.randn(2, 6, 9, 7), torch.randn(2, 6, 9, 7).relu()):
+        calibrate(layer, [x])
+        out = layer(x)
+        values = torch.nn.functional.conv2d(
+            layer.input_quantizer(x), layer.weight_quantizer(layer.weight), layer.bias, padding=1
+        )
+        torch.testing.assert_close(out, values, rtol=1e-5, atol=1e-5)
+
+
+# --- export ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize("granularity", ["tensor", "channel"])
+def test_pams_ships_as_integers(granularity, bits):
+    torch.manual_seed(3)
+    options = {"nbits_w": bits, "nbits_a": bits, "weight_granularity": granularity, "quantizer": "PAMS"}
+    net = QuantSR_C(num_feat=8, num_block=4, upscale=2, **options)
+    calibrate(net, [torch.rand(2, 3, 16, 16)], "mse")
+    net.rank_blocks()
+    model = convert.convert(net.eval(), head_tail_bits=32)
+    rng = np.random.default_rng(0)
+    picture = rng.integers(0, 256, (20, 24, 3), dtype=np.uint8)
+    for depth in model.header.depths:
+        with torch.no_grad():
+            x = torch.tensor(picture).permute(2, 0, 1)[None] / 255  # (1, 3, h, w)
+            y = net(x, depth=depth)[0].clamp(0, 1).permute(1, 2, 0)  # (2 * h, 2 * w, 3)
+        wanted = (y * 255).round().to(torch.uint8).numpy()
+        assert np.abs(integer.run(model, picture, depth).astype(int) - wanted).max() <= 1
+
+
+@pytest.mark.parametrize("method", ["DoReFa", "LSQPlus", "MinMax", "PACT", "Percentile"])
+@both_kinds
+def test_what_a_packed_file_cannot_hold_is_refused(kind, method):
+    with pytest.raises(InputError, match="no integer") as caught:
+        convert.convert(calibrated(kind, method), head_tail_bits=32)
+    assert "\n" not in str(caught.value)
+
+
+def test_export_says_so_in_one_line(tmp_path, capsys):
+    net = calibrated("C", "MinMax")
+    checkpoint.save(tmp_path / "net.pth", checkpoint.network_file(net, None, iteration=1))
+    arguments = ["export", "-m", str(tmp_path / "net.pth"), "-o", str(tmp_path / "net.safetensors")]
+    assert cli.main([*arguments, "--head-tail-bits", "32", "--no-parity"]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "body.0.conv1: quantizer MinMax has no integer input codes; train with another" in error
+    assert not (tmp_path / "net.safetensors").exists()
