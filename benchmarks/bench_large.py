@@ -1,9 +1,10 @@
 """Wall time, CPU time and peak memory of whole `quantsr upscale` processes: one small picture, and one very large one.
 
-    python -m benchmarks.bench_large [--megapixels 100] [--network NAME_OR_FILE] [--depth N]
+    python -m benchmarks.bench_large [--megapixels 100] [--network NAME_OR_FILE] [--depth N] [--runs 5]
 
 The large picture has `--megapixels` million pixels after upscaling. Peak memory is the process's largest resident set, as Linux counts it.
-Every process starts with an empty cache of compiled graphs, and the small picture is upscaled once more with it full.
+Every process starts with an empty cache of compiled graphs, and the small picture is upscaled once more with it full. The three processes run
+in turn, `--runs` times; the table has medians, the distance between the quartiles of wall time, and the fastest and slowest run.
 """
 
 from __future__ import annotations
@@ -14,12 +15,15 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import median
 
 import cv2
 import numpy as np
 
 from benchmarks import timing
+from quantsr.analysis.timing import Timing
 from quantsr.deploy.upscale_cli import DEFAULT_MODEL
 from quantsr.deploy.upscaler import Upscaler
 
@@ -37,28 +41,32 @@ def write_picture(path: Path, height: int, width: int) -> None:
 
 def run(picture: Path, output: Path, network: str, depth: int, cache: Path) -> dict[str, float]:
     """One `quantsr upscale`: seconds of wall and CPU time, and MiB of peak memory."""
-    command = [
-        sys.executable,
-        "-m",
-        "quantsr",
-        "upscale",
-        str(picture),
-        "-o",
-        str(output),
-        "--model",
-        network,
-    ]
+    command = [sys.executable, "-m", "quantsr", "upscale", str(picture), "-o", str(output)]
+    command += ["--model", network, "--depth", str(depth), "--force"]
     start = time.perf_counter()
-    process = subprocess.Popen(
-        [*command, "--depth", str(depth), "--force"], env={**os.environ, "XDG_CACHE_HOME": str(cache)}
-    )
+    process = subprocess.Popen(command, env={**os.environ, "XDG_CACHE_HOME": str(cache)})
     _, status, usage = os.wait4(process.pid, 0)
     if status:
         raise SystemExit(f"{' '.join(command)}: failed")
     return {
-        "wall_s": round(time.perf_counter() - start, 2),
-        "cpu_s": round(usage.ru_utime + usage.ru_stime, 2),
-        "peak_mib": round(usage.ru_maxrss / 1024),
+        "wall_s": time.perf_counter() - start,
+        "cpu_s": usage.ru_utime + usage.ru_stime,
+        "peak_mib": usage.ru_maxrss / 1024,
+    }
+
+
+def summary(runs: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """What `run` gave several times, as one row."""
+    wall = Timing("wall", tuple(found["wall_s"] for found in runs))
+    return {
+        "wall_s": round(wall.median, 2),
+        "wall_spread_s": round(wall.spread, 2),
+        "wall_min_s": round(wall.fastest, 2),
+        "wall_max_s": round(max(wall.times), 2),
+        "cpu_s": round(median(found["cpu_s"] for found in runs), 2),
+        "peak_mib": round(median(found["peak_mib"] for found in runs)),
+        "peak_max_mib": round(max(found["peak_mib"] for found in runs)),
+        "runs": len(runs),
     }
 
 
@@ -67,22 +75,32 @@ def main() -> None:
     parser.add_argument("--megapixels", type=float, default=100.0, help="of the large result")
     parser.add_argument("--network", default=DEFAULT_MODEL, help="name or packed file")
     parser.add_argument("--depth", type=int, help="default: the deepest")
+    parser.add_argument("--runs", type=int, default=5, help="default: %(default)s")
     args = parser.parse_args()
+    if args.runs < 1:
+        parser.error(f"--runs: must be at least 1, got {args.runs}")
     upscaler = Upscaler(args.network, depth=args.depth)
     side = round((args.megapixels * 1e6) ** 0.5 / upscaler.scale)
-    records = []
+    cases = (("small", SMALL, "a"), ("small, again", SMALL, "a"), ("large", (side, side), "b"))
+    found: dict[str, list[dict[str, float]]] = {row: [] for row, _, _ in cases}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        for row, (height, width), cache in (
-            ("small", SMALL, "a"),
-            ("small, again", SMALL, "a"),
-            ("large", (side, side), "b"),
-        ):
-            picture = folder / "picture.png"
-            write_picture(picture, height, width)
-            found = run(picture, folder / "out.png", args.network, upscaler.depth, folder / cache)
-            size = f"{width}x{height} to {width * upscaler.scale}x{height * upscaler.scale}"
-            records.append({"row": row, "size": size, "depth": upscaler.depth, **found})
+        for height, width in (SMALL, (side, side)):
+            write_picture(folder / f"{width}x{height}.png", height, width)
+        for number in range(args.runs):
+            for row, (height, width), cache in cases:
+                picture = folder / f"{width}x{height}.png"
+                own_cache = folder / f"{cache}{number}"
+                found[row].append(run(picture, folder / "out.png", args.network, upscaler.depth, own_cache))
+    records = [
+        {
+            "row": row,
+            "size": f"{width}x{height} to {width * upscaler.scale}x{height * upscaler.scale}",
+            "depth": upscaler.depth,
+            **summary(found[row]),
+        }
+        for row, (height, width), _ in cases
+    ]
     print(timing.table(records))
     print(timing.write_csv("large.csv", records))
 

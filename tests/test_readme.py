@@ -5,10 +5,13 @@ from __future__ import annotations
 import argparse
 import re
 import shlex
+import shutil
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 
 from quantsr import cli
@@ -94,3 +97,100 @@ def test_every_link_inside_the_checkout_leads_somewhere(document: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)", document.read_text()):
         if "://" not in target:
             assert (document.parent / target).exists(), target
+
+
+# The cheap commands of README are run, on a network of two iterations and small pictures.
+
+SMALLER = [
+    "network_g.num_feat=8",
+    "train.total_iter=2",
+    "train.calibration_batches=1",
+    "train.compile=false",
+    "datasets.train.gt_size=32",
+    "datasets.train.batch_size_per_gpu=1",
+    "val.val_freq=2",
+]
+RUN = ("export", "bench", "cost", "upscale", "report", "compare")
+"""In this order: the others need what export writes. Of compare only what has --dry-run."""
+
+
+def readme_commands() -> list[list[str]]:
+    """quantsr's commands in README that take no hours, as they are typed, and ``quantsr check``."""
+    readme = ROOT / "README.md"
+    found = [words for words in commands(readme) if words[0] == "quantsr" and words[1] in RUN]
+    found = [words for words in found if words[1] != "compare" or "--dry-run" in words]
+    checks = [shlex.split(line) for line in re.findall(r"`(quantsr check [^`]+)`", readme.read_text())]
+    return checks + sorted(found, key=lambda words: RUN.index(words[1]))
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with all that README's commands name: options, data sets, pictures, the default run and its test."""
+    from quantsr.quant import get_compile, set_compile
+
+    folder = tmp_path_factory.mktemp("readme")
+    noise = np.random.default_rng(0).random((5, 6, 3), np.float32) * 255
+    picture = cv2.resize(noise, (48, 40), interpolation=cv2.INTER_CUBIC).clip(0, 255).astype(np.uint8)
+    sets = [f"benchmark/{name}/{side}" for name in ("Set5", "B100") for side in ("HR", "LR_bicubic/X2")]
+    for place in ("photos", *(f"datasets/{name}" for name in (*sets, "photos/BSDS400"))):
+        (folder / place).mkdir(parents=True)
+        low = place.endswith("X2")
+        cv2.imwrite(str(folder / place / f"a{'x2' * low}.png"), picture[:20, :24] if low else picture)
+    cv2.imwrite(str(folder / "photo.jpg"), picture)
+    (folder / "options").symlink_to(ROOT / "options")
+    (folder / "datasets" / "mini").symlink_to(ROOT / "datasets" / "mini")
+    val = ["datasets.val.type=PairedImageDataset", "datasets.val.dataroot_gt=photos"]
+    test = [change.replace("datasets.val", "datasets.test_1") for change in val]
+    mode = get_compile()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for name, changes in (("train", [*SMALLER, *val]), ("test", [SMALLER[0], *test])):
+            file = f"options/{name}/QuantSR_C/mini_w4a4_x2.yml"
+            assert cli.main([name, "-opt", file, "--set", *changes]) == 0
+    set_compile(mode)
+    shutil.copy(folder / "experiments/mini_w4a4_x2/models/net_g_latest.pth", folder)
+    return folder
+
+
+@pytest.mark.integration
+def test_the_cheap_commands_of_the_readme_run(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In the forms shown there, and each leaves what it says."""
+    monkeypatch.chdir(workplace)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(workplace / "cache"))
+    typed = readme_commands()
+    assert {words[1] for words in typed} == {*RUN, "check"}
+    for words in typed:
+        # FILE stands for any option file; several upscale lines give the same names
+        words = ["options/train/QuantSR_C/mini_w4a4_x2.yml" if word == "FILE" else word for word in words]
+        capsys.readouterr()
+        shutil.rmtree("out", ignore_errors=True)
+        assert cli.main(words[1:]) == 0, shlex.join(words)
+        said = capsys.readouterr().out
+        if "-o" in words:
+            output = Path(words[words.index("-o") + 1])
+            assert any(output.iterdir()) if output.is_dir() else output.stat().st_size > 0
+        if words[1] == "export":
+            assert "| skimage | network" in said
+        elif words[1] in ("bench", "cost"):
+            assert "| depth |" in said
+        elif words[1] == "compare":
+            assert "runs, " in said
+        elif words[1] == "upscale":
+            scale = 4 if "--model" not in words else 2
+            first = next(Path(words[words.index("-o") + 1]).iterdir())
+            assert cv2.imread(str(first)).shape == (40 * scale, 48 * scale, 3)
+
+
+@pytest.mark.integration
+def test_the_python_of_the_readme_runs(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    monkeypatch.chdir(workplace)
+    (code,) = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE)
+    names = {"picture": cv2.imread("photo.jpg")[..., ::-1].copy()}
+    exec(compile(code, "README.md", "exec"), names)  # noqa: S102 - the project's own document
+    assert names["large"].shape == (160, 192, 3)
+    assert names["large"].dtype == np.uint8
+    assert names["net"](torch.rand(1, 3, 6, 7)).shape == (1, 3, 12, 14)

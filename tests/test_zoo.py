@@ -8,6 +8,9 @@ import pytest
 import quantsr
 from quantsr.config import load_options
 from quantsr.deploy import packing, runtimes
+from quantsr.deploy.convert import convert
+from quantsr.deploy.export import calibration_pictures, evaluation_set
+from quantsr.deploy.parity import INTEGER, NETWORK, parity
 from quantsr.deploy.upscale_cli import DEFAULT_MODEL
 from quantsr.deploy.upscaler import ZOO
 from quantsr.engine.results import read_results
@@ -72,6 +75,20 @@ def test_the_readme_states_what_the_default_network_reaches():
     assert readme.count(f"{size / 1e6:.2f} MB") >= 2  # in the first sentences and in the table
 
 
+def test_the_published_figures_stand_beside_what_the_shipped_networks_reach():
+    page = (ROOT / "docs" / "reproduce.md").read_text(encoding="utf-8")
+    rows = {name: line for name in NAMES for line in page.splitlines() if f"[{name}]" in line}
+    assert set(rows) == {name for name in NAMES if "_x4_" in name}
+    for name, line in rows.items():
+        depth = max(packing.load(ZOO / f"{name}.safetensors").header.depths)
+        psnr = {
+            r.set: f"{r.value:.2f}"
+            for r in read_results(ZOO / f"{name}.json")
+            if r.metric == "psnr" and r.depth == depth and "float" not in r.row
+        }
+        assert f"| {psnr['Set5']} | {psnr['Set14']} | {psnr['B100']} |" in line
+
+
 def test_a_card_without_marks_is_an_error():
     with pytest.raises(InputError, match="no lines"):
         model_card.with_measured("# name\n", "tables", "name")
@@ -94,3 +111,23 @@ def test_each_is_as_good_as_its_card_says(name, engine, tmp_path):
     for record in records:
         expected = stated[record.set, record.depth, record.metric]
         assert record.value == pytest.approx(expected, abs=0.01 if record.metric == "psnr" else 0.0005)
+
+
+@pytest.mark.integration
+def test_an_exported_network_keeps_to_the_bounds():
+    """docs/numerics.md: the default network as it was trained, converted on datasets/mini, beside its default engine."""
+    network = quantsr.load(ROOT / "experiments" / "starts" / "photos_w4a4_x4.pth")
+    model = convert(network, head_tail_bits=8, calib=calibration_pictures(None, 4))
+    engine = runtimes.create("auto", model)
+    rows = parity(
+        model,
+        [evaluation_set(None, 4)],
+        network=network,
+        engines=[("auto", lambda picture: engine.run(picture[None])[0])],
+    )
+    trained, *others = rows
+    assert trained.engine == NETWORK
+    assert [row.engine for row in others] == [INTEGER, "auto"]
+    for row in others:
+        assert abs(row.psnr - trained.psnr) <= 0.01, row.engine
+        assert row.to_network.within_one >= 0.999, row.engine

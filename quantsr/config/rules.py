@@ -199,13 +199,19 @@ def _check_metrics(options: dict[str, Any], problems: Problems) -> None:
 
 
 def _check_registered(options: dict[str, Any], problems: Problems) -> None:
+    model = options.get("model_type")
+    if isinstance(model, str) and model not in (known := registries.models()):
+        problems.add(
+            ("model_type",),
+            f"no subclass of QuantSRModel is registered as {model!r}; {did_you_mean(model, known)}",
+        )
     metrics = _section(_section(options, "val"), "metrics")
     for key, metric in metrics.items():
         kind = metric.get("type") if isinstance(metric, dict) else None
-        if isinstance(kind, str) and kind not in (known := registries.metrics()):
+        if isinstance(kind, str) and kind not in (measures := registries.metrics()):
             problems.add(
                 ("val", "metrics", key, "type"),
-                f"no metric {kind!r} is registered; {did_you_mean(kind, known)}",
+                f"no metric {kind!r} is registered; {did_you_mean(kind, measures)}",
             )
     loss = _section(_section(options, "train"), "pixel_opt")
     kind = loss.get("type")

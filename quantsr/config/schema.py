@@ -62,9 +62,10 @@ class Options(Section):
     """All options of one run. Made by :func:`quantsr.config.load_options`, never changed afterwards."""
 
     name: FolderName = Field(min_length=1, description="Name of the run, and of its folder.")
-    model_type: Literal["QuantSRModel", "SRModel"] = Field(
+    model_type: str = Field(
         default="QuantSRModel",
-        description="`QuantSRModel`; `SRModel`, the name in BasicSR's files, means the same here.",
+        description="Name of a registered model class, which makes the training step: `QuantSRModel` (`SRModel`, the name in BasicSR's files, "
+        "means the same here) or a subclass of it.",
     )
     scale: Annotated[Literal[2, 3, 4], BeforeValidator(whole_number)] = Field(
         description="Upscaling factor: 2, 3 or 4; equals `network_g.upscale`."

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from quantsr.errors import InputError
 
 if TYPE_CHECKING:
     from quantsr.config import NetworkOptions, Options
+    from quantsr.models.quantsr_model import QuantSRModel
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +44,18 @@ def build_for_options(options: Options) -> nn.Module:
     if options.slimmable_version is not None and hasattr(net, "depth_rule"):
         setattr(net, "depth_rule", "released")  # noqa: B010 - not an attribute of every network
     return net
+
+
+def model_class(name: str) -> Callable[..., QuantSRModel]:
+    """The model class registered as ``name``, which makes the training step.
+
+    Raises:
+        InputError: no such class.
+    """
+    known = registries.models()
+    if name not in known:
+        raise InputError(f"model_type: no model class {name!r}; choose from {', '.join(sorted(known))}")
+    return known[name]
 
 
 def load_parameters(net: nn.Module, state: Mapping[str, Tensor], path: str, *, strict: bool = True) -> None:
@@ -175,7 +188,7 @@ def trained_network(options: Options) -> tuple[nn.Module, int | None]:
     file = loading.resolve(path.pretrain_network_g)
     net: Any = build_for_options(options)
     if file.suffix == ".safetensors":
-        from quantsr.deploy.convert import to_module
+        from quantsr.deploy.module import to_module
         from quantsr.deploy.packing import load as load_packed
 
         packed = load_packed(file)

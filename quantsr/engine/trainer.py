@@ -13,7 +13,6 @@ import torch.distributed as dist
 from torch import nn
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from quantsr.basicsr_compat import MODEL_REGISTRY
 from quantsr.engine import build, checkpoint, distributed, start
 from quantsr.engine.device import resolve_device, seed_everything
 from quantsr.engine.evaluate import build_sets
@@ -115,7 +114,7 @@ class Trainer:
         if state is None:
             build.initialise(net, self.options)
             start.calibrate(net, self.loader, self.train_options, self.device)
-        kind = MODEL_REGISTRY.get("QuantSRModel")
+        kind = build.model_class(self.options.model_type)
         self.model: QuantSRModel = kind(
             self.options,
             net=net,

@@ -315,3 +315,8 @@ class QuantSRModel(BaseModel):
         for optimizer, scheduler, saved in zip(self.optimizers, self.schedulers, states, strict=True):
             restore(optimizer, scheduler, *saved)
         self.stage = int(state["stage"])
+
+
+# The name in BasicSR's option files. It is taken only where somebody has imported all of BasicSR before; see `registries.models`.
+if "SRModel" not in MODEL_REGISTRY:
+    MODEL_REGISTRY._do_register("SRModel", QuantSRModel)

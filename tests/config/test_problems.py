@@ -26,7 +26,7 @@ CASES = [
     ("scale='2'", "scale: must be 2 or 3 or 4, got '2'"),
     ("manual_seed=true", "manual_seed: must be a whole number >= 0 and < 2**63, got true"),
     ("manual_seed=9223372036854775808", "manual_seed: must be a whole number >= 0 and < 2**63, got 9223372036854775808"),
-    ("model_type=ESRGANModel", "model_type: must be QuantSRModel or SRModel, got 'ESRGANModel'"),
+    ("model_type=4", "model_type: must be text, got 4"),
     ("slimmable_version=3", "slimmable_version: must be a whole number >= 0 and <= 2, got 3"),
     ("slimmable_version=1", "slimmable_version: is for quantsr test"),
     ("total_iter=3", "total_iter: unknown option; did you mean 'train.total_iter'?"),
@@ -49,6 +49,8 @@ CASES = [
     ("logger.keep_states=-1", "logger.keep_states: must be a whole number >= 0, got -1"),
     ("logger.wandb={project: p}", "logger.wandb.project: must be empty, got 'p'"),
     # what is registered
+    ("model_type=QuantSRModl", "model_type: no subclass of QuantSRModel is registered as 'QuantSRModl'; did you mean 'QuantSRModel'?"),
+    ("model_type=ESRGANModel", "model_type: no subclass of QuantSRModel is registered as 'ESRGANModel'; did you mean 'SRModel'?"),
     ("network_g.type=QuantSR-C", "network_g.type: no network 'QuantSR-C' is registered; did you mean 'QuantSR_C'?"),
     ("network_g.quantizer=RQL", "network_g.quantizer: no quantizer 'RQL' is registered; did you mean 'RLQ'?"),
     ("val.metrics.psnr.type=psnr", "val.metrics.psnr.type: no metric 'psnr' is registered; did you mean 'calculate_psnr'?"),

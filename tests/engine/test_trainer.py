@@ -13,8 +13,8 @@ import torch
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from quantsr.basicsr_compat import EDSR
-from quantsr.config import Options, load_options
+from quantsr.basicsr_compat import EDSR, MODEL_REGISTRY, BaseModel
+from quantsr.config import Options, load_options, registries
 from quantsr.engine import checkpoint, validation
 from quantsr.engine.results import Record, read_results
 from quantsr.engine.run_folder import RunFolder, StopRequest
@@ -22,6 +22,7 @@ from quantsr.engine.trainer import Trainer
 from quantsr.engine.validation import Validation
 from quantsr.errors import InputError, WorkError
 from quantsr.loading import load
+from quantsr.models.quantsr_model import QuantSRModel
 
 
 def test_a_whole_run(make_options: Any, validated: dict[str, Any], caplog: pytest.LogCaptureFixture) -> None:
@@ -228,6 +229,49 @@ def test_what_is_missing_is_named(make_options: Any) -> None:
                 **{"train.distill": {"output_weight": 1.0}},
             )
         ).run()
+
+
+def test_an_own_model_class_trains(make_options: Any, tmp_path: Path, monkeypatch: Any) -> None:
+    """Registered in BasicSR's registry, named by an option file, it makes the step."""
+    monkeypatch.setattr(MODEL_REGISTRY, "_obj_map", dict(MODEL_REGISTRY._obj_map))
+
+    @MODEL_REGISTRY.register()
+    class HalfLossModel(QuantSRModel):
+        def _losses(self, batch: Any) -> dict[str, torch.Tensor]:
+            return {name: value / 2 for name, value in super()._losses(batch).items()}
+
+    losses = {}
+    for kind in ("QuantSRModel", "SRModel", "HalfLossModel"):
+        made = make_options(name=kind, model_type=kind, **{"train.total_iter": 2, "logger.print_freq": 1})
+        file = tmp_path / f"{kind}.yml"
+        file.write_text(yaml.safe_dump(made.dump()))
+        trainer = Trainer(load_options(str(file)))
+        trainer.run()
+        assert trainer.iteration == 2
+        losses[type(trainer.model).__name__, kind] = float(trainer.model.loss_terms["l_pix"])
+    assert list(losses) == [
+        ("QuantSRModel", "QuantSRModel"),
+        ("QuantSRModel", "SRModel"),
+        ("HalfLossModel", "HalfLossModel"),
+    ]
+    own, theirs, half = losses.values()
+    assert own == theirs
+    assert half == pytest.approx(own / 2, rel=0.05)  # Adam's step hardly depends on a factor of the loss
+
+
+def test_model_classes_are_those_that_the_trainer_can_drive(make_options: Any, monkeypatch: Any) -> None:
+    """BasicSR's own models need BasicSR's trainer; theirs of the name SRModel is never taken."""
+    assert MODEL_REGISTRY.get("SRModel") is QuantSRModel
+    foreign = {
+        "SRModel": type("SRModel", (BaseModel,), {}),
+        "ESRGANModel": type("ESRGANModel", (BaseModel,), {}),
+    }
+    monkeypatch.setattr(MODEL_REGISTRY, "_obj_map", {**MODEL_REGISTRY._obj_map, **foreign})
+    assert registries.models() == {"QuantSRModel": QuantSRModel, "SRModel": QuantSRModel}
+    with pytest.raises(
+        InputError, match=r"model_type: no model class 'ESRGANModel'; choose from QuantSRModel, SRM"
+    ):
+        Trainer(make_options(model_type="ESRGANModel")).run()
 
 
 def test_options_file_round_trips(make_options: Any) -> None:

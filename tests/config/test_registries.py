@@ -1,0 +1,52 @@
+"""Files of certain names register what stands in them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from quantsr import basicsr_compat
+from quantsr.config import registries
+
+CASES = [
+    ("archs", "own_arch", "ARCH_REGISTRY", "object", registries.networks),
+    ("models", "own_model", "MODEL_REGISTRY", "QuantSRModel", registries.models),
+    ("models", "own_loss", "LOSS_REGISTRY", "L1Loss", registries.losses),
+    ("engine", "own_metric", "METRIC_REGISTRY", "object", registries.metrics),
+    ("data", "own_dataset", "DATASET_REGISTRY", "object", registries.dataset_types),
+]
+TEXT = """
+from quantsr.basicsr_compat import L1Loss, {registry}
+from quantsr.models.quantsr_model import QuantSRModel
+
+@{registry}.register()
+class Own({base}):
+    pass
+"""
+
+
+@pytest.mark.parametrize(("package", "file", "registry", "base", "listing"), CASES)
+def test_a_file_in_its_place_needs_no_import(
+    package: str,
+    file: str,
+    registry: str,
+    base: str,
+    listing: Callable[[], Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert "Own" not in listing()
+    home = import_module(f"quantsr.{package}")
+    objects = getattr(basicsr_compat, registry)
+    monkeypatch.setattr(home, "__path__", [*home.__path__, str(tmp_path)])
+    monkeypatch.setattr(objects, "_obj_map", dict(objects._obj_map))
+    monkeypatch.setattr(home, file, None, raising=False)
+    monkeypatch.setitem(sys.modules, f"{home.__name__}.{file}", None)  # so that it is taken out again
+    del sys.modules[f"{home.__name__}.{file}"]
+    (tmp_path / f"{file}.py").write_text(TEXT.format(registry=registry, base=base))
+    assert "Own" in listing()
