@@ -157,7 +157,7 @@ def test_every_comparison_has_three_seeds_and_equal_iterations_from_one_start(fi
 def test_every_comparison_runs(file, pictures, tmp_path):
     """All variants of one seed, narrow, two iterations each, to the table."""
     whole = load_comparison(str(ROOT / file), check_paths=False)
-    tiny = f"{{name: tiny, type: CroppedImageDataset, dataroot_gt: {pictures}}}"
+    tiny = f"type: CroppedImageDataset, dataroot_gt: {pictures}"
     small = NARROW[whole.runs[0].training.network_g.type]
     words = [f"base.network_g.{key}={value}" for key, value in small.items()]
     for name, changes in whole.changes.items():
@@ -168,10 +168,10 @@ def test_every_comparison_runs(file, pictures, tmp_path):
         "base.train.total_iter=2",
         "base.train.compile=false",
         "base.num_gpu=0",
-        f"base.datasets.train={{name: tiny, type: CroppedImageDataset, dataroot_gt: {pictures}, gt_size: 16, batch_size_per_gpu: 1}}",
+        f"base.datasets.train={{name: tiny, {tiny}, gt_size: 16, batch_size_per_gpu: 1}}",
         "seeds=[5]",
         f"experiments_root={tmp_path}",
-        *(f"datasets.{key}={tiny}" for key in whole.options.datasets),
+        *(f"datasets.{key}={{name: {key}, {tiny}}}" for key in whole.options.datasets),
     ]
     comparison = load_comparison(str(ROOT / file), words)
     records = compare.compare(comparison, Ledger(comparison), go_on="")
