@@ -6,18 +6,18 @@ Files of certain names are imported first, so that what stands in them is regist
 
 from __future__ import annotations
 
-import importlib
 import inspect
-import pkgutil
 from collections.abc import Callable, Iterable
 from typing import Any
+
+from quantsr.discovery import import_files
 
 
 def networks() -> dict[str, Callable[..., Any]]:
     """Every network by the name under which an option file asks for it."""
     from quantsr.basicsr_compat import ARCH_REGISTRY
 
-    _import_files("archs", "_arch")
+    import_files("archs", "_arch")
     return dict(iter(ARCH_REGISTRY))
 
 
@@ -28,7 +28,7 @@ def models() -> dict[str, Callable[..., Any]]:
     """
     from quantsr.basicsr_compat import MODEL_REGISTRY
 
-    _import_files("models", "_model")
+    import_files("models", "_model")
     ours = MODEL_REGISTRY.get("QuantSRModel")
     found = {name: kind for name, kind in MODEL_REGISTRY if isinstance(kind, type) and issubclass(kind, ours)}
     return {**found, "SRModel": found.get("SRModel", ours)}
@@ -45,7 +45,7 @@ def losses() -> dict[str, Callable[..., Any]]:
     """Every pixel loss by name: one that is made with ``loss_weight`` and ``reduction``, and called with output and target."""
     from quantsr.basicsr_compat import LOSS_REGISTRY
 
-    _import_files("models", "_loss")
+    import_files("models", "_loss")
     return {name: loss for name, loss in LOSS_REGISTRY if _is_pixel_loss(loss)}
 
 
@@ -59,7 +59,7 @@ def metrics() -> list[str]:
     """The names of the metrics of two uint8 pictures; BasicSR's for tensors end in ``_pt``."""
     from quantsr.basicsr_compat import METRIC_REGISTRY
 
-    _import_files("engine", "_metric")
+    import_files("engine", "_metric")
     return [name for name in _names(METRIC_REGISTRY) if not name.endswith("_pt")]
 
 
@@ -87,16 +87,8 @@ def dataset_types() -> list[str]:
     """The names of the data set types: the project's, BasicSR's and what else is registered."""
     from quantsr.basicsr_compat import DATASET_REGISTRY
 
-    _import_files("data", "_dataset")
+    import_files("data", "_dataset")
     return sorted({"CroppedImageDataset", "SkimageDataset", *_names(DATASET_REGISTRY)})
-
-
-def _import_files(package: str, suffix: str) -> None:
-    """Import the modules of that package whose names end so."""
-    home = importlib.import_module(f"quantsr.{package}")
-    for module in pkgutil.iter_modules(home.__path__):
-        if module.name.endswith(suffix):
-            importlib.import_module(f"{home.__name__}.{module.name}")
 
 
 def _names(registry: Any) -> list[str]:

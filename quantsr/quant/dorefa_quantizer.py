@@ -9,11 +9,10 @@ from quantsr.quant.autograd import ActivationQuant, QuantizedWeight
 from quantsr.quant.kernels import MIN_STEP, wide
 from quantsr.quant.quantizers import QUANTIZER_REGISTRY, Quantizer
 from quantsr.quant.uniform import (
-    FRACTIONS,
     LargestWeight,
     Seen,
     UniformActivation,
-    least_error,
+    step_of_least_error,
     straight_through,
 )
 from quantsr.ranges import IntRange
@@ -95,11 +94,8 @@ class DoReFaActivation(UniformActivation):
     @torch.no_grad()
     def fit(self, seen: Seen) -> None:
         """The step whose bound is the part of the largest value that leaves the least squared error."""
-        largest = torch.tensor([max(-seen.low, seen.high) / self._reach])
         n, signed = self.intervals, bool(self.signed)
-        step = least_error(
-            seen.sample, (largest * f for f in FRACTIONS), lambda x, s: quantize_clipped(x, s, n, signed)
-        )
+        step = step_of_least_error(seen, self._reach, lambda x, s: quantize_clipped(x, s, n, signed))
         self.step.copy_(step.clamp_min(MIN_STEP))
 
     def spec(self) -> ActivationQuant | None:

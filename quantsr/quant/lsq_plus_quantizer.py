@@ -10,7 +10,7 @@ from quantsr.quant.autograd import fake_quantize_activation
 from quantsr.quant.kernels import MIN_STEP, wide
 from quantsr.quant.quantizers import QUANTIZER_REGISTRY, Quantizer
 from quantsr.quant.rlq_quantizer import LSQWeight
-from quantsr.quant.uniform import FRACTIONS, Seen, UniformActivation, least_error
+from quantsr.quant.uniform import FRACTIONS, Seen, UniformActivation, least_error, straight_through
 from quantsr.ranges import IntRange
 
 
@@ -52,7 +52,7 @@ class LSQPlusActivation(UniformActivation):
         """Fake-quantized ``x``; its shape and type."""
         spec = self.affine(IntRange.of(self.bits, signed=False))
         scaled = self.beta * functional.step_gradient_scale(x.numel(), spec.range.qmax)
-        beta = self.beta.detach() + (scaled - scaled.detach())
+        beta = straight_through(self.beta, scaled)
         # The gradient of beta: 1 from the sum, -1 from the difference where the range does not clip.
         return (fake_quantize_activation(wide(x) - beta, spec) + beta).to(x.dtype)
 

@@ -6,15 +6,14 @@ import torch
 from torch import Tensor
 
 from quantsr.quant import functional
-from quantsr.quant.autograd import ActivationQuant, QuantizedWeight, fake_quantize_activation
+from quantsr.quant.autograd import ActivationQuant, QuantizedWeight
 from quantsr.quant.kernels import MIN_STEP
 from quantsr.quant.quantizers import QUANTIZER_REGISTRY, Quantizer
 from quantsr.quant.uniform import (
-    FRACTIONS,
     LargestWeight,
     Seen,
     UniformActivation,
-    least_error,
+    step_of_least_error,
     straight_through,
 )
 
@@ -57,20 +56,11 @@ class PAMSActivation(UniformActivation):
         qmin, qmax = self.range.qmin, self.range.qmax
         step = torch.tensor([seen.peak / qmax])
         if self.search_step:
-            largest = torch.tensor([max(-seen.low, seen.high) / qmax])
-            step = least_error(
-                seen.sample,
-                (largest * f for f in FRACTIONS),
-                lambda x, s: functional.fake_quantize(x, s, qmin, qmax),
-            )
+            step = step_of_least_error(seen, qmax, lambda x, s: functional.fake_quantize(x, s, qmin, qmax))
         self.step.copy_(step.clamp_min(MIN_STEP))
 
     def spec(self) -> ActivationQuant:
         return self.affine(self.range)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Fake-quantized ``x``; its shape and type."""
-        return fake_quantize_activation(x, self.spec())
 
 
 @QUANTIZER_REGISTRY.register()

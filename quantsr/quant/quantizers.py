@@ -6,8 +6,6 @@ return fake-quantized tensors, are calibrated explicitly, and refuse to run befo
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, Literal
 
@@ -15,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from quantsr.basicsr_compat import Registry
-from quantsr.errors import InputError
-from quantsr.quant.autograd import ActivationQuant, QuantizedWeight
+from quantsr.discovery import import_files
+from quantsr.quant.autograd import ActivationQuant, QuantizedWeight, fake_quantize_activation
 from quantsr.quant.kernels import MIN_STEP
 from quantsr.ranges import IntRange
 
@@ -175,6 +173,13 @@ class ActivationQuantizer(_Calibrated):
         """
         return None
 
+    def forward(self, x: Tensor) -> Tensor:
+        """Fake-quantized ``x``, its offset included where there is one; shape and type of ``x``. A method without :meth:`spec` has its own."""
+        spec = self.spec()
+        if spec is None:
+            raise TypeError(f"{type(self).__name__} must define spec or forward")
+        return fake_quantize_activation(x, spec)
+
     @torch.no_grad()
     def codes(self, x: Tensor) -> Tensor:
         """Integer codes of ``x`` as int16 (an unsigned 8-bit code does not fit int8), shape of ``x``.
@@ -198,7 +203,7 @@ def quantizer_names() -> list[str]:
     Raises:
         InputError: one of these files cannot be imported; the message names it.
     """
-    _import_files()
+    import_files("quant", "_quantizer")
     return sorted(key for key, _ in QUANTIZER_REGISTRY)
 
 
@@ -213,21 +218,6 @@ def get_quantizer(name: str) -> type[Quantizer]:
         raise ValueError(f"quantizer {name!r} is not registered; choose from {', '.join(names)}")
     found: type[Quantizer] = QUANTIZER_REGISTRY.get(name)
     return found
-
-
-def _import_files() -> None:
-    """Import the modules beside this one whose names end in ``_quantizer``: they register what stands in them."""
-    import quantsr.quant as home
-
-    for module in pkgutil.iter_modules(home.__path__):
-        if module.name.endswith("_quantizer"):
-            try:
-                importlib.import_module(f"{home.__name__}.{module.name}")
-            except Exception as error:  # whatever a file of the user's own can raise
-                file = f"{getattr(module.module_finder, 'path', '')}/{module.name}.py"
-                raise InputError(
-                    f"{file}: cannot be imported ({type(error).__name__}: {error}); correct or remove it"
-                ) from error
 
 
 def step_parameters(net: nn.Module) -> Mapping[str, nn.Parameter]:

@@ -6,12 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from quantsr.quant import functional
-from quantsr.quant.autograd import (
-    ActivationQuant,
-    QuantizedWeight,
-    fake_quantize_activation,
-    quantize_weight,
-)
+from quantsr.quant.autograd import ActivationQuant, QuantizedWeight, quantize_weight
 from quantsr.quant.kernels import MIN_STEP
 from quantsr.quant.quantizers import QUANTIZER_REGISTRY, ActivationQuantizer, Quantizer, WeightQuantizer
 
@@ -84,10 +79,6 @@ class RLQActivation(ActivationQuantizer):
     def spec(self) -> ActivationQuant:
         self._require_calibrated()
         return ActivationQuant(self.tau, self.step, self.range, self.soft, self.channel_dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Fake-quantized ``x + tau``; shape and type of ``x``."""
-        return fake_quantize_activation(x, self.spec())
 
 
 class LSQWeight(RLQWeight):

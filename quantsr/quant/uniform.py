@@ -52,6 +52,12 @@ def least_error(
     return min(candidates, key=lambda candidate: float((quantize(x, candidate) - x).square().mean()))
 
 
+def step_of_least_error(seen: Seen, reach: float, quantize: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """(1,) the step with which ``quantize`` leaves the least squared error, its bound, ``reach`` steps, being a part of the largest value."""
+    largest = torch.tensor([max(-seen.low, seen.high) / reach])
+    return least_error(seen.sample, (largest * f for f in FRACTIONS), quantize)
+
+
 class LargestWeight(WeightQuantizer):
     """Base of weight quantizers whose step is a part of the present weight's largest value. A subclass defines ``quantize``."""
 
@@ -73,7 +79,7 @@ class LargestWeight(WeightQuantizer):
 
 
 class UniformActivation(ActivationQuantizer):
-    """Base of input quantizers on uniform levels. A subclass defines :meth:`fit` and ``forward``.
+    """Base of input quantizers on uniform levels. A subclass defines :meth:`fit`, and ``spec`` or ``forward``.
 
     Args:
         bits, channels, channel_dim: as :class:`ActivationQuantizer`.

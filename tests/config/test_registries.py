@@ -12,6 +12,7 @@ import pytest
 
 from quantsr import basicsr_compat
 from quantsr.config import registries
+from quantsr.errors import InputError
 
 CASES = [
     ("archs", "own_arch", "ARCH_REGISTRY", "object", registries.networks),
@@ -50,3 +51,13 @@ def test_a_file_in_its_place_needs_no_import(
     del sys.modules[f"{home.__name__}.{file}"]
     (tmp_path / f"{file}.py").write_text(TEXT.format(registry=registry, base=base))
     assert "Own" in listing()
+
+
+def test_a_file_that_cannot_be_imported_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home = import_module("quantsr.archs")
+    monkeypatch.setattr(home, "__path__", [*home.__path__, str(tmp_path)])
+    (tmp_path / "broken_arch.py").write_text("import nowhere_to_be_found\n")
+    with pytest.raises(
+        InputError, match=r"broken_arch\.py: cannot be imported \(ModuleNotFoundError: .*\); correct"
+    ):
+        registries.networks()
