@@ -117,6 +117,11 @@ class DatasetOptions(Section):
         ge=0,
         description="`CroppedImageDataset`: MiB of decoded pictures kept in memory, at most.",
     )
+    device_cache: bool | Literal["auto"] = Field(
+        default="auto",
+        description="`CroppedImageDataset`: whether the pictures are kept on the GPU too and crops cut there, the same ones; `auto` where they take "
+        "at most half of its free memory.",
+    )
     crop_sampling: Literal["area", "picture"] = Field(
         default="area",
         description="`CroppedImageDataset`: crops as likely everywhere (`area`), or from each picture alike (`picture`).",

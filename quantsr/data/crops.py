@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -34,6 +34,19 @@ def epoch_order(seed: int, epoch: int, count: int, shuffle: bool) -> npt.NDArray
     if not shuffle:
         return np.arange(count)
     return np.random.Generator(np.random.Philox(key=seed, counter=[0, 0, 1, epoch])).permutation(count)
+
+
+class Place(NamedTuple):
+    """Where a crop lies, and how it is turned: mirrored, then upside down, then transposed."""
+
+    picture: int
+    """Its number in the store."""
+    top: int
+    """In pixels of the LR picture, as ``left``."""
+    left: int
+    mirror: bool
+    upset: bool
+    turn: bool
 
 
 @DATASET_REGISTRY.register()
@@ -86,6 +99,14 @@ class CroppedImageDataset(Dataset[dict[str, torch.Tensor]]):
         """Whether all pictures are kept decoded, so that samples may be drawn in several processes."""
         return self.store.in_memory
 
+    @property
+    def sides(self) -> dict[str, int]:
+        """The side of a crop of each kind, in its pixels: ``lq``, ``gt`` and, if there are, ``soft``."""
+        sides = {"lq": self.gt_size // self.scale, "gt": self.gt_size}
+        if self.store.sources[0].soft is not None:
+            sides["soft"] = self.gt_size
+        return sides
+
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         """``lq`` ``(3, h, w)``, ``gt`` ``(3, s*h, s*w)`` and, if there are, ``soft`` as ``gt``; float32 in [0, 1], RGB."""
         batch = self.__getitems__([index])
@@ -93,34 +114,39 @@ class CroppedImageDataset(Dataset[dict[str, torch.Tensor]]):
 
     def __getitems__(self, indices: Sequence[int], pin_memory: bool = False) -> dict[str, torch.Tensor]:
         """A whole batch: `__getitem__`'s tensors with a first dimension more."""
-        small, count = self.gt_size // self.scale, len(indices)
-        sides = {"lq": small, "gt": self.gt_size}
-        if self.store.sources[0].soft is not None:
-            sides["soft"] = self.gt_size
-        batch = {key: np.empty((count, 3, side, side), np.uint8) for key, side in sides.items()}
+        count = len(indices)
+        batch = {key: np.empty((count, 3, side, side), np.uint8) for key, side in self.sides.items()}
         for row, index in enumerate(indices):
             self._cut(index, {key: crops[row] for key, crops in batch.items()})
         return {key: _to_float(crops, pin_memory) for key, crops in batch.items()}
 
     def _cut(self, index: int, crops: dict[str, U8]) -> None:
         """Writes sample ``index`` into ``lq`` ``(3, g/s, g/s)``, ``gt`` and ``soft`` ``(3, g, g)``."""
-        rng = sample_rng(self.seed, index)
-        pair = self.store.get(self._choose(index, rng))
+        place = self.place(index)
+        pair = self.store.get(place.picture)
         size = crops["lq"].shape[1]
-        top = int(rng.integers(pair.lq.shape[1] - size + 1))
-        left = int(rng.integers(pair.lq.shape[2] - size + 1))
-        mirror, upset, turn = rng.random(3) < 0.5
         for key, out in crops.items():
             side, factor = out.shape[1], out.shape[1] // size
-            y, x = top * factor, left * factor
+            y, x = place.top * factor, place.left * factor
             view = getattr(pair, key)[:, y : y + side, x : x + side]
-            if self.hflip and mirror:
+            if place.mirror:
                 view = view[:, :, ::-1]
-            if self.rotate and upset:
+            if place.upset:
                 view = view[:, ::-1]
-            if self.rotate and turn:
+            if place.turn:
                 view = view.swapaxes(1, 2)
             out[...] = view
+
+    def place(self, index: int) -> Place:
+        """Where sample ``index`` is cut from. In another order than theirs, only where all pictures are in memory."""
+        rng = sample_rng(self.seed, index)
+        picture = self._choose(index, rng)
+        height, width = self.store.get(picture).lq.shape[1:]
+        size = self.gt_size // self.scale
+        top = int(rng.integers(height - size + 1))
+        left = int(rng.integers(width - size + 1))
+        mirror, upset, turn = (bool(value) for value in rng.random(3) < 0.5)
+        return Place(picture, top, left, self.hflip and mirror, self.rotate and upset, self.rotate and turn)
 
     def _choose(self, index: int, rng: np.random.Generator) -> int:
         """Which picture sample ``index`` is cut from."""

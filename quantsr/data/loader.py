@@ -6,7 +6,7 @@ import logging
 import queue
 import random
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 
 from quantsr.basicsr_compat import DATASET_REGISTRY
 from quantsr.data.crops import CroppedImageDataset, epoch_order, sample_rng
+from quantsr.data.device_crops import DeviceCrops, fits
 from quantsr.data.images import read_rgb
 from quantsr.data.options import as_plain
 from quantsr.errors import InputError, WorkError
@@ -24,6 +25,10 @@ from quantsr.errors import InputError, WorkError
 logger = logging.getLogger(__name__)
 
 Batch = dict[str, torch.Tensor]
+
+
+def _same(batch: Any) -> Any:
+    return batch
 
 
 class SeededSamples(Dataset[Batch]):
@@ -99,13 +104,15 @@ class _Batches:
 class _Background:
     """Runs an iterator in a thread, a few items ahead. An error in it is raised where the item is asked for."""
 
-    def __init__(self, source: Iterator[Batch], depth: int) -> None:
-        self._items: queue.Queue[Batch | BaseException] = queue.Queue(depth)
+    def __init__(self, source: Iterator[Any], depth: int, finish: Callable[[Any], Batch] = _same) -> None:
+        """``finish``: what is left to do with an item where it is asked for, in the caller's thread."""
+        self._items: queue.Queue[Any] = queue.Queue(depth)
+        self._finish = finish
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._work, args=(source,), name="loader", daemon=True)
         self._thread.start()
 
-    def _work(self, source: Iterator[Batch]) -> None:
+    def _work(self, source: Iterator[Any]) -> None:
         try:
             for item in source:
                 if not self._put(item):
@@ -113,7 +120,7 @@ class _Background:
         except BaseException as error:  # handed over, not swallowed
             self._put(error)
 
-    def _put(self, item: Batch | BaseException) -> bool:
+    def _put(self, item: Any) -> bool:
         while not self._stop.is_set():
             try:
                 self._items.put(item, timeout=0.1)
@@ -130,7 +137,7 @@ class _Background:
         if isinstance(item, BaseException):
             self._items.put(item)  # asked again, it fails again
             raise item
-        return item
+        return self._finish(item)
 
     def close(self) -> None:
         self._stop.set()
@@ -160,6 +167,7 @@ class TrainLoader:
         pin_memory: bool = False,
         prefetch: int = 3,
         samples_per_epoch: int | None = None,
+        crops: DeviceCrops | None = None,
     ) -> None:
         """Nothing is loaded before the first batch is asked for.
 
@@ -172,6 +180,7 @@ class TrainLoader:
             pin_memory: page-locked batches (ignored where there is no CUDA device).
             prefetch: batches kept ready (per worker).
             samples_per_epoch: default the length of the data set.
+            crops: the data set's pictures on a device, where batches are then cut; no loader processes.
         """
         if not 0 <= rank < world_size:
             raise ValueError(f"rank must be 0..{world_size - 1}, got {rank}")
@@ -180,6 +189,7 @@ class TrainLoader:
         self.num_workers, self.prefetch = num_workers, max(1, prefetch)
         self.pin_memory = pin_memory and torch.cuda.is_available()
         self.samples_per_epoch = samples_per_epoch or len(dataset)
+        self.crops = crops
         self.position = 0
         self._stream: Iterator[Batch] | None = None
 
@@ -226,6 +236,8 @@ class TrainLoader:
 
     def _open(self) -> Iterator[Batch]:
         batches = _Batches(self.position, self.batch_size, self.rank, self.world_size)
+        if self.crops is not None:
+            return _Background(map(self.crops.plan, batches), self.prefetch, self.crops.cut)
         if self.num_workers == 0:
             if isinstance(self.dataset, SeededSamples):  # borrows the process's random states: no thread
                 return map(self.dataset.__getitems__, batches)
@@ -254,10 +266,6 @@ class TrainLoader:
             self.dataset.close()
 
 
-def _same(batch: Any) -> Any:
-    return batch
-
-
 def _start_worker(worker: int) -> None:
     """One thread each: the workers share the cores with the training."""
     torch.set_num_threads(1)
@@ -272,6 +280,7 @@ def build_train_loader(
     rank: int = 0,
     world_size: int = 1,
     pin_memory: bool | None = None,
+    device: torch.device | None = None,
 ) -> TrainLoader:
     """Builds the data set that the options name from BasicSR's registry, and its loader.
 
@@ -282,6 +291,7 @@ def build_train_loader(
         batch_size: per rank; default ``batch_size_per_gpu``.
         rank, world_size: of this process in a distributed training.
         pin_memory: default as in the options.
+        device: where batches are needed; the pictures may be kept there (``device_cache``).
 
     Raises:
         InputError: pictures are missing, unreadable or all too small, or an option does not fit.
@@ -294,8 +304,11 @@ def build_train_loader(
             f"type: no data set is called {kind!r}; known are {', '.join(sorted(DATASET_REGISTRY.keys()))}"
         )
     dataset: CroppedImageDataset | SeededSamples
+    crops = None
     if kind == CroppedImageDataset.__name__:
         dataset = cropped = CroppedImageDataset(opt)
+        if device is not None and fits(cropped, device, opt.get("device_cache", "auto")):
+            crops = DeviceCrops(cropped, device)
         if not cropped.in_memory:
             workers = 0  # the decoded window lies in this process, where threads fill it
     else:
@@ -310,6 +323,7 @@ def build_train_loader(
         pin_memory=bool(opt.get("pin_memory")) if pin_memory is None else pin_memory,
         prefetch=max(3, int(opt.get("num_prefetch_queue") or 1)),
         samples_per_epoch=len(dataset) * int(opt.get("dataset_enlarge_ratio") or 1),
+        crops=crops,
     )
 
 

@@ -87,6 +87,10 @@ def load_pair(source: Source, scale: int) -> Pair:
     return Pair(_planes(gt), _planes(lq), None if soft is None else _planes(soft))
 
 
+def _nbytes(pairs: Sequence[Pair]) -> int:
+    return sum(plane.nbytes for pair in pairs for plane in pair.planes)
+
+
 def _planes(picture: U8) -> U8:
     """(H, W, 3) to (3, H, W), contiguous."""
     return np.ascontiguousarray(picture.transpose(2, 0, 1))
@@ -154,9 +158,14 @@ class PictureStore:
         begin = time.perf_counter()
         with ThreadPoolExecutor(self._threads) as pool:
             pairs = list(pool.map(lambda source: load_pair(source, self.scale), self.sources))
-        size = sum(plane.nbytes for pair in pairs for plane in pair.planes) >> 20
-        logger.info("%d pictures decoded, %d MiB, %.1f s", len(pairs), size, time.perf_counter() - begin)
+        seconds = time.perf_counter() - begin
+        logger.info("%d pictures decoded, %d MiB, %.1f s", len(pairs), _nbytes(pairs) >> 20, seconds)
         return pairs
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the decoded pictures, where all are in memory."""
+        return _nbytes(self._pairs)
 
     def __len__(self) -> int:
         return len(self.sources)

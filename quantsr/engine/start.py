@@ -30,8 +30,8 @@ def set_modes(options: TrainOptions) -> None:
     torch.backends.cuda.matmul.allow_tf32 = not exact
 
 
-def train_loader(options: Options, world: World) -> TrainLoader:
-    """This process's share of the training set."""
+def train_loader(options: Options, world: World, device: torch.device) -> TrainLoader:
+    """This process's share of the training set, for ``device``."""
     from quantsr.data.loader import build_train_loader
 
     return build_train_loader(
@@ -40,6 +40,7 @@ def train_loader(options: Options, world: World) -> TrainLoader:
         seed=options.manual_seed,
         rank=world.rank,
         world_size=world.size,
+        device=device,
     )
 
 

@@ -107,7 +107,7 @@ class Trainer:
     def _run(self, state: Mapping[str, Any] | None) -> list[Record]:
         start.set_modes(self.train_options)
         seed_everything(self.options.manual_seed + self.world.rank)
-        self.loader = start.train_loader(self.options, self.world)
+        self.loader = start.train_loader(self.options, self.world, self.device)
         sets = build_sets(self.options.sets("val"), self.options.scale)
         self.validation = Validation(self.options, sets, self.folder)
         net = build.build_for_options(self.options).to(self.device)
