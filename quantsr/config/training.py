@@ -173,6 +173,11 @@ class TrainOptions(Section):
     compile: bool | Literal["auto"] = Field(
         default="auto", description="Whether to use torch.compile; `auto` decides by the device."
     )
+    cuda_graph: bool | Literal["auto"] = Field(
+        default="auto",
+        description="Whether a step is recorded as a CUDA graph and replayed, which saves the launches of some thousand small kernels; `auto`: on one "
+        "CUDA device, where recording works.",
+    )
     exact_fp32: bool = Field(
         default=False,
         description="Forbid TF32 and other shortcuts, and choose deterministic kernels, on CUDA.",

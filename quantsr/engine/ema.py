@@ -32,5 +32,6 @@ class Ema:
         sources = [parameter.detach() for _, parameter in sorted(net.named_parameters())]
         torch._foreach_lerp_(shadows, sources, 1.0 - decay)
         buffers = dict(net.named_buffers())
-        for name, buffer in self.net.named_buffers():
-            buffer.copy_(buffers[name])
+        if buffers:
+            pairs = [(buffer, buffers[name]) for name, buffer in self.net.named_buffers()]
+            torch._foreach_copy_([old for old, _ in pairs], [new for _, new in pairs])

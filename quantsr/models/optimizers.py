@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -82,7 +83,8 @@ class KernelMuon(torch.optim.Muon):
 
     The momentum of every matrix is replaced by the nearest orthogonal one, so that all directions of a layer learn at one
     speed, and scaled to the size of Adam's steps (K. Jordan, "Muon", 2024; J. Liu et al., arXiv:2502.16982, section 2.2).
-    ``torch.optim.Muon`` takes matrices only: here they share the weights' memory.
+    ``torch.optim.Muon`` takes matrices only: here they share the weights' memory. It takes them one by one: here those of
+    one shape go together, a fifteenth of the calls for a network of 16 blocks.
 
     Args:
         weights: dense in memory, contiguous or channels-last; they must stay where they are.
@@ -108,10 +110,36 @@ class KernelMuon(torch.optim.Muon):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        by_shape: dict[torch.Size, list[nn.Parameter]] = {}
         for weight, matrix in zip(self.weights, self.matrices, strict=True):
             matrix.grad = None if weight.grad is None else _matrix(weight.grad, weight)
-        super().step()
+            if matrix.grad is not None:
+                by_shape.setdefault(matrix.shape, []).append(matrix)
+        for matrices in by_shape.values():
+            self._move(matrices, self.param_groups[0])
         return loss
+
+    def _move(self, matrices: Sequence[nn.Parameter], group: Mapping[str, Any]) -> None:
+        """Moves matrices of one shape; the group's ``lr`` may be a tensor, which nothing here waits for."""
+        momentum, rate = group["momentum"], group["lr"]
+        grads = [matrix.grad for matrix in matrices if matrix.grad is not None]
+        buffers = [self._buffer(matrix) for matrix in matrices]
+        torch._foreach_lerp_(buffers, grads, 1 - momentum)
+        updates = torch.stack(torch._foreach_lerp(grads, buffers, momentum))  # Nesterov's momentum
+        updates = orthogonal(updates, group["ns_coefficients"], group["ns_steps"], group["eps"])
+        size = 0.2 * math.sqrt(max(matrices[0].shape))
+        params = [matrix.detach() for matrix in matrices]
+        if group["weight_decay"]:
+            torch._foreach_mul_(params, 1 - rate * group["weight_decay"])
+        torch._foreach_sub_(params, list((updates.float() * (rate * size)).unbind()))
+
+    def _buffer(self, matrix: nn.Parameter) -> Tensor:
+        """The running mean of a matrix's gradients, under the name that ``torch.optim.Muon`` keeps it."""
+        state = self.state[matrix]
+        if "momentum_buffer" not in state:
+            state["momentum_buffer"] = torch.zeros_like(matrix)
+        buffer: Tensor = state["momentum_buffer"]
+        return buffer
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clears the gradients of the weights."""
@@ -128,3 +156,24 @@ def _matrix(values: Tensor, weight: Tensor) -> Tensor:
     if values.ndim == 4 and not weight.is_contiguous():
         values = values.permute(0, 2, 3, 1)
     return values.reshape(len(weight), -1)
+
+
+def orthogonal(matrices: Tensor, coefficients: tuple[float, float, float], steps: int, eps: float) -> Tensor:
+    """About the nearest orthogonal matrices, with singular values of 0.7 to 1.2: Newton and Schulz's iteration in bf16.
+
+    Args:
+        matrices: (n, rows, columns).
+        coefficients: of the iteration ``X <- a X + b (X X^T) X + c (X X^T)^2 X``.
+        steps: iterations.
+        eps: least norm that is divided by.
+    """
+    a, b, c = coefficients
+    tall = matrices.shape[1] > matrices.shape[2]
+    x = matrices.bfloat16()
+    if tall:
+        x = x.mT
+    x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=eps)
+    for _ in range(steps):
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.mT if tall else x

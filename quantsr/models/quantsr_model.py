@@ -19,6 +19,7 @@ from quantsr.engine.ema import Ema
 from quantsr.errors import WorkError
 from quantsr.models.distillation import Distillation, output_loss
 from quantsr.models.optimizers import build_optimizers, restore
+from quantsr.models.step_graph import StepGraph
 
 if TYPE_CHECKING:
     from quantsr.config import Options
@@ -83,6 +84,8 @@ class QuantSRModel(BaseModel):
         self.stage = 1
         self.optimizers = build_optimizers(self.net, train)
         self.setup_schedulers()
+        self._graph = self._recorder()
+        self._step = self._update if self._graph is None else self._graph
         self.batches: Sequence[Batch] = ()
         self.loss_terms: dict[str, Tensor] = {}
         self._bad_iteration = torch.zeros((), dtype=torch.int64, device=device)
@@ -104,6 +107,18 @@ class QuantSRModel(BaseModel):
             return None
         teacher = teacher.to(self.device, memory_format=self.layout)  # type: ignore[call-overload]
         return Distillation(self.net, teacher, **distill.model_dump(exclude={"soft_weight"}))
+
+    def _recorder(self) -> StepGraph | None:
+        """What replays whole steps, where ``train.cuda_graph`` asks for it and the device can."""
+        wanted = self.train_options.cuda_graph
+        possible = self.device.type == "cuda" and not self.opt["dist"]
+        if not wanted or not possible:
+            if wanted is True:
+                logger.warning(
+                    "cuda_graph: true, but steps are recorded on one CUDA device only; going on without"
+                )
+            return None
+        return StepGraph(self._update, self.optimizers, self.device)
 
     # Depths
 
@@ -142,6 +157,7 @@ class QuantSRModel(BaseModel):
             ranking = self.net.rank_blocks() if self._ranks else self.net.ranking
         self._set_ranking(ranking)
         self.stage = 2
+        self._forget_steps()
         return tuple(ranking)
 
     @torch.no_grad()
@@ -164,6 +180,11 @@ class QuantSRModel(BaseModel):
             return total.tolist()
 
         return rank_by_loss(len(self.net.units()), losses)
+
+    def _forget_steps(self) -> None:
+        """What was recorded of steps is no longer what they do."""
+        if self._graph is not None:
+            self._graph.forget()
 
     def _set_ranking(self, ranking: Sequence[int]) -> None:
         self.net.set_ranking(tuple(ranking))
@@ -203,26 +224,28 @@ class QuantSRModel(BaseModel):
 
     def optimize_parameters(self, current_iter: int) -> None:
         """One optimizer step on the batches of `feed_data`."""
+        self.loss_terms = self._step(self.batches)
+        if self.ema is not None:
+            self.ema.update(self.net, current_iter)
+        self._note_finite(current_iter)
+
+    def _update(self, batches: Sequence[Batch]) -> dict[str, Tensor]:
+        """Gradients of all batches, and one step of the optimizers. Waits for the device nowhere."""
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
         terms: dict[str, Tensor] = {}
-        for index, batch in enumerate(self.batches):
-            waits = index + 1 < len(self.batches) and isinstance(self.net_g, DistributedDataParallel)
+        for index, batch in enumerate(batches):
+            waits = index + 1 < len(batches) and isinstance(self.net_g, DistributedDataParallel)
             with self.net_g.no_sync() if waits else contextlib.nullcontext():
                 losses = self._losses(batch)
-                (
-                    sum(losses.values(), start=torch.zeros((), device=self.device)) / len(self.batches)
-                ).backward()
+                (sum(losses.values(), start=torch.zeros((), device=self.device)) / len(batches)).backward()
             for name, value in losses.items():
-                terms[name] = terms.get(name, 0.0) + value.detach() / len(self.batches)
+                terms[name] = terms.get(name, 0.0) + value.detach() / len(batches)
         if self.train_options.grad_clip_norm is not None:
             nn.utils.clip_grad_norm_(self.net.parameters(), self.train_options.grad_clip_norm)
         for optimizer in self.optimizers:
             optimizer.step()
-        if self.ema is not None:
-            self.ema.update(self.net, current_iter)
-        self.loss_terms = terms
-        self._note_finite(current_iter)
+        return terms
 
     def _losses(self, batch: Batch) -> dict[str, Tensor]:
         """The weighted loss terms of one batch; their sum is minimised."""
@@ -315,6 +338,7 @@ class QuantSRModel(BaseModel):
         for optimizer, scheduler, saved in zip(self.optimizers, self.schedulers, states, strict=True):
             restore(optimizer, scheduler, *saved)
         self.stage = int(state["stage"])
+        self._forget_steps()
 
 
 # The name in BasicSR's option files. It is taken only where somebody has imported all of BasicSR before; see `registries.models`.

@@ -21,12 +21,12 @@ from quantsr.models.quantsr_model import QuantSRModel
 CPU = torch.device("cpu")
 
 
-def make_model(options: Any, teacher: nn.Module | None = None) -> QuantSRModel:
+def make_model(options: Any, teacher: nn.Module | None = None, device: torch.device = CPU) -> QuantSRModel:
     torch.manual_seed(3)
     net = build.build_for_options(options)
     if hasattr(net, "rank_blocks"):
         quant.calibrate(net, [torch.rand(2, 3, 8, 8)])
-    return MODEL_REGISTRY.get("QuantSRModel")(options, net=net, device=CPU, teacher=teacher)
+    return MODEL_REGISTRY.get("QuantSRModel")(options, net=net, device=device, teacher=teacher)
 
 
 def batch(seed: int = 0, size: int = 2) -> dict[str, torch.Tensor]:
