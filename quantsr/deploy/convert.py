@@ -17,7 +17,6 @@ from quantsr.archs.dqa import DepthDynamic
 from quantsr.deploy.calibrate8 import (
     InputChoice,
     choose_input,
-    choose_weight_step,
     choose_weight_steps,
     observe_inputs,
     quantize_weight,
@@ -55,9 +54,8 @@ def convert(
 
     Args:
         net: calibrated; every depth in `net.depths` that its ranking allows is kept.
-        head_tail_bits: bits of the weights of the convs that training left in float. 8 quantizes them, per tensor in a QuantSR-C with a tail of several
-            layers, else per output channel, and their inputs to 16 bits, over `calib`; 16 keeps float16 weights, 32 float32, both with float inputs. Tables of relative
-            position biases are float16 below 32.
+        head_tail_bits: bits of the weights of the convs that training left in float. 8 quantizes them, per output channel, and their inputs to 16 bits,
+            over `calib`; 16 keeps float16 weights, 32 float32, both with float inputs. Tables of relative position biases are float16 below 32.
         calib: uint8 (H, W, 3) low-resolution RGB pictures; needed for 8 bits.
         first_bits: bits of conv_first's weight (8, 16 or 32). It holds 0.2 % of the weights, but everything behind it quantizes what it gives:
             at 8 bits so many codes of 4-bit blocks flip that 1.2 % of the output values, not 0.05 %, are off by more than 1 of 255.
@@ -94,13 +92,11 @@ def convert(
         inputs = {name: choose_input(name, *seen[name]) for name in seen}
         for choice in inputs.values():
             logger.info("16-bit input of %s", choice)
-    long_tail = isinstance(net, QuantSR_C) and not isinstance(net.conv_last, nn.Identity)
     layers = {}
     for name, module in modules.items():
         bits = first_bits if name == "conv_first" else head_tail_bits
-        per_tensor = long_tail and name != "conv_first"
         layers[name] = (
-            _float_layer(name, module, header, inputs.get(name), bits, per_tensor=per_tensor)
+            _float_layer(name, module, header, inputs.get(name), bits)
             if isinstance(module, nn.Conv2d) and name in floats
             else _trained_layer(name, module)
         )
@@ -201,7 +197,7 @@ def _float_tensors(net: DepthDynamic, head_tail_bits: int) -> dict[str, FloatTen
 
 
 def _float_layer(
-    name: str, conv: nn.Conv2d, header: Header, choice: InputChoice | None, bits: int, *, per_tensor: bool
+    name: str, conv: nn.Conv2d, header: Header, choice: InputChoice | None, bits: int
 ) -> ConvLayer:
     """A layer outside the blocks at 8, 16 or 32 bits."""
     weight, bias = _array(conv.weight), _bias(conv)
@@ -211,7 +207,7 @@ def _float_layer(
         return ConvLayer(name, weight, bias, bits_w=bits)
     if choice is not None:
         weight = weight * choice.equal[:, None, None]
-    step = choose_weight_step(weight) if per_tensor else choose_weight_steps(weight)
+    step = choose_weight_steps(weight)
     layer = ConvLayer(
         name,
         quantize_weight(weight, step),
