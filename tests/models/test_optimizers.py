@@ -29,12 +29,13 @@ def test_hidden_weights_are_all_but_the_first_and_the_last() -> None:
     assert [id(w) for w in hidden_weights(net)] == [id(net[i].weight) for i in (2, 3)]
 
 
+@pytest.mark.parametrize("together", [False, True])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_kernel_muon_is_the_formula(layout: torch.memory_format) -> None:
+def test_kernel_muon_is_the_formula(layout: torch.memory_format, together: bool) -> None:
     """Three steps, with decay, against matrices in PyTorch's own order: a kernel's columns may stand in any."""
     net = layers().to(memory_format=layout)  # type: ignore[call-overload]
     weights = hidden_weights(net)
-    optimizer = KernelMuon(weights, lr=0.02, weight_decay=0.1)
+    optimizer = KernelMuon(weights, lr=0.02, weight_decay=0.1, together=together)
     wanted = [w.detach().clone().flatten(1) for w in weights]
     momenta = [torch.zeros_like(w) for w in wanted]
     for step in range(3):
@@ -52,6 +53,28 @@ def test_kernel_muon_is_the_formula(layout: torch.memory_format) -> None:
     for weight, matrix in zip(weights, wanted, strict=True):
         # bf16 in Newton and Schulz's iteration: sums in another order differ by some of its 2 ** -8.
         torch.testing.assert_close(weight.detach().flatten(1), matrix, rtol=0, atol=0.0005)
+
+
+def test_matrices_taken_together_move_as_one_by_one() -> None:
+    """Five of one shape, one of another and one without a gradient, along the same gradients."""
+    generator = torch.Generator().manual_seed(2)
+    starts = [torch.randn(16, 8, 3, 3, generator=generator) for _ in range(6)]
+    starts.append(torch.randn(20, 12, generator=generator))
+    nets = [[nn.Parameter(start.clone()) for start in starts] for _ in range(2)]
+    optimizers = [
+        KernelMuon(net, lr=1e-2, together=way) for net, way in zip(nets, (False, True), strict=True)
+    ]
+    for _ in range(5):
+        for number, start in enumerate(starts[1:], 1):
+            grad = torch.randn(start.shape, generator=generator)
+            for net in nets:
+                net[number].grad = grad.clone()
+        for optimizer in optimizers:
+            optimizer.step()
+    for one, other, start in zip(*nets, starts, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-2 * (one - start).abs().max().item() + 1e-9)
+    assert torch.equal(nets[1][0], starts[0])
+    assert not torch.equal(nets[1][-1], starts[-1])
 
 
 def test_weights_that_no_matrix_can_share_are_an_error() -> None:
