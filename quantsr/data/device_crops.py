@@ -25,16 +25,14 @@ def fits(dataset: CroppedImageDataset, device: torch.device, wanted: bool | Lite
     Raises:
         InputError: it says so, but they are not all in memory.
     """
-    if wanted is False or (wanted == "auto" and device.type != "cuda"):
-        return False
-    if not dataset.in_memory:
-        if wanted is True:
+    if wanted is True:
+        if not dataset.in_memory:
             raise InputError(
                 "device_cache: true needs all pictures in memory; raise cache_budget_mb or set device_cache: auto"
             )
-        return False
-    if wanted is True:
         return True
+    if wanted is False or device.type != "cuda" or not dataset.in_memory:
+        return False
     free, _ = torch.cuda.mem_get_info(device)
     return dataset.store.nbytes <= SHARE_OF_FREE_MEMORY * free
 
@@ -51,13 +49,15 @@ class DeviceCrops:
         self.dataset, self.device = dataset, device
         self.levels = torch.empty(dataset.store.nbytes, dtype=torch.uint8, device=device)
         self._white = torch.tensor(255.0, device=device)  # by a number, CUDA multiplies by its reciprocal
+        self._channels = torch.arange(3, device=device)[:, None, None]
+        self._lines = {key: torch.arange(side, device=device) for key, side in dataset.sides.items()}
         # Of each kind and picture: where its planes begin in `levels`, their height and their width.
         self._tables = {key: np.empty((len(dataset), 3), np.int64) for key in dataset.sides}
         begin = 0
         for number in range(len(dataset)):
             pair = dataset.store.get(number)
             for key, table in self._tables.items():
-                planes = torch.from_numpy(np.ascontiguousarray(getattr(pair, key)))
+                planes = torch.from_numpy(getattr(pair, key))
                 self.levels[begin : begin + planes.numel()].copy_(planes.flatten())
                 table[number] = begin, planes.shape[1], planes.shape[2]
                 begin += planes.numel()
@@ -86,10 +86,8 @@ class DeviceCrops:
         """The batch of a `plan`: float32 in [0, 1] on the device, as `CroppedImageDataset.__getitems__` makes it on the CPU."""
         plan = plan.to(self.device, non_blocking=True)
         batch = {}
-        for rows, (key, side) in zip(plan, self.dataset.sides.items(), strict=True):
+        for rows, (key, line) in zip(plan, self._lines.items(), strict=True):
             first, plane, down, right = rows[:, :, None, None, None].unbind(1)
-            channel = torch.arange(3, device=self.device)[:, None, None]
-            line = torch.arange(side, device=self.device)
-            at = first + channel * plane + line[:, None] * down + line * right
+            at = first + self._channels * plane + line[:, None] * down + line * right
             batch[key] = self.levels[at].float() / self._white
         return batch
