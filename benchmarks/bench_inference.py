@@ -27,11 +27,12 @@ import numpy as np
 
 from benchmarks import timing
 from quantsr import cpu
-from quantsr.analysis.timing import Timing, interleaved, load_per_core, machine
-from quantsr.deploy import packing, runtimes, stand_in
+from quantsr.deploy import packing, stand_in
+from quantsr.deploy.engines import select
 from quantsr.deploy.model import PackedModel
 from quantsr.deploy.native import library
 from quantsr.deploy.quantsr_t import stand_in as stand_in_t
+from quantsr.timing import Timing, interleaved, load_per_core, machine
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -117,7 +118,7 @@ def released(case: Case) -> Call:
 def _inference(call: Call) -> Call:
     import torch
 
-    torch.set_num_threads(runtimes.cpu_count())
+    torch.set_num_threads(cpu.cores())
 
     def run() -> object:
         with torch.inference_mode():
@@ -142,7 +143,7 @@ def ours(
     """A packed network (default: the case's) at a depth (default: the deepest), uint8 NHWC in and out."""
     if engine == "openvino":
         options.setdefault("cache", False)
-    run = runtimes.create(engine, model or case.network, depth, **options).run
+    run = select.create(engine, model or case.network, depth, **options).run
     image = case.picture()
     return lambda: run(image)
 
@@ -156,7 +157,7 @@ def span(case: Case) -> Call:
     assert package.origin is not None
     models = Path(package.origin).parent / "models"
     net = ncnn.Net()
-    net.opt.num_threads = runtimes.cpu_count()
+    net.opt.num_threads = cpu.cores()
     net.load_param(str(models / "spanx4_ch48.param"))
     net.load_model(str(models / "spanx4_ch48.bin"))
     image = case.picture()[0]
@@ -283,7 +284,7 @@ def main() -> None:
                 wanted |= {f"{name} [{isa}]": call} if call else {}
     load = load_per_core()
     records = report(interleaved(wanted, args.rounds), case, load)
-    print(f"{machine()}; {runtimes.cpu_count()} cores used; load per core before the run {load:.2f}")
+    print(f"{machine()}; {cpu.cores()} cores used; load per core before the run {load:.2f}")
     print(timing.table(records))
     print(timing.write_csv(args.output or ("inference_t.csv" if arch == "T" else "inference.csv"), records))
 
@@ -303,7 +304,7 @@ def report(timings: list[Timing], case: Case, load: float) -> list[dict[str, obj
             "released_over_this": round(base / t.median, 2) if base else "",
             "runs": len(t.times),
             "picture": f"{case.width}x{case.height} x4",
-            "cores": runtimes.cpu_count(),
+            "cores": cpu.cores(),
             "load_per_core_before": round(load, 2),
         }
         for t in timings

@@ -24,9 +24,9 @@ import cv2
 import numpy as np
 
 from benchmarks import timing
-from quantsr.analysis.timing import Timing
-from quantsr.deploy.upscale_cli import DEFAULT_MODEL
+from quantsr.commands.upscale import DEFAULT_MODEL
 from quantsr.deploy.upscaler import Upscaler
+from quantsr.timing import Timing
 
 SMALL = (90, 120)
 

@@ -13,10 +13,10 @@ import torch
 
 from benchmarks import timing
 from benchmarks.bench_train import Row, Step, Work
-from quantsr.analysis.timing import interleaved, machine
 from quantsr.config.training import TrainOptions
-from quantsr.engine.device import computes_in_bf16
+from quantsr.hardware.device import computes_in_bf16
 from quantsr.models.optimizers import build_optimizers
+from quantsr.timing import interleaved, machine
 
 
 class OptimizedStep(Step):

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from benchmarks import timing
-from quantsr.analysis.timing import interleaved, machine
 from quantsr.quant import get_quantizer, set_compile
+from quantsr.timing import interleaved, machine
 from tests.reference import rlq
 
 

@@ -13,11 +13,13 @@ from collections.abc import Callable
 import numpy as np
 
 from benchmarks import timing
-from quantsr.analysis.timing import interleaved, load_per_core, machine
-from quantsr.deploy import packing, runtimes
+from quantsr import cpu
+from quantsr.deploy import packing
+from quantsr.deploy.engines import select
 from quantsr.deploy.model import PackedModel
 from quantsr.deploy.stand_in import random_model
-from quantsr.deploy.upscaler import find_model
+from quantsr.timing import interleaved, load_per_core, machine
+from quantsr.trained_files.names import find_packed
 
 HEIGHT, WIDTH = 180, 320
 
@@ -26,7 +28,7 @@ def litert(path: str, image: np.ndarray) -> Callable[[], object]:
     """A TFLite file on all cores."""
     from ai_edge_litert.interpreter import Interpreter
 
-    interpreter = Interpreter(path, num_threads=runtimes.cpu_count())
+    interpreter = Interpreter(path, num_threads=cpu.cores())
     interpreter.allocate_tensors()
     source, target = (
         details[0]["index"] for details in (interpreter.get_input_details(), interpreter.get_output_details())
@@ -41,7 +43,7 @@ def litert(path: str, image: np.ndarray) -> Callable[[], object]:
 
 
 def ours(model: PackedModel, depth: int, image: np.ndarray) -> Callable[[], object]:
-    engine = runtimes.create("auto", model, depth)
+    engine = select.create("auto", model, depth)
     return lambda: engine.run(image)
 
 
@@ -57,7 +59,7 @@ def main() -> None:
     args = parser.parse_args()
     image = np.random.default_rng(0).integers(0, 256, (1, HEIGHT, WIDTH, 3), np.uint8)
     if args.network:
-        model = packing.load(find_model(args.network))
+        model = packing.load(find_packed(args.network))
     else:
         model = random_model(
             num_feat=32,
@@ -83,7 +85,7 @@ def main() -> None:
         }
         for t in timings
     ]
-    print(f"{machine()}; {runtimes.cpu_count()} cores used; load per core before the run {load:.2f}")
+    print(f"{machine()}; {cpu.cores()} cores used; load per core before the run {load:.2f}")
     print(timing.table(records))
     print(timing.write_csv("small_x3.csv", records))
 

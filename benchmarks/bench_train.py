@@ -31,11 +31,11 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from benchmarks import timing
-from quantsr.analysis.timing import interleaved, machine
 from quantsr.archs import QuantSR_C, QuantSR_T
 from quantsr.basicsr_compat import EDSR, SwinIR
-from quantsr.engine.device import computes_in_bf16
+from quantsr.hardware.device import computes_in_bf16
 from quantsr.quant import calibrate, set_compile
+from quantsr.timing import interleaved, machine
 from tests.reference.released_quantizer import ReleasedQuantSRC, quantize_linears
 
 MIB = 2**20
@@ -287,7 +287,7 @@ def measure(
 
 def loader_wait(work: Work, step_seconds: float, *, batches: int = 30) -> dict[str, Any]:
     """Share of a step spent waiting for crops of ``datasets/mini``, with a step of that length in between."""
-    from quantsr.data import build_train_loader
+    from quantsr.data.loader import build_train_loader
 
     options = {
         "type": "CroppedImageDataset",

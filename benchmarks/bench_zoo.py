@@ -10,9 +10,11 @@ import argparse
 import numpy as np
 
 from benchmarks import timing
-from quantsr.analysis.timing import interleaved, load_per_core, machine
-from quantsr.deploy import packing, runtimes
-from quantsr.deploy.upscaler import ZOO
+from quantsr import cpu
+from quantsr.deploy import packing
+from quantsr.deploy.engines import select
+from quantsr.timing import interleaved, load_per_core, machine
+from quantsr.trained_files.names import ZOO
 
 HEIGHT, WIDTH = 180, 320
 
@@ -28,7 +30,7 @@ def main() -> None:
     for file in sorted(ZOO.glob("*.safetensors")):
         model = packing.load(file)
         for depth in model.header.depths:
-            engine = runtimes.create("auto", model, depth)
+            engine = select.create("auto", model, depth)
             label = f"{file.stem}, depth {depth}"
             places[label] = {
                 "network": file.stem,
@@ -40,7 +42,7 @@ def main() -> None:
     load = load_per_core()
     timings = interleaved(calls, args.rounds)
     records = [{**places[t.name], **t.row(), "runs": len(t.times)} for t in timings]
-    print(f"{machine()}; {runtimes.cpu_count()} cores used; load per core before the run {load:.2f}")
+    print(f"{machine()}; {cpu.cores()} cores used; load per core before the run {load:.2f}")
     print(timing.table(records))
     print(timing.write_csv("zoo.csv", records))
 

@@ -1,4 +1,4 @@
-"""What the benchmarks share beside `quantsr.analysis.timing`: tables, and CSV files that name machine and commit."""
+"""What the benchmarks share beside `quantsr.timing`: tables, and CSV files that name machine and commit."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from quantsr.analysis.timing import machine
+from quantsr.timing import machine
 
 RESULTS = Path(__file__).parent / "results"
 RESULTS_EXCLUDED = ":(top,exclude)benchmarks/results"

@@ -13,7 +13,7 @@ Five faults of the release must not be reachable, and this is how each is kept o
 2. Its setup.py fails on Python 3.13. The package's metadata asks for it on Python 3.10-3.12 only, and a missing BasicSR
    is an `InputError` that names the remedy.
 3. ``utils/dist_util.py`` passes an environment variable to a shell (CVE-2024-27763). Its ``init_dist`` functions are
-   replaced by one that refuses; processes are started by ``quantsr.engine.distributed``.
+   replaced by one that refuses; processes are started by ``quantsr.hardware.processes``.
 4. ``utils/options.py`` runs ``exec``, ``eval`` and the full YAML loader, and ``models/base_model.py`` swallows failed
    checkpoint writes. The former is never imported (options are read by ``quantsr.config``); of the latter, `BaseModel`
    is a subclass whose saving and loading refuse until a subclass provides its own (``quantsr.engine.checkpoint``).
@@ -48,6 +48,7 @@ __all__ = [
     "LOSS_REGISTRY",
     "METRIC_REGISTRY",
     "MODEL_REGISTRY",
+    "QUANTIZER_REGISTRY",
     "BaseModel",
     "CharbonnierLoss",
     "CosineAnnealingRestartLR",
@@ -147,7 +148,7 @@ def _enter_packages() -> None:
 def _refuse_init_dist(*args: Any, **kwargs: Any) -> NoReturn:
     """Stands where ``basicsr.utils.dist_util.init_dist`` did (CVE-2024-27763)."""
     raise RuntimeError(
-        "BasicSR's init_dist hands an environment variable to a shell; use quantsr.engine.distributed"
+        "BasicSR's init_dist hands an environment variable to a shell; use quantsr.hardware.processes"
     )
 
 
@@ -175,6 +176,9 @@ try:
         )
 except ImportError as error:
     raise InputError(f"basicsr: cannot be imported ({error}); {_REMEDY}") from error
+
+QUANTIZER_REGISTRY = Registry("quantizer")
+"""Our own, of the same class: every quantizer by its name."""
 
 for _name in ("init_dist", "_init_dist_pytorch", "_init_dist_slurm"):
     setattr(dist_util, _name, _refuse_init_dist)

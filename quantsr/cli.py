@@ -47,21 +47,21 @@ class Command:
 
 
 COMMANDS = {
-    "train": Command("quantsr.train", "train a network from an option file"),
-    "test": Command("quantsr.test", "evaluate a network: PSNR and SSIM at every depth on every set"),
+    "train": Command("quantsr.commands.train", "train a network from an option file"),
+    "test": Command("quantsr.commands.test", "evaluate a network: PSNR and SSIM at every depth on every set"),
     "compare": Command(
-        "quantsr.analysis.compare",
+        "quantsr.commands.compare",
         "train variants with several seeds, and table mean, spread and differences",
     ),
     "report": Command(
-        "quantsr.analysis.report.command", "tables, pictures and curves of several runs in one HTML file"
+        "quantsr.commands.report", "tables, pictures and curves of several runs in one HTML file"
     ),
-    "check": Command("quantsr.config.check", "report every problem of an option file without running it"),
-    "prepare": Command("quantsr.data.prepare", "prepare data sets: bicubic pictures, sub-images, LMDB"),
-    "upscale": Command("quantsr.deploy.upscale_cli", "upscale pictures"),
-    "export": Command("quantsr.deploy.export", "convert a checkpoint to a packed file, ONNX or OpenVINO"),
-    "bench": Command("quantsr.deploy.bench", "measure the speed of a network on this machine"),
-    "cost": Command("quantsr.analysis.cost", "count parameters, bytes, MACs and BitOPs"),
+    "check": Command("quantsr.commands.check", "report every problem of an option file without running it"),
+    "prepare": Command("quantsr.commands.prepare", "prepare data sets: bicubic pictures, sub-images, LMDB"),
+    "upscale": Command("quantsr.commands.upscale", "upscale pictures"),
+    "export": Command("quantsr.commands.export", "convert a checkpoint to a packed file, ONNX or OpenVINO"),
+    "bench": Command("quantsr.commands.bench", "measure the speed of a network on this machine"),
+    "cost": Command("quantsr.commands.cost", "count parameters, bytes, MACs and BitOPs"),
 }
 
 

@@ -1,14 +1,23 @@
-"""`load`: a trained network from one file, without its option file."""
+"""Trained networks as torch modules: `load` from one file, `trained_network` for the options of a test."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from torch import nn
+
+from quantsr.archs import contract
+from quantsr.config import Options, registries
+from quantsr.config.binding import with_defaults
+from quantsr.deploy import packing
+from quantsr.deploy.module import to_module
+from quantsr.engine import build
 from quantsr.errors import InputError
-
-if TYPE_CHECKING:
-    from torch import nn
+from quantsr.trained_files import checkpoint
+from quantsr.trained_files.architecture import in_checkpoint
+from quantsr.trained_files.names import PACKED, resolve
 
 
 def load(name_or_path: str | Path) -> nn.Module:
@@ -23,71 +32,86 @@ def load(name_or_path: str | Path) -> nn.Module:
         InputError: no such file or run, or not one that says how to build its network.
     """
     path = resolve(name_or_path)
-    if path.suffix == ".safetensors":
-        from quantsr.deploy.module import to_module
-        from quantsr.deploy.packing import load as load_packed
-
-        return to_module(load_packed(path), path).eval()
-    return _from_checkpoint(path)
+    if path.suffix == PACKED:
+        return to_module(packing.load(path), path).eval()
+    return from_checkpoint(checkpoint.load(path), path)
 
 
-def resolve(name_or_path: str | Path) -> Path:
-    """The file that `load` reads for a path, the name of a training run or that of a network that comes with quantsr.
+def from_checkpoint(content: Mapping[str, Any], path: Path) -> nn.Module:
+    """The network of a checkpoint's content, read before, in eval mode.
 
     Raises:
-        InputError: there is none, the run has no checkpoint yet, or it is an exported graph.
+        InputError: it does not say how to build its network, or does not fit it.
     """
-    from quantsr.deploy.upscaler import refuse_graph, shipped_file
-
-    path = Path(name_or_path).expanduser()
-    if path.is_file():
-        refuse_graph(path)
-        return path
-    for run in (path, Path("experiments") / path):
-        models = run / "models"
-        for label in ("best", "latest"):
-            file = models / f"net_g_{label}.pth"
-            if file.is_file():
-                return file
-        if models.is_dir():
-            raise InputError(f"{run}: this run has no checkpoint yet; train on, or name another")
-    if shipped := shipped_file(name_or_path):
-        return shipped
-    raise InputError(
-        f"{name_or_path}: no such checkpoint, no training run of that name in experiments, and no network that comes "
-        "with quantsr"
-    )
+    arch = in_checkpoint(content, path)
+    net = build.build_network(arch.pop("type"), arch)
+    build.load_content(net, content, str(path), None)
+    return net.eval()
 
 
-def architecture(name_or_path: str | Path) -> dict[str, Any]:
-    """How the network in a file is built, as ``network_g`` in an option file: its ``type`` and the constructor's arguments.
+def trained_network(options: Options) -> tuple[nn.Module, int | None]:
+    """The network that a test run evaluates: ``network_g`` with the parameters of ``path.pretrain_network_g``.
+
+    Of a packed file it is the network with fake quantization that computes what the file's codes do.
+
+    Returns:
+        The network, ranked and on the CPU, and the iteration it was trained for, None where the file does not say.
+
+    Raises:
+        InputError: no such file, one that cannot be read, or one of another network than ``network_g``.
+    """
+    path = options.path
+    if path.pretrain_network_g is None:
+        raise InputError("path.pretrain_network_g: missing; name the checkpoint to test")
+    file = resolve(path.pretrain_network_g)
+    net = build.build_for_options(options)
+    if file.suffix == PACKED:
+        return _from_packed(net, file)
+    content = checkpoint.load(file)
+    ours = checkpoint.metadata(content, file)
+    if path.strict_load_g and ours is not None and ours.get("arch"):
+        _check_same(net, ours["arch"], str(file))
+    iteration = build.load_content(net, content, str(file), path.param_key_g, strict=path.strict_load_g)
+    build.ensure_ranking(net, str(file))
+    return net, iteration
+
+
+def _from_packed(net: nn.Module, file: Path) -> tuple[nn.Module, int | None]:
+    packed = packing.load(file)
+    found = to_module(packed, file)
+    _check_same(net, contract.of(found).arch, str(file))
+    wanted = contract.of(net).depth_dynamic
+    assert wanted is not None  # as the network in the file
+    found.depth_rule = wanted.depth_rule
+    found.depths = wanted.depths if packed.header.ranking is not None else packed.header.depths
+    iteration = packed.header.provenance.get("iteration")
+    return found, iteration if isinstance(iteration, int) else None
+
+
+def _check_same(net: nn.Module, trained: Mapping[str, Any], file: str) -> None:
+    """``net``, built from the options, must be what the file holds; which depths are run is the options' choice.
 
     Args:
-        name_or_path: see `load`.
+        trained: type and arguments of the network in the file; arguments that it does not hold are at their defaults.
 
     Raises:
-        InputError: no such file or run, or not one that says how to build its network.
+        InputError: names every argument that differs.
     """
-    path = resolve(name_or_path)
-    if path.suffix == ".safetensors":
-        from quantsr.deploy.packing import load as load_packed
-
-        return dict(load_packed(path).header.arch)
-    from quantsr.engine import checkpoint
-
-    ours = checkpoint.metadata(checkpoint.load(path), path)
-    if ours is None or not ours.get("arch"):
+    own, arch = _comparable(contract.of(net).arch), _comparable(trained)
+    if arch["type"] != own["type"]:
+        wrong = {"type"}
+    else:
+        wrong = {key for key in arch if arch[key] != own.get(key)} - {"depths", "depth_rule"}
+    if wrong:
+        found = ", ".join(f"{key} {own.get(key)!r} instead of {arch[key]!r}" for key in sorted(wrong))
         raise InputError(
-            f"{path}: does not say how its network is built; use `quantsr test -opt FILE` with network_g and "
-            "path.pretrain_network_g"
+            f"{file}: was trained as another network than network_g ({found}); leave network_g out, or name another checkpoint"
         )
-    return dict(ours["arch"])
 
 
-def _from_checkpoint(path: Path) -> nn.Module:
-    from quantsr.engine import build
-
-    arch = architecture(path)
-    net = build.build_network(arch.pop("type"), arch)
-    build.load_checkpoint(net, str(path), None)
-    return net.eval()
+def _comparable(arch: Mapping[str, Any]) -> dict[str, Any]:
+    """``arch`` with the defaults of its constructor, tuples as lists."""
+    given = {key: value for key, value in arch.items() if key != "type"}
+    constructor = registries.networks().get(str(arch.get("type")))
+    bound = with_defaults(constructor, given) if constructor is not None else given
+    return {"type": arch.get("type"), **checkpoint.plain(bound)}

@@ -12,8 +12,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from quantsr.engine import checkpoint
 from quantsr.errors import InputError, WorkError
+from quantsr.trained_files import checkpoint
 
 
 def average(before: Path, after: Path, weight: float) -> dict[str, object]:

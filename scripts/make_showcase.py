@@ -18,13 +18,14 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from quantsr.commands.upscale import DEFAULT_MODEL
 from quantsr.data.evaluation import skimage_pictures
 from quantsr.data.images import read_rgb
 from quantsr.data.resize import imresize_uint8, mod_crop
 from quantsr.deploy.packing import load
-from quantsr.deploy.upscale_cli import DEFAULT_MODEL
-from quantsr.deploy.upscaler import Upscaler, find_model
+from quantsr.deploy.upscaler import Upscaler
 from quantsr.errors import InputError
+from quantsr.trained_files.names import find_packed
 
 Picture = NDArray[np.uint8]
 
@@ -86,7 +87,7 @@ def showcase(name: str) -> Picture:
     Raises:
         InputError: no such network, or scikit-image is not installed.
     """
-    model = load(find_model(name))
+    model = load(find_packed(name))
     depths = model.header.depths
     upscalers = [Upscaler(model, depth=depth) for depth in sorted(depths)]
     scale, bits = model.header.scale, model.header.arch["nbits_w"]
@@ -134,7 +135,7 @@ def encode(picture: Picture, name: str) -> bytes:
 
 def fingerprint(name: str) -> str:
     """SHA-256 of the packed file."""
-    return hashlib.sha256(find_model(name).read_bytes()).hexdigest()
+    return hashlib.sha256(find_packed(name).read_bytes()).hexdigest()
 
 
 def main() -> int:

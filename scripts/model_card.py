@@ -19,9 +19,9 @@ from pathlib import Path
 
 from quantsr.deploy.model import PackedModel, QuantizedLayer
 from quantsr.deploy.packing import load
-from quantsr.deploy.upscaler import ZOO
 from quantsr.engine.results import Record, read_results, write_records
 from quantsr.errors import InputError
+from quantsr.trained_files.names import ZOO
 
 BEGIN = "<!-- measured: python scripts/model_card.py -->"
 END = "<!-- end of what is measured -->"

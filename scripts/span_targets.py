@@ -27,8 +27,8 @@ from tqdm import tqdm
 
 from quantsr.data.images import encode_png, list_images, read_rgb
 from quantsr.data.resize import imresize_uint8, mod_crop
-from quantsr.engine.atomic import replace_file
 from quantsr.errors import InputError
+from quantsr.files import replace_file
 
 FLOAT16 = 0x01306B47
 """What ncnn writes before weights in half precision; 0 before float32."""

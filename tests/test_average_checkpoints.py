@@ -5,8 +5,9 @@ import torch
 
 from quantsr import load
 from quantsr.archs import QuantSR_C
-from quantsr.engine import checkpoint
+from quantsr.engine.network_file import network_file
 from quantsr.quant import calibrate
+from quantsr.trained_files import checkpoint
 from tests.scripts import load_script
 
 average_checkpoints = load_script("average_checkpoints")
@@ -22,7 +23,7 @@ def written(tmp_path):
         calibrate(net, [torch.rand(1, 3, 8, 8)])
         net.set_ranking(ranking)
         path = tmp_path / f"{seed}.pth"
-        checkpoint.save(path, checkpoint.network_file(net, None, iteration=seed))
+        checkpoint.save(path, network_file(net, None, iteration=seed))
         return net, path
 
     return write
@@ -47,7 +48,7 @@ def test_the_average_lies_between_and_keeps_ranking_and_depths(written, tmp_path
 def test_the_moving_averages_are_taken(written, tmp_path):
     (first, _), (last, after) = written(1), written(2)
     both = tmp_path / "both.pth"
-    checkpoint.save(both, checkpoint.network_file(last, first, iteration=1))
+    checkpoint.save(both, network_file(last, first, iteration=1))
     out = tmp_path / "out.pth"
     assert average_checkpoints.main([str(both), str(after), "--weight", "0", "-o", str(out)]) == 0
     assert torch.equal(load(out).conv_first.weight, first.conv_first.weight)

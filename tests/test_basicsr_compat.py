@@ -76,7 +76,7 @@ def test_fault_3_the_shell_is_out_of_reach(name: str, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr("subprocess.getoutput", lambda command: pytest.fail(f"a shell ran {command}"))
     monkeypatch.setenv("SLURM_NODELIST", "$(false)")
-    with pytest.raises(RuntimeError, match=r"quantsr\.engine\.distributed"):
+    with pytest.raises(RuntimeError, match=r"quantsr\.hardware\.processes"):
         getattr(dist_util, name)("slurm")
 
 

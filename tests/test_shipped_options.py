@@ -11,13 +11,13 @@ import pytest
 import torch
 
 from quantsr.analysis import compare
+from quantsr.analysis.evaluation import evaluate_options
 from quantsr.analysis.runs import Ledger
 from quantsr.basicsr_compat import ARCH_REGISTRY
+from quantsr.commands.train import main as train
 from quantsr.config import Options, load_options
 from quantsr.config.compare import load_comparison
 from quantsr.quant import get_compile, set_compile
-from quantsr.test import evaluate_options
-from quantsr.train import main as train
 from tests.reference.released_quantizer import ReleasedQuantSRC
 
 ROOT = Path(__file__).parents[1]
@@ -174,7 +174,7 @@ def test_every_comparison_runs(file, pictures, tmp_path):
         *(f"datasets.{key}={{name: {key}, {tiny}}}" for key in whole.options.datasets),
     ]
     comparison = load_comparison(str(ROOT / file), words)
-    records = compare.compare(comparison, Ledger(comparison), go_on="")
+    records = compare.compare(comparison, Ledger(comparison), resume_command="")
     depths = comparison.runs[0].training.network_g.kwargs["depths"]
     for variant in comparison.options.variants:
         assert [r.depth for r in records if (r.variant, r.metric) == (variant, "psnr")][

@@ -6,16 +6,17 @@ import numpy as np
 import pytest
 
 import quantsr
+from quantsr.analysis.evaluation import evaluate_options
+from quantsr.commands.upscale import DEFAULT_MODEL
 from quantsr.config import load_options
-from quantsr.deploy import packing, runtimes
+from quantsr.deploy import packing
 from quantsr.deploy.convert import convert
+from quantsr.deploy.engines import select
 from quantsr.deploy.export import calibration_pictures, evaluation_set
 from quantsr.deploy.parity import INTEGER, NETWORK, parity
-from quantsr.deploy.upscale_cli import DEFAULT_MODEL
-from quantsr.deploy.upscaler import ZOO
 from quantsr.engine.results import read_results
 from quantsr.errors import InputError
-from quantsr.test import evaluate_options
+from quantsr.trained_files.names import ZOO
 from tests.scripts import load_script
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -56,7 +57,7 @@ def test_the_records_cover_every_depth_and_set(name):
     records = read_results(ZOO / f"{name}.json")
     header = packing.load(ZOO / f"{name}.safetensors").header
     for depth in header.depths:
-        own = {(r.set, r.metric) for r in records if r.depth == depth and r.engine in runtimes.ENGINES[1:3]}
+        own = {(r.set, r.metric) for r in records if r.depth == depth and r.engine in select.ENGINES[1:3]}
         assert own >= {(s, m) for s in ("skimage", "Set5", "Set14", "B100") for m in ("psnr", "ssim")}
     assert {record.scale for record in records} == {header.scale}
 
@@ -105,7 +106,7 @@ def test_each_is_as_good_as_its_card_says(name, engine, tmp_path):
     stated = {
         (r.set, r.depth, r.metric): r.value
         for r in read_results(ZOO / f"{name}.json")
-        if r.engine in ("numpy", *runtimes.ENGINES[1:3])
+        if r.engine in ("numpy", *select.ENGINES[1:3])
     }
     assert {record.depth for record in records} == {None, *quantsr.load(name).depths}
     for record in records:
@@ -118,7 +119,7 @@ def test_an_exported_network_keeps_to_the_bounds():
     """docs/numerics.md: the default network as it was trained, converted on datasets/mini, beside its default engine."""
     network = quantsr.load(ROOT / "experiments" / "starts" / "photos_w4a4_x4.pth")
     model = convert(network, head_tail_bits=8, calib=calibration_pictures(None, 4))
-    engine = runtimes.create("auto", model)
+    engine = select.create("auto", model)
     rows = parity(
         model,
         [evaluation_set(None, 4)],

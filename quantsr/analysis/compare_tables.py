@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from quantsr.config.comparison import Comparison
 from quantsr.engine.results import Record, aligned
 
 
@@ -154,3 +155,24 @@ def markdown(
         parts.append(f"{title}\n{table(records, set_name, reference)}\n")
     parts.append("## Variants\n\n" + "".join(f"- `{variant}`: {text}\n" for variant, text in about.items()))
     return "\n".join(parts)
+
+
+def about_variants(comparison: Comparison) -> dict[str, str]:
+    """Per variant, in the order of the file: iterations and what it changes."""
+    first = {run.variant: run for run in reversed(comparison.runs)}
+    found = {}
+    for variant, changes in comparison.changes.items():
+        train = first[variant].training.train
+        assert train is not None
+        words = [
+            f"{train.total_iter} iterations",
+            *(f"`{key}={_shown(value)}`" for key, value in changes.items()),
+        ]
+        found[variant] = ", ".join(words)
+    return found
+
+
+def _shown(value: object) -> str:
+    if value is None:
+        return "null"
+    return str(value).lower() if isinstance(value, bool) else str(value)

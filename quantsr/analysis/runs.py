@@ -10,11 +10,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from quantsr.config.comparison import Comparison, Run
-from quantsr.engine import checkpoint
-from quantsr.engine.atomic import write_text
+from quantsr.engine import training_state
 from quantsr.engine.results import Record, read_results
 from quantsr.engine.run_folder import RunFolder, set_aside
 from quantsr.errors import InputError
+from quantsr.files import write_text
+from quantsr.trained_files import checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +70,7 @@ class Ledger:
             return State(foreign=True)
         train = run.training.train
         assert train is not None
-        states = checkpoint.states_in(folder.states)
+        states = training_state.states_in(folder.states)
         iteration = int(states[0].stem) if states else 0
         if iteration < train.total_iter and (folder.models / "net_g_latest.pth").is_file():
             iteration = max(iteration, _iteration(folder.models / "net_g_latest.pth"))

@@ -9,14 +9,15 @@ A *unit* is what a sub-network keeps or skips: a residual block, an RSTB, a Swin
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, cast, get_args, overload
 
 import torch
 from torch import Tensor, nn
 
-from quantsr.archs import depth as rules
-from quantsr.archs.depth import DepthRule
+from quantsr import depth as rules
+from quantsr.archs.load_float import FloatStart, LoadReport
+from quantsr.depth import DepthRule
 
 Depth = int | Sequence[int] | None
 
@@ -117,6 +118,19 @@ class DepthDynamic(nn.Module):
         """The float tail, on the features (B, C, h, w) of several sub-networks: pictures."""
         raise TypeError(f"{type(self).__name__} must define _reconstruct")
 
+    def load_float(self, state_dict: Mapping[str, Tensor], which: FloatStart = "all") -> LoadReport:
+        """Start from the parameters of a float network of the same shape; ``which`` says what is taken of it."""
+        raise TypeError(f"{type(self).__name__} must define load_float")
+
+    @property
+    def protocol(self) -> str | None:
+        """The published protocol of what is quantized, where there are several; else None."""
+        return None
+
+    def convert_state_dict(self, state_dict: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """A state dict under this network's names, where it has other networks' names."""
+        return state_dict
+
     # --- running ------------------------------------------------------------------------------------------------------
 
     @overload
@@ -162,7 +176,9 @@ class DepthDynamic(nn.Module):
 
     def rank_blocks(self) -> tuple[int, ...]:
         """Rank the units by their learned shortcuts, smallest kept first, and keep that ranking."""
-        return self.set_ranking(rules.rank_by_shortcut([unit.shortcut for unit in self.units()]))
+        return self.set_ranking(
+            rules.rank_by_shortcut([float(unit.shortcut.detach()) for unit in self.units()])
+        )
 
     def set_ranking(self, ranking: Sequence[int]) -> tuple[int, ...]:
         """Set the order in which sub-networks keep units.

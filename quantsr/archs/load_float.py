@@ -72,10 +72,10 @@ def take_quantizers(net: nn.Module, state_dict: Mapping[str, Tensor]) -> dict[st
     """
     rest = dict(state_dict)
     for name, layer in quantized_layers(net).items():
-        for kind in ("weight_quantizer", "input_quantizer"):
+        quantizers = {"weight_quantizer": layer.weight_quantizer, "input_quantizer": layer.input_quantizer}
+        for kind, quantizer in quantizers.items():
             prefix = f"{name}.{kind}."
             own = {key.removeprefix(prefix): rest.pop(key) for key in state_dict if key.startswith(prefix)}
-            quantizer = getattr(layer, kind)
             if own and quantizer is not None:
                 try:
                     quantizer.load_state_dict(own)

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from quantsr.archs import linear_tail
-from quantsr.archs.depth import DepthRule
 from quantsr.archs.dqa import DepthDynamic, Stream, Unit, advance, as_unit, start
 from quantsr.archs.load_float import FloatStart, LoadReport, copy_float, spread_blocks, take_quantizers
 from quantsr.basicsr_compat import ARCH_REGISTRY, Upsample
+from quantsr.depth import DepthRule
 from quantsr.quant.autograd import shortcut_add
 from quantsr.quant.layers import FirstConv2d, QuantConv2d, compute_dtype
 from quantsr.quant.prepare import Rule, prepare
@@ -71,7 +71,7 @@ class QuantSR_C(DepthDynamic):
         quantizer: a name in ``QUANTIZER_REGISTRY``.
         weight_granularity: one weight step per ``tensor`` (the paper) or output ``channel``.
         depths: the sub-networks that are trained and evaluated; ``(2N, N, N/2)`` by default.
-        depth_rule: see :data:`quantsr.archs.depth.DepthRule`.
+        depth_rule: see :data:`quantsr.depth.DepthRule`.
 
     Raises:
         ValueError: for bits, depths, a scale or an upsampler outside these ranges.
@@ -197,7 +197,7 @@ class QuantSR_C(DepthDynamic):
                 conv = self.body[index].get_submodule("conv2")
                 nn.init.zeros_(conv.get_parameter("bias"))
                 # There is no step for weights that are all 0.
-                quantized = getattr(conv, "weight_quantizer", None) is not None
+                quantized = isinstance(conv, QuantConv2d) and conv.weight_quantizer is not None
                 conv.get_parameter("weight").mul_(0.1 if quantized else 0.0)
         prefixes = ("conv_last.", "conv_after_body.", "upsample.") if which == "head_tail" else ("",)
         return copy_float(self, state_dict, prefixes)

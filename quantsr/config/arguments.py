@@ -1,49 +1,117 @@
-"""The command-line arguments that name and change an option file, the same for every command."""
+"""Sections with a ``type`` beside networks: whether it is registered, and takes the arguments beside it."""
 
 from __future__ import annotations
 
-import argparse
-import shlex
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
 
-from quantsr.config.load import load_options
-from quantsr.config.schema import Options
+from quantsr.config import registries
+from quantsr.config.base import Registered
+from quantsr.config.binding import bind, parameters
+from quantsr.config.problems import KeyPath, Problems, did_you_mean
+from quantsr.config.sections import DatasetOptions, MetricOptions
+from quantsr.config.training import LossOptions, OptimizerOptions, SchedulerOptions
 
+OWN_DATASETS = ("PairedImageDataset", "CroppedImageDataset", "SkimageDataset")
+"""Data sets whose keys are those of the schema."""
 
-def add_option_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add ``-opt``, ``--set`` and ``--force_yml``."""
-    parser.add_argument(
-        "-opt", "--opt", dest="opt", required=True, metavar="FILE", help="the option file (YAML)"
-    )
-    parser.add_argument(
-        "--set",
-        action="extend",
-        nargs="+",
-        default=[],
-        metavar="KEY.SUB=VALUE",
-        help="change options, e.g. --set network_g.nbits_w=2 train.total_iter=1000; null removes a key",
-    )
-    parser.add_argument(
-        "--force_yml",
-        action="extend",
-        nargs="+",
-        default=[],
-        metavar="KEY:SUB=VALUE",
-        help="the same in BasicSR's notation",
-    )
+_PICTURES = ("img", "img2")
+"""What a metric is called with."""
 
 
-def options_from(args: argparse.Namespace, *, is_train: bool, check_paths: bool = True) -> Options:
-    """Load the options that the arguments of :func:`add_option_arguments` ask for.
+def check_arguments(options: Mapping[str, Any], problems: Problems) -> None:
+    """Note what is wrong with the sections of losses, metrics, data sets, optimizer and schedule."""
+    train, val = _section(options, "train"), _section(options, "val")
+    check = _Check(problems)
+    if "losses" in train and "pixel_opt" in train:
+        problems.add(("train", "pixel_opt"), "train.losses is given too; make it one of them, or remove it")
+    loss = ("pixel loss", registries.losses, LossOptions)
+    check(("train", "pixel_opt"), train.get("pixel_opt"), *loss)
+    for name, section in _section(train, "losses").items():
+        if not str(name).isidentifier():
+            problems.add(("train", "losses", str(name)), "must be a name of letters, digits and '_'")
+        check(("train", "losses", str(name)), section, *loss)
+    optimizer = _section(train, "optim_g")
+    muon = ("betas",) if optimizer.get("type") == "Muon" else ()  # of the Adam beside it
+    check(
+        ("train", "optim_g"), optimizer, "optimizer", registries.optimizers, OptimizerOptions,
+        supplied=("params",), section_only=muon,
+    )  # fmt: skip
+    check(
+        ("train", "scheduler"), train.get("scheduler"), "schedule", registries.schedulers, SchedulerOptions,
+        supplied=("optimizer", "last_epoch"),
+    )  # fmt: skip
+    for key, section in _section(val, "metrics").items():
+        path = ("val", "metrics", str(key))
+        # Keys of every metric's section; a metric gets those that it takes (`metric_arguments`).
+        only = ("better", "crop_border", *(("test_y_channel",) if _flag_is_off(section) else ()))
+        check(
+            path, section, "metric", registries.metrics, MetricOptions, supplied=_PICTURES, section_only=only
+        )
+    for key, section in _section(options, "datasets").items():
+        _check_dataset(("datasets", str(key)), section, problems)
 
-    Raises:
-        OptionsError: with every problem found.
+
+def _flag_is_off(section: Any) -> bool:
+    return not (isinstance(section, dict) and section.get("test_y_channel"))
+
+
+class _Check:
+    """Checks one section against what it names."""
+
+    def __init__(self, problems: Problems) -> None:
+        self._problems = problems
+
+    def __call__(
+        self,
+        key: KeyPath,
+        section: Any,
+        what: str,
+        known: Callable[[], Mapping[str, Callable[..., Any]]],
+        schema: type[Registered],
+        *,
+        supplied: Collection[str] = (),
+        section_only: Collection[str] = (),
+    ) -> None:
+        """Note an unknown type and arguments that do not fit; `section_only` are keys that no constructor gets."""
+        if not isinstance(section, dict):
+            return
+        kind = section.get("type", schema.model_fields["type"].default)
+        if not isinstance(kind, str):
+            return  # the schema has said so
+        found = known()
+        if kind not in found:
+            self._problems.add(
+                (*key, "type"), f"no {what} {kind!r} is registered; {did_you_mean(kind, found)}"
+            )
+            return
+        given = {word: v for word, v in section.items() if word != "type" and word not in section_only}
+        declared = [name for name in schema.model_fields if name != "type"]
+        bind(key, kind, found[kind], given, self._problems, supplied=supplied, declared=declared)
+
+
+def _check_dataset(key: KeyPath, section: Any, problems: Problems) -> None:
+    """Keys that a data set does not take: of ours by the schema, of others by their class's keyword arguments.
+
+    A class that takes one dict of options, as BasicSR's do, is handed every key; what it takes only it knows.
     """
-    return load_options(args.opt, args.set, args.force_yml, is_train=is_train, check_paths=check_paths)
+    if not isinstance(section, dict) or not isinstance(kind := section.get("type"), str):
+        return
+    declared = [name for name in DatasetOptions.model_fields if name != "phase"]
+    more = [word for word in section if word not in DatasetOptions.model_fields]
+    if kind in OWN_DATASETS:
+        for word in more:
+            problems.add((*key, word), f"unknown option; {did_you_mean(word, declared)}")
+    elif more and (target := registries.datasets().get(kind)) is not None and not takes_dict(target):
+        given = {word: section[word] for word in more}
+        bind(key, kind, target, given, problems, declared=DatasetOptions.model_fields)
 
 
-def typed_again(command: str, args: argparse.Namespace, *more: str) -> str:
-    """The line that runs ``quantsr COMMAND`` with the same option file and changes, quoted for the shell."""
-    words = ["quantsr", command, "-opt", args.opt]
-    for flag, entries in (("--set", args.set), ("--force_yml", args.force_yml)):
-        words += [flag, *entries] if entries else []
-    return shlex.join([*words, *more])
+def takes_dict(target: Callable[..., Any]) -> bool:
+    """Whether a data set's class is made with one dict of options."""
+    return list(parameters(target)) == ["opt"]
+
+
+def _section(options: Mapping[str, Any], key: str) -> dict[str, Any]:
+    value = options.get(key)
+    return value if isinstance(value, dict) else {}

@@ -38,3 +38,26 @@ class Section(BaseModel):
     model_config = ConfigDict(
         extra="forbid", frozen=True, strict=True, allow_inf_nan=False, protected_namespaces=()
     )
+
+
+class Registered(Section):
+    """A section that names something registered, ``type``; every other key is an argument of what it names.
+
+    The fields that a subclass declares have their types checked here, other arguments by `quantsr.config.binding`.
+    """
+
+    model_config = ConfigDict(extra="allow")
+
+    type: str
+
+    def given(self) -> dict[str, Any]:
+        """The keys beside ``type`` that the section gives."""
+        return self.model_dump(exclude={"type"}, exclude_unset=True, exclude_none=True)
+
+    def arguments(self) -> dict[str, Any]:
+        """The arguments of the call; those that the section leaves out keep the constructor's defaults."""
+        return self.given()
+
+    def flat(self) -> dict[str, Any]:
+        """The section as an option file has it."""
+        return {"type": self.type, **self.given()}

@@ -9,6 +9,7 @@ from typing import Any
 
 from quantsr.config.problems import KeyPath, Problems
 from quantsr.errors import InputError
+from quantsr.trained_files.names import PACKED, resolve
 
 _ROOTS = ("dataroot_gt", "dataroot_lq", "dataroot_soft")
 _CHECKPOINTS = (
@@ -73,12 +74,10 @@ def is_checkpoint(value: Any) -> bool:
     if not isinstance(value, str):
         return False
     found = _resolved(value)
-    return value.endswith(".pth") if found is None else found.suffix != ".safetensors"
+    return value.endswith(".pth") if found is None else found.suffix != PACKED
 
 
 def _resolved(value: str) -> Path | None:
-    from quantsr.loading import resolve
-
     try:
         return resolve(value)
     except InputError:

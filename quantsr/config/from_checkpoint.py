@@ -18,7 +18,7 @@ def fill_network(options: dict[str, Any], problems: Problems) -> None:
     Raises:
         OptionsError: the checkpoint is not there, or does not say how its network is built; without it nothing else can be checked.
     """
-    from quantsr import loading
+    from quantsr.trained_files.architecture import architecture  # imports torch
 
     given = options.get("network_g", {})
     section = options.get("path")
@@ -28,7 +28,7 @@ def fill_network(options: dict[str, Any], problems: Problems) -> None:
     check_checkpoints(section, False, problems)
     problems.raise_if_any()
     try:
-        arch = loading.architecture(name)
+        arch = architecture(name)
     except InputError as error:
         problems.add(("path", "pretrain_network_g"), str(error))
         problems.raise_if_any()

@@ -11,6 +11,7 @@ from quantsr.config.folders import check_checkpoints, check_dataset, expand_path
 from quantsr.config.from_checkpoint import fill_network
 from quantsr.config.layers import apply_overrides, drop_nulls, read_layers
 from quantsr.config.problems import Problems
+from quantsr.config.rules import check_rules, evaluated_keys
 from quantsr.config.schema import Options
 from quantsr.config.translate import add_validation_errors
 from quantsr.errors import InputError, OptionsError
@@ -75,8 +76,6 @@ def check_options(
         The options, None where their types are wrong.
     """
     checked = _validate(options, problems)
-    from quantsr.config.rules import check_rules, evaluated_keys
-
     check_rules(options, is_train, problems)
     datasets = options.get("datasets")
     if check_paths and isinstance(datasets, dict):

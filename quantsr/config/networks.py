@@ -1,18 +1,14 @@
-"""Binding a network section to the constructor that it will call, before anything is built."""
+"""Network sections: their arguments, bits and depths, checked before anything is built."""
 
 from __future__ import annotations
 
-import inspect
-import json
-import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
-
 from quantsr.config import registries
-from quantsr.config.problems import Problems, did_you_mean
-from quantsr.config.translate import show
+from quantsr.config.binding import bind
+from quantsr.config.problems import Problems, did_you_mean, show
+from quantsr.depth import default_depths
 
 _BITS = (*range(2, 9), 32)
 _COUNTS = ("num_in_ch", "num_out_ch", "num_feat", "num_block", "embed_dim", "layers_per_block", "window_size")
@@ -37,23 +33,10 @@ def check_network(key: str, section: Any, scale: Any, problems: Problems) -> dic
     if name not in known:
         problems.add((key, "type"), f"no network {name!r} is registered; {did_you_mean(name, known)}")
         return None
-    accepted = registries.parameters(known[name])
     given = {word: value for word, value in section.items() if word != "type"}
-    for word in given:
-        if word not in accepted:
-            problems.add((key, word), f"unknown option of {name}; {did_you_mean(word, accepted)}")
-    for word, parameter in accepted.items():
-        if parameter.default is parameter.empty and word not in given:
-            problems.add((key, word), f"missing; {name} needs it")
-    hints = _hints(known[name])
-    sound = {
-        w: v
-        for w, v in given.items()
-        if w in accepted and _check_type(key, w, v, accepted[w], hints, problems)
-    }
-    defaults = {w: p.default for w, p in accepted.items() if p.default is not p.empty and w not in given}
+    bound = bind((key,), name, known[name], given, problems)
+    sound = {word: value for word, value in given.items() if word in bound}
     _check_values(key, sound, problems)
-    bound = {**defaults, **sound}
     _check_depths(key, bound, problems)
     if isinstance(scale, int) and isinstance(bound.get("upscale"), int) and bound["upscale"] != scale:
         written = "is" if "upscale" in given else "is by default"
@@ -68,8 +51,6 @@ def network_depths(bound: dict[str, Any]) -> list[int] | None:
         return None
     depths = bound["depths"]
     if depths is None:
-        from quantsr.archs.depth import default_depths  # imports torch
-
         return list(default_depths(blocks))
     return [depths] if isinstance(depths, int) else list(depths)
 
@@ -80,50 +61,6 @@ def depth_units(bound: dict[str, Any]) -> int | None:
     if not all(isinstance(count, int) for count in counts):
         return None
     return counts[0] * (counts[1] if bound.get("dqa_unit") == "layer" else 1)
-
-
-def _hints(target: Callable[..., Any]) -> dict[str, Any]:
-    try:
-        return typing.get_type_hints(target.__init__ if isinstance(target, type) else target)  # type: ignore[misc]
-    except (NameError, TypeError, AttributeError):
-        return {}  # hints that name types only known to a type checker
-
-
-def _check_type(
-    key: str, word: str, value: Any, parameter: inspect.Parameter, hints: dict[str, Any], problems: Problems
-) -> bool:
-    """Whether the value fits the parameter's type hint, or the type of its default where it has none."""
-    wanted = hints.get(word, _type_of(parameter.default))
-    if wanted is Any:
-        return True
-    try:
-        # As JSON: there a list may stand for a tuple and 1 for 1.0, but neither "1" nor true for a number.
-        TypeAdapter(wanted).validate_json(json.dumps(value), strict=True)
-    except ValidationError as error:
-        reason = error.errors(include_url=False)[0]["msg"]
-        reason = reason[:1].lower() + reason[1:]
-        if wanted in (int, float, bool, str):
-            reason = f"must be {_WORDS[wanted]}"
-        problems.add((key, word), f"{reason}, got {show(value)}")
-        return False
-    except Exception:  # a hint pydantic has no schema for, e.g. a class of torch: the constructor decides
-        return True
-    return True
-
-
-_WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
-
-
-def _type_of(default: Any) -> Any:
-    if isinstance(default, bool):
-        return bool
-    if isinstance(default, (int, float)):
-        return float if isinstance(default, float) else int | float
-    if isinstance(default, str):
-        return str
-    if isinstance(default, (tuple, list)) and default:
-        return list[int | float] if all(isinstance(entry, (int, float)) for entry in default) else list[Any]
-    return Any
 
 
 def _check_values(key: str, given: dict[str, Any], problems: Problems) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 from quantsr.errors import OptionsError
 
@@ -22,6 +23,12 @@ def did_you_mean(word: str, candidates: Iterable[str]) -> str:
         return "there is nothing to choose from"
     shown = ", ".join(names[:12]) + (", ..." if len(names) > 12 else "")
     return f"choose from {shown}" if len(names) > 1 else f"the only choice is {shown}"
+
+
+def show(value: Any) -> str:
+    """A value as one would find it in the file, shortened."""
+    text = {True: "true", False: "false"}[value] if isinstance(value, bool) else repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 class Problems:

@@ -1,4 +1,6 @@
-"""What is registered: networks, model classes, quantizers, losses, metrics, data sets. Imports torch, and only when asked.
+"""What option files can name: networks, model classes, quantizers, losses, metrics, data sets, optimizers, schedulers.
+
+torch is imported by the functions, not with this module.
 
 Files of certain names are imported first, so that what stands in them is registered: ``archs/*_arch.py``, ``models/*_model.py``,
 ``models/*_loss.py``, ``quant/*_quantizer.py``, ``engine/*_metric.py``, ``data/*_dataset.py``.
@@ -7,9 +9,10 @@ Files of certain names are imported first, so that what stands in them is regist
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
+from quantsr.config.binding import parameters
 from quantsr.discovery import import_files
 
 
@@ -36,59 +39,80 @@ def models() -> dict[str, Callable[..., Any]]:
 
 def quantizers() -> list[str]:
     """The names of the quantizers."""
-    from quantsr.quant import quantizer_names
+    from quantsr.basicsr_compat import QUANTIZER_REGISTRY
 
-    return quantizer_names()
+    import_files("quant", "_quantizer")
+    return sorted(_names(QUANTIZER_REGISTRY))
 
 
 def losses() -> dict[str, Callable[..., Any]]:
-    """Every pixel loss by name: one that is made with ``loss_weight`` and ``reduction``, and called with output and target."""
+    """Every loss by name that is a torch module called with output and target.
+
+    Of BasicSR's only those that compare pixels: others take features or a discriminator's answer.
+    """
     from quantsr.basicsr_compat import LOSS_REGISTRY
 
     import_files("models", "_loss")
-    return {name: loss for name, loss in LOSS_REGISTRY if _is_pixel_loss(loss)}
+    return {name: loss for name, loss in LOSS_REGISTRY if _compares_two(loss)}
 
 
-def _is_pixel_loss(loss: Any) -> bool:
-    called = inspect.signature(getattr(loss, "forward", loss)).parameters.values()
+def _compares_two(loss: Any) -> bool:
+    forward = getattr(loss, "forward", None)
+    if not isinstance(loss, type) or forward is None:
+        return False
+    called = inspect.signature(forward).parameters.values()
     needed = [p for p in called if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
-    return len(needed) == 3 and {"loss_weight", "reduction"} <= parameters(loss).keys()  # the first is self
+    if loss.__module__.startswith("basicsr.") and not {"loss_weight", "reduction"} <= parameters(loss).keys():
+        return False
+    return len(needed) == 3  # the first is self
 
 
-def metrics() -> list[str]:
-    """The names of the metrics of two uint8 pictures; BasicSR's for tensors end in ``_pt``."""
+def metrics() -> dict[str, Callable[..., Any]]:
+    """Every metric of two uint8 pictures by name; BasicSR's for tensors, which end in ``_pt``, are left out."""
     from quantsr.basicsr_compat import METRIC_REGISTRY
 
     import_files("engine", "_metric")
-    return [name for name in _names(METRIC_REGISTRY) if not name.endswith("_pt")]
+    return {name: metric for name, metric in METRIC_REGISTRY if not name.endswith("_pt")}
 
 
-def parameters(target: Callable[..., Any]) -> dict[str, inspect.Parameter]:
-    """The keyword arguments that a class or function takes.
+def optimizers() -> dict[str, Callable[..., Any]]:
+    """Every optimizer by name: those of torch.optim that step without a closure, Muon among them."""
+    from torch import optim
 
-    Where a class hands ``**kwargs`` on to its base class, those of the base class too.
-    """
-    found: dict[str, inspect.Parameter] = {}
-    owners: Iterable[Any] = target.__mro__ if isinstance(target, type) else (target,)
-    for owner in owners:
-        function = owner.__dict__.get("__init__") if isinstance(owner, type) else owner
-        if function is None:
-            continue
-        signature = list(inspect.signature(function).parameters.values())
-        for parameter in signature[1:] if isinstance(owner, type) else signature:
-            if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
-                found.setdefault(parameter.name, parameter)
-        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in signature):
-            break
-    return found
+    found = {name: kind for name, kind in vars(optim).items() if isinstance(kind, type)}
+    usable = {n: k for n, k in found.items() if issubclass(k, optim.Optimizer) and k is not optim.Optimizer}
+    return {name: kind for name, kind in usable.items() if name not in ("LBFGS", "SparseAdam")}
 
 
-def dataset_types() -> list[str]:
-    """The names of the data set types: the project's, BasicSR's and what else is registered."""
+def schedulers() -> dict[str, Callable[..., Any]]:
+    """Every learning-rate schedule by name: BasicSR's, and those of torch that depend on the iteration alone."""
+    from torch.optim import lr_scheduler
+
+    from quantsr.basicsr_compat import CosineAnnealingRestartLR, MultiStepRestartLR
+
+    base = lr_scheduler.LRScheduler
+    found = {
+        name: kind
+        for name, kind in vars(lr_scheduler).items()
+        if isinstance(kind, type) and issubclass(kind, base) and not name.startswith("_") and kind is not base
+    }
+    for name in ("LambdaLR", "MultiplicativeLR", "SequentialLR", "ChainedScheduler", "ReduceLROnPlateau"):
+        found.pop(name, None)
+    basicsr = {"CosineAnnealingRestartLR": CosineAnnealingRestartLR, "MultiStepRestartLR": MultiStepRestartLR}
+    return {**found, **basicsr, "MultiStepLR": MultiStepRestartLR}
+
+
+def datasets() -> dict[str, Callable[..., Any]]:
+    """Every registered data set by name: the project's and BasicSR's for training, and what else is registered."""
     from quantsr.basicsr_compat import DATASET_REGISTRY
 
     import_files("data", "_dataset")
-    return sorted({"CroppedImageDataset", "SkimageDataset", *_names(DATASET_REGISTRY)})
+    return dict(iter(DATASET_REGISTRY))
+
+
+def dataset_types() -> list[str]:
+    """The names that ``datasets.<key>.type`` takes."""
+    return sorted({"CroppedImageDataset", "SkimageDataset", *datasets()})
 
 
 def _names(registry: Any) -> list[str]:

@@ -6,6 +6,7 @@ from __future__ import annotations
 from typing import Any
 
 from quantsr.config import registries
+from quantsr.config.arguments import check_arguments
 from quantsr.config.base import whole_number
 from quantsr.config.folders import is_checkpoint
 from quantsr.config.networks import check_depth_list, check_network, depth_units, network_depths
@@ -205,28 +206,7 @@ def _check_registered(options: dict[str, Any], problems: Problems) -> None:
             ("model_type",),
             f"no subclass of QuantSRModel is registered as {model!r}; {did_you_mean(model, known)}",
         )
-    metrics = _section(_section(options, "val"), "metrics")
-    for key, metric in metrics.items():
-        kind = metric.get("type") if isinstance(metric, dict) else None
-        if isinstance(kind, str) and kind not in (measures := registries.metrics()):
-            problems.add(
-                ("val", "metrics", key, "type"),
-                f"no metric {kind!r} is registered; {did_you_mean(kind, measures)}",
-            )
-    loss = _section(_section(options, "train"), "pixel_opt")
-    kind = loss.get("type")
-    if not isinstance(kind, str):
-        return
-    known_losses = registries.losses()
-    if kind not in known_losses:
-        problems.add(
-            ("train", "pixel_opt", "type"),
-            f"no pixel loss {kind!r} is registered; {did_you_mean(kind, known_losses)}",
-        )
-        return
-    accepted = registries.parameters(known_losses[kind])
-    if "eps" in loss and "eps" not in accepted:
-        problems.add(("train", "pixel_opt", "eps"), f"not an option of {kind}; remove it")
+    check_arguments(options, problems)
 
 
 def _check_depths(options: dict[str, Any], bound: dict[str, Any], problems: Problems) -> None:

@@ -166,6 +166,13 @@ class Options(Section):
                 plain[key] = _plain(network.flat())
         for dataset in plain["datasets"].values():
             del dataset["phase"]
+        if self.train is not None:
+            train = plain["train"]
+            train["optim_g"] = self.train.optim_g.flat()
+            train["scheduler"] = self.train.scheduler.flat()
+            train["losses"] = {name: loss.flat() for name, loss in self.train.losses.items()}
+            train["pixel_opt"] = self.train.pixel_opt.flat()
+            del train["pixel_opt" if self.train.losses else "losses"]
         return plain
 
     def config_hash(self) -> str:

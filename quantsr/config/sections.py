@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from quantsr.config.base import FolderName, Int, Section
+from quantsr.config.base import FolderName, Int, Registered, Section
 
 
 class NetworkOptions(Section):
@@ -45,8 +45,11 @@ class IOBackendOptions(Section):
     )
 
 
-class DatasetOptions(Section):
-    """A data set: the key `train`, `val`, `val_2`, ..., `test`, `test_1`, ... says what it is for."""
+class DatasetOptions(Registered):
+    """A data set: the key `train`, `val`, `val_2`, ..., `test`, `test_1`, ... says what it is for.
+
+    Types other than the three named below get further keys as their class takes them.
+    """
 
     name: FolderName = Field(min_length=1, description="Name in logs, tables and result folders.")
     type: str = Field(
@@ -163,11 +166,11 @@ class PathOptions(Section):
     results_root: str = Field(default="results", description="Folder that holds one folder per test run.")
 
 
-class MetricOptions(Section):
-    """A metric; the key above it is its name in tables."""
+class MetricOptions(Registered):
+    """A metric: ``type`` and, beside it, arguments of its function; the key above it is its name in tables."""
 
     type: str = Field(
-        description="Name in BasicSR's metric registry: `calculate_psnr`, `calculate_ssim`, ..."
+        description="Name in BasicSR's metric registry: `calculate_psnr`, `calculate_ssim`, ..., or one's own."
     )
     crop_border: Int = Field(
         ge=0, description="Pixels left out along each edge.", json_schema_extra={"default": "`scale`"}

@@ -6,15 +6,15 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from quantsr.config.base import Int, Section
+from quantsr.config.base import Int, Registered, Section
 
 
-class OptimizerOptions(Section):
-    """The optimizer."""
+class OptimizerOptions(Registered):
+    """The optimizer: ``type`` and, beside it, arguments of its constructor."""
 
-    type: Literal["Adam", "AdamW", "Muon"] = Field(
+    type: str = Field(
         default="Adam",
-        description="`Adam`, `AdamW`, or `Muon` for the weights of all convolutions and linear layers but the first and the last, with Adam, at the same rate, for the rest.",
+        description="`Adam`, `AdamW` or another optimizer of torch.optim, or `Muon` for the weights of all convolutions and linear layers but the first and the last, with Adam, at the same rate, for the rest.",
     )
     lr: float = Field(gt=0, description="Learning rate at the start.")
     betas: list[float] = Field(
@@ -30,11 +30,15 @@ class OptimizerOptions(Section):
         return value
 
 
-class SchedulerOptions(Section):
-    """The learning-rate schedule, BasicSR's; counts optimizer steps from the start of the run."""
+MULTI_STEP, COSINE = ("MultiStepLR", "MultiStepRestartLR"), "CosineAnnealingRestartLR"
+"""BasicSR's schedulers."""
 
-    type: Literal["MultiStepLR", "MultiStepRestartLR", "CosineAnnealingRestartLR"] = Field(
-        description="Kind of schedule."
+
+class SchedulerOptions(Registered):
+    """The learning-rate schedule: ``type`` and, beside it, arguments of its constructor; counts optimizer steps."""
+
+    type: str = Field(
+        description="`MultiStepLR` (the same as `MultiStepRestartLR`), `CosineAnnealingRestartLR`, BasicSR's, or a scheduler of torch.optim.lr_scheduler."
     )
     milestones: list[Int] | None = Field(
         default=None, description="MultiStep: iterations after which the rate is multiplied by `gamma`."
@@ -58,13 +62,8 @@ class SchedulerOptions(Section):
     eta_min: float | None = Field(default=None, ge=0, description="Cosine: lowest learning rate; default 0.")
 
     @model_validator(mode="after")
-    def _belongs(self) -> SchedulerOptions:
-        cosine = self.type == "CosineAnnealingRestartLR"
-        foreign = ("milestones", "gamma", "restarts") if cosine else ("periods", "eta_min")
-        given = [key for key in foreign if getattr(self, key) is not None]
-        if given:
-            raise ValueError(f"{', '.join(given)} not an option of {self.type}; remove it or change the type")
-        if not cosine and self.milestones is None:
+    def _complete(self) -> SchedulerOptions:
+        if self.type in MULTI_STEP and self.milestones is None:
             raise ValueError(f"milestones missing; {self.type} needs a list of iterations")
         if self.restart_weights is not None and len(self.restart_weights) != self._cycles:
             raise ValueError(f"restart_weights must have {self._cycles} entries, one per cycle")
@@ -74,29 +73,23 @@ class SchedulerOptions(Section):
     def _cycles(self) -> int:
         return len(self.periods or self.restarts or [0])
 
-    def kwargs(self) -> dict[str, Any]:
-        """The arguments of the scheduler's constructor, without those that keep its default.
-
-        A weight for each restart is among them: BasicSR's default is one for one cycle.
-        """
-        given = self.model_dump(exclude={"type"}, exclude_none=True)
-        return {"restart_weights": [1.0] * self._cycles, **given}
+    def arguments(self) -> dict[str, Any]:
+        """See `Registered.arguments`; with a weight for each restart: BasicSR's default is one for one cycle."""
+        given = self.given()
+        restarts = self.type in (*MULTI_STEP, COSINE)
+        return {"restart_weights": [1.0] * self._cycles, **given} if restarts else given
 
 
-class LossOptions(Section):
-    """A pixel loss of BasicSR."""
+class LossOptions(Registered):
+    """A loss between output and ground truth: ``type`` and, beside it, arguments of its constructor."""
 
     type: str = Field(
         default="L1Loss",
-        description="Name in BasicSR's loss registry: `L1Loss`, `MSELoss`, `CharbonnierLoss`.",
+        description="Name in BasicSR's loss registry: `L1Loss`, `MSELoss`, `CharbonnierLoss`, or one's own.",
     )
     loss_weight: float = Field(default=1.0, gt=0, description="Factor.")
     reduction: Literal["mean", "sum"] = Field(default="mean", description="`mean` or `sum` over pixels.")
     eps: float | None = Field(default=None, gt=0, description="`CharbonnierLoss`: its epsilon.")
-
-    def kwargs(self) -> dict[str, Any]:
-        """The arguments of the loss's constructor, without those that keep its default."""
-        return self.model_dump(exclude={"type"}, exclude_none=True)
 
 
 class DistillOptions(Section):
@@ -144,7 +137,12 @@ class TrainOptions(Section):
     )
     scheduler: SchedulerOptions = Field(description="The learning-rate schedule.")
     pixel_opt: LossOptions = Field(
-        default_factory=LossOptions, description="The loss between output and ground truth."
+        default_factory=LossOptions,
+        description="The loss between output and ground truth; the same as `losses` with one entry named `pix`.",
+    )
+    losses: dict[str, LossOptions] = Field(
+        default_factory=dict,
+        description="Several losses beside each other, by name, instead of `pixel_opt`; their sum is minimised, and the log has each as `l_NAME`.",
     )
     distill: DistillOptions | None = Field(default=None, description="Distillation.")
     ranking: Literal["shortcut", "loss"] = Field(
@@ -194,11 +192,15 @@ class TrainOptions(Section):
     @classmethod
     def _one_cycle(cls, value: Any) -> Any:
         scheduler = value.get("scheduler") if isinstance(value, dict) else None
-        if not isinstance(scheduler, dict) or scheduler.get("type") != "CosineAnnealingRestartLR":
+        if not isinstance(scheduler, dict) or scheduler.get("type") != COSINE:
             return value
         if scheduler.get("periods") is not None or "total_iter" not in value:
             return value
         return {**value, "scheduler": {**scheduler, "periods": [value["total_iter"]]}}
+
+    def all_losses(self) -> dict[str, LossOptions]:
+        """The losses by name: `losses`, or `pixel_opt` under the name ``pix``."""
+        return self.losses or {"pix": self.pixel_opt}
 
     @property
     def stage1_iter(self) -> int:

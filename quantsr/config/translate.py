@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from quantsr.config.base import Section
-from quantsr.config.problems import Problems, did_you_mean
+from quantsr.config.problems import Problems, did_you_mean, show
 from quantsr.config.schema import Options
 from quantsr.config.wording import section_of, takes
 
@@ -36,12 +36,6 @@ def add_validation_errors(
             )
         else:
             problems.add(key, f"{item['msg'][:1].lower()}{item['msg'][1:]}, got {show(item['input'])}")
-
-
-def show(value: Any) -> str:
-    """A value as one would find it in the file, shortened."""
-    text = {True: "true", False: "false"}[value] if isinstance(value, bool) else repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _locate(

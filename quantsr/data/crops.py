@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 
 from quantsr.basicsr_compat import DATASET_REGISTRY
 from quantsr.data.images import as_folders, list_images, pair_up, partner
+from quantsr.data.options import complete
 from quantsr.data.resize import U8
 from quantsr.data.store import PictureStore, Source
 from quantsr.errors import InputError
@@ -69,15 +70,16 @@ class CroppedImageDataset(Dataset[dict[str, torch.Tensor]]):
     """
 
     def __init__(self, opt: dict[str, Any]) -> None:
-        self.scale, self.gt_size = int(opt["scale"]), int(opt.get("gt_size") or 0)
+        opt = complete(opt)
+        self.scale, self.gt_size = int(opt["scale"]), int(opt["gt_size"] or 0)
         if self.gt_size <= 0 or self.gt_size % self.scale:
             raise InputError(
                 f"gt_size: {self.gt_size} is not a positive multiple of scale {self.scale}; change one of them"
             )
         self.seed = int(opt.get("seed", 0))
-        self.hflip, self.rotate = bool(opt.get("use_hflip", True)), bool(opt.get("use_rot", True))
-        self.shuffle = bool(opt.get("use_shuffle", True))
-        sampling = opt.get("crop_sampling") or "area"
+        self.hflip, self.rotate = bool(opt["use_hflip"]), bool(opt["use_rot"])
+        self.shuffle = bool(opt["use_shuffle"])
+        sampling = opt["crop_sampling"]
         if sampling not in ("area", "picture"):
             raise InputError(f"crop_sampling: {sampling!r} is unknown; use 'area' or 'picture'")
         self.by_area = sampling == "area" and self.shuffle
@@ -85,7 +87,7 @@ class CroppedImageDataset(Dataset[dict[str, torch.Tensor]]):
             find_sources(opt),
             scale=self.scale,
             gt_size=self.gt_size,
-            budget_mb=int(opt.get("cache_budget_mb", 2048)),
+            budget_mb=int(opt["cache_budget_mb"]),
         )
         self._ends = np.cumsum(self.store.pixels)
         self._held: tuple[int, int] = (-1, -1)
@@ -203,7 +205,7 @@ def find_sources(opt: dict[str, Any]) -> list[Source]:
     Raises:
         InputError: a folder, a picture or a partner is missing.
     """
-    if not opt.get("dataroot_gt"):
+    if not opt["dataroot_gt"]:
         raise InputError("dataroot_gt: missing; name a folder of ground-truth pictures")
     gt_folders = as_folders(opt["dataroot_gt"])
     lq_folders, soft_folders = (
@@ -211,11 +213,11 @@ def find_sources(opt: dict[str, Any]) -> list[Source]:
     )
     sources: list[Source] = []
     for number, folder in enumerate(gt_folders):
-        paths = list_images(folder, opt.get("meta_info_file"))
+        paths = list_images(folder, opt["meta_info_file"])
         lqs: list[Path | None] = [None] * len(paths)
         softs = lqs
         if lq_folders:
-            lqs = [lq for _, lq in pair_up(paths, lq_folders[number], opt.get("filename_tmpl") or "{}")]
+            lqs = [lq for _, lq in pair_up(paths, lq_folders[number], opt["filename_tmpl"])]
         if soft_folders:
             softs = [_soft(path, soft_folders[number]) for path in paths]
         sources += map(Source, paths, lqs, softs)
@@ -224,7 +226,7 @@ def find_sources(opt: dict[str, Any]) -> list[Source]:
 
 def _as_many(opt: dict[str, Any], key: str, count: int) -> list[Path]:
     """The folders under ``key``: none, or one for each of the ``count`` folders of ground truth."""
-    folders = as_folders(opt[key]) if opt.get(key) else []
+    folders = as_folders(opt[key]) if opt[key] else []
     if folders and len(folders) != count:
         raise InputError(
             f"{key}: {len(folders)} folders for {count} of dataroot_gt; give one for each, or none"

@@ -11,7 +11,7 @@ from typing import Any, TypedDict
 import numpy as np
 
 from quantsr.data.images import as_folders, decode, list_images, pair_up, read_rgb
-from quantsr.data.options import as_plain
+from quantsr.data.options import complete
 from quantsr.data.resize import U8, imresize_uint8, mod_crop
 from quantsr.errors import InputError
 
@@ -156,15 +156,16 @@ def build_eval_dataset(options: Any, scale: int) -> EvalDataset | LmdbEvalDatase
     Raises:
         InputError: a folder, picture or LR partner is missing.
     """
-    opt = as_plain(options, scale=scale)
-    name, kind = str(opt.get("name") or opt["type"]), str(opt["type"])
+    opt = complete(options, scale=scale)
+    kind = str(opt["type"])
+    name = str(opt.get("name", kind))
     if kind == "SkimageDataset":
         return EvalDataset(name, scale, tuple((path, None) for path in skimage_pictures()))
-    if not opt.get("dataroot_gt"):
+    if not opt["dataroot_gt"]:
         raise InputError(f"datasets.{name}.dataroot_gt: missing; name a folder of ground-truth pictures")
     gt_folders = as_folders(opt["dataroot_gt"])
-    lq_folders = as_folders(opt["dataroot_lq"]) if opt.get("dataroot_lq") else []
-    if opt["io_backend"].get("type") == "lmdb":
+    lq_folders = as_folders(opt["dataroot_lq"]) if opt["dataroot_lq"] else []
+    if opt["io_backend"]["type"] == "lmdb":
         return _lmdb(name, scale, gt_folders[0], lq_folders)
     if lq_folders and len(lq_folders) != len(gt_folders):
         raise InputError(
@@ -172,9 +173,9 @@ def build_eval_dataset(options: Any, scale: int) -> EvalDataset | LmdbEvalDatase
         )
     pairs: list[tuple[Path, Path | None]] = []
     for number, folder in enumerate(gt_folders):
-        paths = list_images(folder, opt.get("meta_info_file"))
+        paths = list_images(folder, opt["meta_info_file"])
         if lq_folders:
-            pairs += pair_up(paths, lq_folders[number], opt.get("filename_tmpl") or "{}")
+            pairs += pair_up(paths, lq_folders[number], opt["filename_tmpl"])
         else:
             pairs += [(path, None) for path in paths]
     return EvalDataset(name, scale, tuple(pairs))

@@ -16,10 +16,12 @@ import torch
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from quantsr.basicsr_compat import DATASET_REGISTRY
+from quantsr.config.arguments import takes_dict
+from quantsr.config.binding import parameters
 from quantsr.data.crops import CroppedImageDataset, epoch_order, sample_rng
 from quantsr.data.device_crops import DeviceCrops, fits
 from quantsr.data.images import read_rgb
-from quantsr.data.options import as_plain
+from quantsr.data.options import complete, for_basicsr
 from quantsr.errors import InputError, WorkError
 
 logger = logging.getLogger(__name__)
@@ -296,8 +298,8 @@ def build_train_loader(
     Raises:
         InputError: pictures are missing, unreadable or all too small, or an option does not fit.
     """
-    opt = as_plain(options, phase="train", scale=scale, seed=seed)
-    workers = int(opt.get("num_worker_per_gpu") or 0)
+    opt = complete(options, phase="train", scale=scale, seed=seed)
+    workers = int(opt["num_worker_per_gpu"])
     kind = str(opt["type"])
     if kind not in DATASET_REGISTRY:
         raise InputError(
@@ -307,34 +309,39 @@ def build_train_loader(
     crops = None
     if kind == CroppedImageDataset.__name__:
         dataset = cropped = CroppedImageDataset(opt)
-        if device is not None and fits(cropped, device, opt.get("device_cache", "auto")):
+        if device is not None and fits(cropped, device, opt["device_cache"]):
             crops = DeviceCrops(cropped, device)
         if not cropped.in_memory:
             workers = 0  # the decoded window lies in this process, where threads fill it
     else:
-        dataset = SeededSamples(_build(kind, opt), seed=seed, shuffle=bool(opt.get("use_shuffle", True)))
+        dataset = SeededSamples(_build(kind, opt), seed=seed, shuffle=bool(opt["use_shuffle"]))
     return TrainLoader(
         dataset,
-        batch_size=batch_size or int(opt.get("batch_size_per_gpu") or 16),
+        batch_size=batch_size or int(opt["batch_size_per_gpu"]),
         seed=seed,
         num_workers=workers,
         rank=rank,
         world_size=world_size,
-        pin_memory=bool(opt.get("pin_memory")) if pin_memory is None else pin_memory,
-        prefetch=max(3, int(opt.get("num_prefetch_queue") or 1)),
-        samples_per_epoch=len(dataset) * int(opt.get("dataset_enlarge_ratio") or 1),
+        pin_memory=bool(opt["pin_memory"]) if pin_memory is None else pin_memory,
+        prefetch=max(3, int(opt["num_prefetch_queue"])),
+        samples_per_epoch=len(dataset) * int(opt["dataset_enlarge_ratio"]),
         crops=crops,
     )
 
 
 def _build(kind: str, opt: dict[str, Any]) -> Dataset[Any]:
-    """One of BasicSR's data sets; its assertions and missing files become one line."""
+    """A registered data set, BasicSR's or one's own; its assertions and missing files become one line."""
+    target = DATASET_REGISTRY.get(kind)
+    if takes_dict(target):
+        arguments: dict[str, Any] = {"opt": for_basicsr(opt)}
+    else:
+        arguments = {word: opt[word] for word in parameters(target) if word in opt}
     try:
-        dataset: Dataset[Any] = DATASET_REGISTRY.get(kind)(opt)
+        dataset: Dataset[Any] = target(**arguments)
     except (AssertionError, OSError, KeyError, ValueError) as error:
         raise InputError(
             f"{opt.get('name', kind)}: {kind} refuses its options ({error}); check the folders and keys"
         ) from error
     if len(dataset) == 0:  # type: ignore[arg-type]
-        raise InputError(f"{opt.get('dataroot_gt')}: no pictures in it; check dataroot_gt")
+        raise InputError(f"{opt['dataroot_gt']}: no pictures in it; check dataroot_gt")
     return dataset

@@ -1,4 +1,4 @@
-"""Data-set options as the plain mapping that BasicSR's classes take."""
+"""Data-set sections as complete mappings: every key that the schema knows, with its default where none is given."""
 
 from __future__ import annotations
 
@@ -6,19 +6,38 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+from pydantic import BaseModel
 
-def as_plain(options: Any, **extra: Any) -> dict[str, Any]:
-    """A mapping or a validated options object to a fresh nested dict; ``extra`` wins, ``~`` in folders is expanded.
+from quantsr.config.sections import DatasetOptions
 
-    A key whose value is None is left out, so that BasicSR's ``opt.get(key, default)`` and ``'key' in opt`` see its default.
+_FOLDERS = ("dataroot_gt", "dataroot_lq", "meta_info_file")
+
+
+def complete(options: Mapping[str, Any] | DatasetOptions, **extra: Any) -> dict[str, Any]:
+    """A fresh nested dict with every key of the schema; ``extra`` wins, ``~`` in folders is expanded.
+
+    Keys that the schema does not know are kept: those of other data sets.
     """
-    plain = dict(options) if isinstance(options, Mapping) else options.model_dump()
-    plain = {key: _copy(value) for key, value in {**plain, **extra}.items() if value is not None}
-    for key in ("dataroot_gt", "dataroot_lq", "meta_info_file"):
-        if isinstance(plain.get(key), str):
-            plain[key] = os.path.expanduser(plain[key])
-    plain.setdefault("io_backend", {"type": "disk"})
-    return plain
+    given = options.model_dump() if isinstance(options, DatasetOptions) else dict(options)
+    found = {key: _copy(value) for key, value in {**_defaults(), **given, **extra}.items()}
+    for key in _FOLDERS:
+        if isinstance(found[key], str):
+            found[key] = os.path.expanduser(found[key])
+    return found
+
+
+def for_basicsr(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The section as BasicSR's classes take it: keys without a value are absent, so that they see their own defaults."""
+    return {key: value for key, value in options.items() if value is not None}
+
+
+def _defaults() -> dict[str, Any]:
+    found = {}
+    for name, field in DatasetOptions.model_fields.items():
+        if not field.is_required():
+            value = field.get_default(call_default_factory=True)
+            found[name] = value.model_dump() if isinstance(value, BaseModel) else value
+    return found
 
 
 def _copy(value: Any) -> Any:

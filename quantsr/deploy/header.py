@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 from quantsr.deploy import architectures
+from quantsr.deploy.architecture import Parts
 from quantsr.deploy.model import Header, PackedModel
 from quantsr.deploy.rows import Rows, integer, integers
 
@@ -86,7 +87,7 @@ def header_from_json(raw: dict[str, Any]) -> tuple[Header, Rows]:
 def check_structure(model: PackedModel) -> None:
     """Raises ValueError unless the parts are those of a network of its architecture with this header, with shapes that fit each other."""
     expected = architectures.of(model.header).expected(model)
-    found = architectures.Parts(
+    found = Parts(
         {name: tuple(layer.weight.shape) for name, layer in model.layers.items()},
         {name: operand.channels for name, operand in model.operands.items()},
         {name: tuple(tensor.values.shape) for name, tensor in model.floats.items()},

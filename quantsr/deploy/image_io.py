@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from quantsr.engine.atomic import replacing
 from quantsr.errors import InputError, WorkError
+from quantsr.files import replacing
 
 Pixels = NDArray[Any]
 

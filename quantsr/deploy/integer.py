@@ -1,4 +1,4 @@
-"""The integer reference: plain integer arithmetic on PyTorch, exact, at any depth.
+"""Convolutions of the integer reference: plain integer arithmetic on PyTorch, exact.
 
 Why float32 matrix products are exact integer sums here: codes and weights are integers of at most 9 bits, so every product is an integer, and
 as long as no partial sum can exceed 2**24 (`FoldedConv.sum_bound`) every one of them is a float32 without rounding, in whatever order and with
@@ -8,16 +8,14 @@ kernel may transform its operands (Winograd), which would round. TF32 keeps 11 s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from quantsr.deploy import architectures
 from quantsr.deploy.fold import FoldedConv, FoldedNet, FromPixels
-from quantsr.deploy.model import PackedModel
 
 Image = np.ndarray
 
@@ -25,19 +23,9 @@ EXACT_FLOAT32 = 2**24
 _STRIP_VALUES = 2**25  # unfolded values held at once, 128 MB of float32
 
 
-def run(model: PackedModel, image: Image, depth: int | None = None) -> Image:
-    """Upscale a uint8 RGB picture (H, W, 3) to uint8 (H*s, W*s, 3). Raises InputError for an unknown depth."""
-    return reference(model, depth)(image)
-
-
-def reference(model: PackedModel, depth: int | None = None) -> Callable[[Image], Image]:
-    """`run` for many pictures, the network folded once."""
-    return architectures.of(model.header).reference(model, model.depth_or_default(depth))
-
-
 @torch.inference_mode()
 def run_folded(net: FoldedNet, image: Image) -> Image:
-    """As `run`, for a folded QuantSR-C."""
+    """Upscale a uint8 RGB picture (H, W, 3) to uint8 (H*s, W*s, 3) by a folded QuantSR-C."""
     start = head(net, image)
     stream = _times(start, net.gap)
     for block in net.blocks:

@@ -22,8 +22,7 @@ from numpy.typing import NDArray
 
 from quantsr.errors import InputError
 from quantsr.ranges import IntRange
-
-FORMAT_VERSION = 2
+from quantsr.trained_files.packed_header import FORMAT_VERSION
 
 Float = NDArray[np.float32]
 Codes = NDArray[np.int8]

@@ -10,48 +10,16 @@ runtimes on processors without VNNI halve the weights, which rounds odd ones.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from quantsr.deploy import architectures, bitstream
-from quantsr.deploy.files import write_atomically
+from quantsr.deploy import bitstream
 from quantsr.deploy.fold import FoldedConv, FoldedNet, FromPixels, SplitHead, split_head
-from quantsr.deploy.model import PackedModel
 
 INPUT, OUTPUT = "image", "upscaled"
-_OPSET, _IR = 17, 8
-_OPSET_INT4, _IR_INT4 = 21, 10
-
-
-def build(model: PackedModel, depth: int | None = None, *, int4: bool = False) -> onnx.ModelProto:
-    """The network at `depth` (default: its deepest) as a checked ONNX model, uint8 (N, H, W, 3) to uint8 (N, H*s, W*s, 3), RGB.
-
-    With `int4`, weights of at most 4 bits are int4 tensors (opset 21, half the file). Raises InputError for an unknown depth.
-    """
-    header = model.header
-    depth = model.depth_or_default(depth)
-    graph = Graph(int4=int4)
-    architectures.of(header).write_onnx(graph, model, depth)
-    proto = helper.make_model(
-        graph.finish(header.scale),
-        opset_imports=[helper.make_opsetid("", _OPSET_INT4 if int4 else _OPSET)],
-        ir_version=_IR_INT4 if int4 else _IR,
-        producer_name="quantsr",
-    )
-    helper.set_model_props(
-        proto, {"depth": str(depth), "scale": str(header.scale), "arch": str(header.arch.get("type"))}
-    )
-    onnx.checker.check_model(proto, full_check=True)
-    return proto
-
-
-def save(proto: onnx.ModelProto, path: str | Path) -> None:
-    """Write the graph to `path`, whole or not at all; raises as `files.failures_named`."""
-    write_atomically(path, proto.SerializeToString())
 
 
 class Graph:

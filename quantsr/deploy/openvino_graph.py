@@ -11,21 +11,20 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import reduce
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import openvino as ov
 import openvino.opset13 as op
 from numpy.typing import NDArray
 
-from quantsr.deploy import architectures, collapse
+from quantsr.deploy import collapse
 from quantsr.deploy.fold import FoldedNet, FromPixels, SplitHead, fold, split_head
 from quantsr.deploy.model import PackedModel
 from quantsr.deploy.openvino_ops import (
     LARGEST_PAIR,
     PAIR_LIMIT,
     Node,
-    WideInputs,
     apart,
     biased,
     code_bytes,
@@ -45,27 +44,6 @@ from quantsr.deploy.openvino_ops import (
 Tail = Literal["collapsed", "layers"]
 
 
-def build(
-    model: PackedModel,
-    depth: int | None = None,
-    *,
-    height: int,
-    width: int,
-    wide_inputs: WideInputs = "float",
-    **options: Any,
-) -> ov.Model:
-    """The graph for pictures of `height` x `width`: uint8 (batch, H, W, 3) RGB in, uint8 (batch, H*s, W*s, 3) out.
-
-    `wide_inputs` says how layers with 16-bit inputs run: in "float", on the dequantized weights and with inputs as they come, or exactly as the
-    integer reference, in "bytes": int8 convolutions of the high and the low byte. Which is faster, see `wide_inputs_run_in`.
-    Options, all with defaults: `batch`, `tail`, `float_io` and `saturates`, as `build_quantsr_c`. Raises InputError for an unknown depth.
-    """
-    depth = model.depth_or_default(depth)
-    if wide_inputs == "float":
-        model = model.with_wide_inputs_in_float()
-    return architectures.of(model.header).openvino_graph(model, depth, height=height, width=width, **options)
-
-
 def build_quantsr_c(
     model: PackedModel,
     depth: int,
@@ -77,7 +55,7 @@ def build_quantsr_c(
     float_io: bool = False,
     saturates: bool = False,
 ) -> ov.Model:
-    """`build` for QuantSR-C.
+    """`openvino_model.build` for QuantSR-C.
 
     `tail="layers"` runs upsampler and `conv_last` layer by layer, their inputs quantized as in the integer reference. "collapsed" runs
     their composition (see `collapse`): of a float tail it gives the same picture to float rounding; of an 8-bit tail it keeps the

@@ -9,7 +9,6 @@ Layout (docs/formats.md has the tables):
 
 from __future__ import annotations
 
-import json
 import zlib
 from collections.abc import Iterator
 from dataclasses import replace
@@ -17,14 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as serialize
 
 from quantsr.deploy import bitstream
-from quantsr.deploy.files import write_atomically
 from quantsr.deploy.header import check_structure, header_from_json, header_to_json
 from quantsr.deploy.model import (
-    FORMAT_VERSION,
     ConvLayer,
     Float,
     FloatTensor,
@@ -35,6 +31,8 @@ from quantsr.deploy.model import (
 )
 from quantsr.deploy.rows import FloatRow, LayerRow, OperandRow, Rows
 from quantsr.errors import InputError
+from quantsr.files import write_atomically
+from quantsr.trained_files import packed_header
 
 _FLOAT_TYPES: dict[int, Any] = {16: np.dtype(np.float16), 32: np.dtype(np.float32)}
 _VALUES, _HALVES = "values", "halves"
@@ -75,22 +73,10 @@ def to_bytes(model: PackedModel, coding: str | None = None) -> bytes:
 def load(path: str | Path) -> PackedModel:
     """Read a packed network. Raises InputError, one line, for a file that is missing, foreign, truncated, corrupt or of a newer version."""
     path = Path(path)
-    if not path.is_file():
-        raise InputError(f"{path}: there is no such file; give a network written by 'quantsr export'")
-    try:
-        with safe_open(str(path), framework="numpy") as file:
-            metadata = file.metadata() or {}
-            if "quantsr" not in metadata:
-                raise InputError(
-                    f"{path}: is not a packed quantsr network; write one with 'quantsr export -m CKPT -o OUT.safetensors'"
-                )
-            raw = _parse(path, metadata["quantsr"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    except (SafetensorError, OSError, TypeError, AttributeError) as error:
-        # The numpy front end meets data types that numpy lacks (bfloat16) with an AttributeError or TypeError.
-        raise InputError(
-            f"{path}: is not a readable safetensors file ({error}); fetch or export it again"
-        ) from error
+    with packed_header.opened(path) as file:
+        metadata = file.metadata() or {}
+        raw = packed_header.parse(path, metadata)
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     try:
         if metadata.get("crc32") != _checksum(metadata["quantsr"], tensors):
             raise ValueError("its checksum is wrong")
@@ -115,21 +101,6 @@ def counted_bytes(model: PackedModel) -> int:
     floats = sum(part.size for part in model.float_parts())
     halves = sum(part.size for part in model.half_parts())
     return -(-bits // 8) + 4 * floats + 2 * halves
-
-
-def _parse(path: Path, text: str) -> dict[str, Any]:
-    try:
-        raw = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: is corrupt: its header is not JSON; fetch or export it again") from error
-    version = raw.get("format_version") if isinstance(raw, dict) else None
-    if not isinstance(version, int) or isinstance(version, bool) or version < 1:
-        raise InputError(f"{path}: is corrupt: its header has no format version; fetch or export it again")
-    if version > FORMAT_VERSION:
-        raise InputError(
-            f"{path}: has format version {version}, this quantsr reads up to {FORMAT_VERSION}; update quantsr"
-        )
-    return raw
 
 
 def _flat(parts: list[Float], dtype: Any) -> np.ndarray[Any, Any]:

@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from quantsr.deploy import integer, runtimes
+from quantsr.deploy import integer_reference
+from quantsr.deploy.engines import select
 from quantsr.deploy.model import PackedModel
 from quantsr.engine.evaluate import EvalSet, Upscale, evaluate, evaluating, network_upscaler
 from quantsr.errors import InputError
@@ -71,7 +72,7 @@ def parity(
 ) -> list[ParityRow]:
     """Run the training network (where given), the integer reference and `engines` on `sets` at `depth` and compare their pictures."""
     depth = model.depth_or_default(depth)
-    runs: list[tuple[str, Upscale]] = [(INTEGER, integer.reference(model, depth)), *engines]
+    runs: list[tuple[str, Upscale]] = [(INTEGER, integer_reference.reference(model, depth)), *engines]
     if network is not None:
         upscale = network_upscaler(network, (depth,), scale=model.header.scale)
         runs.insert(0, (NETWORK, lambda picture: upscale(picture)[0]))
@@ -83,9 +84,9 @@ def parity(
 def engines_at_hand(model: PackedModel, depth: int) -> list[tuple[str, Upscale]]:
     """The engines that are installed and run this network, by name."""
     found: list[tuple[str, Upscale]] = []
-    for name in runtimes.ENGINES[1:]:
+    for name in select.ENGINES[1:]:
         try:
-            engine = runtimes.create(name, model, depth)
+            engine = select.create(name, model, depth)
         except InputError as error:
             logger.info("parity leaves %s out: %s", name, error)
             continue
@@ -93,7 +94,7 @@ def engines_at_hand(model: PackedModel, depth: int) -> list[tuple[str, Upscale]]
     return found
 
 
-def _one_by_one(engine: runtimes.Engine) -> Upscale:
+def _one_by_one(engine: select.Engine) -> Upscale:
     return lambda picture: engine.run(picture[None])[0]
 
 

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
 from quantsr.deploy import tiling
-from quantsr.deploy.architectures import Architecture, Cut, Image, LayerCost, Parts, Reach
+from quantsr.deploy.architecture import Cut, LayerCost, Parts, Reach
 from quantsr.deploy.collapse import RADIUS
 from quantsr.deploy.model import Float, PackedModel, QuantizedLayer, tail_stages
 from quantsr.errors import InputError
 
 
 class QuantSRC:
-    """See `architectures.Architecture`, whose docstrings hold where there is none."""
+    """See `architecture.Architecture`, whose docstrings hold where there is none."""
 
+    name = "QuantSR_C"
     mostly_products = True
 
     def expected(self, model: PackedModel) -> Parts:
@@ -57,28 +56,6 @@ class QuantSRC:
             n: layer for n, layer in model.layers.items() if n != "conv_first" and not n.startswith("body.")
         }
         return Cut({**layers, **tail}, tuple(shortcuts), {}, {})
-
-    def reference(self, model: PackedModel, depth: int) -> Callable[[Image], Image]:
-        from quantsr.deploy import integer
-        from quantsr.deploy.fold import fold
-
-        folded = fold(model, depth)
-        return lambda image: integer.run_folded(folded, image)
-
-    def write_onnx(self, graph: Any, model: PackedModel, depth: int) -> None:
-        from quantsr.deploy.fold import fold
-
-        graph.network(fold(model, depth))
-
-    def openvino_graph(self, model: PackedModel, depth: int, **options: Any) -> Any:
-        from quantsr.deploy import openvino_graph
-
-        return openvino_graph.build_quantsr_c(model, depth, **options)
-
-    def native_program(self, model: PackedModel, depth: int, isa: str) -> Any:
-        from quantsr.deploy.native.program import ConvProgram
-
-        return ConvProgram(model, depth, isa)
 
     def reach(self, model: PackedModel, depth: int) -> Reach:
         """The receptive field: one pixel per 3x3 conv of head, kept blocks and body end, and the tail's."""
@@ -121,6 +98,3 @@ def _multiply_input(layer: QuantizedLayer, factor: float) -> QuantizedLayer:
     step = (layer.act_step.astype(np.float64) / factor).astype(np.float32)
     tau = None if layer.act_tau is None else (layer.act_tau.astype(np.float64) / factor).astype(np.float32)
     return replace(layer, act_step=step, act_tau=tau)
-
-
-ARCHITECTURE: Architecture = QuantSRC()

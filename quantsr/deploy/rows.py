@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -227,7 +228,11 @@ class Rows:
 
     def to_json(self) -> dict[str, Any]:
         """The header's keys; those of parts that the network lacks are left out."""
-        parts = {"layers": self.layers, "operands": self.operands, "floats": self.floats}
+        parts: dict[str, Sequence[LayerRow | OperandRow | FloatRow]] = {
+            "layers": self.layers,
+            "operands": self.operands,
+            "floats": self.floats,
+        }
         return {
             key: [row.to_json() for row in rows] for key, rows in parts.items() if rows or key == "layers"
         }

@@ -11,20 +11,18 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from tqdm import tqdm
 
-from quantsr.deploy import architectures, runtimes, tiling
+from quantsr.deploy import architectures, packing, tiling
+from quantsr.deploy.engines import select
 from quantsr.deploy.model import PackedModel
 from quantsr.errors import InputError
+from quantsr.trained_files.names import find_packed
 
 log = logging.getLogger(__name__)
 
 Image = NDArray[Any]
 """(H, W, 3) RGB, uint8 or uint16."""
-
-ZOO = Path(__file__).resolve().parents[1] / "zoo"
-
-GRAPHS = (".onnx", ".xml")
-"""Suffixes of what `quantsr export` writes for other runtimes."""
 
 PRECISIONS = ("f32", "bf16")
 
@@ -76,7 +74,9 @@ class Upscaler:
             InputError: no such file or name, not a packed network, an unknown engine or depth, `tile` or `threads` below 1, a package missing, or bf16 on an
                 engine other than openvino.
         """
-        self._model = name_or_path if isinstance(name_or_path, PackedModel) else _load(name_or_path)
+        self._model = (
+            name_or_path if isinstance(name_or_path, PackedModel) else packing.load(find_packed(name_or_path))
+        )
         header = self._model.header
         if tile is not None and tile < 1:
             raise InputError(f"tile: must be at least 1 pixel, got {tile}")
@@ -99,7 +99,7 @@ class Upscaler:
         self.depth = depth
         self._reach = architectures.of(self._model.header).reach(self._model, depth)
         self.halo = self._reach.halo
-        self._engine = runtimes.create(
+        self._engine = select.create(
             self._engine_name, self._model, depth, threads=self._threads, **self._options
         )
 
@@ -138,8 +138,6 @@ class Upscaler:
         layout = self._layout(image)
         results = self._results(image, layout)
         if progress and layout.count > 1:
-            from tqdm import tqdm
-
             results = iter(tqdm(results, total=layout.count, unit="tile", leave=False, disable=None))
         band = np.empty((0, width * self.scale, 3), image.dtype)
         for (row, column), result in results:
@@ -226,52 +224,6 @@ class Upscaler:
             self._engine.run(part)
             times.append(time.perf_counter() - start)
         return median(times) * 1e3 * layout.count * (8 if self._self_ensemble else 1)
-
-
-def find_model(name_or_path: str | Path) -> Path:
-    """The file of a packed network given by path or by name. Raises InputError for a checkpoint or a graph, and one that lists the names there are."""
-    path = Path(name_or_path).expanduser()
-    refuse_graph(path)
-    if path.suffix in (".pth", ".pt", ".ckpt"):
-        if not path.is_file():
-            raise InputError(f"{path}: there is no such file")
-        raise InputError(
-            f"{path}: is a checkpoint; convert it with 'quantsr export -m {path} -o NETWORK.safetensors'"
-        )
-    if path.suffix == ".safetensors" or path.is_file():
-        return path
-    if named := shipped_file(name_or_path):
-        return named
-    raise InputError(
-        f"model {name_or_path}: no such file or name (the networks that come with quantsr are {', '.join(shipped())}); "
-        "give a packed file with --model FILE"
-    )
-
-
-def refuse_graph(path: Path) -> None:
-    """Raises InputError for the graphs that `quantsr export` writes: what they were made from cannot be read from them."""
-    if path.suffix in GRAPHS and path.is_file():
-        raise InputError(
-            f"{path}: is a graph for other runtimes; give the .safetensors file it was made from, or write one with "
-            "'quantsr export -m CKPT -o OUT.safetensors'"
-        )
-
-
-def shipped_file(name: str | Path) -> Path | None:
-    """The file of a network that comes with quantsr; None for any other name, and for a path, whatever its last part."""
-    file = ZOO / f"{name}.safetensors"
-    return file if Path(name).name == str(name) and file.is_file() else None
-
-
-def shipped() -> list[str]:
-    """Names of the networks that come with quantsr."""
-    return sorted(file.stem for file in ZOO.glob("*.safetensors"))
-
-
-def _load(name_or_path: str | Path) -> PackedModel:
-    from quantsr.deploy import packing
-
-    return packing.load(find_model(name_or_path))
 
 
 def _check(image: Image) -> None:

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor, nn
 
-from quantsr.config import registries
-from quantsr.engine import checkpoint
+from quantsr.archs import QuantSR_C, contract, released
+from quantsr.archs.swinir import SwinIR
+from quantsr.config import NetworkOptions, Options, registries
 from quantsr.errors import InputError
-
-if TYPE_CHECKING:
-    from quantsr.config import NetworkOptions, Options
-    from quantsr.models.quantsr_model import QuantSRModel
+from quantsr.models.quantsr_model import QuantSRModel
+from quantsr.quant import FLOAT_BITS, manifest, manifest_table
+from quantsr.trained_files import checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -25,24 +25,22 @@ def build_network(kind: str, kwargs: Mapping[str, Any]) -> nn.Module:
     Raises:
         InputError: no such network, or arguments that it refuses.
     """
-    from quantsr.archs.swinir import SwinIR
-
     known = {**registries.networks(), "SwinIR": SwinIR}
     if kind not in known:
         raise InputError(f"network_g.type: no network {kind!r}; choose from {', '.join(sorted(known))}")
     try:
-        net: nn.Module = known[kind](**kwargs)
+        return contract.build(kind, known[kind], kwargs)
     except (TypeError, ValueError) as error:
         raise InputError(f"network_g: {kind} cannot be built ({error}); see docs/options.md") from error
-    return net
 
 
 def build_for_options(options: Options) -> nn.Module:
     """``network_g``; with ``slimmable_version`` its sub-networks count their blocks as the released code does."""
     network = options.network_g
     net = build_network(network.type, network.kwargs)
-    if options.slimmable_version is not None and hasattr(net, "depth_rule"):
-        setattr(net, "depth_rule", "released")  # noqa: B010 - not an attribute of every network
+    dynamic = contract.of(net).depth_dynamic
+    if options.slimmable_version is not None and dynamic is not None:
+        dynamic.depth_rule = "released"
     return net
 
 
@@ -64,13 +62,12 @@ def load_parameters(net: nn.Module, state: Mapping[str, Tensor], path: str, *, s
     Raises:
         InputError: names or shapes do not fit; lists the first few.
     """
-    from quantsr.archs import released
-
+    dynamic = contract.of(net).depth_dynamic
     if released.is_released(state):
         logger.info("%s: parameters named as in the released QuantSR", path)
         state = released.convert_state_dict(state)
-    elif hasattr(net, "convert_state_dict"):
-        state = net.convert_state_dict(state)
+    elif dynamic is not None:
+        state = dynamic.convert_state_dict(state)
     own = net.state_dict()
     missing, foreign = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
     shaped = sorted(name for name in own.keys() & state.keys() if own[name].shape != state[name].shape)
@@ -93,7 +90,7 @@ def load_parameters(net: nn.Module, state: Mapping[str, Tensor], path: str, *, s
 
 
 def load_checkpoint(
-    net: Any, path: str, param_key: str | None = "params", *, strict: bool = True
+    net: nn.Module, path: str, param_key: str | None = "params", *, strict: bool = True
 ) -> int | None:
     """Loads a network file into ``net``, its ranking of blocks included.
 
@@ -103,36 +100,47 @@ def load_checkpoint(
     Raises:
         InputError: the file is unreadable, foreign, or of another network.
     """
-    from quantsr.archs import released
+    return load_content(net, checkpoint.load(path), path, param_key, strict=strict)
 
-    content = checkpoint.load(path)
+
+def load_content(
+    net: nn.Module,
+    content: Mapping[str, Any],
+    path: str,
+    param_key: str | None = "params",
+    *,
+    strict: bool = True,
+) -> int | None:
+    """`load_checkpoint` for content that was read before; ``path`` is for messages."""
     ours = checkpoint.metadata(content, path)
     if param_key is not None and param_key not in content and param_key == "params_ema":
         logger.warning("%s: holds no params_ema; using params", path)
     state = checkpoint.parameters(content, path, param_key)
     load_parameters(net, state, path, strict=strict)
+    dynamic = contract.of(net).depth_dynamic
     if ours is None:
-        if released.is_released(state) and (order := released.ranking(net)) is not None:
+        if released.is_released(state) and isinstance(net, QuantSR_C) and (order := released.ranking(net)):
             logger.info("%s: the released network; blocks ranked as its test script has them", path)
             net.set_ranking(order)
         return None
-    if ours.get("ranking") is not None and hasattr(net, "set_ranking"):
+    if ours.get("ranking") is not None and dynamic is not None:
         try:
-            net.set_ranking(ours["ranking"])
+            dynamic.set_ranking(ours["ranking"])
         except ValueError as error:
             raise InputError(f"{path}: {error}; the checkpoint is damaged") from error
     iteration = ours.get("iteration")
     return iteration if isinstance(iteration, int) else None
 
 
-def ensure_ranking(net: Any, path: str) -> None:
+def ensure_ranking(net: nn.Module, path: str) -> None:
     """Ranks the blocks by their shortcuts (smallest kept first) where no ranking came with the checkpoint."""
-    if hasattr(net, "rank_blocks") and getattr(net, "ranking", None) is None:
+    dynamic = contract.of(net).depth_dynamic
+    if dynamic is not None and dynamic.ranking is None:
         logger.info("%s: no ranking of blocks in it; computed from the shortcuts", path)
-        net.rank_blocks()
+        dynamic.rank_blocks()
 
 
-def initialise(net: Any, options: Options) -> None:
+def initialise(net: nn.Module, options: Options) -> None:
     """Starts training from the checkpoints in ``options.path``, if any."""
     path = options.path
     if path.pretrain_network_g is not None:
@@ -140,13 +148,14 @@ def initialise(net: Any, options: Options) -> None:
         logger.info("%s: loaded", path.pretrain_network_g)
     elif path.fp_pretrain_network_g is not None:
         file = path.fp_pretrain_network_g
-        if not hasattr(net, "load_float"):
+        dynamic = contract.of(net).depth_dynamic
+        if dynamic is None:
             raise InputError(
                 f"path.fp_pretrain_network_g: {type(net).__name__} is a float network itself; use path.pretrain_network_g"
             )
         state = checkpoint.parameters(checkpoint.load(file), file)
         try:
-            report = net.load_float(state, which=path.fp_init)
+            report = dynamic.load_float(state, which=path.fp_init)
         except ValueError as error:
             raise InputError(f"{file}: {error}; check path.fp_pretrain_network_g and network_g") from error
         logger.info("%s: %s", file, report)
@@ -169,72 +178,14 @@ def build_teacher(options: Options) -> nn.Module | None:
     return net.eval().requires_grad_(False)
 
 
-def trained_network(options: Options) -> tuple[nn.Module, int | None]:
-    """The network that a test run evaluates: ``network_g`` with the parameters of ``path.pretrain_network_g``.
-
-    Of a packed file it is the network with fake quantization that computes what the file's codes do.
-
-    Returns:
-        The network, ranked and on the CPU, and the iteration it was trained for, None where the file does not say.
-
-    Raises:
-        InputError: no such file, one that cannot be read, or one of another network than ``network_g``.
-    """
-    from quantsr import loading
-
-    path = options.path
-    if path.pretrain_network_g is None:
-        raise InputError("path.pretrain_network_g: missing; name the checkpoint to test")
-    file = loading.resolve(path.pretrain_network_g)
-    net: Any = build_for_options(options)
-    if file.suffix == ".safetensors":
-        from quantsr.deploy.module import to_module
-        from quantsr.deploy.packing import load as load_packed
-
-        packed = load_packed(file)
-        found: Any = to_module(packed, file)
-        _check_same(net, found, str(file))
-        found.depth_rule = net.depth_rule
-        found.depths = net.depths if packed.header.ranking is not None else packed.header.depths
-        iteration = packed.header.provenance.get("iteration")
-        return found, iteration if isinstance(iteration, int) else None
-    ours = checkpoint.metadata(checkpoint.load(file), file)
-    if path.strict_load_g and ours is not None and ours.get("arch"):
-        arch = dict(ours["arch"])
-        _check_same(net, build_network(arch.pop("type"), arch), str(file))
-    iteration = load_checkpoint(net, str(file), path.param_key_g, strict=path.strict_load_g)
-    ensure_ranking(net, str(file))
-    return net, iteration
-
-
-def _check_same(net: Any, trained: Any, file: str) -> None:
-    """``net``, built from the options, must be what the file holds; which depths are run is the options' choice.
-
-    Raises:
-        InputError: names every argument that differs.
-    """
-    arch, own = trained.arch_options(), net.arch_options() if hasattr(net, "arch_options") else {}
-    own.setdefault("type", type(net).__name__)
-    if arch["type"] != own["type"]:
-        wrong = {"type"}
-    else:
-        wrong = {key for key in arch if arch[key] != own.get(key)} - {"depths", "depth_rule"}
-    if wrong:
-        found = ", ".join(f"{key} {own.get(key)!r} instead of {arch[key]!r}" for key in sorted(wrong))
-        raise InputError(
-            f"{file}: was trained as another network than network_g ({found}); leave network_g out, or name another checkpoint"
-        )
-
-
 def title(net: nn.Module) -> str:
     """The network's name in tables: its class, with its bits where it is quantized, e.g. ``QuantSR_C W4A4``.
 
     Where layers outside the blocks are quantized to others, as in packed files, theirs follow: ``QuantSR_C W4A4 rest W8A8``. Where there are several protocols of what is quantized, its name too: ``QuantSR_T W4A4, 2DQuant protocol``; and where
     sub-networks are cut as the released code cuts them, that.
     """
-    from quantsr.quant import FLOAT_BITS, manifest
-
-    units = set(net.units()) if hasattr(net, "units") else set()
+    network = contract.of(net)
+    units = set(network.depth_dynamic.units()) if network.depth_dynamic is not None else set()
     blocks = tuple(f"{name}." for name, module in net.named_modules() if module in units) or ("",)
     body: set[tuple[int, int]] = set()
     rest: set[tuple[int, int]] = set()
@@ -248,19 +199,16 @@ def title(net: nn.Module) -> str:
     name = "QuantSR_C" if type(net).__name__ == "QEDSR_Ours" else type(net).__name__
     if not bits:
         return f"float {name}"
-    protocol = getattr(net, "protocol", None)
-    suffix = "" if protocol is None else f", {protocol} protocol"
-    if getattr(net, "depth_rule", "exact") == "released":
+    suffix = "" if network.protocol is None else f", {network.protocol} protocol"
+    if network.depth_dynamic is not None and network.depth_dynamic.depth_rule == "released":
         suffix += ", released block count (depth + 1)"
     return f"{name} {bits}{suffix}"
 
 
 def log_manifest(net: nn.Module) -> None:
     """Logs what is quantized to what, layer by layer; nothing for a float network."""
-    from quantsr.quant import FLOAT_BITS, manifest, manifest_table
-
     if any((record["bits_w"], record["bits_a"]) != (FLOAT_BITS, FLOAT_BITS) for record in manifest(net)):
-        logger.info("what is quantized to what:\n%s", manifest_table(net))
+        logger.info("what is quantized to what:\n%s", manifest_table(net, contract.of(net).protocol))
 
 
 def depths_to_evaluate(net: nn.Module, options: Options) -> Sequence[int] | None:
@@ -269,8 +217,8 @@ def depths_to_evaluate(net: nn.Module, options: Options) -> Sequence[int] | None
     Raises:
         InputError: a depth that the network does not have.
     """
-    depths = getattr(net, "depths", None)
-    if depths is None:
+    depths = contract.of(net).depths
+    if not depths:
         return None
     if options.slimmable_version is not None:
         if options.slimmable_version >= len(depths):

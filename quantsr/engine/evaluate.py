@@ -20,7 +20,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from quantsr import __version__
+from quantsr.archs import contract
 from quantsr.basicsr_compat import METRIC_REGISTRY
+from quantsr.config.folders import is_left_out
+from quantsr.data.evaluation import build_eval_dataset
+from quantsr.data.resize import imresize_uint8
 from quantsr.engine.results import Record, source_commit
 from quantsr.engine.selfensemble import self_ensemble
 from quantsr.engine.strips import forward_in_strips
@@ -82,17 +87,11 @@ def to_picture(output: Tensor) -> Picture:
 
 def build_sets(datasets: Mapping[str, Any], scale: int) -> list[EvalSet]:
     """The evaluation sets of the options' data sets; one line of the log names the ``optional`` ones that are not there."""
-    from quantsr.config.folders import is_left_out
-
     chosen = [d for d in datasets.values() if not is_left_out(d)]
     if missing := [d.name for d in datasets.values() if is_left_out(d)]:
         logger.warning(
             "not there, and left out: %s; datasets/README.md says where they belong", ", ".join(missing)
         )
-    if not chosen:
-        return []
-    from quantsr.data import build_eval_dataset
-
     return [EvalSet(d.name, scale, build_eval_dataset(d, scale)) for d in chosen]
 
 
@@ -217,12 +216,10 @@ def evaluate(
         InputError: a set without pictures, or sizes that do not fit.
         WorkError: a picture cannot be written.
     """
-    from quantsr import __version__
-
     provenance = provenance or Provenance()
     rows: Sequence[int | None]
     if isinstance(network, nn.Module):
-        rows = tuple(depths if depths is not None else getattr(network, "depths", None) or (None,))
+        rows = tuple(depths if depths is not None else contract.of(network).depths or (None,))
         mode: contextlib.AbstractContextManager[None] = evaluating(network)
     else:
         rows, mode = tuple(depths or (None,)), contextlib.nullcontext()
@@ -293,8 +290,6 @@ def bicubic(
     progress: Callable[[str], None] | None = None,
 ) -> list[Record]:
     """The baseline: MATLAB's bicubic upscaling of each LR picture."""
-    from quantsr.data.resize import imresize_uint8
-
     records = []
     for dataset in sets:
         scale = dataset.scale

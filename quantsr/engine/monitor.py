@@ -17,6 +17,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from quantsr.engine.results import Record
+from quantsr.quant import layer_steps
 
 logger = logging.getLogger(__name__)
 
@@ -102,8 +103,6 @@ class Monitor:
     def steps_of(self, net: nn.Module, iteration: int) -> None:
         """The quantizers' steps, per layer."""
         if self.writer is not None:
-            from quantsr.quant import layer_steps
-
             self.scalars("quantizers", layer_steps(net), iteration)
 
     def records(self, records: Sequence[Record], iteration: int) -> None:

@@ -11,7 +11,7 @@ import typing
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from quantsr.engine.atomic import write_text
+from quantsr.files import write_text
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,15 +10,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 
-from quantsr.engine.atomic import write_text
+from quantsr.config import Options
 from quantsr.errors import WorkError
-
-if TYPE_CHECKING:
-    from quantsr.config import Options
+from quantsr.files import write_text
 
 logger = logging.getLogger(__name__)
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from quantsr.engine import checkpoint
+from quantsr.config import Options
+from quantsr.engine import training_state
+from quantsr.engine.network_file import network_file
 from quantsr.engine.run_folder import RunFolder
 from quantsr.errors import InputError, WorkError
-
-if TYPE_CHECKING:
-    from quantsr.config import Options
-    from quantsr.models.quantsr_model import QuantSRModel
+from quantsr.models.quantsr_model import QuantSRModel
+from quantsr.trained_files import checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +27,7 @@ class Saver:
     def write_network(self, model: QuantSRModel, iteration: int, label: str) -> None:
         """Writes ``models/net_g_LABEL.pth``."""
         ema = None if model.ema is None else model.ema.net
-        content = checkpoint.network_file(model.net, ema, iteration=iteration, options=self.options.dump())
+        content = network_file(model.net, ema, iteration=iteration, options=self.options.dump())
         checkpoint.save(self.folder.models / f"net_g_{label}.pth", content)
 
     def write(
@@ -43,18 +43,18 @@ class Saver:
         self.write_network(model, iteration, str(iteration))
         self.write_network(model, iteration, "latest")
         state = {
-            "state_version": checkpoint.STATE_VERSION,
+            "state_version": training_state.STATE_VERSION,
             "iteration": iteration,
             "model": model.state(),
             "loader": checkpoint.plain(loader),
-            "random": checkpoint.random_states(),
+            "random": training_state.random_states(),
             "best": best,
             "validation_due": validation_due,
             "config_hash": self.options.config_hash(),
         }
         checkpoint.save(self.folder.states / f"{iteration}.state", state)
         if self.options.logger.keep_states:
-            checkpoint.keep_newest(self.folder.states, self.options.logger.keep_states)
+            training_state.keep_newest(self.folder.states, self.options.logger.keep_states)
         logger.info("iteration %d: checkpoint written to %s", iteration, self.folder.root)
 
     def set_aside_later(self, iteration: int) -> None:
@@ -63,7 +63,7 @@ class Saver:
         Raises:
             WorkError: one cannot be renamed.
         """
-        for path in checkpoint.states_in(self.folder.states):
+        for path in training_state.states_in(self.folder.states):
             if int(path.stem) > iteration:
                 other = path.with_name(f"{path.name}.left")
                 try:
@@ -78,10 +78,10 @@ class Saver:
         Raises:
             InputError: the state named in the options cannot be read.
         """
-        for path in checkpoint.states_in(self.folder.states) if auto_resume else ():
+        for path in training_state.states_in(self.folder.states) if auto_resume else ():
             try:
-                return checkpoint.load_state(path)
+                return training_state.load_state(path)
             except InputError as error:
                 logger.warning("%s; trying an earlier one", error)
         named = self.options.path.resume_state
-        return None if named is None else checkpoint.load_state(named)
+        return None if named is None else training_state.load_state(named)

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
 from torch import nn
 
 from quantsr import quant
-from quantsr.engine.distributed import World
-
-if TYPE_CHECKING:
-    from quantsr.config import Options, TrainOptions
-    from quantsr.data.loader import TrainLoader
+from quantsr.config import Options, TrainOptions
+from quantsr.data.loader import TrainLoader, build_train_loader
+from quantsr.hardware.processes import World
 
 logger = logging.getLogger(__name__)
 
@@ -32,8 +29,6 @@ def set_modes(options: TrainOptions) -> None:
 
 def train_loader(options: Options, world: World, device: torch.device) -> TrainLoader:
     """This process's share of the training set, for ``device``."""
-    from quantsr.data.loader import build_train_loader
-
     return build_train_loader(
         options.datasets["train"],
         scale=options.scale,

@@ -7,6 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from quantsr.archs import contract
+
 MAX_OUTPUT_PIXELS = 4_000_000
 """Upscaled pixels that a network makes in one go; a 64-channel x4 network needs about 2.5 GB for them."""
 
@@ -19,16 +21,9 @@ def receptive_radius(net: nn.Module) -> int:
     """
     radius = 0
     for module in net.modules():
-        kernel = getattr(module, "kernel_size", None)
-        if isinstance(kernel, tuple):
-            radius += (max(kernel) // 2) * max(getattr(module, "dilation", (1,)))
-    return max(radius, 8, 4 * window_of(net))
-
-
-def window_of(net: nn.Module) -> int:
-    """The side of a transformer's windows in LR pixels, 1 for a convolutional network."""
-    window = getattr(net, "window_size", 1)
-    return window if isinstance(window, int) else 1
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+            radius += (max(module.kernel_size) // 2) * max(module.dilation)
+    return max(radius, 8, 4 * contract.of(net).window)
 
 
 def forward_in_strips(
@@ -52,7 +47,7 @@ def forward_in_strips(
     rows = max(max_output_pixels // (scale * scale * width), 1)
     if height <= rows:
         return forward(x)
-    window = window_of(net)
+    window = contract.of(net).window
     margin = -(-receptive_radius(net) // window) * window
     rows = max((rows - 2 * margin) // window * window, -(-32 // window) * window)
     pieces: list[tuple[Tensor, ...]] = []

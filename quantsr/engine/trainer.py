@@ -7,14 +7,14 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch.distributed as dist
 from torch import nn
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from quantsr.engine import build, checkpoint, distributed, start
-from quantsr.engine.device import resolve_device, seed_everything
+from quantsr.config import Options
+from quantsr.engine import build, start, training_state
 from quantsr.engine.evaluate import build_sets
 from quantsr.engine.monitor import Monitor
 from quantsr.engine.results import Record, write_results
@@ -22,10 +22,9 @@ from quantsr.engine.run_folder import RunFolder, StopRequest, log_file
 from quantsr.engine.saving import Saver
 from quantsr.engine.validation import Stopped, Validation
 from quantsr.errors import InputError, StopError
+from quantsr.hardware import processes
+from quantsr.hardware.device import resolve_device, seed_everything
 from quantsr.models.quantsr_model import QuantSRModel
-
-if TYPE_CHECKING:
-    from quantsr.config import Options
 
 logger = logging.getLogger(__name__)
 
@@ -39,8 +38,8 @@ class Trainer:
     Args:
         options: with a ``train`` section and a ``train`` data set.
         auto_resume: go on from the newest complete state of this run, if there is one.
-        go_on: the command that goes on with an interrupted run, for the line that says so.
-        launcher: see `distributed.detect`.
+        resume_command: the command that resumes the run, which an interrupted run names.
+        launcher: see `processes.detect`.
 
     Raises:
         InputError: sections are missing, or a checkpoint does not fit.
@@ -51,7 +50,7 @@ class Trainer:
         options: Options,
         *,
         auto_resume: bool = False,
-        go_on: str | None = None,
+        resume_command: str | None = None,
         launcher: str = "none",
     ) -> None:
         if options.train is None:
@@ -61,8 +60,8 @@ class Trainer:
         self.options = options
         self.train_options = options.train
         self.auto_resume = auto_resume or options.auto_resume
-        self.go_on = go_on or "quantsr train -opt FILE --auto-resume"
-        self.world = distributed.detect(launcher)
+        self.resume_command = resume_command or "quantsr train -opt FILE --auto-resume"
+        self.world = processes.detect(launcher)
         self.folder = RunFolder(Path(options.experiment_folder))
         self.saver = Saver(options, self.folder)
         self.iteration = 0
@@ -80,7 +79,7 @@ class Trainer:
         self.device = resolve_device(self.options.num_gpu, self.world)
         group = self.options.dist_params
         backend = group.backend if self.device.type == "cuda" else "gloo"
-        distributed.join(self.world, backend=backend, port=group.port)
+        processes.join(self.world, backend=backend, port=group.port)
         try:
             with StopRequest() as self.stop:
                 state = self.saver.find_state(self.auto_resume)
@@ -93,7 +92,7 @@ class Trainer:
                 with self._logging(), logging_redirect_tqdm():
                     return self._run(state)
         finally:
-            distributed.leave()
+            processes.leave()
 
     def _logging(self) -> contextlib.AbstractContextManager[None]:
         """The main process logs to a file too; of the others only warnings are heard."""
@@ -257,13 +256,13 @@ class Trainer:
         """Writes a checkpoint and raises if a signal came."""
         asked = self.stop.name is not None
         if self.world.size > 1 and not validation_due:
-            asked = self.iteration % 10 == 0 and distributed.agree(asked, self.device)
+            asked = self.iteration % 10 == 0 and processes.agree(asked, self.device)
         if not asked:
             return
         self._save(validation_due=validation_due)
         raise StopError(
             f"stopped by {self.stop.name or 'a signal'} at iteration {self.iteration}, checkpoint written; "
-            f"go on with: {self.go_on}"
+            f"go on with: {self.resume_command}"
         )
 
     def _finish(self, records: Sequence[Record]) -> list[Record]:
@@ -301,6 +300,6 @@ class Trainer:
         if state["config_hash"] != self.options.config_hash():
             logger.warning("options changed since this run was begun; going on with the present ones")
         self.best = state["best"]
-        checkpoint.set_random_states(state["random"])
+        training_state.set_random_states(state["random"])
         logger.info("resumed at iteration %d", self.iteration)
         return bool(state["validation_due"])

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from torch import nn
 from tqdm import tqdm
 
+from quantsr.archs import contract
+from quantsr.config import Options, registries
+from quantsr.config.binding import parameters
+from quantsr.data.resize import imresize_uint8
 from quantsr.engine import build
 from quantsr.engine.evaluate import (
     EvalSet,
@@ -23,9 +27,6 @@ from quantsr.engine.evaluate import (
 from quantsr.engine.results import Record, mean_value, table
 from quantsr.engine.run_folder import RunFolder
 
-if TYPE_CHECKING:
-    from quantsr.config import Options
-
 logger = logging.getLogger(__name__)
 
 SHOWN_PICTURES = 2
@@ -37,10 +38,15 @@ class Stopped(Exception):
 
 
 def metric_arguments(options: Options) -> dict[str, dict[str, Any]]:
-    """The metrics of ``options.val`` as `evaluate` takes them."""
-    if options.val is None:
-        return {}
-    return {name: metric.model_dump(exclude={"better"}) for name, metric in options.val.metrics.items()}
+    """The metrics of ``options.val`` as `evaluate` takes them: of the keys of every metric those that it takes."""
+    known = registries.metrics()
+    found = {}
+    for name, metric in (options.val.metrics if options.val is not None else {}).items():
+        accepted = parameters(known[metric.type])
+        common = {"crop_border": metric.crop_border, "test_y_channel": metric.test_y_channel}
+        own = {key: value for key, value in metric.arguments().items() if key not in (*common, "better")}
+        found[name] = {"type": metric.type, **{k: v for k, v in common.items() if k in accepted}, **own}
+    return found
 
 
 class Validation:
@@ -74,7 +80,7 @@ class Validation:
 
     def depths(self, net: nn.Module, stage: int) -> Sequence[int] | None:
         """In stage 1 the full depth, since blocks are not ranked yet; then those of the options, or all."""
-        depths = getattr(net, "depths", None)
+        depths = contract.of(net).depths or None
         if depths is None:
             return None
         return build.depths_to_evaluate(net, self.options) if stage == 2 else depths[:1]
@@ -114,8 +120,6 @@ class Validation:
 
     def rows_of_pictures(self, net: nn.Module) -> Iterator[tuple[str, list[np.ndarray]]]:
         """LR, bicubic, network's (full depth) and true picture of the first few of the first set, by name."""
-        from quantsr.data.resize import imresize_uint8
-
         if not self.sets:
             return
         dataset = self.sets[0]

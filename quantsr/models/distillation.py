@@ -8,10 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from quantsr.archs import contract
 from quantsr.errors import InputError
-
-BLOCK_LISTS = ("body", "layers")
-"""Where networks keep their blocks: EDSR, MSRResNet and QuantSR-C in ``body``, SwinIR and QuantSR-T in ``layers``."""
 
 
 def matched_points(blocks: int, points: int) -> list[int]:
@@ -31,12 +29,10 @@ def blocks_of(net: nn.Module, role: str) -> Sequence[nn.Module]:
     Raises:
         InputError: the network keeps them under no name known here.
     """
-    for name in BLOCK_LISTS:
-        blocks = getattr(net, name, None)
-        if isinstance(blocks, (nn.Sequential, nn.ModuleList)):
-            return list(blocks)
+    if (trunk := contract.of(net).trunk) is not None:
+        return trunk
     raise InputError(
-        f"train.distill: the {role} ({type(net).__name__}) keeps no blocks in {' or '.join(BLOCK_LISTS)}; "
+        f"train.distill: the {role} ({type(net).__name__}) keeps no blocks in body or layers; "
         "set train.distill.feature_weight to 0"
     )
 

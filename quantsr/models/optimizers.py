@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from quantsr.config import registries
+from quantsr.config.binding import parameters
+from quantsr.config.training import OptimizerOptions, SchedulerOptions, TrainOptions
 from quantsr.quant import step_magnitudes, step_parameters
-
-if TYPE_CHECKING:
-    from quantsr.config.training import TrainOptions
 
 
 def build_optimizers(net: nn.Module, train: TrainOptions) -> list[torch.optim.Optimizer]:
-    """Adam or AdamW, and behind it, for ``type: Muon``, `KernelMuon` for the weights that `hidden_weights` names.
+    """The optimizer of the options; for ``type: Muon`` Adam, and behind it `KernelMuon` for the weights of `hidden_weights`.
 
-    Adam's first group are weights; quantizer steps and thresholds follow with a rate of their own and no decay. A group's
+    The first group are weights; quantizer steps and thresholds follow with a rate of their own and no decay. A group's
     ``lr`` is at first its ``rate``, which the options give, times its ``unit``, which calibration gives.
     """
     optim = train.optim_g
@@ -37,15 +37,43 @@ def build_optimizers(net: nn.Module, train: TrainOptions) -> list[torch.optim.Op
         groups.append({"params": list(steps.values()), "rate": rate, "unit": 1.0, "weight_decay": 0.0})
     for group in groups:
         group["lr"] = group["rate"] * group["unit"]
-    kind = torch.optim.AdamW if optim.type == "AdamW" else torch.optim.Adam
-    beta1, beta2 = optim.betas
-    # One fused call instead of a dozen small ones for each of several hundred tensors.
-    adam = kind(groups, lr=optim.lr, betas=(beta1, beta2), weight_decay=optim.weight_decay, fused=True)
+    if optim.type != "Muon":
+        return [registries.optimizers()[optim.type](groups, **_arguments(optim))]
+    given = optim.arguments()
+    adam = torch.optim.Adam(
+        groups, **_arguments(OptimizerOptions(lr=optim.lr, **_only(given, "betas", "weight_decay")))
+    )
     if not by_muon:
         return [adam]
-    muon = KernelMuon(by_muon, lr=optim.lr, weight_decay=optim.weight_decay)
+    others_given = {key: value for key, value in given.items() if key not in ("lr", "betas", "weight_decay")}
+    muon = KernelMuon(by_muon, lr=optim.lr, weight_decay=optim.weight_decay, **others_given)
     muon.param_groups[0].update(rate=optim.lr, unit=1.0)
     return [adam, muon]
+
+
+def build_schedulers(
+    optimizers: Sequence[torch.optim.Optimizer], options: SchedulerOptions
+) -> list[torch.optim.lr_scheduler.LRScheduler]:
+    """The schedule of the options, for each optimizer."""
+    kind = registries.schedulers()[options.type]
+    return [kind(optimizer, **options.arguments()) for optimizer in optimizers]
+
+
+def _arguments(options: OptimizerOptions) -> dict[str, Any]:
+    """What the optimizer is made with: the section's arguments, and its defaults where the optimizer takes them."""
+    accepted = parameters(registries.optimizers()[options.type])
+    # Fused: one call instead of a dozen small ones for each of several hundred tensors.
+    common = {"betas": tuple(options.betas), "weight_decay": options.weight_decay, "fused": True}
+    given = {"lr": options.lr, **common, **options.arguments()}
+    return {
+        key: tuple(value) if isinstance(value, list) else value
+        for key, value in given.items()
+        if key in accepted
+    }
+
+
+def _only(given: Mapping[str, Any], *keys: str) -> dict[str, Any]:
+    return {key: given[key] for key in keys if key in given}
 
 
 def restore(
@@ -75,7 +103,7 @@ def restore(
 def hidden_weights(net: nn.Module) -> list[nn.Parameter]:
     """The weights of all convolutions and linear layers but the first and the last, which meet the pictures."""
     layers = [m for m in net.modules() if isinstance(m, (nn.Linear, nn.Conv2d)) and m.weight.requires_grad]
-    return [layer.weight for layer in layers[1:-1]]
+    return [layer.get_parameter("weight") for layer in layers[1:-1]]
 
 
 class KernelMuon(torch.optim.Muon):
@@ -90,6 +118,7 @@ class KernelMuon(torch.optim.Muon):
         weights: dense in memory, contiguous or channels-last; they must stay where they are.
         lr: learning rate, on Adam's scale.
         weight_decay: decoupled, as AdamW's.
+        options: further arguments of ``torch.optim.Muon``.
         together: whether matrices of one shape go together; by default on a GPU. Sums in another order are the only difference.
 
     Raises:
@@ -103,13 +132,16 @@ class KernelMuon(torch.optim.Muon):
         lr: float,
         weight_decay: float = 0.0,
         together: bool | None = None,
+        **options: Any,
     ) -> None:
         self.weights = list(weights)
         self.together = self.weights[0].is_cuda if together is None else together
         matrices = [nn.Parameter(_matrix(weight.detach(), weight)) for weight in self.weights]
         if any(m.data_ptr() != w.data_ptr() for m, w in zip(matrices, self.weights, strict=True)):
             raise ValueError("Muon needs weights that are contiguous or channels-last in memory")
-        super().__init__(matrices, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
+        super().__init__(
+            matrices, lr=lr, weight_decay=weight_decay, **{"adjust_lr_fn": "match_rms_adamw", **options}
+        )
         self.matrices = matrices
 
     @torch.no_grad()

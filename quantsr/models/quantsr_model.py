@@ -5,24 +5,26 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from quantsr.archs.depth import rank_by_loss
-from quantsr.basicsr_compat import LOSS_REGISTRY, MODEL_REGISTRY, BaseModel
-from quantsr.engine.device import computes_in_bf16
-from quantsr.engine.distributed import World
-from quantsr.engine.ema import Ema
+from quantsr.archs import contract
+from quantsr.archs.dqa import DepthDynamic
+from quantsr.basicsr_compat import MODEL_REGISTRY, BaseModel
+from quantsr.config import Options
+from quantsr.depth import rank_by_loss
 from quantsr.errors import WorkError
+from quantsr.hardware.device import computes_in_bf16
+from quantsr.hardware.processes import World
 from quantsr.models.distillation import Distillation, output_loss
-from quantsr.models.optimizers import build_optimizers, restore
+from quantsr.models.ema import Ema
+from quantsr.models.losses import Losses
+from quantsr.models.optimizers import build_optimizers, build_schedulers, restore
 from quantsr.models.step_graph import StepGraph
-
-if TYPE_CHECKING:
-    from quantsr.config import Options
+from quantsr.trained_files.checkpoint import cpu_state
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +40,7 @@ class QuantSRModel(BaseModel):
     """Trains a network: stage 1 at full depth, stage 2 at all depths on shared weights, with an optional teacher.
 
     Of BasicSR's `BaseModel` the optimizer and scheduler set-up and the reduction of losses over processes are used;
-    its saving and resuming is `state` and `load_state` here, written by `quantsr.engine.checkpoint`.
+    its saving and resuming is `state` and `load_state` here, written by `quantsr.engine.saving`.
 
     Args:
         options: of the run; ``options.train`` is needed.
@@ -80,10 +82,10 @@ class QuantSRModel(BaseModel):
         self.ema = Ema(self.net, train.ema_decay) if train.ema_decay > 0 else None
         self.net_g: Any = self._wrap(options.find_unused_parameters)
         self.distillation = self._distillation(teacher)
-        self.loss = LOSS_REGISTRY.get(train.pixel_opt.type)(**train.pixel_opt.kwargs()).to(device)
+        self.loss = Losses(train.all_losses()).to(device)
         self.stage = 1
         self.optimizers = build_optimizers(self.net, train)
-        self.setup_schedulers()
+        self.schedulers = build_schedulers(self.optimizers, train.scheduler)
         self._graph = self._recorder()
         self._step = self._update if self._graph is None else self._graph
         self.batches: Sequence[Batch] = ()
@@ -125,8 +127,16 @@ class QuantSRModel(BaseModel):
     @property
     def depths(self) -> tuple[int, ...]:
         """The depths that stage 2 trains, deepest first; empty for a network with one depth."""
-        depths = tuple(getattr(self.net, "depths", None) or ())
+        depths = contract.of(self.net).depths
         return depths if len(depths) > 1 else ()
+
+    @property
+    def _dynamic(self) -> DepthDynamic:
+        """The network, in calls that only one with several depths reaches."""
+        dynamic = contract.of(self.net).depth_dynamic
+        if dynamic is None:
+            raise ValueError(f"{type(self.net).__name__} has one depth; there is nothing to rank")
+        return dynamic
 
     @property
     def ranking_batches(self) -> int:
@@ -138,7 +148,7 @@ class QuantSRModel(BaseModel):
     @property
     def _ranks(self) -> bool:
         """A ranking that came with the starting checkpoint is kept where there was no stage 1."""
-        return getattr(self.net, "ranking", None) is None or self.train_options.stage1_iter > 0
+        return contract.of(self.net).ranking is None or self.train_options.stage1_iter > 0
 
     def start_stage2(self, batches: Sequence[Batch] = ()) -> tuple[int, ...]:
         """Ranks the blocks, as ``train.ranking`` says, and turns to training all depths.
@@ -154,7 +164,8 @@ class QuantSRModel(BaseModel):
         if batches:
             ranking = self._rank_by_loss(batches)
         else:
-            ranking = self.net.rank_blocks() if self._ranks else self.net.ranking
+            kept = None if self._ranks else self._dynamic.ranking
+            ranking = kept or self._dynamic.rank_blocks()
         self._set_ranking(ranking)
         self.stage = 2
         self._forget_steps()
@@ -172,14 +183,14 @@ class QuantSRModel(BaseModel):
                 for first in range(0, len(candidates), SUBNETWORKS_AT_ONCE):
                     some = candidates[first : first + SUBNETWORKS_AT_ONCE]
                     with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-                        outputs = self.net.run_units(lq, some)
+                        outputs = self._dynamic.run_units(lq, some)
                     for i, output in enumerate(outputs):
-                        total[first + i] += self.loss(output.float(), gt)
+                        total[first + i] += self.loss.total(output.float(), gt)
             if self.opt["dist"]:
                 torch.distributed.all_reduce(total)
             return total.tolist()
 
-        return rank_by_loss(len(self.net.units()), losses)
+        return rank_by_loss(len(self._dynamic.units()), losses)
 
     def _forget_steps(self) -> None:
         """What was recorded of steps is no longer what they do."""
@@ -187,10 +198,9 @@ class QuantSRModel(BaseModel):
             self._graph.forget()
 
     def _set_ranking(self, ranking: Sequence[int]) -> None:
-        self.net.set_ranking(tuple(ranking))
-        if self.ema is not None:
-            shadow: Any = self.ema.net
-            shadow.set_ranking(tuple(ranking))
+        for net in (self.net, None if self.ema is None else self.ema.net):
+            if net is not None and (dynamic := contract.of(net).depth_dynamic) is not None:
+                dynamic.set_ranking(tuple(ranking))
 
     def depth_weights(self) -> tuple[float, ...]:
         """The weight of each depth's loss in stage 2; equal and summing to 1 unless the options say otherwise."""
@@ -257,9 +267,10 @@ class QuantSRModel(BaseModel):
             else:
                 outputs, weights = list(self.net_g(lq, depth=self.depths)), list(self.depth_weights())
         outputs = [output.float() for output in outputs]
-        terms = {"l_pix": self.loss(outputs[0], gt) * weights[0]}
+        terms = {f"l_{name}": value * weights[0] for name, value in self.loss(outputs[0], gt).items()}
         for depth, output, weight in list(zip(self.depths, outputs, weights, strict=False))[1:]:
-            terms[f"l_pix_depth{depth}"] = self.loss(output, gt) * weight
+            for name, value in self.loss(output, gt).items():
+                terms[f"l_{name}_depth{depth}"] = value * weight
         if self.distillation is not None and target is not None:
             terms.update(self.distillation.losses(outputs, weights, target))
         distill = self.train_options.distill
@@ -308,9 +319,7 @@ class QuantSRModel(BaseModel):
 
     def state(self) -> dict[str, Any]:
         """Everything `load_state` needs to go on as if never interrupted."""
-        from quantsr.engine.checkpoint import cpu_state
-
-        ranking = getattr(self.net, "ranking", None)
+        ranking = contract.of(self.net).ranking
         return {
             "params": cpu_state(self.net),
             "params_ema": None if self.ema is None else cpu_state(self.ema.net),

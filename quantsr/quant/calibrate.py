@@ -91,7 +91,7 @@ def layer_steps(net: nn.Module) -> dict[str, float]:
             values[f"{name}/step_w"] = float(layer.weight_quantizer.step.detach().mean())
         if layer.input_quantizer is not None:
             values[f"{name}/step_a"] = float(layer.input_quantizer.step.detach().mean())
-            tau = getattr(layer.input_quantizer, "tau", None)
+            tau = dict(layer.input_quantizer.named_parameters(recurse=False)).get("tau")
             if tau is not None:
                 values[f"{name}/tau_abs_mean"] = float(tau.detach().abs().mean())
     return values

@@ -94,27 +94,28 @@ def _quantized(layer: nn.Module, rule: Rule) -> nn.Module:
     return new
 
 
-def manifest(net: nn.Module) -> list[dict[str, Any]]:
+def manifest(net: nn.Module, protocol: str | None = None) -> list[dict[str, Any]]:
     """Every convolution, linear layer and product of attention with its bits, in the order of the network.
 
     Returns:
         records with ``name``, ``kind``, ``shape`` of the weight, ``bits_w``, ``bits_a`` (32 = float), ``signed`` (None
         where the input is float), ``granularity`` and ``quantizer`` (None where nothing is quantized). For a product of
         attention (``kind`` is ``matmul``) ``bits_a`` and ``signed`` are the left operand's, ``bits_w`` the right's, and
-        ``shape`` is (heads, rows, inner size, columns) of one window. Where the network follows one of several
-        published protocols, every record names it as ``protocol``.
+        ``shape`` is (heads, rows, inner size, columns) of one window. With ``protocol``, the name of the published
+        protocol that the network follows, every record has it.
     """
     records = []
     for name, module in net.named_modules():
         record = _record(module)
         if record is not None:
             records.append({"name": name, **record})
-    protocol = getattr(net, "protocol", None)
     return records if protocol is None else [{**record, "protocol": protocol} for record in records]
 
 
 def _record(module: nn.Module) -> dict[str, Any] | None:
+    method = None
     if isinstance(module, QuantMatmul):
+        method = module.left.quantizer
         kind, shape = "matmul", list(module.shape)
         bits_w, bits_a = module.right.nbits_a, module.left.nbits_a
         weight_quantizer, input_quantizer = None, module.left.input_quantizer
@@ -124,11 +125,11 @@ def _record(module: nn.Module) -> dict[str, Any] | None:
         bits_w = bits_a = FLOAT_BITS
         weight_quantizer = input_quantizer = None
         if isinstance(module, QuantizedLayer):
+            method = module.quantizer
             bits_w, bits_a = module.nbits_w, module.nbits_a
             weight_quantizer, input_quantizer = module.weight_quantizer, module.input_quantizer
     else:
         return None
-    method = getattr(module.left if isinstance(module, QuantMatmul) else module, "quantizer", None)
     return {
         "kind": kind,
         "shape": shape,
@@ -140,9 +141,8 @@ def _record(module: nn.Module) -> dict[str, Any] | None:
     }
 
 
-def manifest_table(net: nn.Module) -> str:
+def manifest_table(net: nn.Module, protocol: str | None = None) -> str:
     """:func:`manifest` as a table for people, a line for each layer; the protocol, if it has a name, stands first."""
-    protocol = getattr(net, "protocol", None)
     rows = [("layer", "weight", "bits_w", "bits_a", "input", "quantizer")]
     for r in manifest(net):
         sign = {None: "float", True: "signed", False: "unsigned"}[r["signed"]]

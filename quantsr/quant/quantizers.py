@@ -12,16 +12,13 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from quantsr.basicsr_compat import Registry
+from quantsr.basicsr_compat import QUANTIZER_REGISTRY
 from quantsr.discovery import import_files
 from quantsr.quant.autograd import ActivationQuant, QuantizedWeight, fake_quantize_activation
 from quantsr.quant.kernels import MIN_STEP
 from quantsr.ranges import IntRange
 
 Granularity = Literal["tensor", "channel"]
-
-QUANTIZER_REGISTRY = Registry("quantizer")
-"""Quantizers by name, as ``network_g.quantizer`` names them."""
 
 
 class Quantizer:

@@ -20,9 +20,9 @@ from quantsr.analysis import compare as command
 from quantsr.analysis.compare_tables import Spread
 from quantsr.cli import main
 from quantsr.config.comparison import Run
-from quantsr.engine import checkpoint
 from quantsr.engine.results import Record, read_results
 from quantsr.errors import StopError, WorkError
+from quantsr.trained_files import checkpoint
 
 VALUES = {"float": {3: 32.0, 7: 33.0}, "rlq": {3: 31.0, 7: 32.5}}
 """PSNR of the faked runs by variant and seed."""

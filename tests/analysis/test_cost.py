@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from quantsr.analysis.cost import cost_of_options
+from quantsr.analysis.module_cost import cost_of_options
 from quantsr.config import load_options
 
 ROOT = Path(__file__).resolve().parents[2]

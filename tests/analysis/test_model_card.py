@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from quantsr.deploy.upscaler import ZOO
 from quantsr.engine.results import read_results, write_records
+from quantsr.trained_files.names import ZOO
 from tests.scripts import load_script
 
 NAME = "quantsr_c_small_x3_w4a6"

@@ -7,8 +7,10 @@ import torch.nn.functional as F
 from quantsr.archs import QuantSR_T
 from quantsr.archs.swinir import convert_swinir, is_swinir
 from quantsr.basicsr_compat import ARCH_REGISTRY, SwinIR
-from quantsr.engine import build, checkpoint
+from quantsr.engine import build
+from quantsr.engine.network_file import network_file
 from quantsr.quant import calibrate, manifest, manifest_table
+from quantsr.trained_files import checkpoint
 
 SMALL = {
     **{"embed_dim": 12, "num_block": 4, "layers_per_block": 2, "num_heads": 3},
@@ -228,7 +230,7 @@ def test_any_input_size(size, upscale):
 )
 def test_protocols_quantize_what_they_say_and_are_named(options, protocol, kinds):
     model = calibrated(nbits_w=3, nbits_a=4, **options)
-    records = manifest(model)
+    records = manifest(model, model.protocol)
     quantized = [r for r in records if r["quantizer"] is not None]
     assert {r["name"].split(".")[-1] for r in quantized} == kinds
     per_layer = {"qkv", "proj", "fc1", "fc2", "scores", "mixture"} & kinds
@@ -238,7 +240,7 @@ def test_protocols_quantize_what_they_say_and_are_named(options, protocol, kinds
         bits = {(r["bits_w"], r["bits_a"]) for r in quantized if r["kind"] == kind}
         assert bits == expected[kind == "matmul"]
     assert {r["protocol"] for r in records} == {protocol}
-    assert manifest_table(model).startswith(f"protocol: {protocol}\n")
+    assert manifest_table(model, model.protocol).startswith(f"protocol: {protocol}\n")
     assert build.title(model) == f"QuantSR_T W3A4, {protocol} protocol"
     floats = {r["name"] for r in records if r["quantizer"] is None}
     assert {"conv_first", "conv_after_body", "upsample.0"} <= floats
@@ -347,7 +349,7 @@ def test_bad_options_are_refused(options, message):
 def test_a_checkpoint_rebuilds_the_network(unit, tmp_path):
     model = calibrated(nbits_w=3, weight_granularity="channel", dqa_unit=unit, **EVERYTHING)
     file = tmp_path / "net.pth"
-    checkpoint.save(file, checkpoint.network_file(model, None, iteration=7))
+    checkpoint.save(file, network_file(model, None, iteration=7))
     entry = checkpoint.metadata(checkpoint.load(file), file)
     arch = entry["arch"]
     twin = build.build_network(arch.pop("type"), arch)

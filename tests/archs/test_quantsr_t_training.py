@@ -8,12 +8,14 @@ import torch
 from quantsr.archs import QuantSR_T
 from quantsr.basicsr_compat import SwinIR
 from quantsr.config import load_options
-from quantsr.engine import build, checkpoint
+from quantsr.engine import build
+from quantsr.engine.network_file import network_file
 from quantsr.engine.strips import forward_in_strips
 from quantsr.engine.trainer import Trainer
 from quantsr.models.distillation import Distillation
 from quantsr.quant import calibrate, get_compile, set_compile, set_exact_fp32
 from quantsr.quant.kernels import compiler_works
+from quantsr.trained_files import checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
 MINI = ROOT / "options" / "train" / "QuantSR_T" / "mini_w4a4_x2.yml"
@@ -151,7 +153,7 @@ def test_training_state_is_restored(tmp_path):
     calibrate(net, [torch.rand(1, 3, 8, 8)])
     net.set_ranking([3, 1, 2, 0, 7, 6, 5, 4])
     file = tmp_path / "net.pth"
-    checkpoint.save(file, checkpoint.network_file(net, None, iteration=1))
+    checkpoint.save(file, network_file(net, None, iteration=1))
     from quantsr.loading import load
 
     twin = load(file)

@@ -12,7 +12,9 @@ import torch
 from quantsr.cli import main
 from quantsr.config import Options
 from quantsr.config.folders import is_left_out
-from quantsr.engine import build, checkpoint
+from quantsr.engine import build
+from quantsr.engine.network_file import network_file
+from quantsr.trained_files import checkpoint
 
 Load = Callable[..., Options]
 Lines = Callable[..., list[str]]
@@ -25,7 +27,7 @@ def bare(sound: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
     net = build.build_network("QuantSR_C", {key: value for key, value in ARCH.items() if key != "type"})
-    checkpoint.save(tmp_path / "net.pth", checkpoint.network_file(net, None, iteration=7))
+    checkpoint.save(tmp_path / "net.pth", network_file(net, None, iteration=7))
     return {key: value for key, value in sound.items() if key not in ("network_g", "scale", "train")}
 
 

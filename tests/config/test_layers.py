@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
+from quantsr.commands.arguments import add_option_arguments, resume_command
 from quantsr.config import Options
-from quantsr.config.arguments import add_option_arguments, typed_again
 from quantsr.config.layers import read_layers
 from quantsr.errors import InputError, OptionsError
 
@@ -176,6 +176,6 @@ def test_the_line_to_type_again_repeats_every_change_quoted() -> None:
         "--force_yml",
         "train:total_iter=5",
     ]
-    line = typed_again("train", parser.parse_args(words), "--auto-resume")
+    line = resume_command("train", parser.parse_args(words), "--auto-resume")
     assert shlex.split(line) == ["quantsr", "train", *words, "--auto-resume"]
     assert "'my file.yml' --set 'network_g.depths=[4, 2]' name=a" in line

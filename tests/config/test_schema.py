@@ -63,10 +63,10 @@ def test_derived_values(load: Load, sound: dict[str, Any]) -> None:
     assert options.datasets["val"].phase == "val"
     cosine = load(sound, "train.scheduler={type: CosineAnnealingRestartLR, eta_min: 1e-6}")
     assert cosine.train is not None
-    assert cosine.train.scheduler.kwargs() == {"periods": [100], "eta_min": 1e-6, "restart_weights": [1.0]}
+    assert cosine.train.scheduler.arguments() == {"periods": [100], "eta_min": 1e-6, "restart_weights": [1.0]}
     multi = load(sound, "train.scheduler.gamma=0.5")
     assert multi.train is not None
-    assert multi.train.scheduler.kwargs() == {"milestones": [50], "gamma": 0.5, "restart_weights": [1.0]}
+    assert multi.train.scheduler.arguments() == {"milestones": [50], "gamma": 0.5, "restart_weights": [1.0]}
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,7 @@ def test_each_cycle_starts_at_the_full_rate_by_default(
     scheduler = options.train.scheduler
     assert scheduler.restart_weights is None  # nor in the dump and the hash
     optimizer = torch.optim.Adam([torch.zeros(1, requires_grad=True)], lr=0.5)
-    made = getattr(basicsr_compat, scheduler.type)(optimizer, **scheduler.kwargs())
+    made = getattr(basicsr_compat, scheduler.type)(optimizer, **scheduler.arguments())
     assert list(made.restart_weights) == [1.0, 1.0]
 
 

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 
-from quantsr.data import build_eval_dataset
+from quantsr.data.evaluation import build_eval_dataset
 from quantsr.data.images import read_rgb
 from quantsr.data.mini import make_mini, mini_folder
 from quantsr.data.preparation import make_bicubic, make_lmdb

@@ -14,7 +14,8 @@ import cv2
 import numpy as np
 import pytest
 
-from quantsr.data import download, prepare
+from quantsr.commands import prepare
+from quantsr.data import download
 from quantsr.data.images import read_rgb, write_file
 from quantsr.data.preparation import starts
 from quantsr.data.resize import imresize_uint8, mod_crop
@@ -71,7 +72,7 @@ def test_sub_images_reach_the_border(length: int, want: list[int]) -> None:
 
 
 def test_sub_images_and_their_lr_train_from_lmdb(make_pictures: Maker, tmp_path: Path) -> None:
-    from quantsr.data import build_train_loader
+    from quantsr.data.loader import build_train_loader
 
     hr = make_pictures("hr", [(50, 41)])
     run(

@@ -7,7 +7,7 @@ import ctypes
 import numpy as np
 import pytest
 
-from quantsr.deploy import runtimes
+from quantsr.deploy.engines import select
 from quantsr.deploy.model import PackedModel
 from quantsr.deploy.native import library
 from quantsr.deploy.native.engine import NativeEngine
@@ -52,6 +52,6 @@ def assert_left_to_others(model: PackedModel, why: str) -> None:
     with pytest.raises(
         InputError, match=rf"engine native: cannot run this network, .*{why}.*--engine openvino"
     ):
-        runtimes.create("native", model)
+        select.create("native", model)
     pytest.importorskip("openvino")
-    assert runtimes.create("auto", model).name == "openvino"
+    assert select.create("auto", model).name == "openvino"

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from quantsr.archs.quantsr_c_arch import QuantSR_C
-from quantsr.deploy import calibrate8, convert, integer, packing, restrict
+from quantsr.deploy import calibrate8, convert, integer_reference, packing, restrict
 from quantsr.deploy.model import PackedModel
 from quantsr.deploy.module import to_module
 from quantsr.errors import InputError
@@ -68,7 +68,7 @@ def test_integers_give_the_training_networks_picture(picture, options):
     assert model.header.depths == (4, 2, 1)
     for depth in model.header.depths:
         assert model.header.blocks_kept(depth) == net.blocks_kept(depth)
-        assert_close(integer.run(model, picture, depth), upscaled(net, picture, depth))
+        assert_close(integer_reference.run(model, picture, depth), upscaled(net, picture, depth))
 
 
 def test_codes_and_steps_are_those_of_training():
@@ -94,7 +94,7 @@ def test_eight_bit_head_and_tail_are_close_to_float(picture):
     model = convert.convert(net, head_tail_bits=8, calib=[picture], first_bits=8)
     assert all(layer.integer for layer in model.layers.values())
     full = upscaled(net, picture, 4).astype(float)
-    error = np.sqrt(((integer.run(model, picture, 4) - full) ** 2).mean())
+    error = np.sqrt(((integer_reference.run(model, picture, 4) - full) ** 2).mean())
     assert error < 1.5
 
 
@@ -139,7 +139,7 @@ def test_to_module_computes_the_same(picture, head_tail_bits):
     model = small_model(head_tail_bits=head_tail_bits, num_block=2)
     net = to_module(model)
     for depth in model.header.depths:
-        assert_close(upscaled(net, picture, depth), integer.run(model, picture, depth))
+        assert_close(upscaled(net, picture, depth), integer_reference.run(model, picture, depth))
 
 
 def test_to_module_and_convert_are_inverse():
@@ -231,7 +231,7 @@ def test_a_restricted_network_is_the_same_network(picture, head_tail_bits):
         assert small.header.num_block == 4
         for depth in (4, 2):
             np.testing.assert_array_equal(
-                integer.run(small, picture, depth), integer.run(full, picture, depth)
+                integer_reference.run(small, picture, depth), integer_reference.run(full, picture, depth)
             )
 
 
@@ -251,7 +251,7 @@ def test_restricting_under_the_released_rule_keeps_its_extra_block(picture):
     )
     small = restrict.restrict(released, 4)
     assert small.header.depths == (5, 3)
-    assert_close(integer.run(small, picture, 5), integer.run(released, picture, 4))
+    assert_close(integer_reference.run(small, picture, 5), integer_reference.run(released, picture, 4))
 
 
 def test_dropped_shortcuts_must_be_positive():

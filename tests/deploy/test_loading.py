@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 
 import quantsr
-from quantsr import cli, loading
-from quantsr.deploy import packing, upscaler
+from quantsr import cli
+from quantsr.deploy import packing
 from quantsr.errors import InputError
+from quantsr.trained_files import names
 from tests.deploy.conftest import small_model
 
-NAME = upscaler.shipped()[0]
-SHIPPED = upscaler.ZOO / f"{NAME}.safetensors"
+NAME = names.shipped()[0]
+SHIPPED = names.ZOO / f"{NAME}.safetensors"
 
 
 @pytest.fixture(autouse=True)
@@ -24,12 +25,12 @@ def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_folder_of_its_name_does_not_hide_a_shipped_network() -> None:
     Path(NAME).mkdir()
-    assert loading.resolve(NAME) == upscaler.find_model(NAME) == SHIPPED
+    assert names.resolve(NAME) == names.find_packed(NAME) == SHIPPED
 
 
 @pytest.mark.parametrize("folder", ["no/such/dir", ".", "/"])
 def test_a_path_that_is_not_there_is_no_shipped_network(folder: str) -> None:
-    for find in (loading.resolve, upscaler.find_model):
+    for find in (names.resolve, names.find_packed):
         with pytest.raises(InputError, match=f"{folder}/{NAME}: no such"):
             find(f"{folder}/{NAME}")
 
@@ -39,10 +40,10 @@ def test_a_run_without_a_checkpoint_is_no_shipped_network() -> None:
     models.mkdir(parents=True)
     for name in (NAME, f"experiments/{NAME}"):
         with pytest.raises(InputError, match=f"experiments/{NAME}: this run has no checkpoint yet"):
-            loading.resolve(name)
+            names.resolve(name)
     (models / "net_g_latest.pth").touch()
     for name in (NAME, f"experiments/{NAME}"):
-        assert loading.resolve(name) == models / "net_g_latest.pth"
+        assert names.resolve(name) == models / "net_g_latest.pth"
 
 
 @pytest.mark.parametrize("name", ["net.onnx", "net.xml"])
@@ -67,7 +68,7 @@ def test_a_graph_for_other_runtimes_is_one_line(
 
 
 def test_a_graph_that_is_not_there_is_no_file() -> None:
-    for find in (loading.resolve, upscaler.find_model):
+    for find in (names.resolve, names.find_packed):
         with pytest.raises(InputError, match=r"net\.onnx: no such"):
             find("net.onnx")
 

@@ -14,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quantsr import Upscaler
-from quantsr.deploy import integer, runtimes
+from quantsr.deploy import integer_reference
+from quantsr.deploy.engines import select
 from quantsr.deploy.native import library
 from quantsr.deploy.native.arrays import G2, G4, Arrays, transformed
 from quantsr.deploy.native.engine import NativeEngine
@@ -125,7 +126,7 @@ def test_the_codes_are_the_references_bit_for_bit(isa: str, bits_w: int, bits_a:
     image = picture(18, 21).astype(np.float32)
     for depth in model.header.depths:
         with torch.inference_mode():
-            expected = runtimes.create("torch", model, depth).run(image[None])[0]
+            expected = select.create("torch", model, depth).run(image[None])[0]
         got = NativeEngine(model, depth, isa=isa, threads=2).run(image[None])[0]
         assert got.dtype == np.float32
         np.testing.assert_allclose(got, expected, rtol=0, atol=4e-3)
@@ -173,7 +174,7 @@ def test_every_size_and_scale(scale: int, head_tail_bits: int, upsampler: str) -
     engine = NativeEngine(model, 3, threads=2)
     for height, width in SIZES:
         image = picture(height, width)
-        expected = integer.run(model, image)
+        expected = integer_reference.run(model, image)
         got = engine.run(image[None])[0]
         assert got.shape == expected.shape
         difference = np.abs(got.astype(int) - expected)
@@ -246,9 +247,9 @@ def test_sums_of_two_products_stay_within_16_bits_on_avx2() -> None:
 @needs_kernels
 def test_auto_takes_it_where_it_is_fastest(monkeypatch) -> None:
     model = model_of()
-    monkeypatch.setattr(runtimes, "native_is_fastest", lambda _: True)
+    monkeypatch.setattr(select, "native_is_fastest", lambda _: True)
     assert Upscaler(model).engine == "native"
-    monkeypatch.setattr(runtimes, "native_is_fastest", lambda _: False)
+    monkeypatch.setattr(select, "native_is_fastest", lambda _: False)
     assert Upscaler(model).engine != "native"
 
 
@@ -257,25 +258,25 @@ def test_matrix_units_are_left_to_openvino(monkeypatch) -> None:
 
     monkeypatch.setattr(library, "best_isa", lambda: "avx512_vnni")
     monkeypatch.setattr(cpu, "describe", lambda: ("a processor", frozenset({"amx_int8"})))
-    assert not runtimes.native_is_fastest(model_of())
-    assert runtimes.native_is_fastest(small_model())  # of QuantSR-T, where products are a small part
+    assert not select.native_is_fastest(model_of())
+    assert select.native_is_fastest(small_model())  # of QuantSR-T, where products are a small part
     monkeypatch.setattr(cpu, "describe", lambda: ("a processor", frozenset()))
-    assert runtimes.native_is_fastest(model_of())
+    assert select.native_is_fastest(model_of())
     for isa in (None, "plain"):
         monkeypatch.setattr(library, "best_isa", lambda isa=isa: isa)
-        assert not runtimes.native_is_fastest(model_of())
+        assert not select.native_is_fastest(model_of())
 
 
 def test_without_kernels_the_remedy_is_named(monkeypatch) -> None:
     monkeypatch.setattr(library, "load", lambda: None)
     with pytest.raises(InputError, match="install a C compiler"):
-        runtimes.create("native", model_of())
+        select.create("native", model_of())
 
 
 @needs_kernels
 def test_an_instruction_set_that_there_is_not() -> None:
     with pytest.raises(InputError, match="isa: 'sse9' is not one that this processor has"):
-        runtimes.create("native", model_of(), isa="sse9")
+        select.create("native", model_of(), isa="sse9")
 
 
 @needs_kernels

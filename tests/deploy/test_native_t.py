@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from quantsr import Upscaler
-from quantsr.deploy import integer
+from quantsr.deploy import integer_reference
 from quantsr.deploy.native import library
 from quantsr.deploy.native.engine import NativeEngine
 from quantsr.errors import InputError
@@ -42,7 +42,7 @@ def test_the_references_picture(isa: str, protocol: str, bits: int) -> None:
     # One RSTB: deep random networks, unlike trained ones, amplify a flipped code on its way to the output.
     model = small_model(bits_w=bits, bits_a=bits, num_block=1, **PROTOCOLS[protocol])
     image = picture(21, 27)
-    expected = integer.run(model, image)
+    expected = integer_reference.run(model, image)
     assert expected.std() > 20
     assert_close(NativeEngine(model, 1, isa=isa, threads=2).run(image[None])[0], expected)
 
@@ -64,7 +64,9 @@ def test_channels_heads_and_windows(isa: str, options: dict) -> None:
     steps in another place flips codes, which some of these networks amplify in every engine: here all outside the layers is float.)"""
     model = small_model(num_block=1, head_tail_bits=32, **options)
     image = picture(27, 18)
-    assert_close(NativeEngine(model, 1, isa=isa, threads=2).run(image[None])[0], integer.run(model, image))
+    assert_close(
+        NativeEngine(model, 1, isa=isa, threads=2).run(image[None])[0], integer_reference.run(model, image)
+    )
 
 
 @needs_kernels
@@ -75,7 +77,7 @@ def test_every_size_and_scale(scale: int, head_tail_bits: int) -> None:
     engine = NativeEngine(model, 1, threads=2)
     for height, width in SIZES:
         image = picture(height, width)
-        assert_close(engine.run(image[None])[0], integer.run(model, image))
+        assert_close(engine.run(image[None])[0], integer_reference.run(model, image))
 
 
 @needs_kernels
@@ -84,7 +86,9 @@ def test_every_depth(unit: str) -> None:
     model = small_model(num_block=2, dqa_unit=unit, head_tail_bits=32)
     image = picture(18, 21)
     for depth in model.header.depths:
-        assert_close(NativeEngine(model, depth).run(image[None])[0], integer.run(model, image, depth))
+        assert_close(
+            NativeEngine(model, depth).run(image[None])[0], integer_reference.run(model, image, depth)
+        )
 
 
 @needs_kernels

@@ -8,7 +8,8 @@ import numpy as np
 import onnx
 import pytest
 
-from quantsr.deploy import integer, onnx_graph
+from quantsr.deploy import integer_reference, onnx_model
+from quantsr.deploy.onnx_graph import INPUT
 from quantsr.errors import InputError
 from tests.deploy.conftest import dyadic_model, small_model
 
@@ -20,7 +21,7 @@ def by_onnxruntime(proto: onnx.ModelProto, pictures: np.ndarray) -> np.ndarray:
     options = runtime.SessionOptions()
     options.intra_op_num_threads = 1
     session = runtime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    return session.run(None, {onnx_graph.INPUT: pictures})[0]
+    return session.run(None, {INPUT: pictures})[0]
 
 
 def by_openvino(proto: onnx.ModelProto, pictures: np.ndarray) -> np.ndarray:
@@ -36,8 +37,8 @@ def by_openvino(proto: onnx.ModelProto, pictures: np.ndarray) -> np.ndarray:
 def test_onnxruntime_gives_the_integers_exactly(picture, bits):
     model = small_model(bits_w=bits, bits_a=bits)
     for depth in model.header.depths:
-        got = by_onnxruntime(onnx_graph.build(model, depth), picture[None])[0]
-        np.testing.assert_array_equal(got, integer.run(model, picture, depth))
+        got = by_onnxruntime(onnx_model.build(model, depth), picture[None])[0]
+        np.testing.assert_array_equal(got, integer_reference.run(model, picture, depth))
 
 
 def skip_where_sums_saturate(bits: int) -> None:
@@ -54,8 +55,8 @@ def test_openvino_gives_the_integers_of_dyadic_networks_exactly(picture, bits):
     skip_where_sums_saturate(bits)
     # Without float rounding nothing is left that could tell two right runtimes apart.
     model = dyadic_model(bits_w=bits, bits_a=bits)
-    got = by_openvino(onnx_graph.build(model), picture[None])[0]
-    np.testing.assert_array_equal(got, integer.run(model, picture))
+    got = by_openvino(onnx_model.build(model), picture[None])[0]
+    np.testing.assert_array_equal(got, integer_reference.run(model, picture))
 
 
 @pytest.mark.parametrize("bits", BITS)
@@ -64,8 +65,8 @@ def test_openvino_flips_few_codes_of_any_network(picture, bits):
     # It merges scale and bias in its own order, so a code next to a tie may flip. One block: deep random networks, unlike trained ones,
     # amplify a flipped code on its way to the output.
     model = small_model(bits_w=bits, bits_a=bits, num_block=1)
-    got = by_openvino(onnx_graph.build(model), picture[None])[0].astype(int)
-    difference = np.abs(got - integer.run(model, picture))
+    got = by_openvino(onnx_model.build(model), picture[None])[0].astype(int)
+    difference = np.abs(got - integer_reference.run(model, picture))
     assert (difference <= 1).mean() >= 0.999
     assert difference.max() <= 3
 
@@ -75,8 +76,8 @@ def test_openvino_flips_few_codes_of_any_network(picture, bits):
 def test_float_head_and_tail(picture, run, head_tail_bits):
     # Float convs add in another order than the reference, so codes may flip as above.
     model = small_model(head_tail_bits=head_tail_bits)
-    got = run(onnx_graph.build(model), picture[None])[0].astype(int)
-    difference = np.abs(got - integer.run(model, picture))
+    got = run(onnx_model.build(model), picture[None])[0].astype(int)
+    difference = np.abs(got - integer_reference.run(model, picture))
     assert (difference <= 1).mean() >= 0.999
     assert difference.max() <= 3
 
@@ -85,42 +86,44 @@ def test_float_head_and_tail(picture, run, head_tail_bits):
 @pytest.mark.parametrize("scale", [1, 2, 3, 4, 8])
 def test_scales_and_pixel_shuffles(picture, scale, upsampler):
     model = small_model(scale=scale, upsampler=upsampler)
-    got = by_onnxruntime(onnx_graph.build(model), picture[None])[0]
-    np.testing.assert_array_equal(got, integer.run(model, picture))
+    got = by_onnxruntime(onnx_model.build(model), picture[None])[0]
+    np.testing.assert_array_equal(got, integer_reference.run(model, picture))
 
 
 def test_one_graph_takes_any_batch_and_size(picture):
     model = small_model()
-    proto = onnx_graph.build(model)
+    proto = onnx_model.build(model)
     for pictures in (picture[None, :1, :1], np.stack([picture[:7, :5], picture[3:10, 4:9]])):
         got = by_onnxruntime(proto, pictures)
         for one, expected in zip(got, pictures, strict=True):
-            np.testing.assert_array_equal(one, integer.run(model, expected))
+            np.testing.assert_array_equal(one, integer_reference.run(model, expected))
 
 
 def test_values_beyond_the_range_saturate(picture):
     model = small_model()
     for extreme in (0, 255):
         image = np.full_like(picture, extreme)
-        got = by_onnxruntime(onnx_graph.build(model), image[None])[0]
-        np.testing.assert_array_equal(got, integer.run(model, image))
+        got = by_onnxruntime(onnx_model.build(model), image[None])[0]
+        np.testing.assert_array_equal(got, integer_reference.run(model, image))
 
 
 @pytest.mark.parametrize("bits", [2, 4, 5])
 def test_int4_weights(picture, bits):
     model = small_model(bits_w=bits, bits_a=bits, num_feat=16)
-    plain, packed = onnx_graph.build(model), onnx_graph.build(model, int4=True)
+    plain, packed = onnx_model.build(model), onnx_model.build(model, int4=True)
     types = Counter(tensor.data_type for tensor in packed.graph.initializer)
     assert types[onnx.TensorProto.INT4] == (8 if bits <= 4 else 0)
     assert packed.opset_import[0].version == 21
     if bits <= 4:
         assert packed.ByteSize() < plain.ByteSize() - 8 * 16 * 16 * 9 * 0.4
-    np.testing.assert_array_equal(by_onnxruntime(packed, picture[None])[0], integer.run(model, picture))
+    np.testing.assert_array_equal(
+        by_onnxruntime(packed, picture[None])[0], integer_reference.run(model, picture)
+    )
 
 
 def test_the_graph_is_of_integers():
     model = small_model()
-    proto = onnx_graph.build(model, 2)
+    proto = onnx_model.build(model, 2)
     onnx.checker.check_model(proto, full_check=True)
     kinds = Counter(node.op_type for node in proto.graph.node)
     assert kinds["Conv"] == 1 + 2 * 2 + 1 + 1 + 1
@@ -148,7 +151,7 @@ def test_openvino_runs_the_convs_in_int8():
     from quantsr.deploy.openvino_core import core
 
     model = small_model(num_feat=32, num_block=2)
-    compiled = core().compile_model(core().read_model(onnx_graph.build(model).SerializeToString()), "CPU")
+    compiled = core().compile_model(core().read_model(onnx_model.build(model).SerializeToString()), "CPU")
     kinds = Counter()
     for op in compiled.get_runtime_model().get_ops():
         info = op.get_rt_info()
@@ -160,11 +163,11 @@ def test_openvino_runs_the_convs_in_int8():
 
 def test_unknown_depths_are_refused():
     with pytest.raises(InputError, match="choose one of"):
-        onnx_graph.build(small_model(), 3)
+        onnx_model.build(small_model(), 3)
 
 
 def test_saving(tmp_path, picture):
     model = small_model()
-    onnx_graph.save(onnx_graph.build(model), tmp_path / "net.onnx")
+    onnx_model.save(onnx_model.build(model), tmp_path / "net.onnx")
     got = by_onnxruntime(onnx.load(tmp_path / "net.onnx"), picture[None])[0]
-    np.testing.assert_array_equal(got, integer.run(model, picture))
+    np.testing.assert_array_equal(got, integer_reference.run(model, picture))

@@ -11,18 +11,19 @@ import pytest
 import torch
 
 from quantsr import cli, load
-from quantsr.analysis import cost
+from quantsr.analysis import cost, module_cost
 from quantsr.archs import windows
-from quantsr.deploy import architectures, convert, integer, packing, restrict
+from quantsr.deploy import architectures, convert, integer, integer_reference, packing, restrict
 from quantsr.deploy.model import PackedModel
 from quantsr.deploy.module import to_module
 from quantsr.deploy.native import library
 from quantsr.deploy.quantsr_t import layout
 from quantsr.deploy.quantsr_t.fold import fold, relative_positions
 from quantsr.deploy.quantsr_t.stand_in import random_model
-from quantsr.engine import checkpoint
+from quantsr.engine.network_file import network_file
 from quantsr.errors import InputError
 from quantsr.quant import manifest
+from quantsr.trained_files import checkpoint
 from tests.deploy.quantsr_t import PROTOCOLS, small_model, trained, upscaled
 from tests.deploy.test_packing import assert_same, forged, load_bytes, refused
 
@@ -65,7 +66,7 @@ def test_integers_give_the_training_networks_picture(picture, options):
     for depth in model.header.depths:
         assert model.header.blocks_kept(depth) == net.blocks_kept(depth)
         expected = upscaled(net, picture, depth)
-        assert_close(integer.run(model, picture, depth), expected)
+        assert_close(integer_reference.run(model, picture, depth), expected)
         assert_close(upscaled(to_module(model), picture, depth), expected)
         pictures.append(expected)
     assert all((a != b).mean() > 0.01 for a, b in itertools.pairwise(pictures))
@@ -76,7 +77,7 @@ def test_any_size(size):
     net = trained(num_block=1)
     model = convert.convert(net, head_tail_bits=32)
     image = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
-    assert_close(integer.run(model, image), upscaled(net, image, 1))
+    assert_close(integer_reference.run(model, image), upscaled(net, image, 1))
 
 
 @pytest.mark.parametrize("name", PROTOCOLS)
@@ -107,10 +108,10 @@ def test_eight_bit_head_and_tail_are_close_to_float(picture, name):
         outside = [x for x in convs if x.bits_w == 8 and x.bits_a == 16]
         assert {x.weight_step.size == x.out_channels for x in outside} == {True}
         assert len(outside) == (2 if name == "QuantSR+" else 6)
-        error = integer.run(model, picture).astype(float) - upscaled(net, picture, 4)
+        error = integer_reference.run(model, picture).astype(float) - upscaled(net, picture, 4)
         assert np.sqrt((error**2).mean()) < 4
         module = to_module(model)
-        assert_close(upscaled(module, picture, 4), integer.run(model, picture))
+        assert_close(upscaled(module, picture, 4), integer_reference.run(model, picture))
 
 
 def test_sums_of_16_bit_inputs_are_exact():
@@ -299,8 +300,10 @@ def test_a_restricted_network_is_the_same_network(tmp_path, picture, ranking):
     packing.save(small, tmp_path / "net.safetensors")
     assert_same(small, packing.load(tmp_path / "net.safetensors"))
     for depth in (2, 1):
-        assert_close(integer.run(small, picture, depth), integer.run(model, picture, depth))
-        assert_close(upscaled(to_module(small), picture, depth), integer.run(model, picture, depth))
+        assert_close(
+            integer_reference.run(small, picture, depth), integer_reference.run(model, picture, depth)
+        )
+        assert_close(upscaled(to_module(small), picture, depth), integer_reference.run(model, picture, depth))
 
 
 def test_single_layers_cannot_be_taken_out():
@@ -315,7 +318,7 @@ def test_cost_of_the_file_is_that_of_the_module(name, depth):
     model = convert.convert(trained(**PROTOCOLS[name]), head_tail_bits=32)
     packed = cost.packed_layers(model, depth, (6, 9))
     by_kind = {"conv": 0, "linear": 0, "product": 0}
-    for _, kind, macs in cost.module_macs(trained(nbits_w=32, nbits_a=32), (6, 9), depth):
+    for _, kind, macs in module_cost.module_macs(trained(nbits_w=32, nbits_a=32), (6, 9), depth):
         by_kind[kind] += macs
     for kind, macs in by_kind.items():
         assert sum(layer.macs for layer in packed if layer.kind == kind) == macs
@@ -329,9 +332,7 @@ def test_cost_of_the_file_is_that_of_the_module(name, depth):
 def test_export_prints_its_parity(tmp_path, picture, capsys, suffix):
     pytest.importorskip("onnxruntime")
     options = {"name": "tiny_t", "datasets": {}}
-    content = checkpoint.network_file(
-        trained(num_block=2, quantize_attention=True), None, iteration=7, options=options
-    )
+    content = network_file(trained(num_block=2, quantize_attention=True), None, iteration=7, options=options)
     checkpoint.save(tmp_path / "T.pth", content)
     (tmp_path / "hr").mkdir()
     cv2.imwrite(str(tmp_path / "hr" / "0.png"), np.tile(picture, (2, 2, 1)))

@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 import pytest
 
-from quantsr.deploy import integer, onnx_graph, packing
+from quantsr.deploy import integer_reference, onnx_model, packing
 from quantsr.deploy.model import PackedModel
 from quantsr.deploy.quantsr_t.fold import fold
 from tests.deploy.quantsr_t import PROTOCOLS, small_model, with_eight_bit_inputs
@@ -25,13 +25,13 @@ EVERYTHING = PROTOCOLS["QuantSR+"]
 def by_built_openvino(model: PackedModel, pictures: np.ndarray, **options) -> np.ndarray:
     """The graph that the upscaler builds, not the imported ONNX one."""
     pytest.importorskip("openvino")
-    from quantsr.deploy import openvino_graph, openvino_ops
+    from quantsr.deploy import openvino_model, openvino_ops
     from quantsr.deploy.openvino_core import core
 
     batch, height, width, _ = pictures.shape
     depth, settings = options.pop("depth", None), options.pop("settings", {})
     options.setdefault("saturates", openvino_ops.integer_sums_saturate())
-    graph = openvino_graph.build(model, depth, height=height, width=width, batch=batch, **options)
+    graph = openvino_model.build(model, depth, height=height, width=width, batch=batch, **options)
     settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1, **settings}
     return np.array(core().compile_model(graph, "CPU", settings)(pictures)[0])
 
@@ -43,7 +43,7 @@ def by_imported_openvino(model: PackedModel, pictures: np.ndarray) -> np.ndarray
 
     if integer_sums_saturate() and overflowing(fold(model.with_wide_inputs_in_float())):
         pytest.skip("sums of this processor's integer convs saturate, which an ONNX graph cannot prevent")
-    return by_openvino(onnx_graph.build(model), pictures)
+    return by_openvino(onnx_model.build(model), pictures)
 
 
 def has_avx512() -> bool:
@@ -52,7 +52,7 @@ def has_avx512() -> bool:
 
 
 RUNS = {
-    "onnxruntime": lambda model, pictures: by_onnxruntime(onnx_graph.build(model), pictures),
+    "onnxruntime": lambda model, pictures: by_onnxruntime(onnx_model.build(model), pictures),
     "openvino from onnx": by_imported_openvino,
     "openvino": by_built_openvino,
 }
@@ -71,7 +71,7 @@ def assert_close(got: np.ndarray, expected: np.ndarray) -> None:
 def test_engines_give_the_references_picture(picture, bits, options, run):
     # One RSTB: deep random networks, unlike trained ones, amplify a flipped code on its way to the output.
     model = small_model(bits_w=bits, bits_a=bits, num_block=1, **options)
-    expected = integer.run(model, picture)
+    expected = integer_reference.run(model, picture)
     assert expected.std() > 20
     assert_close(RUNS[run](model, picture[None])[0], expected)
 
@@ -93,7 +93,7 @@ def test_engines_give_the_references_picture(picture, bits, options, run):
 )
 def test_every_option(picture, options, run):
     model = small_model(num_block=1, **options)
-    assert_close(RUNS[run](model, picture[None])[0], integer.run(model, picture))
+    assert_close(RUNS[run](model, picture[None])[0], integer_reference.run(model, picture))
 
 
 @pytest.mark.parametrize("run", RUNS)
@@ -106,7 +106,7 @@ def test_any_batch_and_size(picture, run):
     ):
         got = RUNS[run](model, pictures)
         for one, image in zip(got, pictures, strict=True):  # too few values for a share of 0.1 %
-            difference = np.abs(one.astype(int) - integer.run(model, image))
+            difference = np.abs(one.astype(int) - integer_reference.run(model, image))
             assert difference.max() <= 3
             assert (difference <= 1).mean() >= 0.99
 
@@ -114,10 +114,10 @@ def test_any_batch_and_size(picture, run):
 def test_every_depth(picture):
     model = small_model(num_block=2, dqa_unit="layer")
     for depth in model.header.depths:
-        expected = integer.run(model, picture, depth)
-        assert_close(by_onnxruntime(onnx_graph.build(model, depth), picture[None])[0], expected)
+        expected = integer_reference.run(model, picture, depth)
+        assert_close(by_onnxruntime(onnx_model.build(model, depth), picture[None])[0], expected)
         # OpenVINO leaves 16-bit inputs in float, and the next RSTB of a random network amplifies that.
-        unrounded = integer.run(model.with_wide_inputs_in_float(), picture, depth)
+        unrounded = integer_reference.run(model.with_wide_inputs_in_float(), picture, depth)
         assert_close(by_built_openvino(model, picture[None], depth=depth)[0], unrounded)
 
 
@@ -128,22 +128,22 @@ def test_files_from_before_16_bit_inputs(picture, run, tmp_path):
     model = packing.load(tmp_path / "old.safetensors")
     assert model.layers["conv_after_body"].bits_a == 8
     assert model.with_wide_inputs_in_float().layers["conv_after_body"].integer
-    assert_close(RUNS[run](model, picture[None])[0], integer.run(model, picture))
+    assert_close(RUNS[run](model, picture[None])[0], integer_reference.run(model, picture))
 
 
 @pytest.mark.parametrize("bits", [4, 8])
 def test_int4_weights(picture, bits):
     model = small_model(bits_w=bits, num_block=1)
-    packed = onnx_graph.build(model, int4=True)
+    packed = onnx_model.build(model, int4=True)
     types = Counter(tensor.data_type for tensor in packed.graph.initializer)
     # q, k and v have a tensor each.
     assert types[onnx.TensorProto.INT4] == (2 * 6 if bits == 4 else 0)  # 8-bit convs stay int8
-    assert_close(by_onnxruntime(packed, picture[None])[0], integer.run(model, picture))
+    assert_close(by_onnxruntime(packed, picture[None])[0], integer_reference.run(model, picture))
 
 
 def test_the_graph_is_of_integers():
     model = small_model(**EVERYTHING)
-    graph = onnx_graph.build(model).graph
+    graph = onnx_model.build(model).graph
     kinds = Counter(node.op_type for node in graph.node)
     layers = 2 * 2
     assert kinds["MatMul"] == layers * (3 + 1 + 2 + 2)
@@ -160,11 +160,11 @@ def test_the_graph_is_of_integers():
 @pytest.mark.parametrize("bits", [2, 4, 7, 8])
 def test_openvino_runs_linear_layers_as_integers(bits, picture):
     pytest.importorskip("openvino")
-    from quantsr.deploy import openvino_graph
+    from quantsr.deploy import openvino_model
     from quantsr.deploy.openvino_core import core
 
     model = small_model(embed_dim=24, num_block=1, bits_w=bits, bits_a=bits)
-    graph = openvino_graph.build(model, height=16, width=16)
+    graph = openvino_model.build(model, height=16, width=16)
     runtime = core().compile_model(graph, "CPU", {"INFERENCE_PRECISION_HINT": "f32"}).get_runtime_model()
     kinds = Counter()
     for node in runtime.get_ordered_ops():
@@ -195,14 +195,16 @@ def test_saturating_processors_get_the_same_picture(picture, options):
     # Weights of 4 bits cannot overflow 16; 8-bit convs outside the blocks can.
     four = overflowing(fold(with_eight_bit_inputs(small_model(num_block=1))))
     assert four == {"layers.0.conv.input", "conv_after_body.input", "upsample.0.input"}
-    assert_close(by_built_openvino(model, picture[None], saturates=True)[0], integer.run(model, picture))
+    assert_close(
+        by_built_openvino(model, picture[None], saturates=True)[0], integer_reference.run(model, picture)
+    )
 
 
 def test_openvino_needs_no_fused_attention(picture):
     """Where the plugin does not fuse attention, it must know every node by itself."""
     model = small_model(num_block=1, **EVERYTHING)
     got = by_built_openvino(model, picture[None], settings={"SNIPPETS_MODE": "DISABLE"})[0]
-    assert_close(got, integer.run(model, picture))
+    assert_close(got, integer_reference.run(model, picture))
 
 
 @pytest.mark.integration
@@ -233,9 +235,9 @@ def test_same_picture_without_vnni(isa, picture, tmp_path):
     packing.save(model, tmp_path / "n.safetensors")
     np.save(tmp_path / "in.npy", picture)
     code = (
-        "import numpy as np; from quantsr.deploy import packing, runtimes\n"
-        f"e = runtimes.create('openvino', packing.load({str(tmp_path / 'n.safetensors')!r}), threads=1, cache=False)\n"
+        "import numpy as np; from quantsr.deploy import packing; from quantsr.deploy.engines import select\n"
+        f"e = select.create('openvino', packing.load({str(tmp_path / 'n.safetensors')!r}), threads=1, cache=False)\n"
         f"np.save({str(tmp_path / 'out.npy')!r}, e.run(np.load({str(tmp_path / 'in.npy')!r})[None]))"
     )
     subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | {"ONEDNN_MAX_CPU_ISA": isa})
-    assert_close(np.load(tmp_path / "out.npy")[0], integer.run(model, picture))
+    assert_close(np.load(tmp_path / "out.npy")[0], integer_reference.run(model, picture))

@@ -14,11 +14,13 @@ import numpy as np
 import pytest
 import torch
 
-from quantsr import quant
+from quantsr import files, quant
 from quantsr.archs.released import RANKING
 from quantsr.basicsr_compat import EDSR
-from quantsr.engine import atomic, build, checkpoint
+from quantsr.engine import build, training_state
+from quantsr.engine.network_file import network_file
 from quantsr.errors import InputError, WorkError
+from quantsr.trained_files import checkpoint
 from tests.engine.test_commands import released_names
 
 CONTENT = {"params": {"a": torch.arange(6.0).reshape(2, 3)}, "n": 3, "names": ["x", None]}
@@ -109,7 +111,7 @@ def test_a_failed_write_raises_and_leaves_the_earlier_file(
     def fail(*args: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(atomic.os, step, fail)
+    monkeypatch.setattr(files.os, step, fail)
     with pytest.raises(WorkError, match=r"a\.pth: cannot be written \(No space left on device\)"):
         checkpoint.save(path, {"params": {}})
     monkeypatch.undo()
@@ -138,9 +140,9 @@ def test_the_rename_comes_after_the_sync(tmp_path: Path, monkeypatch: pytest.Mon
     for name in ("fsync", "replace"):
         real = getattr(os, name)
         monkeypatch.setattr(
-            atomic.os, name, lambda *a, real=real, name=name: (calls.append(name), real(*a))[1]
+            files.os, name, lambda *a, real=real, name=name: (calls.append(name), real(*a))[1]
         )
-    atomic.write_text(tmp_path / "a.txt", "x")
+    files.write_text(tmp_path / "a.txt", "x")
     assert calls == ["fsync", "replace", "fsync"]  # the file, its name, the folder
 
 
@@ -151,10 +153,10 @@ def test_random_states_come_back(tmp_path: Path) -> None:
 
     draw()  # leaves a cached normal value in Python's and NumPy's generators
     random.gauss(0, 1)
-    checkpoint.save(tmp_path / "r.state", checkpoint.random_states())
+    checkpoint.save(tmp_path / "r.state", training_state.random_states())
     first = draw()
     draw()
-    checkpoint.set_random_states(checkpoint.load(tmp_path / "r.state"))
+    training_state.set_random_states(checkpoint.load(tmp_path / "r.state"))
     assert draw() == first
 
 
@@ -166,7 +168,7 @@ def test_a_network_file_rebuilds_its_network(tmp_path: Path) -> None:
     for either in (net, ema):
         either.set_ranking([2, 0, 3, 1])
     path = tmp_path / "net.pth"
-    checkpoint.save(path, checkpoint.network_file(net, ema, iteration=7))
+    checkpoint.save(path, network_file(net, ema, iteration=7))
     found = load(path)
     x = torch.rand(1, 3, 7, 5)
     assert found.ranking == (2, 0, 3, 1)
@@ -184,14 +186,14 @@ def test_basicsr_reads_a_network_file(tmp_path: Path) -> None:
     """Its loader takes ``torch.load(path)[param_key]``."""
     net = small_net()
     path = tmp_path / "net.pth"
-    checkpoint.save(path, checkpoint.network_file(net, None, iteration=1))
+    checkpoint.save(path, network_file(net, None, iteration=1))
     state = torch.load(path, map_location="cpu", weights_only=True)["params"]
     assert small_net().load_state_dict(state).missing_keys == []
 
 
 def test_a_newer_format_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "new.pth"
-    content = checkpoint.network_file(small_net(), None, iteration=1)
+    content = network_file(small_net(), None, iteration=1)
     content["quantsr"]["format_version"] = checkpoint.FORMAT_VERSION + 1
     checkpoint.save(path, content)
     with pytest.raises(InputError, match=r"new\.pth: checkpoint format 2.*upgrade"):
@@ -200,7 +202,7 @@ def test_a_newer_format_is_refused(tmp_path: Path) -> None:
 
 def test_parameters_of_another_network_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "net.pth"
-    checkpoint.save(path, checkpoint.network_file(small_net(), None, iteration=1))
+    checkpoint.save(path, network_file(small_net(), None, iteration=1))
     with pytest.raises(
         InputError, match=r"net\.pth: not a checkpoint of this QuantSR_C .*of another shape body"
     ):
@@ -248,7 +250,7 @@ def test_a_float_network_of_basicsrs_is_rebuilt_from_its_options(make_options: A
     net = EDSR(**shape)
     options = make_options(network_g={"type": "EDSR", **shape})
     path = tmp_path / "edsr.pth"
-    checkpoint.save(path, checkpoint.network_file(net, None, iteration=1, options=options.dump()))
+    checkpoint.save(path, network_file(net, None, iteration=1, options=options.dump()))
     picture = torch.rand(1, 3, 5, 6)
     with torch.no_grad():
         assert torch.equal(load(path)(picture), net.eval()(picture))
@@ -259,7 +261,7 @@ def test_loading_by_name_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.chdir(tmp_path)
     models = Path("experiments/mine/models")
-    checkpoint.save(models / "net_g_latest.pth", checkpoint.network_file(small_net(), None, iteration=1))
+    checkpoint.save(models / "net_g_latest.pth", network_file(small_net(), None, iteration=1))
     assert load("mine").depths == (4, 2, 1)
     with pytest.raises(InputError, match="other: no such checkpoint"):
         load("other")

@@ -15,9 +15,11 @@ import yaml
 from quantsr import quant
 from quantsr.cli import main
 from quantsr.data.resize import imresize_uint8
-from quantsr.engine import build, checkpoint
+from quantsr.engine import build, training_state
+from quantsr.engine.network_file import network_file
 from quantsr.engine.results import read_results
 from quantsr.engine.trainer import Trainer
+from quantsr.trained_files import checkpoint
 
 METRICS = {"psnr": {"type": "calculate_psnr", "crop_border": 2, "test_y_channel": True}}
 
@@ -214,7 +216,7 @@ def test_engines_need_a_packed_file(tmp_path: Path, test_file: Any, capsys: Any)
     net = build.build_network("QuantSR_C", {k: v for k, v in network.items() if k != "type"})
     quant.calibrate(net, [torch.rand(1, 3, 8, 8)])
     file = tmp_path / "net.pth"
-    checkpoint.save(file, checkpoint.network_file(net, None, iteration=1))
+    checkpoint.save(file, network_file(net, None, iteration=1))
     assert main(["test", "-opt", str(test_file(network, file)), "--set", "val.engine=openvino"]) == 2
     assert "quantsr export -m" in capsys.readouterr().err
 
@@ -225,7 +227,7 @@ def test_a_checkpoint_of_other_bits_is_refused(tmp_path: Path, test_file: Any, c
     net = build.build_network("QuantSR_C", {k: v for k, v in network.items() if k != "type"})
     quant.calibrate(net, [torch.rand(1, 3, 8, 8)])
     file = tmp_path / "net.pth"
-    checkpoint.save(file, checkpoint.network_file(net, None, iteration=1))
+    checkpoint.save(file, network_file(net, None, iteration=1))
     assert main(["test", "-opt", str(test_file(network, file))]) == 0
     assert main(["test", "-opt", str(test_file({**network, "nbits_w": 4}, file))]) == 2
     assert "(nbits_w 4 instead of 2)" in capsys.readouterr().err
@@ -282,7 +284,7 @@ def test_interrupted_from_outside_and_resumed(make_options: Any, tmp_path: Path)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 1
     assert f"go on with: quantsr train -opt {file} --auto-resume" in err.splitlines()[-1]
-    (state,) = checkpoint.states_in(Path(options.experiment_folder) / "training_states")
+    (state,) = training_state.states_in(Path(options.experiment_folder) / "training_states")
     last = int(state.stem)
     again = [
         *command,

@@ -11,10 +11,11 @@ import pytest
 import torch
 import yaml
 
-from quantsr.engine import checkpoint, distributed
-from quantsr.engine.device import resolve_device
-from quantsr.engine.distributed import World, detect
 from quantsr.errors import InputError
+from quantsr.hardware import processes
+from quantsr.hardware.device import resolve_device
+from quantsr.hardware.processes import World, detect
+from quantsr.trained_files import checkpoint
 
 TORCHRUN = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"}
 
@@ -44,12 +45,12 @@ def test_node_lists_never_reach_a_shell(monkeypatch: pytest.MonkeyPatch, tmp_pat
         calls.append((command, kwargs.get("shell", False)))
         return subprocess.CompletedProcess(command, 0, "n1\nn2\n", "")
 
-    monkeypatch.setattr(distributed.subprocess, "run", record)
-    assert distributed._first_slurm_host("n[1-2]") == "n1"
+    monkeypatch.setattr(processes.subprocess, "run", record)
+    assert processes._first_slurm_host("n[1-2]") == "n1"
     assert calls == [(["scontrol", "show", "hostnames", "n[1-2]"], False)]
     for evil in ("n1; touch x", "$(touch x)", "-h", ""):
         with pytest.raises(InputError, match="not a list of nodes"):
-            distributed._first_slurm_host(evil)
+            processes._first_slurm_host(evil)
     assert len(calls) == 1
 
 

@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 import torch
 
-from quantsr.engine import checkpoint
+from quantsr.engine import training_state
 from quantsr.engine.run_folder import RunFolder
 from quantsr.engine.trainer import Trainer
 from quantsr.errors import InputError, WorkError
+from quantsr.trained_files import checkpoint
 
 
 def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
@@ -71,7 +72,7 @@ def test_resumed_equals_uninterrupted(
     Trainer(through).run()
 
     broken = make_options(name="broken", **common)
-    first = StopAt(broken, go_on="quantsr train -opt some.yml --auto-resume")
+    first = StopAt(broken, resume_command="quantsr train -opt some.yml --auto-resume")
     first.stop_at = stop_at
     with pytest.raises(WorkError, match=f"iteration {stop_at}.*quantsr train -opt some.yml --auto-resume"):
         first.run()
@@ -195,4 +196,4 @@ def test_a_loss_that_is_not_finite_stops_the_run(make_options: Any) -> None:
     with pytest.raises(WorkError, match="iteration 3: the loss is not finite"):
         Broken(options).run()
     states = RunFolder(Path(options.experiment_folder)).states
-    assert [path.name for path in checkpoint.states_in(states)] == ["2.state", "1.state"]
+    assert [path.name for path in training_state.states_in(states)] == ["2.state", "1.state"]

@@ -15,7 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from quantsr.basicsr_compat import EDSR, MODEL_REGISTRY, BaseModel
 from quantsr.config import Options, load_options, registries
-from quantsr.engine import checkpoint, validation
+from quantsr.engine import validation
 from quantsr.engine.results import Record, read_results
 from quantsr.engine.run_folder import RunFolder, StopRequest
 from quantsr.engine.trainer import Trainer
@@ -23,6 +23,7 @@ from quantsr.engine.validation import Validation
 from quantsr.errors import InputError, WorkError
 from quantsr.loading import load
 from quantsr.models.quantsr_model import QuantSRModel
+from quantsr.trained_files import checkpoint
 
 
 def test_a_whole_run(make_options: Any, validated: dict[str, Any], caplog: pytest.LogCaptureFixture) -> None:
@@ -78,7 +79,7 @@ def _small_validation_set(monkeypatch: pytest.MonkeyPatch, pictures: Path) -> No
     from quantsr.engine import evaluate
 
     def build(datasets: dict[str, Any], scale: int) -> list[evaluate.EvalSet]:
-        from quantsr.data import build_eval_dataset
+        from quantsr.data.evaluation import build_eval_dataset
 
         made = {"name": "tinyval", "type": "PairedImageDataset", "dataroot_gt": str(pictures)}
         return [evaluate.EvalSet(d.name, scale, build_eval_dataset(made, scale)) for d in datasets.values()]

@@ -13,9 +13,9 @@ from torch import nn
 from quantsr import cpu, quant
 from quantsr.basicsr_compat import EDSR, MODEL_REGISTRY
 from quantsr.engine import build
-from quantsr.engine.ema import Ema
 from quantsr.engine.evaluate import evaluating
 from quantsr.errors import WorkError
+from quantsr.models.ema import Ema
 from quantsr.models.quantsr_model import QuantSRModel
 
 CPU = torch.device("cpu")

@@ -9,8 +9,8 @@ import torch
 import quantsr
 from quantsr import cli
 from quantsr.archs import QuantSR_C, QuantSR_T
-from quantsr.deploy import convert, integer
-from quantsr.engine import checkpoint
+from quantsr.deploy import convert, integer_reference
+from quantsr.engine.network_file import network_file
 from quantsr.errors import InputError
 from quantsr.quant import (
     QUANTIZER_REGISTRY,
@@ -22,6 +22,7 @@ from quantsr.quant import (
     step_magnitudes,
     step_parameters,
 )
+from quantsr.trained_files import checkpoint
 
 LEARNED = {
     "DoReFa": set(),
@@ -127,7 +128,7 @@ def test_depths_in_one_pass_equal_one_by_one(kind, method):
 @both_kinds
 def test_a_checkpoint_gives_the_same_network(kind, method, tmp_path):
     net = calibrated(kind, method).eval()
-    checkpoint.save(tmp_path / "net.pth", checkpoint.network_file(net, None, iteration=1))
+    checkpoint.save(tmp_path / "net.pth", network_file(net, None, iteration=1))
     loaded = quantsr.load(tmp_path / "net.pth")
     x = torch.rand(1, 3, 8, 8)
     with torch.no_grad():
@@ -195,7 +196,7 @@ def test_pams_ships_as_integers(granularity, bits):
             x = torch.tensor(picture).permute(2, 0, 1)[None] / 255  # (1, 3, h, w)
             y = net(x, depth=depth)[0].clamp(0, 1).permute(1, 2, 0)  # (2 * h, 2 * w, 3)
         wanted = (y * 255).round().to(torch.uint8).numpy()
-        assert np.abs(integer.run(model, picture, depth).astype(int) - wanted).max() <= 1
+        assert np.abs(integer_reference.run(model, picture, depth).astype(int) - wanted).max() <= 1
 
 
 @pytest.mark.parametrize("method", ["DoReFa", "LSQPlus", "MinMax", "PACT", "Percentile"])
@@ -208,7 +209,7 @@ def test_what_a_packed_file_cannot_hold_is_refused(kind, method):
 
 def test_export_says_so_in_one_line(tmp_path, capsys):
     net = calibrated("C", "MinMax")
-    checkpoint.save(tmp_path / "net.pth", checkpoint.network_file(net, None, iteration=1))
+    checkpoint.save(tmp_path / "net.pth", network_file(net, None, iteration=1))
     arguments = ["export", "-m", str(tmp_path / "net.pth"), "-o", str(tmp_path / "net.safetensors")]
     assert cli.main([*arguments, "--head-tail-bits", "32", "--no-parity"]) == 2
     error = capsys.readouterr().err

@@ -6,8 +6,7 @@ import json
 
 import pytest
 
-from quantsr import cli
-from quantsr.analysis import timing
+from quantsr import cli, timing
 
 
 def test_json_has_every_depth(network_file, capsys) -> None:

@@ -7,16 +7,17 @@ import json
 import pytest
 
 from quantsr import cli
-from quantsr.analysis import cost
-from quantsr.deploy import packing, upscaler
+from quantsr.analysis import cost, module_cost
+from quantsr.deploy import packing
 from quantsr.deploy.stand_in import random_model
+from quantsr.trained_files import names
 
 
 def test_msrresnet_x2() -> None:
     """Published: 85.43 GMAC at LR 320x180 and 1367K weights."""
     compat = pytest.importorskip("quantsr.basicsr_compat")
     net = compat.MSRResNet(num_in_ch=3, num_out_ch=3, num_feat=64, num_block=16, upscale=2)
-    assert round(sum(macs for _, _, macs in cost.module_macs(net, (180, 320))) / 1e9, 2) == 85.43
+    assert round(sum(macs for _, _, macs in module_cost.module_macs(net, (180, 320))) / 1e9, 2) == 85.43
     weights = sum(value.numel() for name, value in net.named_parameters() if name.endswith("weight"))
     assert weights // 1000 == 1367
 
@@ -39,7 +40,7 @@ def test_swinir_light() -> None:
         mlp_ratio=2,
         upsampler="pixelshuffledirect",
     )
-    rows = cost.module_macs(net, (128, 128))
+    rows = module_cost.module_macs(net, (128, 128))
     macs = {kind: sum(m for _, own, m in rows if own == kind) for _, kind, _ in rows}
     pixels, layers = 128 * 128, 4 * 6
     assert macs == {
@@ -88,7 +89,7 @@ def test_modules_and_packed_layers_count_alike(depth: int) -> None:
     from quantsr.deploy.module import to_module
 
     model = random_model(num_feat=8, num_block=2, depths=(2, 1), head_tail_bits=32, bits_w=4, bits_a=4)
-    by_module = sum(macs for _, _, macs in cost.module_macs(to_module(model), (6, 9), depth))
+    by_module = sum(macs for _, _, macs in module_cost.module_macs(to_module(model), (6, 9), depth))
     assert by_module == sum(row.macs for row in cost.packed_layers(model, depth, (6, 9)))
 
 
@@ -104,9 +105,9 @@ def test_command_prints_json_and_formulas(network_file, capsys) -> None:
 
 
 def test_a_shipped_name_has_a_file_and_a_stand_in_none(capsys) -> None:
-    name = upscaler.shipped()[0]
+    name = names.shipped()[0]
     assert cli.main(["cost", "-m", name, "--size", "6x9"]) == 0
-    assert f"file: {(upscaler.ZOO / f'{name}.safetensors').stat().st_size:,} bytes" in capsys.readouterr().out
+    assert f"file: {(names.ZOO / f'{name}.safetensors').stat().st_size:,} bytes" in capsys.readouterr().out
     assert cli.main(["cost", "-m", "random", "--size", "6x9"]) == 0
     assert "file:" not in capsys.readouterr().out
 
@@ -143,5 +144,5 @@ def test_counting_leaves_nothing_without_storage_behind() -> None:
     net = QuantSR_C(num_feat=4, num_block=1, upscale=2)
     calibrate(net, [torch.rand(1, 3, 8, 8)])
     bounds_on.cache_clear()
-    cost.module_macs(net, (8, 8))
+    module_cost.module_macs(net, (8, 8))
     assert net(torch.rand(1, 3, 4, 4)).detach().numpy().shape == (1, 3, 8, 8)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from quantsr.deploy import integer, openvino_graph, openvino_ops, packing
+from quantsr.deploy import integer, integer_reference, openvino_model, openvino_ops, packing
 from quantsr.deploy.fold import fold
 from quantsr.deploy.model import PackedModel
 from quantsr.deploy.openvino_core import core
@@ -24,7 +24,7 @@ EXACT = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
 
 def _compiled(model: PackedModel, image: NDArray, **options) -> ov.CompiledModel:
     options = {"saturates": openvino_ops.integer_sums_saturate(), **options}
-    graph = openvino_graph.build(
+    graph = openvino_model.build(
         model, options.pop("depth", None), height=image.shape[0], width=image.shape[1], **options
     )
     return core().compile_model(graph, "CPU", EXACT)
@@ -56,7 +56,7 @@ def test_every_code_equals_the_reference(bits: int, picture, monkeypatch) -> Non
     image = picture(20, 24)
     expected = _reference_codes(model, image, monkeypatch)
     saturates = openvino_ops.integer_sums_saturate()
-    graph = openvino_graph.build(
+    graph = openvino_model.build(
         model, height=20, width=24, tail="layers", wide_inputs="bytes", saturates=saturates
     )
     names = [
@@ -71,7 +71,7 @@ def test_every_code_equals_the_reference(bits: int, picture, monkeypatch) -> Non
         if codes.shape[1] != len(wanted):  # the graph shuffles codes behind the quantization
             codes = torch.nn.functional.pixel_shuffle(codes, 2)
         np.testing.assert_array_equal(codes[0].numpy(), wanted, err_msg=name)
-    np.testing.assert_array_equal(result[0][0], integer.run(model, image))
+    np.testing.assert_array_equal(result[0][0], integer_reference.run(model, image))
 
 
 def test_codes_of_any_network_differ_only_where_float32_rounds(picture, monkeypatch) -> None:
@@ -79,7 +79,7 @@ def test_codes_of_any_network_differ_only_where_float32_rounds(picture, monkeypa
     model = random_model(num_feat=16, num_block=4, depths=(4,), head_tail_bits=32)
     image = picture(20, 24)
     expected = _reference_codes(model, image, monkeypatch)
-    graph = openvino_graph.build(model, height=20, width=24, wide_inputs="bytes")
+    graph = openvino_model.build(model, height=20, width=24, wide_inputs="bytes")
     graph.add_outputs([(f"{name}.input", 0) for name in expected])
     result = core().compile_model(graph, "CPU", EXACT)([image[None]])
     for index, (name, wanted) in enumerate(expected.items(), start=1):
@@ -98,7 +98,8 @@ def test_float_tail_within_one_of_the_reference(bits: int, head_tail_bits: int, 
     image = picture(19, 23)
     for depth in (2, 1):
         difference = np.abs(
-            _run(model, image, tail=tail, depth=depth).astype(int) - integer.run(model, image, depth)
+            _run(model, image, tail=tail, depth=depth).astype(int)
+            - integer_reference.run(model, image, depth)
         )
         assert (difference > 1).mean() <= 0.001
         assert (difference > 0).mean() <= 0.02
@@ -108,7 +109,7 @@ def test_float_tail_within_one_of_the_reference(bits: int, head_tail_bits: int, 
 def test_pictures_of_any_size(size: tuple[int, int], picture) -> None:
     model = random_model(num_feat=8, num_block=1, depths=(1,), head_tail_bits=32)
     image = picture(*size)
-    difference = np.abs(_run(model, image).astype(int) - integer.run(model, image))
+    difference = np.abs(_run(model, image).astype(int) - integer_reference.run(model, image))
     assert difference.max() <= 1
 
 
@@ -181,7 +182,7 @@ def test_saturating_processors_get_only_convs_that_cannot_overflow(bits: int, in
     for tail in ("layers", "collapsed"):
         for wide_inputs in ("float", "bytes"):
             safe = _run(model, image, tail=tail, saturates=True, wide_inputs=wide_inputs).astype(int)
-            assert (np.abs(safe - integer.run(model, image)) > 1).mean() <= 0.002
+            assert (np.abs(safe - integer_reference.run(model, image)) > 1).mean() <= 0.002
 
 
 @pytest.mark.parametrize("isa", ["AVX512_CORE", "AVX2", "SSE41"])
@@ -191,11 +192,13 @@ def test_same_picture_without_vnni(isa: str, picture, tmp_path) -> None:
     packing.save(model, tmp_path / "n.safetensors")
     np.save(tmp_path / "in.npy", picture(16, 18))
     code = (
-        "import numpy as np; from quantsr.deploy import packing, runtimes\n"
-        f"e = runtimes.create('openvino', packing.load({str(tmp_path / 'n.safetensors')!r}), tail='layers', threads=1)\n"
+        "import numpy as np; from quantsr.deploy import packing; from quantsr.deploy.engines import select\n"
+        f"e = select.create('openvino', packing.load({str(tmp_path / 'n.safetensors')!r}), tail='layers', threads=1)\n"
         f"np.save({str(tmp_path / 'out.npy')!r}, e.run(np.load({str(tmp_path / 'in.npy')!r})[None]))"
     )
     environment = os.environ | {"ONEDNN_MAX_CPU_ISA": isa}
     subprocess.run([sys.executable, "-c", code], check=True, env=environment)
-    difference = np.abs(np.load(tmp_path / "out.npy")[0].astype(int) - integer.run(model, picture(16, 18)))
+    difference = np.abs(
+        np.load(tmp_path / "out.npy")[0].astype(int) - integer_reference.run(model, picture(16, 18))
+    )
     assert (difference > 1).mean() <= 0.002

@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quantsr import Upscaler, cli
-from quantsr.deploy import integer, packing, runtimes, tiling
+from quantsr.deploy import integer_reference, packing, tiling
+from quantsr.deploy.engines import select
 from quantsr.errors import InputError
 from tests.deploy.quantsr_t import small_model
 
@@ -36,7 +37,7 @@ def test_every_engine_at_every_depth(name, file, picture) -> None:
         model = model.with_wide_inputs_in_float()
     for depth in model.header.depths:
         result = Upscaler(file, name, depth=depth)(image)
-        difference = np.abs(result.astype(int) - integer.run(model, image, depth))
+        difference = np.abs(result.astype(int) - integer_reference.run(model, image, depth))
         assert (difference <= 1).mean() >= 0.999
 
 
@@ -118,7 +119,7 @@ def test_bf16_is_openvinos_and_close(picture) -> None:
 
 def test_compiled_shapes_are_few(picture) -> None:
     pytest.importorskip("openvino")
-    engine = runtimes.create("openvino", small_model(num_block=1), threads=1)
+    engine = select.create("openvino", small_model(num_block=1), threads=1)
     upscaler = Upscaler(small_model(num_block=1), "openvino", tile=16)
     upscaler._engine = engine
     upscaler(picture(45, 101))

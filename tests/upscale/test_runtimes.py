@@ -10,7 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from quantsr.deploy import integer, runtimes
+from quantsr.deploy import integer_reference
+from quantsr.deploy.engines import openvino, select
 from quantsr.errors import InputError
 
 
@@ -26,8 +27,8 @@ def test_engines_agree_with_the_reference(engine: str, head_tail_bits: int, pict
     options = {"tail": "layers"} if engine == "openvino" else {}
     image = picture(18, 22)
     for depth in (2, 1):
-        result = runtimes.create(engine, model, depth, threads=1, **options).run(image[None])[0]
-        difference = np.abs(result.astype(int) - integer.run(model, image, depth))
+        result = select.create(engine, model, depth, threads=1, **options).run(image[None])[0]
+        difference = np.abs(result.astype(int) - integer_reference.run(model, image, depth))
         assert result.dtype == np.uint8
         assert (difference > 1).mean() <= 0.001
         # PyTorch, and OpenVINO on most processors, leave 16-bit inputs in float.
@@ -37,7 +38,7 @@ def test_engines_agree_with_the_reference(engine: str, head_tail_bits: int, pict
 @pytest.mark.parametrize("engine", ["openvino", "onnxruntime", "torch"])
 def test_batches_and_tiles_come_back_in_order(engine: str, small, picture) -> None:
     pytest.importorskip(engine)
-    net = runtimes.create(engine, small, 1, threads=2)
+    net = select.create(engine, small, 1, threads=2)
     images = np.stack([picture(9, 11, seed=seed) for seed in range(5)])
     batch = net.run(images)
     tiles = dict(net.run_tiles((index, image) for index, image in enumerate(images)))
@@ -53,12 +54,12 @@ def test_signals_are_survived_after_engines_that_died_in_any_order() -> None:
     pytest.importorskip("openvino")
     code = (
         "import faulthandler, os, signal, numpy as np\n"
-        "from quantsr.deploy import runtimes\n"
+        "from quantsr.deploy.engines import openvino, select\n"
         "from quantsr.deploy.stand_in import random_model\n"
         "faulthandler.enable()\n"  # has a signal stack of its own, which comes back at the end
         "signal.signal(signal.SIGUSR1, lambda *_: print('handled'))\n"
         "model, image = random_model(num_feat=16, num_block=1, depths=(1,)), np.zeros((1, 8, 8, 3), np.uint8)\n"
-        "engines = [runtimes.create('openvino', model, threads=1) for _ in range(2)]\n"
+        "engines = [select.create('openvino', model, threads=1) for _ in range(2)]\n"
         "for engine in engines: engine.run(image)\n"
         "engine = None\n"
         "while engines: del engines[0]\n"
@@ -69,14 +70,14 @@ def test_signals_are_survived_after_engines_that_died_in_any_order() -> None:
 
 
 def test_tiles_of_two_shapes_may_alternate(small, picture) -> None:
-    net = runtimes.create("openvino", small, 1, threads=2)
+    net = select.create("openvino", small, 1, threads=2)
     images = [picture(9, 11) if index % 2 else picture(8, 6) for index in range(6)]
     for index, result in net.run_tiles(enumerate(images)):
         np.testing.assert_array_equal(result, net.run(images[index][None])[0])
 
 
 def test_tiles_left_and_interleaved_disturb_no_others(small, picture) -> None:
-    net = runtimes.create("openvino", small, 1, threads=2)
+    net = select.create("openvino", small, 1, threads=2)
     images = [picture(9, 11, seed=seed) for seed in range(6)]
     expected = [net.run(image[None])[0] for image in images]
     left = net.run_tiles(enumerate(images))
@@ -90,7 +91,7 @@ def test_tiles_left_and_interleaved_disturb_no_others(small, picture) -> None:
 
 
 def test_pictures_of_several_threads_share_an_engine(small, picture) -> None:
-    net = runtimes.create("openvino", small, 1, threads=2)
+    net = select.create("openvino", small, 1, threads=2)
     images = [picture(9, 11, seed=seed) for seed in range(8)]
     expected = [net.run(image[None])[0] for image in images]
     with ThreadPoolExecutor(4) as pool:
@@ -100,36 +101,36 @@ def test_pictures_of_several_threads_share_an_engine(small, picture) -> None:
 
 
 def test_missing_package_names_its_install_line(small, monkeypatch) -> None:
-    monkeypatch.setattr(runtimes, "find_spec", lambda name: None)
+    monkeypatch.setattr(select, "find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"engine onnxruntime: .*pip install onnxruntime"):
-        runtimes.create("onnxruntime", small)
+        select.create("onnxruntime", small)
     with pytest.raises(InputError, match="pip install openvino"):
-        runtimes.create("auto", small)
+        select.create("auto", small)
 
 
 def test_auto_takes_what_is_there(small, monkeypatch) -> None:
     pytest.importorskip("onnxruntime")
-    real = runtimes.find_spec
-    monkeypatch.setattr(runtimes, "find_spec", lambda name: None if name == "openvino" else real(name))
-    assert runtimes.create("auto", small).name.startswith("onnxruntime")
+    real = select.find_spec
+    monkeypatch.setattr(select, "find_spec", lambda name: None if name == "openvino" else real(name))
+    assert select.create("auto", small).name.startswith("onnxruntime")
 
 
 def test_unknown_engine_and_depth_are_named(small) -> None:
     with pytest.raises(InputError, match="engine: 'tensorrt' is not known; choose one of auto, native"):
-        runtimes.create("tensorrt", small)
+        select.create("tensorrt", small)
     with pytest.raises(InputError, match="depth: 7"):
-        runtimes.create("openvino", small, 7)
+        select.create("openvino", small, 7)
 
 
 @pytest.mark.parametrize("engine", ["auto", "native", "openvino", "onnxruntime", "torch"])
 @pytest.mark.parametrize("threads", [0, -3])
 def test_threads_are_at_least_one(engine: str, threads: int, small) -> None:
     with pytest.raises(InputError, match=f"threads: must be at least 1, got {threads}"):
-        runtimes.create(engine, small, threads=threads)
+        select.create(engine, small, threads=threads)
 
 
 def test_compiled_graphs_are_kept_in_the_users_cache(small, picture, tmp_path) -> None:
-    runtimes.create("openvino", small, 1).run(picture(8, 8)[None])
+    select.create("openvino", small, 1).run(picture(8, 8)[None])
     assert any((tmp_path / "cache" / "quantsr" / "openvino").iterdir())
 
 
@@ -137,15 +138,15 @@ def test_the_cache_keeps_what_was_used_last(tmp_path) -> None:
     for age, name in enumerate("abcd"):
         (tmp_path / name).write_bytes(bytes(10))
         os.utime(tmp_path / name, (1e9 - age, 1e9 - age))
-    runtimes._drop_oldest(tmp_path, 25)
+    openvino._drop_oldest(tmp_path, 25)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
 
 
 def test_a_cache_that_cannot_be_written_is_done_without(small, picture, tmp_path, monkeypatch) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    assert runtimes.cache_folder() is None
-    assert runtimes.create("openvino", small, 1).run(picture(8, 8)[None]).shape == (1, 32, 32, 3)
+    assert openvino.cache_folder() is None
+    assert select.create("openvino", small, 1).run(picture(8, 8)[None]).shape == (1, 32, 32, 3)
 
 
 def test_a_user_without_a_home_has_no_cache(monkeypatch) -> None:
@@ -153,15 +154,15 @@ def test_a_user_without_a_home_has_no_cache(monkeypatch) -> None:
         raise RuntimeError("Could not determine home directory.")
 
     monkeypatch.delenv("XDG_CACHE_HOME")
-    monkeypatch.setattr(runtimes.Path, "home", home)
-    assert runtimes.cache_folder() is None
+    monkeypatch.setattr(openvino.Path, "home", home)
+    assert openvino.cache_folder() is None
 
 
 @pytest.mark.gpu
 def test_torch_runs_on_cuda(small, picture) -> None:
-    net = runtimes.create("torch", small, 3)
+    net = select.create("torch", small, 3)
     assert net.name == "torch:cuda"
     difference = np.abs(
-        net.run(picture(18, 22)[None])[0].astype(int) - integer.run(small, picture(18, 22), 3)
+        net.run(picture(18, 22)[None])[0].astype(int) - integer_reference.run(small, picture(18, 22), 3)
     )
     assert (difference > 1).mean() <= 0.01

@@ -147,7 +147,7 @@ def test_bad_usage_is_one_line(words, says, upscale, photos, tmp_path, capsys, m
 
 
 def test_without_a_network_it_says_how_to_name_one(photos, tmp_path, capsys, monkeypatch) -> None:
-    monkeypatch.setattr("quantsr.deploy.upscaler.ZOO", tmp_path)
+    monkeypatch.setattr("quantsr.trained_files.names.ZOO", tmp_path)
     assert cli.main(["upscale", str(photos / "a.png"), "-o", str(tmp_path / "o.png")]) == 2
     assert "--model FILE" in capsys.readouterr().err
 

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from quantsr import Upscaler
-from quantsr.deploy import integer, upscaler
+from quantsr.deploy import integer_reference, upscaler
 from quantsr.deploy.stand_in import random_model
 from quantsr.errors import InputError
+from quantsr.trained_files import names
 from tests.deploy import quantsr_t
 
 
@@ -29,7 +30,8 @@ def test_from_file_at_every_depth(network_file, small, picture) -> None:
 def test_is_the_reference_with_a_float_tail(picture) -> None:
     model = random_model(num_feat=16, num_block=2, depths=(2,), head_tail_bits=32)
     difference = np.abs(
-        Upscaler(model, "openvino")(picture(30, 20)).astype(int) - integer.run(model, picture(30, 20))
+        Upscaler(model, "openvino")(picture(30, 20)).astype(int)
+        - integer_reference.run(model, picture(30, 20))
     )
     assert difference.max() <= 1
 
@@ -141,7 +143,7 @@ def test_float_arrays_are_refused(small) -> None:
 
 
 def test_a_name_is_looked_up_in_the_zoo(network_file, monkeypatch) -> None:
-    monkeypatch.setattr(upscaler, "ZOO", network_file.parent)
+    monkeypatch.setattr(names, "ZOO", network_file.parent)
     assert Upscaler("network").scale == 4
     with pytest.raises(InputError, match="come with quantsr are network"):
         Upscaler("other")

@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 
 from quantsr.analysis.report.runs import Source
+from quantsr.data.evaluation import build_eval_dataset
 from quantsr.data.images import read_rgb
 from quantsr.data.resize import U8, imresize_uint8
 from quantsr.errors import InputError
@@ -112,8 +113,6 @@ def _scene(
 
 def _truth(options: Any, set_name: str, wanted: Sequence[str]) -> dict[str, tuple[U8, U8]]:
     """LR and true picture of the wanted names; without those that cannot be read."""
-    from quantsr.data import build_eval_dataset
-
     chosen = [d for d in options.sets("test", "val").values() if d.name == set_name]
     found: dict[str, tuple[U8, U8]] = {}
     try:

@@ -6,17 +6,15 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
+from quantsr.config.compare import load_comparison
+from quantsr.config.comparison import Comparison
 from quantsr.config.schema import Options
 from quantsr.config.yaml_file import read_yaml
 from quantsr.engine.results import Record, read_results
 from quantsr.errors import InputError
-
-if TYPE_CHECKING:
-    from quantsr.config.comparison import Comparison
 
 
 @dataclass(frozen=True)
@@ -129,8 +127,6 @@ def _options(path: Path, raw: dict[str, object]) -> Options:
 
 
 def _comparison(path: Path) -> Comparison:
-    from quantsr.config.compare import load_comparison
-
     return load_comparison(str(path), check_paths=False)
 
 

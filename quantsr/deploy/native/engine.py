@@ -1,19 +1,23 @@
-"""`NativeEngine`: the kernels behind the interface of `runtimes.Engine`."""
+"""`NativeEngine`: the kernels behind the interface of `engines.base.Engine`."""
 
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from quantsr import cpu
 from quantsr.deploy import architectures
+from quantsr.deploy.engines.base import OneByOne
 from quantsr.deploy.model import PackedModel
 from quantsr.deploy.native import library
 from quantsr.deploy.native.arrays import Program, Unsupported
+from quantsr.deploy.native.program import ConvProgram
+from quantsr.deploy.native.swin_program import SwinProgram
 from quantsr.deploy.quantsr_t import layout
-from quantsr.deploy.runtimes import OneByOne, cpu_count
 from quantsr.errors import InputError
 
 Images = NDArray[Any]
@@ -41,13 +45,17 @@ class NativeEngine(OneByOne):
         if isa not in library.ISAS or library.ISAS[isa] > library.ISAS[best]:
             raise InputError(f"isa: {isa!r} is not one that this processor has ({best} is its best)")
         try:
-            self._program: Program = architectures.of(model.header).native_program(model, depth, isa)
+            programs: dict[str, Callable[[PackedModel, int, str], Program]] = {
+                "QuantSR_C": ConvProgram,
+                "QuantSR_T": SwinProgram,
+            }
+            self._program = programs[architectures.of(model.header).name](model, depth, isa)
         except Unsupported as error:
             raise InputError(
                 f"engine native: cannot run this network, {error}; use --engine openvino"
             ) from None
         self._isa = library.ISAS[isa]
-        self._threads = min(threads or cpu_count(), _MAX_THREADS)
+        self._threads = min(threads or cpu.cores(), _MAX_THREADS)
         self._scale = self._program.network.factor
         self._memory = np.empty(0, np.uint8)
         self._lock = threading.Lock()

@@ -183,7 +183,10 @@ class SwinProgram(Arrays):
         if shuffle > 1:
             weight, bias = before_shuffle(weight, bias, shuffle)
         step = self._steps[conv.name]
-        return self.wide_conv(weight, bias, step, 1) if self._words else self.float_conv(weight, bias, 1)
+        if not self._words:
+            return self.float_conv(weight, bias, 1)
+        assert step is not None
+        return self.wide_conv(weight, bias, step, 1)
 
     def _factor(self, stage: ConvStage) -> Any:
         """From a value to its 16-bit integer; codes are theirs."""

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from quantsr.deploy.architectures import Architecture, Cut, Image, LayerCost, Parts, Reach
+from quantsr.deploy.architecture import Cut, LayerCost, Parts, Reach
 from quantsr.deploy.model import Float, PackedModel
 from quantsr.deploy.quantsr_c import multiply_output
 from quantsr.deploy.quantsr_t.structure import Structure, used_units
@@ -21,8 +20,9 @@ MAX_TILE_AREA = 1 << 16
 
 
 class QuantSRT:
-    """See `architectures.Architecture`, whose docstrings hold where there is none."""
+    """See `architecture.Architecture`, whose docstrings hold where there is none."""
 
+    name = "QuantSR_T"
     mostly_products = False
 
     def expected(self, model: PackedModel) -> Parts:
@@ -64,30 +64,6 @@ class QuantSRT:
         )
         return Cut(layers, shortcuts, renamed(model.operands), floats)
 
-    def reference(self, model: PackedModel, depth: int) -> Callable[[Image], Image]:
-        from quantsr.deploy.quantsr_t import integer
-        from quantsr.deploy.quantsr_t.fold import fold
-
-        folded = fold(model, depth)
-        return lambda image: integer.run_folded(folded, image)
-
-    def write_onnx(self, graph: Any, model: PackedModel, depth: int) -> None:
-        from quantsr.deploy.quantsr_t import onnx_graph, program
-        from quantsr.deploy.quantsr_t.fold import fold
-
-        folded = fold(model, depth)
-        program.upscale(folded, onnx_graph.OnnxOps(graph, folded))
-
-    def openvino_graph(self, model: PackedModel, depth: int, **options: Any) -> Any:
-        from quantsr.deploy.quantsr_t import openvino_graph
-
-        return openvino_graph.build(model, depth, **options)
-
-    def native_program(self, model: PackedModel, depth: int, isa: str) -> Any:
-        from quantsr.deploy.native.swin_program import SwinProgram
-
-        return SwinProgram(model, depth, isa)
-
     def reach(self, model: PackedModel, depth: int) -> Reach:
         window = Structure.of(model.header).window
         return Reach(-(-OVERLAP // window) * window, window, MAX_TILE_AREA)
@@ -113,6 +89,3 @@ class QuantSRT:
                         LayerCost(operands, "product", structure.tokens * structure.dim * pixels, *bits)
                     )
         return costs
-
-
-ARCHITECTURE: Architecture = QuantSRT()

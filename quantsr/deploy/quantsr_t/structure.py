@@ -127,7 +127,8 @@ class Structure:
 
     def layer_shapes(self, units: set[int]) -> dict[str, tuple[int, ...]]:
         """Shape of every conv and linear layer where `units` run."""
-        dim, shapes = self.dim, {"conv_first": (self.dim, 3, 3, 3)}
+        dim = self.dim
+        shapes: dict[str, tuple[int, ...]] = {"conv_first": (dim, 3, 3, 3)}
         for i, layers in self.plan(units):
             for j in layers:
                 shapes |= {
@@ -142,7 +143,7 @@ class Structure:
     def float_shapes(self, units: set[int]) -> dict[str, tuple[int, ...]]:
         """Shape of every LayerNorm tensor and table of relative position biases where `units` run."""
         norms = ["norm_first"]
-        tables = {}
+        tables: dict[str, tuple[int, ...]] = {}
         for i, layers in self.plan(units):
             for j in layers:
                 prefix = f"layers.{i}.blocks.{j}"

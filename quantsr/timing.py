@@ -72,10 +72,7 @@ def machine() -> str:
     """Processor, cores this process may use, and the vector extensions that matter for low-bit arithmetic."""
     name, flags = cpu.describe()
     wanted = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return (
-        f"{name}, {cores} cores, {' '.join(f for f in wanted if f in flags) or 'no known vector extension'}"
-    )
+    return f"{name}, {cpu.cores()} cores, {' '.join(f for f in wanted if f in flags) or 'no known vector extension'}"
 
 
 def load_per_core() -> float:

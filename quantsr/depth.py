@@ -1,11 +1,9 @@
-"""Depth: which blocks a sub-network keeps (QuantSR's depth-dynamic architecture, section 3.3)."""
+"""Depth: which blocks a sub-network keeps (QuantSR's depth-dynamic architecture, section 3.3). No torch."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from typing import Literal
-
-from torch import Tensor
 
 DepthRule = Literal["exact", "released"]
 """``exact``: a sub-network of depth d has d blocks. ``released``: it has d + 1 below full depth, as the test script of
@@ -35,16 +33,15 @@ def check_depths(depths: Sequence[int], num_block: int) -> tuple[int, ...]:
     return ordered
 
 
-def rank_by_shortcut(shortcuts: Sequence[Tensor]) -> tuple[int, ...]:
+def rank_by_shortcut(shortcuts: Sequence[float]) -> tuple[int, ...]:
     """Block indices, the most important first: a large learned shortcut marks a residual branch that matters little.
 
     Ties keep the order of the network.
 
     Args:
-        shortcuts: one scalar tensor for each block.
+        shortcuts: one number for each block.
     """
-    values = [float(s.detach()) for s in shortcuts]
-    return tuple(sorted(range(len(values)), key=lambda i: (values[i], i)))
+    return tuple(sorted(range(len(shortcuts)), key=lambda i: (shortcuts[i], i)))
 
 
 def rank_by_loss(

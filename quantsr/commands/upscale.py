@@ -15,9 +15,10 @@ from PIL import Image
 from tqdm import tqdm
 
 from quantsr.deploy import image_io
-from quantsr.deploy.runtimes import ENGINES
-from quantsr.deploy.upscaler import PRECISIONS, Upscaler, shipped
+from quantsr.deploy.engines.base import ENGINES
+from quantsr.deploy.upscaler import PRECISIONS, Upscaler
 from quantsr.errors import InputError, WorkError
+from quantsr.trained_files.names import shipped
 
 log = logging.getLogger(__name__)
 

@@ -5,15 +5,17 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from quantsr.config.arguments import add_option_arguments
+from quantsr.commands.arguments import add_option_arguments
+from quantsr.config import networks, registries
+from quantsr.config.binding import with_defaults
+from quantsr.config.compare import load_comparison
+from quantsr.config.comparison import Comparison
 from quantsr.config.folders import count_pictures, is_left_out
 from quantsr.config.load import load_options, read_options
 from quantsr.config.schema import Options
-
-if TYPE_CHECKING:
-    from quantsr.config.comparison import Comparison
+from quantsr.loading import trained_network
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,14 +42,10 @@ def run(args: argparse.Namespace) -> int:
     read = read_options(args.opt)
     given: dict[str, Any] = {"check_paths": not args.no_paths, "read": read}
     if "variants" in read[0] and args.purpose is None:
-        from quantsr.config.compare import load_comparison
-
         return _say_comparison(args.opt, load_comparison(args.opt, args.set, args.force_yml, **given))
     is_train = args.purpose == "train" if args.purpose else "train" in read[0]
     options = load_options(args.opt, args.set, args.force_yml, is_train=is_train, **given)
     if not is_train and not args.no_paths:
-        from quantsr.engine.build import trained_network
-
         trained_network(options)  # says whether the checkpoint is one of this network
     sys.stdout.write(f"{args.opt}: no problems\n")
     for label, text in summary(options, is_train):
@@ -75,13 +73,8 @@ def _say_comparison(path: str, comparison: Comparison) -> int:
 
 def summary(options: Options, is_train: bool) -> Iterator[tuple[str, str]]:
     """What a run with these options is, as (label, text) lines."""
-    from quantsr.config import networks, registries
-
     arch = options.network_g
-    defaults = {
-        word: p.default for word, p in registries.parameters(registries.networks()[arch.type]).items()
-    }
-    bound = {**defaults, **arch.kwargs}
+    bound = with_defaults(registries.networks()[arch.type], arch.kwargs)
     yield "run", f"{options.name} (options {options.config_hash()}, seed {options.manual_seed})"
     size = f", {bound['num_block']} blocks" if "num_block" in bound else ""
     size += f" of {bound['num_feat']} channels" if "num_feat" in bound else ""

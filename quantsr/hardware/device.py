@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from quantsr import cpu
-from quantsr.engine.distributed import World
+from quantsr.hardware.processes import World
 
 logger = logging.getLogger(__name__)
 

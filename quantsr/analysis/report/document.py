@@ -1,58 +1,14 @@
-"""``quantsr report RUN... -o report.html``: tables, pictures and training curves of several runs in one file."""
+"""The page of `quantsr report`: tables, pictures and training curves of several runs."""
 
 from __future__ import annotations
 
-import argparse
-import logging
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
-from quantsr.analysis.compare_tables import table_cells
+from quantsr.analysis.compare_tables import about_variants, table_cells
 from quantsr.analysis.report import curves, html
 from quantsr.analysis.report.pictures import scenes
-from quantsr.analysis.report.runs import ReportRun, read_runs
-from quantsr.engine.atomic import write_text
+from quantsr.analysis.report.runs import ReportRun
 from quantsr.engine.results import Record, number
-from quantsr.errors import InputError
-
-logger = logging.getLogger(__name__)
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the arguments of ``quantsr report``."""
-    parser.add_argument(
-        "runs", nargs="+", metavar="RUN", help="results/NAME, experiments/NAME or experiments/compare_NAME"
-    )
-    parser.add_argument(
-        "-o", "--output", default="report.html", metavar="FILE", help="the page to write (report.html)"
-    )
-    parser.add_argument("--title", default="Results", help="its title")
-    parser.add_argument(
-        "--pictures", type=int, default=3, metavar="N", help="pictures of each set, where runs saved them (3)"
-    )
-    parser.add_argument(
-        "--crop", type=int, default=192, metavar="N", help="side of the crops in pixels (192)"
-    )
-
-
-def run(args: argparse.Namespace) -> int:
-    """The command.
-
-    Raises:
-        InputError: a run is not there or damaged, or an argument is out of range.
-        WorkError: the page cannot be written.
-    """
-    if args.pictures < 0:
-        raise InputError(f"--pictures: must be 0 or more, got {args.pictures}")
-    if args.crop < 16:
-        raise InputError(f"--crop: must be 16 or more, got {args.crop}")
-    output = Path(args.output)
-    if output.is_dir():
-        raise InputError(f"-o {args.output}: is a folder; name a file, such as {output / 'report.html'}")
-    text = report(read_runs(args.runs), title=args.title, per_set=args.pictures, side=args.crop)
-    write_text(output, text)
-    logger.info("%s: %.1f MB", output, output.stat().st_size / 1e6)
-    return 0
 
 
 def report(runs: Sequence[ReportRun], *, title: str = "Results", per_set: int = 3, side: int = 192) -> str:
@@ -106,8 +62,6 @@ def _cells(rows: Sequence[tuple[str, Record]]) -> list[list[str]]:
 
 def _comparison(entry: ReportRun) -> str:
     """The tables of a comparison: mean and spread over seeds, differences paired by seed."""
-    from quantsr.analysis.compare import about_variants
-
     assert entry.comparison is not None
     reference = entry.comparison.options.difference_to
     text = (

@@ -1,0 +1,102 @@
+"""What the rest of the package may ask of a network. docs/add_a_network.md is the page for people who add one.
+
+Of every network: a torch module from pictures (B, C, h, w) in [0, 1] to (B, C, r*h, r*w), how it was built, its
+upscaling factor, the size of its windows and the units of its trunk. Of a network whose depth is chosen at each call
+also what `quantsr.archs.dqa.DepthDynamic` declares.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from quantsr.archs.dqa import DepthDynamic
+from quantsr.config.binding import with_defaults
+
+_SCALE_ARGUMENTS = ("upscale", "scale")
+"""How constructors name the upscaling factor."""
+
+_TRUNKS = ("body", "layers")
+"""Where networks keep the units of their trunk: EDSR, MSRResNet and QuantSR-C in ``body``, SwinIR and QuantSR-T in ``layers``."""
+
+_RECORD = "_quantsr_built"
+
+
+@dataclass(frozen=True)
+class Contract:
+    """A built network as the rest of the package sees it."""
+
+    module: nn.Module
+    type: str
+    """The name in the registry under which it was built; its class's name where it was built by hand."""
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    """Every argument that its constructor saw, defaults included; empty where it was built by hand."""
+
+    @property
+    def arch(self) -> dict[str, Any]:
+        """``type`` and arguments, as ``network_g`` in an option file."""
+        return {"type": self.type, **self.arguments}
+
+    @property
+    def depth_dynamic(self) -> DepthDynamic | None:
+        """The module where its depth is chosen at each call, else None."""
+        return self.module if isinstance(self.module, DepthDynamic) else None
+
+    @property
+    def depths(self) -> tuple[int, ...]:
+        """The depths that are trained and evaluated, deepest first; empty for a network with one depth."""
+        return self.module.depths if isinstance(self.module, DepthDynamic) else ()
+
+    @property
+    def ranking(self) -> tuple[int, ...] | None:
+        """Indices of units, kept first; None before they were ranked, and for a network with one depth."""
+        return self.module.ranking if isinstance(self.module, DepthDynamic) else None
+
+    @property
+    def protocol(self) -> str | None:
+        """The published protocol of what is quantized, where there are several."""
+        return self.module.protocol if isinstance(self.module, DepthDynamic) else None
+
+    @property
+    def scale(self) -> int | None:
+        """The upscaling factor; None where the constructor has no argument for it."""
+        found = [self.arguments[name] for name in _SCALE_ARGUMENTS if name in self.arguments]
+        return int(found[0]) if found else None
+
+    @property
+    def window(self) -> int:
+        """The side in pixels of the windows in which attention works: the attribute ``window_size``; 1 without windows."""
+        window = getattr(self.module, "window_size", 1)
+        return window if isinstance(window, int) else 1
+
+    @property
+    def trunk(self) -> Sequence[nn.Module] | None:
+        """The units of the trunk in order; None where they are under no name known here."""
+        children = dict(self.module.named_children())
+        for name in _TRUNKS:
+            if isinstance(found := children.get(name), nn.Sequential | nn.ModuleList):
+                return list(found)
+        return None
+
+
+def build(kind: str, constructor: Callable[..., nn.Module], arguments: Mapping[str, Any]) -> nn.Module:
+    """The network ``constructor(**arguments)``, which remembers ``kind`` and its arguments for `of`.
+
+    Raises:
+        TypeError, ValueError: from the constructor.
+    """
+    net = constructor(**arguments)
+    setattr(net, _RECORD, (kind, with_defaults(constructor, arguments)))
+    return net
+
+
+def of(net: nn.Module) -> Contract:
+    """The contract of a network."""
+    if isinstance(net, DepthDynamic):
+        arguments = net.arch_options()
+        return Contract(net, arguments.pop("type"), arguments)
+    kind, bound = getattr(net, _RECORD, (type(net).__name__, {}))
+    return Contract(net, kind, bound)

@@ -1,0 +1,60 @@
+"""The command-line arguments that name and change an option file, the same for every command."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+
+from quantsr.config.load import load_options
+from quantsr.config.schema import Options
+
+
+def add_option_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add ``-opt``, ``--set`` and ``--force_yml``."""
+    parser.add_argument(
+        "-opt", "--opt", dest="opt", required=True, metavar="FILE", help="the option file (YAML)"
+    )
+    parser.add_argument(
+        "--set",
+        action="extend",
+        nargs="+",
+        default=[],
+        metavar="KEY.SUB=VALUE",
+        help="change options, e.g. --set network_g.nbits_w=2 train.total_iter=1000; null removes a key",
+    )
+    parser.add_argument(
+        "--force_yml",
+        action="extend",
+        nargs="+",
+        default=[],
+        metavar="KEY:SUB=VALUE",
+        help="the same in BasicSR's notation",
+    )
+
+
+def add_launcher_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add ``--launcher`` and ``--local_rank``, under BasicSR's names."""
+    parser.add_argument(
+        "--launcher",
+        choices=("none", "pytorch", "slurm"),
+        default="none",
+        help="who started the processes; torchrun is noticed without it",
+    )
+    parser.add_argument("--local_rank", "--local-rank", type=int, default=0, help=argparse.SUPPRESS)
+
+
+def options_from(args: argparse.Namespace, *, is_train: bool, check_paths: bool = True) -> Options:
+    """Load the options that the arguments of :func:`add_option_arguments` ask for.
+
+    Raises:
+        OptionsError: with every problem found.
+    """
+    return load_options(args.opt, args.set, args.force_yml, is_train=is_train, check_paths=check_paths)
+
+
+def resume_command(command: str, args: argparse.Namespace, *more: str) -> str:
+    """The line that runs ``quantsr COMMAND`` with the same option file and changes, quoted for the shell."""
+    words = ["quantsr", command, "-opt", args.opt]
+    for flag, entries in (("--set", args.set), ("--force_yml", args.force_yml)):
+        words += [flag, *entries] if entries else []
+    return shlex.join([*words, *more])

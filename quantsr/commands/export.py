@@ -1,0 +1,149 @@
+"""``quantsr export``: a trained network as a packed file, an ONNX graph or an OpenVINO IR, with a parity table."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from quantsr import __version__
+from quantsr.archs import contract
+from quantsr.config import load_options
+from quantsr.deploy import packing, parity
+from quantsr.deploy.convert import convert
+from quantsr.deploy.export import SUFFIXES, calibration_pictures, evaluation_set, exported_engine, write
+from quantsr.deploy.model import PackedModel
+from quantsr.deploy.module import to_module
+from quantsr.engine import build
+from quantsr.errors import InputError
+from quantsr.loading import from_checkpoint
+from quantsr.trained_files import checkpoint
+from quantsr.trained_files.names import PACKED, resolve
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of ``quantsr export``."""
+    parser.add_argument(
+        "-m",
+        "--model",
+        required=True,
+        metavar="CKPT",
+        help="checkpoint, packed network, or name of a run or of a network that comes with quantsr",
+    )
+    parser.add_argument(
+        "-o", "--output", required=True, metavar="OUT", help="file ending in .safetensors, .onnx or .xml"
+    )
+    parser.add_argument(
+        "-opt",
+        "--opt",
+        metavar="FILE",
+        help="option file, for checkpoints that do not say how their network is built",
+    )
+    parser.add_argument(
+        "--depth",
+        type=int,
+        metavar="N",
+        help="depth to keep (default: all; smaller depths stay in a packed file)",
+    )
+    parser.add_argument(
+        "--head-tail-bits",
+        type=int,
+        choices=(8, 16, 32),
+        help="bits of the weights of the convolutions that training left in float (default: 8, with 16-bit inputs calibrated on pictures)",
+    )
+    parser.add_argument(
+        "--first-bits",
+        type=int,
+        choices=(8, 16, 32),
+        help="bits of conv_first's weight (default: 32; 8 saves 5 kB and lets more pixels differ)",
+    )
+    parser.add_argument(
+        "--calib", metavar="DIR", help="pictures to calibrate the 16-bit inputs on (default: datasets/mini)"
+    )
+    parser.add_argument(
+        "--data", metavar="DIR", help="pictures for the parity table (default: three of scikit-image)"
+    )
+    parser.add_argument(
+        "--int4", action="store_true", help="ONNX: weights of up to 4 bits as int4 tensors (opset 21)"
+    )
+    parser.add_argument("--no-parity", action="store_true", help="do not compare the engines")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Export and print size and parity. Raises InputError for what cannot be exported."""
+    output = Path(args.output).expanduser()
+    if output.suffix not in SUFFIXES:
+        raise InputError(f"{output}: cannot be exported to; name a file ending in {', '.join(SUFFIXES)}")
+    if args.int4 and output.suffix != ".onnx":
+        raise InputError("--int4: only ONNX files have int4 tensors; packed files are smaller still")
+    model, network = read(args)
+    depth = model.depth_or_default(args.depth)
+    written, exported = write(model, output, depth=depth, int4=args.int4)
+    print(
+        f"{output}: {sum(path.stat().st_size for path in written):,} bytes, depth {depth}, scale x{model.header.scale}"
+    )
+    if args.no_parity:
+        return 0
+    sets = [evaluation_set(args.data, model.header.scale)]
+    engines = [*parity.engines_at_hand(model, depth), *exported_engine(output, exported)]
+    print(parity.table(parity.parity(model, sets, depth=depth, network=network, engines=engines)))
+    return 0
+
+
+def read(args: argparse.Namespace) -> tuple[PackedModel, nn.Module]:
+    """The converted network of a checkpoint, run or packed file, and the network it shall match (of a packed file: its own module)."""
+    source = resolve(args.model)
+    if source.suffix == PACKED:
+        model = packing.load(source)
+        if args.head_tail_bits not in (None, model.header.head_tail_bits):
+            raise InputError(
+                f"{source}: has a head and tail of {model.header.head_tail_bits} bits already; export from the checkpoint to change that"
+            )
+        for option, value in (("first-bits", args.first_bits), ("calib", args.calib), ("opt", args.opt)):
+            if value is not None:
+                raise InputError(
+                    f"--{option}: {source} is converted already; leave it out, or export from the checkpoint"
+                )
+        return model, to_module(model, source)
+    content = checkpoint.load(source)
+    network = (
+        from_checkpoint(content, source) if args.opt is None else _from_options(content, source, args.opt)
+    )
+    scale = contract.of(network).scale or 1
+    bits: int = args.head_tail_bits or 8
+    model = convert(
+        network,
+        head_tail_bits=bits,
+        calib=calibration_pictures(args.calib, scale) if bits == 8 else [],
+        first_bits=args.first_bits or 32,
+        provenance=_provenance(content, source, args.calib, bits),
+    )
+    return model, network
+
+
+def _from_options(content: Mapping[str, Any], source: Path, opt: str) -> nn.Module:
+    """The network of an option file with the parameters of a checkpoint (the released ones do not describe themselves)."""
+    network = build.build_for_options(load_options(opt, is_train=False))
+    build.load_content(network, content, str(source), None)
+    build.ensure_ranking(network, str(source))
+    return network.eval()
+
+
+def _provenance(content: Mapping[str, Any], source: Path, calib: str | None, bits: int) -> dict[str, Any]:
+    ours = checkpoint.metadata(content, source) or {}
+    options = ours.get("options") or {}
+    datasets = options.get("datasets") or {}
+    train = (datasets.get("train") or {}).get("name")
+    facts = {
+        "quantsr": __version__,
+        "checkpoint": source.name,
+        "run": options.get("name"),
+        "iteration": ours.get("iteration"),
+        "trained_on": train,
+        "trained_with": ours.get("version"),
+        "calibrated_on": (Path(calib).name if calib else "datasets/mini") if bits == 8 else None,
+    }
+    return {key: value for key, value in facts.items() if value is not None}

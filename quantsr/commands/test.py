@@ -1,0 +1,50 @@
+"""``quantsr test -opt FILE``: evaluates a network at its depths on any number of sets."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import time
+from pathlib import Path
+
+from quantsr.analysis.evaluation import evaluate_options
+from quantsr.commands.arguments import add_launcher_arguments, add_option_arguments, options_from
+from quantsr.config import Options
+from quantsr.engine.results import markdown, write_results
+from quantsr.engine.run_folder import log_file, write_options
+from quantsr.errors import InputError
+from quantsr.hardware import processes
+
+logger = logging.getLogger(__name__)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of ``quantsr test``."""
+    add_option_arguments(parser)
+    add_launcher_arguments(parser)
+
+
+def main(options: Options) -> int:
+    """Evaluates as ``options`` say, prints a table per set, writes ``results.json``, ``results.md`` and ``options.yml``.
+
+    Returns:
+        0.
+
+    Raises:
+        InputError, WorkError: see `quantsr.analysis.evaluation.evaluate_options`.
+    """
+    folder = Path(options.results_folder)
+    with log_file(folder / f"test_{options.name}_{time.strftime('%Y%m%d_%H%M%S')}.log"):
+        records = evaluate_options(options)
+        write_options(options.dump(), folder)
+        write_results(records, folder)
+        print(markdown(records))
+        logger.info("results written to %s", folder)
+    return 0
+
+
+def run(args: argparse.Namespace) -> int:
+    """The command."""
+    if processes.detect(args.launcher).size > 1:
+        raise InputError("quantsr test: evaluates in one process; start it without torchrun or srun")
+    return main(options_from(args, is_train=False))

@@ -1,0 +1,83 @@
+"""The engine for a network, by name or the fastest one. An engine's module is imported only when it is chosen."""
+
+from __future__ import annotations
+
+import logging
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any
+
+from quantsr import cpu
+from quantsr.deploy import architectures
+from quantsr.deploy.engines.base import ENGINES, Engine
+from quantsr.deploy.model import PackedModel
+from quantsr.deploy.native import library
+from quantsr.errors import InputError
+
+log = logging.getLogger(__name__)
+
+MODULES = {
+    "native": ("quantsr.deploy.native.engine", "NativeEngine"),
+    "openvino": ("quantsr.deploy.engines.openvino", "OpenVinoEngine"),
+    "onnxruntime": ("quantsr.deploy.engines.onnxruntime", "OnnxEngine"),
+    "torch": ("quantsr.deploy.engines.torch", "TorchEngine"),
+}
+"""Module and class of every engine."""
+
+PACKAGES = ENGINES[2:]
+"""Engines that need a package of the same name."""
+INSTALL = {
+    "openvino": "pip install openvino",
+    "onnxruntime": "pip install onnxruntime (or onnxruntime-gpu for CUDA)",
+    "torch": 'pip install "quantsr[train]"',
+}
+
+
+def create(
+    engine: str, model: PackedModel, depth: int | None = None, *, threads: int | None = None, **options: Any
+) -> Engine:
+    """The engine of that name; "auto" takes native where that is the fastest way to run this network, else the first installed of
+    openvino, onnxruntime, torch.
+
+    Args:
+        depth: default: the network's deepest.
+        threads: CPU threads, at least 1; default: what the engine finds.
+        options: the engine's own (OpenVINO: `tail`, `precision`, `cache`; native: `isa`).
+
+    Raises:
+        InputError: an unknown engine or depth, `threads` below 1, or a package that is not installed (the message says how to install it).
+    """
+    if engine not in ENGINES:
+        raise InputError(f"engine: {engine!r} is not known; choose one of {', '.join(ENGINES)}")
+    if threads is not None and threads < 1:
+        raise InputError(f"threads: must be at least 1, got {threads}")
+    depth = model.depth_or_default(depth)
+    if engine == "native" or (engine == "auto" and not options and native_is_fastest(model)):
+        try:
+            return _make("native", model, depth, threads=threads, **options)
+        except InputError as error:
+            if engine == "native":
+                raise
+            log.info("%s", error)
+    if engine == "auto":
+        engine = next((name for name in PACKAGES if find_spec(name)), "openvino")
+    if not find_spec(engine):
+        raise InputError(f"engine {engine}: the package is not installed; {INSTALL[engine]}")
+    return _make(engine, model, depth, threads=threads, **options)
+
+
+def _make(name: str, *args: Any, **options: Any) -> Engine:
+    module, kind = MODULES[name]
+    engine: Engine = getattr(import_module(module), kind)(*args, **options)
+    return engine
+
+
+def native_is_fastest(model: PackedModel) -> bool:
+    """Whether the native engine is the fastest for this network on this processor.
+
+    It is with AVX2 or AVX-512 VNNI, except where products take most of the time and the processor has matrix
+    units, which only OpenVINO uses.
+    """
+    if library.best_isa() in (None, "plain"):
+        return False
+    return not (architectures.of(model.header).mostly_products and "amx_int8" in cpu.describe()[1])

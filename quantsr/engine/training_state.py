@@ -1,0 +1,81 @@
+"""Training states ``*.state``: network, moving average, optimizers, schedulers, random states, position in the data."""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from quantsr.errors import InputError
+from quantsr.trained_files import checkpoint
+
+STATE_VERSION = 2
+"""Readers refuse other versions: a state is for resuming, not for keeping."""
+
+
+def random_states() -> dict[str, Any]:
+    """The states of Python's, NumPy's and torch's generators (all CUDA devices included), as plain values."""
+    version, keys, gauss = random.getstate()
+    legacy: Any = np.random.get_state()  # noqa: NPY002 - this generator, since libraries draw from it
+    name, words, position, has_gauss, cached = legacy
+    states: dict[str, Any] = {
+        "python": [version, list(keys), gauss],
+        "numpy": [
+            str(name),
+            torch.from_numpy(words.astype(np.int64)),
+            int(position),
+            int(has_gauss),
+            float(cached),
+        ],
+        "torch": torch.get_rng_state(),
+    }
+    if torch.cuda.is_available():
+        states["cuda"] = torch.cuda.get_rng_state_all()
+    return states
+
+
+def set_random_states(states: Mapping[str, Any]) -> None:
+    """Puts back what `random_states` read; states of CUDA devices that are not here are left out."""
+    version, keys, gauss = states["python"]
+    random.setstate((version, tuple(keys), gauss))
+    name, words, position, has_gauss, cached = states["numpy"]
+    np.random.set_state((name, words.numpy().astype(np.uint32), position, has_gauss, cached))  # noqa: NPY002
+    torch.set_rng_state(states["torch"])
+    if torch.cuda.is_available():
+        for device, state in enumerate(states.get("cuda", [])[: torch.cuda.device_count()]):
+            torch.cuda.set_rng_state(state, device)
+
+
+def load_state(path: str | Path) -> dict[str, Any]:
+    """Reads a training state.
+
+    Raises:
+        InputError: not a training state of this version of quantsr.
+    """
+    content = checkpoint.load(path)
+    if content.get("state_version") != STATE_VERSION:
+        raise InputError(
+            f"{path}: not a training state of this quantsr; train with path.pretrain_network_g instead"
+        )
+    return content
+
+
+def states_in(folder: Path) -> list[Path]:
+    """The training states in ``folder``, newest iteration first."""
+    numbered = [
+        (int(match[1]), path)
+        for path in (folder.glob("*.state") if folder.is_dir() else ())
+        if (match := re.fullmatch(r"(\d+)\.state", path.name))
+    ]
+    return [path for _, path in sorted(numbered, reverse=True)]
+
+
+def keep_newest(folder: Path, count: int) -> None:
+    """Removes all training states but the ``count`` of the highest iterations."""
+    for path in states_in(folder)[count:]:
+        path.unlink(missing_ok=True)
