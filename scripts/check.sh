@@ -3,17 +3,22 @@
 #
 #   sh scripts/check.sh                  the unit tests, a few minutes
 #   sh scripts/check.sh --integration    the slow end-to-end tests as well
+#   sh scripts/check.sh --stress         only the long randomized runs: kills, damaged and bad files
+#
+# A stress test runs until its time budget ends and prints its seed. Variables:
+#   QUANTSR_STRESS_SECONDS   time budget of each stress test, default 60
+#   QUANTSR_STRESS_SEED      seed of all of them, default: drawn anew in each run; set it to repeat a run
 #
 # Every check runs, also after one that failed; the exit code is 1 if any did.
 set -eu
 root=$(CDPATH='' cd -- "$(dirname -- "$0")/.." && pwd)
 
-integration=
+tier=unit
 case ${1-} in
 '') ;;
---integration) integration=yes ;;
+--integration | --stress) tier=${1#--} ;;
 *)
-    echo "error: unknown argument '$1'; usage: sh scripts/check.sh [--integration]" >&2
+    echo "error: unknown argument '$1'; usage: sh scripts/check.sh [--integration | --stress]" >&2
     exit 2
     ;;
 esac
@@ -26,11 +31,15 @@ check() {
     "$python" -m "$@" || failed="$failed $1"
 }
 
-check ruff check .
-check ruff format --check .
-check mypy
-check pytest
-[ -z "$integration" ] || check pytest -m integration
+if [ "$tier" = stress ]; then
+    check pytest -m stress -rP tests/stress
+else
+    check ruff check .
+    check ruff format --check .
+    check mypy
+    check pytest
+    [ "$tier" = unit ] || check pytest -m integration
+fi
 
 if [ -n "$failed" ]; then
     echo "failed:$failed" >&2

@@ -369,6 +369,15 @@ def test_every_check_runs_even_after_one_that_failed(ready: Machine) -> None:
     ]
 
 
+def test_the_stress_tier_runs_alone(ready: Machine) -> None:
+    done = ready.run("scripts/check.sh", "--stress")
+    assert done.returncode == 0, done.stderr
+    assert [line.partition(": ")[2] for line in runs(ready)] == ["pytest -m stress -rP tests/stress"]
+    done = ready.run("scripts/check.sh", "--all")
+    assert done.returncode == 2
+    assert "--stress" in done.stderr
+
+
 def test_several_machines_need_the_first_ones_name(ready: Machine) -> None:
     done = ready.run("scripts/dist_train.sh", "x.yml", NNODES="2")
     assert done.returncode == 2
