@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from typing import NoReturn
 
-from quantsr import __version__
-from quantsr.errors import InputError, OptionsError, WorkError
+from quantsr import __version__, terminal
+from quantsr.errors import InputError, OptionsError, WorkError, one_line
 
 DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
@@ -82,6 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         SystemExit: for ``--help``, ``--version`` (0) and bad usage (2), as argparse does.
     """
     words = list(sys.argv[1:] if argv is None else argv)
+    terminal.prepare_streams()
     top = _top_parser()
     args = top.parse_args(words)
     if args.command is None:
@@ -121,7 +121,8 @@ def _run(name: str, words: list[str]) -> int:
     module.add_arguments(parser)
     parser.add_argument("--debug", action="store_true", help="show the traceback of a failure")
     code = module.run(parser.parse_args(words))
-    sys.stdout.flush()  # a closed pipe shows here, where it is still caught
+    if sys.stdout is not None:
+        sys.stdout.flush()  # a closed pipe shows here, where it is still caught
     return int(code)
 
 
@@ -130,7 +131,7 @@ def _report(error: BaseException, command: str) -> int:
     if isinstance(error, KeyboardInterrupt):
         return _say("interrupted", INTERRUPTED)
     if isinstance(error, BrokenPipeError):  # the reader (`| head`) has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        terminal.discard(sys.stdout)
         return DONE
     if isinstance(error, OptionsError):
         for problem in error.problems:
@@ -144,7 +145,7 @@ def _report(error: BaseException, command: str) -> int:
 
 
 def _say(message: str, code: int) -> int:
-    print(f"error: {message}", file=sys.stderr)
+    print(f"error: {one_line(message)}", file=sys.stderr)
     return code
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
 
 
@@ -27,3 +28,16 @@ class WorkError(Exception):
 
 class StopError(WorkError):
     """A signal asked the work to stop; what was done is kept, and the message says how to go on."""
+
+
+def one_line(text: str) -> str:
+    """``text`` as one line that any terminal takes: control characters, and bytes of a file's name that are not
+    UTF-8, are written as escapes."""
+    return "".join(_escaped(c) if unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") else c for c in text)
+
+
+def _escaped(character: str) -> str:
+    code = ord(character)
+    if 0xDC80 <= code <= 0xDCFF:  # how Python holds a byte that is not UTF-8
+        return f"\\x{code - 0xDC00:02x}"
+    return character.encode("unicode_escape").decode("ascii")

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from quantsr import terminal
 from quantsr.deploy import architectures, packing, tiling
 from quantsr.deploy.engines import select
 from quantsr.deploy.model import PackedModel
@@ -138,7 +139,8 @@ class Upscaler:
         layout = self._layout(image)
         results = self._results(image, layout)
         if progress and layout.count > 1:
-            results = iter(tqdm(results, total=layout.count, unit="tile", leave=False, disable=None))
+            hidden = not terminal.has_terminal()
+            results = iter(tqdm(results, total=layout.count, unit="tile", leave=False, disable=hidden))
         band = np.empty((0, width * self.scale, 3), image.dtype)
         for (row, column), result in results:
             if column is layout.columns[0]:

@@ -1,0 +1,50 @@
+"""Standard streams that cannot take what is said: another encoding, a reader that has gone, a closed descriptor."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from typing import Any
+
+
+def prepare_streams() -> None:
+    """Characters that the streams' encoding lacks are written as escapes, and closed descriptors become the null device.
+
+    A file opened later would take the number of a closed descriptor, and receive what libraries print.
+    """
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, which is this one
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def discard(stream: Any) -> None:
+    """What is written to this stream from now on, and what waits in its buffer, goes to the null device."""
+    with contextlib.suppress(OSError, ValueError):  # a stream without a descriptor, as in notebooks and tests
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def show(line: str) -> None:
+    """Print one line to standard output, above any progress bar. Output that fails never ends the work."""
+    from tqdm import tqdm
+
+    if sys.stdout is None:  # closed before the start
+        return
+    try:
+        tqdm.write(line)
+        sys.stdout.flush()
+    except (OSError, ValueError):
+        discard(sys.stdout)
+
+
+def has_terminal() -> bool:
+    """Whether progress bars can be seen, on standard error."""
+    try:
+        return sys.stderr is not None and sys.stderr.isatty()
+    except ValueError:  # closed
+        return False
