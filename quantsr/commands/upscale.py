@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import argparse
-import glob
 import logging
-import os
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image
 from tqdm import tqdm
 
+from quantsr import terminal
+from quantsr.commands.upscale_files import Job, find_pictures, plan_outputs
 from quantsr.deploy import image_io
 from quantsr.deploy.engines.base import ENGINES
 from quantsr.deploy.upscaler import PRECISIONS, Upscaler
-from quantsr.errors import InputError, WorkError
+from quantsr.errors import InputError, WorkError, one_line
+from quantsr.pictures.formats import MAX_PIXELS, DamagedError, pixel_limit
+from quantsr.pictures.transparency import fill_hidden, on_white, scale_alpha
 from quantsr.trained_files.names import shipped
 
 log = logging.getLogger(__name__)
@@ -69,6 +69,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="average eight flips and rotations: 8 times slower, slightly better",
     )
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all)")
+    parser.add_argument(
+        "--max-pixels",
+        type=_count,
+        metavar="N",
+        help=f"refuse larger pictures (default: QUANTSR_MAX_PIXELS of the environment, or {MAX_PIXELS})",
+    )
+    parser.add_argument(
+        "--accept-truncated",
+        action="store_true",
+        help="upscale what can be decoded of files that end early; the rest is black",
+    )
+    parser.add_argument(
+        "--keep-hidden-colour",
+        action="store_true",
+        help="upscale colours under full transparency as they are, for textures; they show along edges "
+        "(default: the nearest visible colour)",
+    )
     parser.add_argument("--force", action="store_true", help="overwrite existing files (never the input)")
 
 
@@ -79,6 +96,7 @@ def run(args: argparse.Namespace) -> int:
     """
     if args.depth is not None and args.budget_ms is not None:
         raise InputError("--budget-ms: chooses the depth itself; leave out --depth")
+    args.max_pixels = args.max_pixels or pixel_limit()
     files = find_pictures(args.input)
     upscaler = Upscaler(
         args.model,
@@ -91,123 +109,63 @@ def run(args: argparse.Namespace) -> int:
     )
     jobs = plan_outputs(files, Path(args.output), upscaler.scale, force=args.force)
     failed = 0
-    bar = tqdm(jobs, unit="picture", disable=None if len(jobs) > 1 else True)
-    for job in bar:
+    for job in tqdm(jobs, unit="picture", disable=len(jobs) == 1 or not terminal.has_terminal()):
         try:
-            line = _upscale(upscaler, job, args.budget_ms)
-        except (InputError, WorkError) as error:
+            line = _upscale(upscaler, job, args)
+        except (InputError, WorkError, MemoryError) as error:
             failed += 1
-            line = f"error: {error}"
-        tqdm.write(line)
+            line = f"error: {_reason(error, job)}"
+        terminal.show(one_line(line))
     if failed:
-        tqdm.write(f"{len(jobs) - failed} of {len(jobs)} pictures upscaled, {failed} failed")
+        terminal.show(f"{len(jobs) - failed} of {len(jobs)} pictures upscaled, {failed} failed")
     return 1 if failed else 0
 
 
-@dataclass(frozen=True)
-class Job:
-    """A picture to read, and the file that its upscaled picture goes to."""
-
-    source: Path
-    target: Path
-
-
-def find_pictures(inputs: list[str]) -> list[Path]:
-    """The files named by paths, folders (their pictures, not those of folders inside) and globs, each once, in order.
-
-    Raises InputError for an input that names nothing.
-    """
-    found: dict[Path, None] = {}
-    for text in inputs:
-        path = Path(text).expanduser()
-        if path.is_dir():
-            matches = sorted(
-                p for p in path.iterdir() if p.suffix.lower() in image_io.SUFFIXES and p.is_file()
-            )
-        elif path.exists():
-            matches = [path]
-        else:
-            matches = sorted(p for p in map(Path, glob.glob(str(path), recursive=True)) if p.is_file())
-        if not matches:
-            kind = "holds no pictures" if path.is_dir() else "names no file"
-            raise InputError(
-                f"{text}: {kind}; give a picture ({', '.join(image_io.SUFFIXES)}), a folder or a glob"
-            )
-        found.update(dict.fromkeys(matches))
-    return list(found)
+def _reason(error: Exception, job: Job) -> str:
+    if isinstance(error, MemoryError):
+        return f"{job.source}: needs more memory than there is; write to .png, which is done in parts"
+    if isinstance(error, DamagedError):
+        return f"{error} --accept-truncated takes what can be decoded of a truncated one"
+    return str(error)
 
 
-def plan_outputs(files: list[Path], output: Path, scale: int, *, force: bool) -> list[Job]:
-    """Where each upscaled picture goes: `output` itself for one picture and a picture's suffix, else `output/NAME_xS.suffix`.
-
-    Raises InputError for a picture type that cannot be written, and where a result would overwrite an input, another result, or (without
-    `force`) an existing file.
-    """
-    as_file = output.suffix.lower() in image_io.SUFFIXES and not output.is_dir()
-    if as_file and len(files) > 1:
-        raise InputError(f"{output}: {len(files)} pictures cannot go to one file; give a folder")
-    # `-o a.gif` means a file, `-o out.v2` a folder.
-    if not output.exists() and output.suffix.lower() in Image.registered_extensions():
-        image_io.check_output(output, deep=False, alpha=False)
-    if not as_file and output.is_file():
-        raise InputError(
-            f"{output}: is a file of no known picture type; give a folder or one of {', '.join(image_io.SUFFIXES)}"
-        )
-    jobs = [Job(f, output if as_file else output / f"{f.stem}_x{scale}{_writable_suffix(f)}") for f in files]
-    inputs = {file.resolve() for file in files}
-    seen: dict[Path, Path] = {}
-    for job in jobs:
-        if job.target.resolve() in inputs:
-            raise InputError(f"{job.target}: is an input and is never overwritten; choose another output")
-        if job.target in seen:
-            raise InputError(
-                f"{job.target}: both {seen[job.target]} and {job.source} would go there; upscale them to two folders"
-            )
-        if os.path.exists(job.target) and not force:  # of a name that is too long, Path.exists raises
-            raise InputError(f"{job.target}: exists already; choose another output or give --force")
-        seen[job.target] = job.source
-    try:
-        (output.parent if as_file else output).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{output}: the folder cannot be made ({error.strerror}); choose another") from error
-    return jobs
-
-
-def _writable_suffix(file: Path) -> str:
-    """The input's own type where it can be written, else PNG."""
-    return file.suffix if file.suffix.lower() in image_io.SUFFIXES else ".png"
-
-
-def _upscale(upscaler: Upscaler, job: Job, budget_ms: float | None) -> str:
+def _upscale(upscaler: Upscaler, job: Job, args: argparse.Namespace) -> str:
     """One picture; returns the line to show."""
     start = time.perf_counter()
-    picture = image_io.read(job.source)
-    for lost in image_io.check_output(job.target, picture.rgb.itemsize > 1, picture.alpha is not None):
-        log.warning("%s: %s files cannot keep %s", job.source, job.target.suffix, lost)
-    if budget_ms is not None:
-        upscaler.choose_depth(picture.rgb, budget_ms)
+    picture = image_io.read(job.source, limit=args.max_pixels, accept_truncated=args.accept_truncated)
+    suffix = job.target.suffix.lower()
+    flat = picture.alpha is not None and suffix in image_io.NO_ALPHA
+    channels = (1 if picture.gray else 3) + (picture.alpha is not None and not flat)
     height, width, _ = picture.rgb.shape
     scale = upscaler.scale
-    channels = (1 if picture.gray else 3) + (picture.alpha is not None)
     shape = (height * scale, width * scale, *([channels] if channels > 1 else []))
+    image_io.check_size(job.target, shape, picture.rgb.itemsize)
+    for note in picture.notes:
+        log.warning("%s: %s", one_line(str(job.source)), note)
+    for lost in image_io.losses(job.target, picture):
+        log.warning("%s: %s files cannot keep %s", one_line(str(job.source)), suffix, lost)
+    rgb = picture.rgb if args.keep_hidden_colour else fill_hidden(picture.rgb, picture.alpha)
+    if args.budget_ms is not None:
+        upscaler.choose_depth(rgb, args.budget_ms)
 
     def bands() -> Iterator[tuple[int, image_io.Pixels]]:
-        for top, band in upscaler.bands(picture.rgb, progress=True):
-            alpha = (
-                None
-                if picture.alpha is None
-                else image_io.scale_alpha(picture.alpha, scale, top, top + len(band))
-            )
+        for top, band in upscaler.bands(rgb, progress=True):
+            alpha = picture.alpha
+            if alpha is not None:
+                alpha = scale_alpha(alpha, scale, top, top + len(band))
+            if alpha is not None and flat:
+                band, alpha = on_white(band, alpha), None
             yield top, image_io.merge(band, alpha, picture.gray)
 
-    try:
-        image_io.write(job.target, shape, picture.rgb.dtype, bands(), picture.icc)
-    except MemoryError:
-        raise WorkError(
-            f"{job.source}: needs more memory than there is; write to .png, which is done in parts"
-        ) from None
+    image_io.write(job.target, shape, rgb.dtype, bands(), icc=picture.icc, exif=picture.exif, dpi=picture.dpi)
     taken = time.perf_counter() - start
     return f"{job.source} -> {job.target} ({width}x{height} -> {width * scale}x{height * scale}, depth {upscaler.depth}, {taken:.2f} s)"
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"must be a positive integer, got {text}")
+    return int(text)
 
 
 def _positive(text: str) -> float:

@@ -9,6 +9,7 @@ from typing import Any
 
 from quantsr.config.problems import KeyPath, Problems
 from quantsr.errors import InputError
+from quantsr.pictures.names import pictures_in
 from quantsr.trained_files.names import PACKED, resolve
 
 _ROOTS = ("dataroot_gt", "dataroot_lq", "dataroot_soft")
@@ -176,9 +177,7 @@ def _check_pairs(key: str, template: Any, gt: list[str], lq: list[str], problems
 
 
 def _pictures(folder: str) -> list[str]:
-    from quantsr.data.images import SUFFIXES
-
-    return sorted(name for name in os.listdir(folder) if os.path.splitext(name)[1].lower() in SUFFIXES)
+    return [path.name for path in pictures_in(Path(folder))]
 
 
 def _count_lines(path: str) -> int | None:

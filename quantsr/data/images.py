@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import io
+import logging
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import cv2
-import numpy as np
 
 from quantsr.data.resize import U8
 from quantsr.errors import InputError, WorkError
+from quantsr.pictures import opencv
+from quantsr.pictures.decode import decode as decode_whole
+from quantsr.pictures.decode import eight_bits
+from quantsr.pictures.formats import DamagedError, number_of_frames, opened
+from quantsr.pictures.names import SUFFIXES, pictures_in
+from quantsr.pictures.whole import is_whole_jpeg
+
+logger = logging.getLogger(__name__)
 
 # Pictures are decoded in threads of our own, and OpenCV's would not survive the fork of a loader process.
 cv2.setNumThreads(0)
 
-#: File name endings that are taken for pictures, in lower case.
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm"})
+_BY_PILLOW = ("TIFF", "GIF")
 
 
 def as_folders(roots: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> list[Path]:
@@ -28,7 +37,7 @@ def as_folders(roots: str | os.PathLike[str] | Sequence[str | os.PathLike[str]])
 
 
 def list_images(folder: Path, meta_info_file: str | None = None) -> list[Path]:
-    """The pictures directly in a folder, in the order of their names, or those that BasicSR's ``meta_info_file`` lists.
+    """The pictures directly in a folder, without hidden files, in the order of their names, or those that BasicSR's ``meta_info_file`` lists.
 
     Raises:
         InputError: there is no such folder, or no picture in it, or a listed one is missing.
@@ -37,7 +46,7 @@ def list_images(folder: Path, meta_info_file: str | None = None) -> list[Path]:
         raise InputError(f"{folder}: no such folder; name a folder of pictures")
     if meta_info_file is not None:
         return _listed(folder, Path(meta_info_file).expanduser())
-    found = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file())
+    found = pictures_in(folder)
     if not found:
         raise InputError(
             f"{folder}: no pictures in it; expected files ending in {', '.join(sorted(SUFFIXES))}"
@@ -66,18 +75,30 @@ def _listed(folder: Path, meta_info_file: Path) -> list[Path]:
 def decode(content: bytes | memoryview, name: str | Path) -> U8:
     """Decodes a picture file's bytes to ``(H, W, 3)`` uint8 RGB; grey becomes three equal channels, alpha is dropped.
 
+    Pixels are OpenCV's, as in BasicSR, but those of TIFFs, of which it gets some kinds wrong, and of GIFs, which it
+    knows since 4.11. Of several pictures in a file the first is taken, with a warning.
+
     Raises:
-        InputError: it cannot be decoded.
+        InputError: it cannot be decoded whole, or is of another format or larger than `quantsr.pictures.formats` allows.
     """
-    img = None
-    if len(content) > 0:
-        try:
-            img = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
-        except cv2.error:
-            img = None
-    if img is None:
-        raise InputError(f"{name}: cannot be read as a picture; replace or remove the file")
-    return cv2.cvtColor(img, cv2.COLOR_BGR2RGB)
+    if not len(content):
+        raise InputError(f"{name}: is empty; replace or remove the file")
+    with opened(io.BytesIO(content), name) as image:
+        kind = image.format
+        if kind in ("JPEG", "MPO") and not is_whole_jpeg(content):
+            raise DamagedError(f"{name}: is truncated; replace or remove the file")
+        if kind not in _BY_PILLOW:
+            img = cv2.cvtColor(opencv.decode(content, opencv.AS_RGB), cv2.COLOR_BGR2RGB)
+        frames = number_of_frames(image)
+    if frames > 1:
+        _warn_once(f"{name}: holds {frames} pictures; only the first is used")
+    return eight_bits(decode_whole(io.BytesIO(content), name).rgb) if kind in _BY_PILLOW else img
+
+
+@functools.lru_cache(maxsize=1024)
+def _warn_once(message: str) -> None:
+    """Pictures are decoded again and again where they do not fit into memory."""
+    logger.warning("%s", message)
 
 
 def read_rgb(path: Path) -> U8:

@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 
 from quantsr.data.images import read_rgb
 from quantsr.data.resize import U8, imresize_uint8, mod_crop
 from quantsr.errors import InputError
+from quantsr.pictures.formats import opened
 
 logger = logging.getLogger(__name__)
 
@@ -50,13 +50,16 @@ class Pair:
 
 
 def picture_size(path: Path) -> tuple[int, int]:
-    """The two sides in pixels, from the file's header where it can be read without decoding (order not kept)."""
+    """The two sides in pixels, from the file's header (order not kept).
+
+    Raises:
+        InputError: the file cannot be opened, or is no picture that is read.
+    """
     try:
-        with Image.open(path) as img:
-            return int(img.height), int(img.width)
-    except (OSError, ValueError):  # a format that only OpenCV knows, or a broken file: the decoder says which
-        height, width = read_rgb(path).shape[:2]
-        return height, width
+        with path.open("rb") as file, opened(file, path) as image:
+            return int(image.height), int(image.width)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be opened ({error.strerror}); check the path") from None
 
 
 def load_pair(source: Source, scale: int) -> Pair:

@@ -1,174 +1,45 @@
-"""Reading and writing pictures: what the network sees (RGB), and what travels beside it (alpha, gray, bit depth, ICC profile, EXIF turn).
-
-Pillow reads and writes 8-bit files and all metadata, OpenCV the pixels of 16-bit files, which Pillow would cut to 8 bits in colour.
-"""
+"""Writing upscaled pictures, whole or in bands, with what travels beside the pixels; reading is `quantsr.pictures`."""
 
 from __future__ import annotations
 
+import contextlib
+import logging
+import os
 import struct
-import warnings
 import zlib
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from quantsr.errors import InputError, WorkError
 from quantsr.files import replacing
+from quantsr.pictures import metadata
+from quantsr.pictures.decode import Picture, Pixels, eight_bits, read
 
-Pixels = NDArray[Any]
+log = logging.getLogger(__name__)
+
+__all__ = ["SUFFIXES", "Picture", "Pixels", "check_size", "check_type", "losses", "merge", "read", "write"]
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
-_MAX_PIXELS = 1 << 30  # OpenCV's own limit; Pillow's is lower and meant for untrusted uploads
-_ORIENTATION = 0x0112
-_BITS_PER_SAMPLE, _PHOTOMETRIC, _EXTRA_SAMPLES = 258, 262, 338  # tags of TIFF 6.0
-_WHITE_IS_ZERO, _ASSOCIATED_ALPHA = 0, 1
+"""Endings of the files that are written."""
+
+NO_ALPHA = (".jpg", ".jpeg", ".bmp")
+_DEEP = (".png", ".tif", ".tiff")
+_TIFF = (".tif", ".tiff")
+_METADATA = ("icc_profile", "exif", "tiffinfo", "dpi")
 _STREAMED_BYTES = 256 << 20
 _QUALITY: dict[str, dict[str, Any]] = {
     ".jpg": {"quality": 95, "subsampling": 0},
     ".jpeg": {"quality": 95, "subsampling": 0},
     ".webp": {"lossless": True},
 }
-_NO_ALPHA = (".jpg", ".jpeg", ".bmp")
-
-
-@dataclass(frozen=True, eq=False)
-class Picture:
-    """A decoded file, upright."""
-
-    rgb: Pixels
-    """(H, W, 3) uint8 or uint16; a gray picture three times."""
-    alpha: Pixels | None = None
-    """(H, W), same type; None where the picture is opaque."""
-    gray: bool = False
-    """Whether the file had one colour channel; the upscaled one then has one too."""
-    icc: bytes | None = None
-
-
-def read(path: str | Path) -> Picture:
-    """Decode a file, apply its EXIF orientation, expand palettes. Raises InputError naming the file."""
-    path = Path(path)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            Image.MAX_IMAGE_PIXELS = _MAX_PIXELS
-            # From an open file: given a path, Pillow maps uncompressed TIFFs into memory and leaves those unturned.
-            with path.open("rb") as file, Image.open(file) as image:
-                return _read_deep(path, image) if _is_deep(path, image) else _read_plain(image)
-    except UnidentifiedImageError:
-        raise InputError(
-            f"{path}: is not a picture this program can read; give {', '.join(SUFFIXES)} of 8 or 16 bits per channel"
-        ) from None
-    except FileNotFoundError:
-        raise InputError(f"{path}: there is no such file") from None
-    except (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"{path}: cannot be read ({reason}); is the file damaged?") from error
-
-
-def _is_deep(path: Path, image: Image.Image) -> bool:
-    """Whether the file has 16 bits per channel (Pillow's modes do not tell for colour)."""
-    if image.format == "PNG":
-        with path.open("rb") as file:
-            return file.read(25)[24:25] == b"\x10"
-    if image.format == "TIFF":
-        return 16 in tuple(image.tag_v2.get(_BITS_PER_SAMPLE, ()))  # type: ignore[attr-defined]
-    return False
-
-
-def _read_plain(image: Image.Image) -> Picture:
-    icc = image.info.get("icc_profile")
-    colour_space = image.mode
-    image.load()  # turns TIFFs, whose tag is gone then
-    orientation = image.getexif().get(_ORIENTATION, 1)
-    if image.mode in ("CMYK", "YCbCr", "LAB", "HSV"):
-        icc = None if colour_space == "CMYK" else icc  # a CMYK profile does not describe the RGB result
-        image = image.convert("RGB")
-    if image.mode.startswith(("I", "F")):
-        raise ValueError(f"mode {image.mode} with 32 bits per channel is not supported")
-    transparent = "A" in image.getbands() or "a" in image.getbands() or "transparency" in image.info
-    gray = image.mode in ("1", "L", "LA", "La")
-    mode = ("L" if gray else "RGB") + ("A" if transparent else "")
-    pixels = np.asarray(image if image.mode == mode else image.convert(mode))
-    return _split(_turn_upright(pixels, orientation), icc)
-
-
-def _read_deep(path: Path, image: Image.Image) -> Picture:
-    import cv2  # on demand: it loads slowly, and most pictures need none of it
-
-    flags = cv2.IMREAD_UNCHANGED | cv2.IMREAD_IGNORE_ORIENTATION
-    try:
-        pixels = cv2.imdecode(np.fromfile(path, np.uint8), flags)
-    except cv2.error as error:
-        raise ValueError(error.err) from error
-    if pixels is None:
-        raise ValueError("OpenCV cannot decode it")
-    if pixels.dtype not in (np.uint8, np.uint16):
-        raise InputError(f"{path}: holds {pixels.dtype} values; save it with 8 or 16 bits, unsigned")
-    tags = getattr(image, "tag_v2", {})
-    if _ASSOCIATED_ALPHA in tags.get(_EXTRA_SAMPLES, ()):
-        raise InputError(
-            f"{path}: its colours are multiplied by alpha, which 16-bit files must not be; save it with unassociated alpha"
-        )
-    if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
-        pixels = ~pixels
-    transparent = image.info.get("transparency")
-    if pixels.ndim == 2 and transparent is not None:  # the one such gray of a PNG, which OpenCV drops
-        alpha = np.where(pixels == transparent, 0, np.iinfo(pixels.dtype).max)
-        pixels = np.dstack([pixels, alpha.astype(pixels.dtype)])
-    elif pixels.ndim == 3:
-        pixels = cv2.cvtColor(pixels, cv2.COLOR_BGRA2RGBA if pixels.shape[2] == 4 else cv2.COLOR_BGR2RGB)
-        if pixels.shape[2] == 4 and image.format == "PNG" and _png_colour_type(path) == 4:
-            pixels = pixels[..., (0, 3)]  # gray with alpha
-    if image.format != "TIFF":  # those OpenCV has turned already
-        pixels = _turn_upright(pixels, image.getexif().get(_ORIENTATION, 1))
-    return _split(pixels, image.info.get("icc_profile"))
-
-
-def _png_colour_type(path: Path) -> int:
-    with path.open("rb") as file:
-        return file.read(26)[25]
-
-
-def _turn_upright(pixels: Pixels, orientation: int) -> Pixels:
-    """Undo EXIF orientation 1..8 (TIFF 6.0, tag 274)."""
-    if orientation in (5, 6, 7, 8):
-        pixels = pixels.swapaxes(0, 1)
-    if orientation in (2, 3, 6, 7):
-        pixels = pixels[:, ::-1]
-    if orientation in (3, 4, 7, 8):
-        pixels = pixels[::-1]
-    return np.ascontiguousarray(pixels)
-
-
-def _split(pixels: Pixels, icc: bytes | None) -> Picture:
-    """(H, W), or (H, W, 2..4) with alpha last where there are 2 or 4."""
-    if pixels.ndim == 2:
-        pixels = pixels[..., None]
-    channels = pixels.shape[2]
-    gray = channels <= 2
-    alpha = np.ascontiguousarray(pixels[..., -1]) if channels in (2, 4) else None
-    rgb = np.repeat(pixels[..., :1], 3, axis=2) if gray else np.ascontiguousarray(pixels[..., :3])
-    return Picture(rgb, alpha, gray, icc)
-
-
-def scale_alpha(alpha: Pixels, scale: int, first: int = 0, stop: int | None = None) -> Pixels:
-    """Rows `first` to `stop` (of the upscaled plane) of `alpha` enlarged by bicubic interpolation.
-
-    Transparency is a mask, not a photograph: the network is not run on it.
-    """
-    import cv2
-
-    height, width = alpha.shape
-    stop = height * scale if stop is None else stop
-    top, bottom = max(0, first // scale - 2), min(height, -(-stop // scale) + 2)  # what four taps reach
-    part = alpha[top:bottom]
-    large = cv2.resize(part, (width * scale, len(part) * scale), interpolation=cv2.INTER_CUBIC)
-    return large[first - top * scale : stop - top * scale]
+# Longest side, and bytes of uncompressed pixels, that a type can hold: libjpeg's own limit, 14 bits of
+# WebP, 32-bit sizes in BMP and TIFF (signed inside OpenCV, which writes the 16-bit ones), 31 bits of PNG.
+_MAX_SIDE = {".jpg": 65500, ".jpeg": 65500, ".webp": 16383, ".png": (1 << 31) - 1}
+_MAX_BYTES = {".bmp": (1 << 32) - (1 << 12), ".tif": (1 << 31) - (1 << 16), ".tiff": (1 << 31) - (1 << 16)}
 
 
 def merge(rgb: Pixels, alpha: Pixels | None, gray: bool) -> Pixels:
@@ -179,16 +50,45 @@ def merge(rgb: Pixels, alpha: Pixels | None, gray: bool) -> Pixels:
     return colour[..., 0] if gray else colour
 
 
-def check_output(path: Path, deep: bool, alpha: bool) -> list[str]:
-    """What writing this picture to a file of this type would lose, in words; InputError for an unknown type."""
+def check_type(path: Path) -> None:
+    """Raises InputError for a type of file that is not written."""
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
         raise InputError(f"{path}: unknown picture type {suffix!r}; use one of {', '.join(SUFFIXES)}")
+
+
+def check_size(path: Path, shape: tuple[int, ...], itemsize: int) -> None:
+    """Raises InputError where a file of this type cannot hold an array of this shape; nothing is computed yet."""
+    suffix = path.suffix.lower()
+    height, width = shape[:2]
+    bytes_ = int(np.prod(shape, dtype=np.int64)) * (itemsize if suffix in _DEEP else 1)
+    side, most = _MAX_SIDE.get(suffix), _MAX_BYTES.get(suffix)
+    if side is not None and max(height, width) > side:
+        raise InputError(
+            f"{path}: {width}x{height} is more than the {side} pixels of a {suffix} file; write .png"
+        )
+    if most is not None and bytes_ > most:
+        raise InputError(
+            f"{path}: {width}x{height} has {bytes_} bytes, more than a {suffix} file holds; write .png"
+        )
+
+
+def losses(path: Path, picture: Picture) -> list[str]:
+    """What a file of this type cannot keep of a picture, in words."""
+    suffix = path.suffix.lower()
+    deep = picture.rgb.itemsize > 1
+    bare = suffix in _TIFF and deep  # written by OpenCV
     lost = []
-    if deep and suffix not in (".png", ".tif", ".tiff"):
+    if deep and suffix not in _DEEP:
         lost.append("16 bits per channel")
-    if alpha and suffix in _NO_ALPHA:
-        lost.append("transparency")
+    if picture.alpha is not None and suffix in NO_ALPHA:
+        lost.append("transparency (the picture is put on white)")
+    if picture.icc and (bare or suffix == ".bmp"):
+        lost.append("the ICC profile")
+    if picture.exif and (bare or suffix == ".bmp"):
+        lost.append("EXIF")
+    if picture.dpi and bare:
+        lost.append("the resolution")
     return lost
 
 
@@ -198,31 +98,35 @@ def write(
     dtype: Any,
     bands: Iterable[tuple[int, Pixels]],
     icc: bytes | None = None,
+    exif: bytes | None = None,
+    dpi: tuple[float, float] | None = None,
 ) -> None:
     """Write a picture given as bands (first row, rows) from top to bottom, whole or not at all; type by suffix.
 
     Large PNGs are written band by band and never held whole. JPEG gets quality 95 without chroma subsampling, WebP is lossless. A type
-    without 16 bits or alpha gets 8 bits and no alpha. An ICC profile is kept but in BMP and 16-bit TIFF. Raises WorkError naming the file.
+    without 16 bits or alpha gets 8 bits and no alpha. `losses` says which types keep profile, EXIF and resolution. Raises WorkError naming the file.
     """
     path = Path(path)
     suffix = path.suffix.lower()
     deep = np.dtype(dtype) == np.uint16
     try:
+        with contextlib.suppress(FileNotFoundError):
+            os.lstat(path)  # says that a name is too long before the work is done
         with replacing(path) as file:
             if suffix == ".png" and (deep or np.prod(shape) * np.dtype(dtype).itemsize > _STREAMED_BYTES):
-                _stream_png(file, shape, np.dtype(dtype), bands, icc)
+                _stream_png(file, shape, np.dtype(dtype), bands, _png_chunks(icc, exif, dpi))
             else:
                 whole = np.empty(shape, dtype)
                 for top, band in bands:
                     whole[top : top + len(band)] = band
-                _write_whole(file, suffix, whole, icc)
+                _write_whole(file, suffix, whole, _pillow_options(suffix, icc, exif, dpi))
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise WorkError(f"{path}: cannot be written ({reason}); try another type or folder") from error
 
 
-def _write_whole(file: BinaryIO, suffix: str, pixels: Pixels, icc: bytes | None) -> None:
-    if pixels.dtype == np.uint16 and suffix in (".tif", ".tiff"):
+def _write_whole(file: BinaryIO, suffix: str, pixels: Pixels, options: dict[str, Any]) -> None:
+    if pixels.dtype == np.uint16 and suffix in _TIFF:
         import cv2
 
         order = {3: cv2.COLOR_RGB2BGR, 4: cv2.COLOR_RGBA2BGRA}.get(
@@ -235,14 +139,54 @@ def _write_whole(file: BinaryIO, suffix: str, pixels: Pixels, icc: bytes | None)
             raise ValueError("OpenCV cannot encode it")
         file.write(data.tobytes())
         return
-    if pixels.dtype == np.uint16:
-        pixels = np.rint(pixels / 257.0).astype(np.uint8)
-    if suffix in _NO_ALPHA and pixels.ndim == 3 and pixels.shape[2] in (2, 4):
+    pixels = eight_bits(pixels)
+    if suffix in NO_ALPHA and pixels.ndim == 3 and pixels.shape[2] in (2, 4):
         pixels = pixels[..., 0] if pixels.shape[2] == 2 else pixels[..., :3]
+    image, kind = Image.fromarray(pixels), Image.registered_extensions()[suffix]
+    try:
+        image.save(file, kind, **options)
+    except OSError:
+        raise
+    except Exception as error:
+        bare = {key: value for key, value in options.items() if key not in _METADATA}
+        if bare == options:
+            raise ValueError(f"{kind} encoder: {error}") from error
+        log.warning("%s encoder: %s; written without EXIF, ICC profile and resolution", kind, error)
+        file.seek(0)
+        file.truncate()
+        image.save(file, kind, **bare)
+
+
+def _pillow_options(
+    suffix: str, icc: bytes | None, exif: bytes | None, dpi: tuple[float, float] | None
+) -> dict[str, Any]:
     options = dict(_QUALITY.get(suffix, {}))
+    if suffix == ".webp" and dpi:
+        exif, dpi = metadata.with_resolution(exif, dpi), None
     if icc and suffix != ".bmp":
         options["icc_profile"] = icc
-    Image.fromarray(pixels).save(file, Image.registered_extensions()[suffix], **options)
+    if exif and suffix in _TIFF:
+        options["tiffinfo"] = metadata.tiff_entries(exif)
+    elif exif and suffix != ".bmp":
+        options["exif"] = exif
+    if dpi:
+        options["dpi"] = dpi
+    return options
+
+
+def _png_chunks(
+    icc: bytes | None, exif: bytes | None, dpi: tuple[float, float] | None
+) -> list[tuple[bytes, bytes]]:
+    """What stands before the pixels of a PNG, as (kind, data)."""
+    chunks = []
+    if icc:
+        chunks.append((b"iCCP", b"ICC profile\0\0" + zlib.compress(icc)))
+    if dpi:  # pixels per metre
+        x, y = (round(value / 0.0254) for value in dpi)
+        chunks.append((b"pHYs", struct.pack(">IIB", x, y, 1)))
+    if exif:
+        chunks.append((b"eXIf", exif.removeprefix(b"Exif\0\0")))
+    return chunks
 
 
 def _stream_png(
@@ -250,7 +194,7 @@ def _stream_png(
     shape: tuple[int, ...],
     dtype: np.dtype[Any],
     bands: Iterable[tuple[int, Pixels]],
-    icc: bytes | None,
+    extra: Iterable[tuple[bytes, bytes]],
 ) -> None:
     """PNG (ISO/IEC 15948) with filter "up" on every row: each byte less the one above it."""
     height, width = shape[:2]
@@ -262,8 +206,8 @@ def _stream_png(
 
     file.write(b"\x89PNG\r\n\x1a\n")
     chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, dtype.itemsize * 8, colour_type, 0, 0, 0))
-    if icc:
-        chunk(b"iCCP", b"ICC profile\0\0" + zlib.compress(icc))
+    for kind, data in extra:
+        chunk(kind, data)
     packer = zlib.compressobj(3)
     above = np.zeros((1, width * channels * dtype.itemsize), np.uint8)
     for _, band in bands:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from quantsr import cli
 from quantsr.deploy import packing
 from quantsr.deploy.model import PackedModel
 from quantsr.deploy.stand_in import random_model
@@ -36,6 +37,16 @@ def network_file(small: PackedModel, tmp_path: Path) -> Path:
     path = tmp_path / "network.safetensors"
     packing.save(small, path)
     return path
+
+
+@pytest.fixture
+def upscale(network_file: Path) -> Callable[..., int]:
+    """upscale(WORDS...): the exit code of `quantsr upscale` on a small x4 network."""
+
+    def run(*words: object) -> int:
+        return cli.main(["upscale", *map(str, words), "--model", str(network_file)])
+
+    return run
 
 
 @pytest.fixture

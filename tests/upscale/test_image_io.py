@@ -14,6 +14,7 @@ from PIL import Image, ImageCms
 
 from quantsr.deploy import image_io
 from quantsr.errors import InputError, WorkError
+from quantsr.pictures import transparency
 
 RNG = np.random.default_rng(0)
 RGBA = RNG.integers(0, 256, (9, 13, 4), np.uint8)
@@ -161,14 +162,14 @@ def test_sixteen_bit_gray_whose_zero_is_white(tmp_path: Path) -> None:
 
 def test_sixteen_bits_with_a_sign_are_refused(tmp_path: Path) -> None:
     path = _deep_tiff(tmp_path / "a.tif", DEEP[..., 0], 339, instead_of=339, value=2)
-    with pytest.raises(InputError, match=r"a\.tif: holds int16 values; save it with"):
+    with pytest.raises(InputError, match=r"a\.tif: holds signed integers; save it with"):
         image_io.read(path)
 
 
 def test_sixteen_bit_colours_multiplied_by_alpha_are_refused(tmp_path: Path) -> None:
     of_planes = 284  # its default is what stands there
     path = _deep_tiff(tmp_path / "a.tif", DEEP, 338, instead_of=of_planes, value=1)
-    with pytest.raises(InputError, match=r"a\.tif: its colours are multiplied by alpha.*; save it with"):
+    with pytest.raises(InputError, match=r"a\.tif: its 16-bit colours are multiplied by alpha; save it with"):
         image_io.read(path)
     path = _deep_tiff(tmp_path / "b.tif", DEEP, 338, instead_of=of_planes, value=2)
     np.testing.assert_array_equal(image_io.read(path).alpha, DEEP[..., 3])
@@ -199,8 +200,17 @@ def test_cmyk_becomes_rgb_without_its_profile(tmp_path: Path) -> None:
 
 def test_jpeg_keeps_profile_and_loses_alpha_aloud(tmp_path: Path) -> None:
     path = tmp_path / "a.jpg"
-    assert image_io.check_output(path, deep=True, alpha=True) == ["16 bits per channel", "transparency"]
-    assert image_io.check_output(tmp_path / "a.png", deep=True, alpha=True) == []
+    picture = image_io.Picture(DEEP[..., :3], DEEP[..., 3], icc=ICC, exif=b"Exif", dpi=(72, 72))
+    white = "transparency (the picture is put on white)"
+    assert image_io.losses(path, picture) == ["16 bits per channel", white]
+    assert image_io.losses(tmp_path / "a.png", picture) == []
+    assert image_io.losses(tmp_path / "a.tif", picture) == ["the ICC profile", "EXIF", "the resolution"]
+    assert image_io.losses(tmp_path / "a.bmp", picture) == [
+        "16 bits per channel",
+        white,
+        "the ICC profile",
+        "EXIF",
+    ]
     _write(path, DEEP, ICC)
     picture = image_io.read(path)
     assert (picture.rgb.dtype, picture.alpha, picture.icc) == (np.uint8, None, ICC)
@@ -223,8 +233,8 @@ def test_png_in_bands_is_what_other_readers_read(
 
 def test_alpha_in_parts_equals_the_whole() -> None:
     alpha = RNG.integers(0, 256, (30, 11), np.uint8)
-    whole = image_io.scale_alpha(alpha, 4)
-    parts = [image_io.scale_alpha(alpha, 4, first, min(120, first + 28)) for first in range(0, 120, 28)]
+    whole = transparency.scale_alpha(alpha, 4)
+    parts = [transparency.scale_alpha(alpha, 4, first, min(120, first + 28)) for first in range(0, 120, 28)]
     assert whole.shape == (120, 44)
     np.testing.assert_array_equal(np.concatenate(parts), whole)
 
@@ -263,3 +273,80 @@ def test_names_as_long_as_the_file_system_takes(tmp_path: Path) -> None:
     path = tmp_path / f"{'n' * 251}.png"
     _write(path, RGBA)
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "itemsize", "fits"),
+    [
+        ("a.jpg", (4, 65500, 3), 1, True),
+        ("a.jpg", (4, 65501, 3), 1, False),
+        ("a.JPEG", (65501, 4), 1, False),
+        ("a.webp", (16383, 16383, 4), 1, True),
+        ("a.webp", (4, 16384, 3), 1, False),
+        ("a.tif", (30000, 30000, 3), 1, False),
+        ("a.tif", (20000, 20000, 3), 1, True),
+        ("a.tif", (20000, 20000, 3), 2, False),
+        ("a.bmp", (40000, 40000, 3), 1, False),
+        ("a.png", (100000, 100000, 4), 2, True),
+    ],
+)
+def test_what_a_type_holds_is_known_before_the_work(
+    name: str, shape: tuple[int, ...], itemsize: int, fits: bool
+) -> None:
+    if fits:
+        image_io.check_size(Path(name), shape, itemsize)
+        return
+    with pytest.raises(InputError, match=rf"{name}: {shape[1]}x{shape[0]} .*; write \.png"):
+        image_io.check_size(Path(name), shape, itemsize)
+
+
+def test_the_longest_sides_are_those_of_the_encoders(tmp_path: Path) -> None:
+    for suffix, side in ((".jpg", 65500), (".webp", 16383)):
+        _write(tmp_path / f"a{suffix}", np.zeros((1, side, 3), np.uint8))
+        with pytest.raises(WorkError):
+            _write(tmp_path / f"b{suffix}", np.zeros((1, side + 1, 3), np.uint8))
+
+
+def _exif() -> bytes:
+    block = Image.Exif()
+    block[0x010E], block[0x0112] = "H\u00e5vn \u00a9".encode(), 1
+    block[0x8769] = {0x9003: "2020:01:01 00:00:00"}
+    return block.tobytes()
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp", ".tif", "streamed .png"])
+def test_exif_and_resolution_are_what_other_readers_read(suffix: str, tmp_path: Path, monkeypatch) -> None:
+    if suffix.startswith("streamed"):
+        monkeypatch.setattr(image_io, "_STREAMED_BYTES", 0)
+    path = tmp_path / f"a{suffix.split()[-1]}"
+    pixels = RGBA[..., :3]
+    image_io.write(path, pixels.shape, np.uint8, [(0, pixels)], ICC, _exif(), (300.0, 150.0))
+    with Image.open(path) as image:
+        block = image.getexif()
+        assert block[0x010E].encode("latin-1").decode() == "H\u00e5vn \u00a9"
+        assert block.get_ifd(0x8769)[0x9003] == "2020:01:01 00:00:00"
+        assert image.info["icc_profile"] == ICC
+        x, y = image.info.get("dpi") or (block[0x011A], block[0x011B])
+        assert (round(x), round(y)) == (300, 150)
+
+
+def test_files_without_metadata_are_byte_for_byte_the_encoders(tmp_path: Path) -> None:
+    pixels = RGBA[..., :3]
+    for suffix, kind, options in (
+        (".png", "PNG", {}),
+        (".tif", "TIFF", {}),
+        (".bmp", "BMP", {}),
+        (".webp", "WEBP", {"lossless": True}),
+    ):
+        _write(tmp_path / f"a{suffix}", pixels)
+        expected = io.BytesIO()
+        Image.fromarray(pixels).save(expected, kind, **options)
+        assert (tmp_path / f"a{suffix}").read_bytes() == expected.getvalue()
+
+
+def test_metadata_that_an_encoder_refuses_is_left_out_aloud(tmp_path: Path, caplog) -> None:
+    path = tmp_path / "a.jpg"
+    pixels = RGBA[..., :3]
+    image_io.write(path, pixels.shape, np.uint8, [(0, pixels)], exif=b"Exif\0\0" + bytes(70000))
+    assert image_io.read(path).rgb.shape == pixels.shape
+    assert "written without EXIF" in caplog.text

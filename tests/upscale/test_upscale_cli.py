@@ -10,6 +10,7 @@ from PIL import Image
 
 from quantsr import Upscaler, cli
 from quantsr.deploy import image_io, tiling
+from quantsr.pictures import transparency
 
 
 @pytest.fixture
@@ -20,14 +21,6 @@ def photos(tmp_path: Path, picture) -> Path:
     Image.fromarray(picture(9, 12, seed=1)).save(folder / "b.webp", lossless=True)
     (folder / "notes.txt").write_text("no picture")
     return folder
-
-
-@pytest.fixture
-def upscale(network_file: Path):
-    def run(*words: object) -> int:
-        return cli.main(["upscale", *map(str, words), "--model", str(network_file)])
-
-    return run
 
 
 def _pixels(path: Path) -> np.ndarray:
@@ -162,7 +155,7 @@ def test_alpha_gray_and_profile_travel_along(upscale, tmp_path, picture) -> None
     )
     rgba = image_io.read(tmp_path / "out" / "rgba_x4.png")
     assert rgba.icc == b"profile"
-    np.testing.assert_array_equal(rgba.alpha, image_io.scale_alpha(pixels[..., 3], 4))
+    np.testing.assert_array_equal(rgba.alpha, transparency.scale_alpha(pixels[..., 3], 4))
     assert image_io.read(tmp_path / "out" / "gray_x4.png").gray
     assert image_io.read(tmp_path / "out" / "deep_x4.png").rgb.dtype == np.uint16
 
