@@ -18,6 +18,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from quantsr.cache import set_compile_cache
 from quantsr.quant.functional import soft_round_grad
 
 logger = logging.getLogger(__name__)
@@ -189,6 +190,7 @@ def compiler_works(device_type: str) -> bool:
         logger.info("no C++ compiler: quantizers run uncompiled (slower, same results)")
         return False
     try:
+        set_compile_cache()
         probe = torch.compile(relu_backward)
         x = torch.ones(8, device=device_type)
         probe(x, x)
@@ -206,6 +208,7 @@ def _compiled(name: str) -> Callable[..., Any]:
     Autocast is off inside, and parameters arrive as plain tensors: neither changes what is computed, but each would
     compile again. Matrices, rows of a linear layer or its weight, may have any size; other tensors compile once for each.
     """
+    set_compile_cache()
     compiled = torch.compile(_EAGER[name])
 
     def run(*args: Any) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator
@@ -13,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from quantsr import cpu
+from quantsr.cache import private_folder
 from quantsr.deploy import openvino_model, openvino_ops
 from quantsr.deploy.engines.base import Images, Key
 from quantsr.deploy.model import PackedModel
@@ -139,19 +139,13 @@ class OpenVinoEngine:
 
 
 def cache_folder() -> Path | None:
-    """Where compiled graphs are kept between runs: `$XDG_CACHE_HOME/quantsr/openvino`; None where it cannot be written.
+    """Where compiled graphs are kept between runs: `$XDG_CACHE_HOME/quantsr/openvino`; None where there can be none.
 
     There is one for each network, depth and picture shape; the oldest go when they exceed 64 MB.
     """
-    try:
-        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        folder = Path(base) / "quantsr" / "openvino"
-        folder.mkdir(parents=True, exist_ok=True)
-    except (OSError, RuntimeError):  # RuntimeError: a user without a home
-        return None
-    if not os.access(folder, os.W_OK):
-        return None
-    _drop_oldest(folder, _CACHE_BYTES)
+    folder = private_folder("openvino")
+    if folder is not None:
+        _drop_oldest(folder, _CACHE_BYTES)
     return folder
 
 

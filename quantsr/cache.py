@@ -1,0 +1,62 @@
+"""Folders for what is compiled once and used again: each user's own, since what lies there is executed."""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import logging
+import os
+import shutil
+import stat
+import tempfile
+from pathlib import Path
+
+logger = logging.getLogger(__name__)
+
+_INDUCTOR = "TORCHINDUCTOR_CACHE_DIR"
+
+
+def private_folder(name: str) -> Path | None:
+    """`$XDG_CACHE_HOME/quantsr/NAME` (`~/.cache/quantsr/NAME`) with mode 700; None where there can be none.
+
+    There is none without a home folder, where nothing can be written, or where it belongs to another user.
+    """
+    try:
+        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        folder = base / "quantsr" / name
+        base.mkdir(parents=True, exist_ok=True)
+        for each in (folder.parent, folder):
+            each.mkdir(mode=0o700, exist_ok=True)
+            if not _is_own(each):
+                logger.warning("%s: belongs to another user; not used as a cache", each)
+                return None
+    except (OSError, RuntimeError):  # RuntimeError: a user without a home
+        return None
+    return folder if os.access(folder, os.W_OK) else None
+
+
+def _is_own(folder: Path) -> bool:
+    """Whether the folder, which is no link, belongs to this user alone; its mode is corrected where it is wider."""
+    if not hasattr(os, "geteuid"):  # Windows, where a user's folders are private
+        return True
+    status = os.lstat(folder)
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid():
+        return False
+    if stat.S_IMODE(status.st_mode) & 0o077:
+        os.chmod(folder, 0o700)
+    return True
+
+
+@functools.cache
+def set_compile_cache() -> None:
+    """Makes ``torch.compile`` keep its programs in a folder of this user, unless `$TORCHINDUCTOR_CACHE_DIR` names one.
+
+    Torch's own choice is a folder in the shared temporary directory, which another user can have made before.
+    """
+    if os.environ.get(_INDUCTOR):
+        return
+    folder = private_folder("torchinductor")
+    if folder is None:
+        folder = Path(tempfile.mkdtemp(prefix="quantsr-torchinductor-"))
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    os.environ[_INDUCTOR] = str(folder)
