@@ -128,10 +128,10 @@ def _run(name: str, words: list[str]) -> int:
 
 def _report(error: BaseException, command: str) -> int:
     """Print an expected failure as one line (one per problem of an option file) and return its exit code."""
+    terminal.flush_output()
     if isinstance(error, KeyboardInterrupt):
         return _say("interrupted", INTERRUPTED)
     if isinstance(error, BrokenPipeError):  # the reader (`| head`) has seen enough
-        terminal.discard(sys.stdout)
         return DONE
     if isinstance(error, OptionsError):
         for problem in error.problems:
@@ -145,7 +145,10 @@ def _report(error: BaseException, command: str) -> int:
 
 
 def _say(message: str, code: int) -> int:
-    print(f"error: {one_line(message)}", file=sys.stderr)
+    try:
+        print(f"error: {one_line(message)}", file=sys.stderr, flush=True)
+    except OSError:  # nobody can be told, but the exit code stays
+        terminal.discard(sys.stderr)
     return code
 
 

@@ -18,6 +18,10 @@ def prepare_streams() -> None:
             os.fstat(number)
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, which is this one
+    # Python sets a stream to None where its descriptor was closed at the start.
+    sys.stdin = sys.stdin or open(0, closefd=False)  # noqa: SIM115
+    sys.stdout = sys.stdout or open(1, "w", closefd=False)  # noqa: SIM115
+    sys.stderr = sys.stderr or open(2, "w", closefd=False)  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
@@ -27,6 +31,14 @@ def discard(stream: Any) -> None:
     """What is written to this stream from now on, and what waits in its buffer, goes to the null device."""
     with contextlib.suppress(OSError, ValueError):  # a stream without a descriptor, as in notebooks and tests
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def flush_output() -> None:
+    """Write what waits for standard output; where that fails, drop it: Python would fail again at the end."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        discard(sys.stdout)
 
 
 def show(line: str) -> None:
