@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from quantsr.errors import InputError, WorkError
+from quantsr.locks import mark_in_use
+from quantsr.temporary import PREFIX, SUFFIX
 
 _NO_SUCH_PLACE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG)
 
@@ -37,34 +39,39 @@ def _failures_named(path: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
+def replacing(path: Path, *, sync: bool = True) -> Iterator[BinaryIO]:
     """A file to write, which takes the place of ``path`` at the end: a reader sees the old file or the whole new one, whatever happens.
+
+    Without ``sync`` a power failure soon after may cut it, but nothing else.
 
     Raises:
         OSError: the disk is full, the folder is missing or not writable ... An earlier ``path`` is untouched then.
     """
-    handle, name = tempfile.mkstemp(prefix=".quantsr.", suffix=".tmp", dir=path.parent)
+    handle, name = tempfile.mkstemp(prefix=PREFIX, suffix=SUFFIX, dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as file:
+            mark_in_use(handle)
             yield file
             file.flush()
-            os.fsync(file.fileno())
+            if sync:
+                os.fsync(file.fileno())
         os.chmod(name, 0o666 & ~_umask())
         os.replace(name, path)
     except BaseException:
         with contextlib.suppress(OSError):
             os.unlink(name)
         raise
-    sync_folder(path.parent)
+    if sync:
+        sync_folder(path.parent)
 
 
-def replace_file(path: Path, content: bytes) -> None:
+def replace_file(path: Path, content: bytes, *, sync: bool = True) -> None:
     """Writes ``path`` atomically; see `replacing`."""
-    with replacing(path) as file:
+    with replacing(path, sync=sync) as file:
         file.write(content)
 
 
-def write_bytes(path: Path, content: bytes) -> None:
+def write_bytes(path: Path, content: bytes, *, sync: bool = True) -> None:
     """`replace_file`, making the folder where it is missing.
 
     Raises:
@@ -72,12 +79,12 @@ def write_bytes(path: Path, content: bytes) -> None:
     """
     with _failures_named(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(path, content)
+        replace_file(path, content, sync=sync)
 
 
 def write_text(path: Path, content: str) -> None:
-    """`write_bytes` for text, as UTF-8."""
-    write_bytes(path, content.encode("utf-8"))
+    """`write_bytes` for text, as UTF-8; parts of file names that are not text appear as ``\\udce9``."""
+    write_bytes(path, content.encode("utf-8", "backslashreplace"))
 
 
 def _umask() -> int:

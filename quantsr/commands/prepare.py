@@ -10,6 +10,7 @@ from pathlib import Path
 from quantsr.data import preparation
 from quantsr.data.download import ARCHIVES, BY_HAND, download
 from quantsr.errors import InputError
+from quantsr.temporary import remove_leftovers
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -89,6 +90,8 @@ def run(args: argparse.Namespace) -> int:
         return _download(args)
     jobs, force = args.jobs, args.force
     source, target = args.input.expanduser(), args.output.expanduser()
+    for folder in filter(None, (target, getattr(args, "lq_output", None))):
+        remove_leftovers(folder)
     if args.what == "bicubic":
         count = preparation.make_bicubic(source, target, args.scale, jobs=jobs, force=force)
     elif args.what == "benchmark":

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import http.client
 import os
 import urllib.error
 import urllib.request
 import zipfile
+import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from tqdm import tqdm
 
 from quantsr.errors import InputError, WorkError
+from quantsr.temporary import folder_beside, replace_folder
 
 _BASE = "https://data.vision.ee.ethz.ch/cvl/DIV2K/"
 _CHUNK = 1 << 20
@@ -56,10 +61,11 @@ BY_HAND = {
 def download(name: str, target: Path, *, force: bool = False, base: str | None = None) -> Path:
     """Downloads, checks and unpacks an archive into ``target``; returns the folder of pictures.
 
-    Goes on with a part that is already there. The archive is removed once it is unpacked.
+    Goes on with a part that is already there. The archive is unpacked beside its place, renamed into it, and removed.
 
     Raises:
         InputError: unknown name, or the folder is there already and ``force`` is not given.
+        FolderLockedError: another process downloads it.
         WorkError: the network, the checksum or the disk failed.
     """
     if name not in ARCHIVES:
@@ -68,17 +74,48 @@ def download(name: str, target: Path, *, force: bool = False, base: str | None =
     folder = target / archive.folder
     if folder.exists() and not force:
         raise InputError(f"{folder}: exists already; remove it or pass --force")
-    target.mkdir(parents=True, exist_ok=True)
     local = target / archive.file
     url = base + archive.file if base else archive.url
-    _fetch(url, local)
-    if _md5(local) != archive.md5:
+    with _disk_failures(local), folder_beside(local) as work:
+        _fetch(url, local)
+        if _md5(local) != archive.md5:
+            local.unlink()
+            raise WorkError(
+                f"{local}: its checksum is not {archive.md5}; the download was damaged, try again"
+            )
+        _unpack(local, work)
+        if not (work / archive.folder).is_dir():
+            raise WorkError(f"{local}: holds no folder {archive.folder}; unpack it yourself")
+        replace_folder(work / archive.folder, folder)
         local.unlink()
-        raise WorkError(f"{local}: its checksum is not {archive.md5}; the download was damaged, try again")
-    with zipfile.ZipFile(local) as content:
-        content.extractall(target)
-    local.unlink()
     return folder
+
+
+@contextlib.contextmanager
+def _disk_failures(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise WorkError(
+            f"{error.filename or path}: cannot be written ({error.strerror or error}); free some space or choose "
+            "another folder, and run the command again to go on"
+        ) from None
+
+
+def _unpack(archive: Path, folder: Path) -> None:
+    """Unpacks a zip file.
+
+    Raises:
+        WorkError: it is damaged.
+        OSError: the disk is full, ...
+    """
+    try:
+        with zipfile.ZipFile(archive) as content:
+            content.extractall(folder)
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+        raise WorkError(
+            f"{archive}: cannot be unpacked ({error}); remove it and download it again"
+        ) from error
 
 
 def _fetch(url: str, local: Path) -> None:
@@ -92,16 +129,19 @@ def _fetch(url: str, local: Path) -> None:
             if answer.status != 206:
                 have = 0
             total = have + int(answer.headers.get("Content-Length", 0))
+            with _disk_failures(part):
+                out = part.open("ab" if have else "wb")
             with (
-                part.open("ab" if have else "wb") as out,
+                out,
                 tqdm(total=total or None, initial=have, unit="B", unit_scale=True, desc=local.name) as bar,
             ):
                 while chunk := answer.read(_CHUNK):
-                    out.write(chunk)
+                    with _disk_failures(part):
+                        out.write(chunk)
+                        out.flush()
                     bar.update(len(chunk))
         if total and part.stat().st_size != total:
             raise WorkError(f"{url}: the connection ended early; run the command again to go on")
-        os.replace(part, local)
     except urllib.error.HTTPError as error:
         if error.code == 416:  # the part is the whole file
             os.replace(part, local)
@@ -109,11 +149,13 @@ def _fetch(url: str, local: Path) -> None:
         raise WorkError(
             f"{url}: cannot be downloaded (HTTP {error.code}); download it yourself to {local}"
         ) from None
-    except OSError as error:
+    except (OSError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", error)
         raise WorkError(
             f"{url}: cannot be downloaded ({reason}); check the network, or download it yourself to {local}"
         ) from None
+    with _disk_failures(local):
+        os.replace(part, local)
 
 
 def _md5(path: Path) -> str:

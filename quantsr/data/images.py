@@ -7,6 +7,7 @@ import functools
 import io
 import logging
 import os
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import cv2
 
 from quantsr.data.resize import U8
 from quantsr.errors import InputError, WorkError
+from quantsr.files import write_bytes
 from quantsr.pictures import opencv
 from quantsr.pictures.decode import decode as decode_whole
 from quantsr.pictures.decode import eight_bits
@@ -47,6 +49,9 @@ def list_images(folder: Path, meta_info_file: str | None = None) -> list[Path]:
     if meta_info_file is not None:
         return _listed(folder, Path(meta_info_file).expanduser())
     found = pictures_in(folder)
+    for path in sorted(folder.iterdir()):
+        if path.suffix.lower() in SUFFIXES and path.is_symlink() and not path.exists():
+            logger.warning("%s: a link to a file that is not there; left out", path)
     if not found:
         raise InputError(
             f"{folder}: no pictures in it; expected files ending in {', '.join(sorted(SUFFIXES))}"
@@ -55,21 +60,31 @@ def list_images(folder: Path, meta_info_file: str | None = None) -> list[Path]:
 
 
 def _listed(folder: Path, meta_info_file: Path) -> list[Path]:
-    """The pictures that a BasicSR meta-information file names (``NAME (h,w,c)``, one a line)."""
+    """The pictures that a BasicSR meta-information file names (``NAME (h,w,c)``, one a line).
+
+    A name may hold spaces. A byte-order mark and the line ends of Windows are no part of one.
+    """
     try:
-        lines = meta_info_file.read_text(encoding="utf-8").splitlines()
+        lines = meta_info_file.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         what = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
         raise InputError(
             f"meta_info_file: {meta_info_file} cannot be read ({what}); check the path"
         ) from None
-    paths = [folder / line.split()[0] for line in lines if line.strip()]
+    paths = [_named_in(line.strip(), folder) for line in lines if line.strip()]
     missing = next((path for path in paths if not path.is_file()), None)
     if missing is not None or not paths:
         raise InputError(
             f"meta_info_file: {meta_info_file} names {missing or 'no picture'}, which is not there; check both"
         )
     return paths
+
+
+def _named_in(line: str, folder: Path) -> Path:
+    """The picture that a line of a meta-information file names."""
+    match = re.fullmatch(r"(.*?)\s+\([\d,\s]+\)(\s+\d+)?", line)
+    whole = folder / (match[1] if match else line)
+    return whole if match or whole.is_file() else folder / line.split()[0]
 
 
 def decode(content: bytes | memoryview, name: str | Path) -> U8:
@@ -114,6 +129,19 @@ def read_rgb(path: Path) -> U8:
     return decode(content, path)
 
 
+def picture_size(path: Path) -> tuple[int, int]:
+    """The two sides in pixels, from the file's header (order not kept).
+
+    Raises:
+        InputError: the file cannot be opened, or is no picture that is read.
+    """
+    try:
+        with path.open("rb") as file, opened(file, path) as image:
+            return int(image.height), int(image.width)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be opened ({error.strerror}); check the path") from None
+
+
 def encode_png(img: U8, compression: int = 3) -> bytes:
     """``(H, W, 3)`` uint8 RGB to the bytes of a PNG file; compression 0 (none) to 9."""
     done, content = cv2.imencode(
@@ -125,20 +153,20 @@ def encode_png(img: U8, compression: int = 3) -> bytes:
 
 
 def write_file(path: Path, content: bytes) -> None:
-    """Writes to a temporary file beside the goal and renames it, so that an interruption leaves no half file.
+    """Writes a picture whole or not at all, making its folder where it is missing.
 
     Raises:
         WorkError: it could not be written.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    write_bytes(path, content, sync=False)
+
+
+def is_written(path: Path) -> bool:
+    """Whether a picture is there; one without content, which a power failure can leave, is not."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
-    except OSError as error:
-        with contextlib.suppress(OSError):  # nothing was written, or it cannot be removed either
-            temporary.unlink()
-        raise WorkError(f"{path}: cannot be written ({error.strerror})") from None
+        return path.stat().st_size > 0
+    except OSError:
+        return False
 
 
 def partner(folder: Path, stem: str, suffix: str) -> Path | None:
@@ -146,7 +174,12 @@ def partner(folder: Path, stem: str, suffix: str) -> Path | None:
     exact = folder / f"{stem}{suffix}"
     if exact.is_file():
         return exact
-    return next((p for s in sorted(SUFFIXES) if (p := folder / f"{stem}{s}").is_file()), None)
+    endings = [
+        ending
+        for lower in sorted(SUFFIXES)
+        for ending in (lower, lower.upper(), f".{lower[1:].capitalize()}")
+    ]
+    return next((p for ending in endings if (p := folder / f"{stem}{ending}").is_file()), None)
 
 
 def pair_up(gt_paths: Iterable[Path], lq_folder: Path, filename_tmpl: str = "{}") -> list[tuple[Path, Path]]:

@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Callable, Iterable, Sequence
+import contextlib
+import multiprocessing
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from pathlib import Path
 
 from tqdm import tqdm
 
-from quantsr.data.images import encode_png, list_images, pair_up, read_rgb, write_file
+from quantsr.data.images import (
+    encode_png,
+    is_written,
+    list_images,
+    pair_up,
+    picture_size,
+    read_rgb,
+    write_file,
+)
 from quantsr.data.resize import U8, imresize_uint8, mod_crop
-from quantsr.errors import InputError
+from quantsr.errors import InputError, WorkError
+from quantsr.temporary import folder_beside, replace_folder
 
 #: Benchmark pictures are cropped so that x2, x3 and x4 divide their sides.
 BENCHMARK_MULTIPLE = 12
@@ -32,15 +45,40 @@ def for_each(work: Callable[[Path], int], paths: Sequence[Path], *, jobs: int, l
         for path in tqdm(paths, desc=label, unit="picture"):
             total += work(path)
         return total
-    with ProcessPoolExecutor(jobs) as pool:
+    with _processes(jobs) as pool:
         futures = [pool.submit(work, path) for path in paths]
+        for future in tqdm(as_completed(futures), total=len(futures), desc=label, unit="picture"):
+            total += future.result()
+    return total
+
+
+@contextlib.contextmanager
+def _processes(jobs: int) -> Iterator[ProcessPoolExecutor]:
+    """Processes that end with this one; what is not begun yet is dropped when an error comes.
+
+    Raises:
+        WorkError: one of them died.
+    """
+    with ProcessPoolExecutor(jobs, initializer=_end_with_parent) as pool:
         try:
-            for future in tqdm(as_completed(futures), total=len(futures), desc=label, unit="picture"):
-                total += future.result()
+            yield pool
+        except BrokenProcessPool as error:
+            raise WorkError(f"a process died ({error}); free memory, or lower --jobs") from error
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
-    return total
+
+
+def _end_with_parent() -> None:
+    """Ends this process when its parent is killed, which nothing else would tell it."""
+    parent = multiprocessing.parent_process()
+
+    def wait() -> None:
+        assert parent is not None
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def one_per_stem(paths: Sequence[Path]) -> Sequence[Path]:
@@ -62,7 +100,7 @@ def one_per_stem(paths: Sequence[Path]) -> Sequence[Path]:
 def write_bicubic(path: Path, target: Path, scales: Sequence[int], force: bool) -> int:
     """Writes ``target/X{s}/{stem}x{s}.png`` for each scale that is missing; returns how many were written."""
     goals = {scale: target / f"X{scale}" / f"{path.stem}x{scale}.png" for scale in scales}
-    missing = {scale: goal for scale, goal in goals.items() if force or not goal.exists()}
+    missing = {scale: goal for scale, goal in goals.items() if force or not is_written(goal)}
     if not missing:
         return 0
     img = read_rgb(path)
@@ -83,7 +121,7 @@ def write_benchmark(path: Path, target: Path, scales: Sequence[int], force: bool
     """Writes ``HR/{stem}.png``, cropped to multiples of 12, and its LR pictures; returns how many were written."""
     goal = target / "HR" / f"{path.stem}.png"
     written = 0
-    if force or not goal.exists():
+    if force or not is_written(goal):
         img = mod_crop(read_rgb(path), BENCHMARK_MULTIPLE)
         if img.size == 0:
             raise InputError(f"{path}: smaller than {BENCHMARK_MULTIPLE} pixels; remove it")
@@ -95,7 +133,7 @@ def write_benchmark(path: Path, target: Path, scales: Sequence[int], force: bool
 def make_benchmark(source: Path, target: Path, scales: Sequence[int], *, jobs: int, force: bool) -> int:
     """A benchmark set in the usual layout from a folder of pictures; returns the files written."""
     paths = one_per_stem(list_images(source))
-    if (target / "HR").resolve() == source.resolve():
+    if os.path.realpath(target / "HR") == os.path.realpath(source):
         raise InputError(f"{target}: its HR folder is the source itself; name another output folder")
     work = partial(write_benchmark, target=target, scales=tuple(scales), force=force)
     return for_each(work, paths, jobs=jobs, label="benchmark")
@@ -138,10 +176,10 @@ def write_subimages(
         for left in starts(img.shape[1], size, step):
             number += 1
             name = f"{path.stem}_s{number:03d}.png"
-            if force or not (target / name).exists():
+            if force or not is_written(target / name):
                 write_file(target / name, encode_png(img[top : top + size, left : left + size]))
                 written += 1
-            if lq is not None and lq_target is not None and (force or not (lq_target / name).exists()):
+            if lq is not None and lq_target is not None and (force or not is_written(lq_target / name)):
                 y, x, side = top // scale, left // scale, size // scale
                 write_file(lq_target / name, encode_png(lq[y : y + side, x : x + side]))
                 written += 1
@@ -162,8 +200,6 @@ def make_subimages(
     force: bool,
 ) -> int:
     """Sub-images of a folder, with their LR if ``lq_target`` is given; returns the files written."""
-    from quantsr.data.store import picture_size
-
     if size % scale or step % scale:
         raise InputError(f"--size {size} and --step {step} must be multiples of --scale {scale}; change them")
     paths = one_per_stem(list_images(source))
@@ -215,8 +251,12 @@ def make_lmdb(source: Path, target: Path, *, strip: str, compression: int, jobs:
     """Writes the pictures of a folder into an LMDB of BasicSR's format, as PNG; returns how many.
 
     It is written beside the goal and renamed when complete.
+
+    Raises:
+        InputError: the target is there or no LMDB, or a picture has no key of its own.
+        WorkError: it cannot be written; an earlier LMDB is intact.
     """
-    from quantsr.basicsr_compat import LmdbMaker
+    import lmdb
 
     if target.suffix != ".lmdb":
         raise InputError(f"{target}: an LMDB folder of BasicSR must end in .lmdb; rename the output")
@@ -229,15 +269,35 @@ def make_lmdb(source: Path, target: Path, *, strip: str, compression: int, jobs:
     if len(set(keys)) < len(keys):
         twice = next(key for key in keys if keys.count(key) > 1)
         raise InputError(f"{source}: two pictures have the key {twice}; rename one")
-    temporary = target.with_name(f"{target.stem}.part.lmdb")
-    shutil.rmtree(temporary, ignore_errors=True)
-    target.parent.mkdir(parents=True, exist_ok=True)
     order = sorted(zip(keys, paths, strict=True))
-    encode = partial(_encoded, compression=compression)
     room = _LMDB_ROOM + 2 * sum(_raw_bytes(path) for path in paths)
-    maker = LmdbMaker(str(temporary), map_size=room, compress_level=compression)
     try:
-        with ProcessPoolExecutor(max(1, jobs)) as pool:
+        with folder_beside(target) as work:
+            made = work / "made.lmdb"
+            _write_lmdb(order, made, room=room, compression=compression, jobs=jobs)
+            replace_folder(made, target)
+    except (lmdb.Error, OSError) as error:
+        reason = getattr(error, "strerror", None) or str(error).rpartition(": ")[2]
+        raise WorkError(
+            f"{target}: cannot be written ({reason}); free some space or choose another folder"
+        ) from None
+    return len(order)
+
+
+def _write_lmdb(
+    order: Sequence[tuple[str, Path]], target: Path, *, room: int, compression: int, jobs: int
+) -> None:
+    """Writes pictures by their keys into a new LMDB.
+
+    Raises:
+        lmdb.Error, OSError: it cannot be written.
+    """
+    from quantsr.basicsr_compat import LmdbMaker
+
+    maker = LmdbMaker(str(target), map_size=room, compress_level=compression)
+    encode = partial(_encoded, compression=compression)
+    try:
+        with _processes(max(1, jobs)) as pool:
             contents: Iterable[tuple[bytes, tuple[int, ...]]] = pool.map(
                 encode, [path for _, path in order], chunksize=4
             )
@@ -245,16 +305,12 @@ def make_lmdb(source: Path, target: Path, *, strip: str, compression: int, jobs:
                 order, tqdm(contents, total=len(order), desc="lmdb", unit="picture"), strict=True
             ):
                 maker.put(content, key, shape)
+        maker.close()
     except BaseException:
         maker.env.close()
-        maker.txt_file.close()
-        shutil.rmtree(temporary, ignore_errors=True)
+        with contextlib.suppress(OSError):  # what is left of the list does not fit either
+            maker.txt_file.close()
         raise
-    maker.close()
-    if target.exists():
-        shutil.rmtree(target)
-    temporary.rename(target)
-    return len(order)
 
 
 def _encoded(path: Path, compression: int) -> tuple[bytes, tuple[int, ...]]:
@@ -263,7 +319,5 @@ def _encoded(path: Path, compression: int) -> tuple[bytes, tuple[int, ...]]:
 
 
 def _raw_bytes(path: Path) -> int:
-    from quantsr.data.store import picture_size
-
     height, width = picture_size(path)
     return 3 * height * width

@@ -14,10 +14,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from quantsr.data.images import read_rgb
+from quantsr.data.images import picture_size, read_rgb
 from quantsr.data.resize import U8, imresize_uint8, mod_crop
 from quantsr.errors import InputError
-from quantsr.pictures.formats import opened
 
 logger = logging.getLogger(__name__)
 
@@ -49,19 +48,6 @@ class Pair:
         return (self.gt, self.lq) if self.soft is None else (self.gt, self.lq, self.soft)
 
 
-def picture_size(path: Path) -> tuple[int, int]:
-    """The two sides in pixels, from the file's header (order not kept).
-
-    Raises:
-        InputError: the file cannot be opened, or is no picture that is read.
-    """
-    try:
-        with path.open("rb") as file, opened(file, path) as image:
-            return int(image.height), int(image.width)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be opened ({error.strerror}); check the path") from None
-
-
 def load_pair(source: Source, scale: int) -> Pair:
     """Decodes one pair and crops the ground truth to LR * scale.
 
@@ -75,11 +61,8 @@ def load_pair(source: Source, scale: int) -> Pair:
     else:
         lq = read_rgb(source.lq)
         height, width = lq.shape[:2]
-        if not (0 <= gt.shape[0] - height * scale < scale and 0 <= gt.shape[1] - width * scale < scale):
-            raise InputError(
-                f"{source.lq}: {width}x{height} is not the x{scale} LR of {source.gt.name} "
-                f"({gt.shape[1]}x{gt.shape[0]}); check dataroot_lq, filename_tmpl and scale"
-            )
+        if not _is_partner(gt.shape, lq.shape, scale):
+            raise _no_partner(source, gt.shape, lq.shape, scale)
         gt = gt[: height * scale, : width * scale]
     soft = read_rgb(source.soft) if source.soft is not None else None
     if soft is not None and soft.shape != gt.shape:
@@ -97,6 +80,51 @@ def _nbytes(pairs: Sequence[Pair]) -> int:
 def _planes(picture: U8) -> U8:
     """(H, W, 3) to (3, H, W), contiguous."""
     return np.ascontiguousarray(picture.transpose(2, 0, 1))
+
+
+def large_enough(
+    sources: Sequence[Source], gt_size: int, threads: int = 4
+) -> tuple[list[Source], np.ndarray]:
+    """The pictures that a crop fits into, and the pixels of each, (n,) int64; the others are named in the log.
+
+    Raises:
+        InputError: a header is unreadable, or no picture is large enough.
+    """
+    with ThreadPoolExecutor(threads) as pool:
+        sizes = list(pool.map(picture_size, (source.gt for source in sources)))
+    enough = [min(size) >= gt_size for size in sizes]
+    _warn_skipped([s.gt for s, ok in zip(sources, enough, strict=True) if not ok], gt_size)
+    kept = [source for source, ok in zip(sources, enough, strict=True) if ok]
+    if not kept:
+        raise InputError(
+            f"{sources[0].gt.parent}: no picture is at least {gt_size}x{gt_size}; lower gt_size or use larger pictures"
+        )
+    return kept, np.array([h * w for (h, w), ok in zip(sizes, enough, strict=True) if ok], np.int64)
+
+
+def check_partners(sources: Sequence[Source], scale: int) -> None:
+    """Compares the headers of ground truth and LR pictures, as `load_pair` does once both are decoded.
+
+    Raises:
+        InputError: two sizes do not fit, whichever way up the pictures are.
+    """
+    for source in sources:
+        if source.lq is None:
+            continue
+        gt, lq = picture_size(source.gt), picture_size(source.lq)
+        if not any(_is_partner(size, lq, scale) for size in (gt, gt[::-1])):
+            raise _no_partner(source, gt, lq, scale)
+
+
+def _is_partner(gt: Sequence[int], lq: Sequence[int], scale: int) -> bool:
+    return 0 <= gt[0] - lq[0] * scale < scale and 0 <= gt[1] - lq[1] * scale < scale
+
+
+def _no_partner(source: Source, gt: Sequence[int], lq: Sequence[int], scale: int) -> InputError:
+    return InputError(
+        f"{source.lq}: {lq[1]}x{lq[0]} is not the x{scale} LR of {source.gt.name} ({gt[1]}x{gt[0]}); "
+        "check dataroot_lq, filename_tmpl and scale"
+    )
 
 
 class PictureStore:
@@ -130,16 +158,7 @@ class PictureStore:
         """
         self.scale = scale
         self._threads = threads or min(8, os.cpu_count() or 1)
-        with ThreadPoolExecutor(self._threads) as pool:
-            sizes = list(pool.map(picture_size, (source.gt for source in sources)))
-        enough = [min(size) >= gt_size for size in sizes]
-        _warn_skipped([s.gt for s, ok in zip(sources, enough, strict=True) if not ok], gt_size)
-        self.sources = [source for source, ok in zip(sources, enough, strict=True) if ok]
-        self.pixels = np.array([h * w for (h, w), ok in zip(sizes, enough, strict=True) if ok], np.int64)
-        if not self.sources:
-            raise InputError(
-                f"{sources[0].gt.parent}: no picture is at least {gt_size}x{gt_size}; lower gt_size or use larger pictures"
-            )
+        self.sources, self.pixels = large_enough(sources, gt_size, self._threads)
         self._budget = budget_mb << 20
         targets = 2 if self.sources[0].soft is not None else 1
         self._need = 3 * targets * self.pixels + 3 * (self.pixels // scale**2)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from quantsr.deploy.restrict import restrict
 from quantsr.engine.evaluate import EvalSet, Upscale
 from quantsr.errors import InputError
 from quantsr.files import failures_named
+from quantsr.temporary import folder_beside, remove_leftovers
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +36,7 @@ def write(
 
     Raises InputError where the file has no folder or no possible name, WorkError where writing fails.
     """
+    remove_leftovers(output.parent, below=False)
     if output.suffix == ".safetensors":
         packing.save(restrict(model, depth), output)
         return [output], packing.load(output)
@@ -103,19 +104,23 @@ def evaluation_set(folder: str | None, scale: int) -> EvalSet:
 
 
 def _write_ir(graph: bytes, output: Path) -> list[Path]:
-    """OpenVINO IR of an ONNX graph: `output` and its .bin beside it, each renamed into place when complete."""
+    """OpenVINO IR of an ONNX graph: `output` and its .bin beside it, each renamed into place when complete.
+
+    An earlier `output` is removed first: it would not fit the new .bin.
+    """
     model = core().read_model(graph)
     binary = output.with_suffix(".bin")
     with (
         failures_named(output),
-        tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as folder,
+        folder_beside(output, make_parent=False) as folder,
     ):
-        temporary = Path(folder) / output.name
+        temporary = folder / "network.xml"
         try:
             # Multipliers must stay float32: float16 ones would move the codes.
             openvino.save_model(model, temporary, compress_to_fp16=False)
         except RuntimeError as error:  # so it says that the disk is full
             raise OSError(" ".join(f"OpenVINO: {error}".split())) from error
+        output.unlink(missing_ok=True)
         os.replace(temporary.with_suffix(".bin"), binary)
         os.replace(temporary, output)
     return [output, binary]

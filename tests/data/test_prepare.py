@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import functools
 import http.server
+import subprocess
+import sys
 import threading
 import zipfile
 from collections.abc import Iterator
@@ -20,6 +22,7 @@ from quantsr.data.images import read_rgb, write_file
 from quantsr.data.preparation import starts
 from quantsr.data.resize import imresize_uint8, mod_crop
 from quantsr.errors import InputError, WorkError
+from quantsr.temporary import folder_beside
 
 from .conftest import Maker
 
@@ -205,3 +208,107 @@ def test_downloads_are_checked_and_unpacked(
 def test_the_list_of_addresses(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("download") == 0
     assert "DIV2K_train_LR_bicubic_X4.zip" in capsys.readouterr().out
+
+
+KILLED_IN_ZIP = """
+import os, signal, sys, zipfile
+from pathlib import Path
+from quantsr.data import download
+name, base, target, md5 = sys.argv[1:]
+old = download.ARCHIVES[name]
+download.ARCHIVES[name] = download.Archive(old.file, md5, old.folder)
+real, count = zipfile.ZipFile._extract_member, []
+def extract(self, *args):
+    count.append(1)
+    if len(count) > 4:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return real(self, *args)
+zipfile.ZipFile._extract_member = extract
+download.download(name, Path(target), base=base)
+"""
+
+
+def test_a_download_killed_while_it_unpacks_leaves_nothing_under_the_final_name(
+    server: tuple[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, folder = server
+    archive = download.ARCHIVES["div2k-valid"]
+    with zipfile.ZipFile(folder / archive.file, "w") as content:
+        for number in range(9):
+            content.writestr(f"DIV2K_valid_HR/080{number}.png", b"picture")
+    md5 = download._md5(folder / archive.file)
+    words = ["div2k-valid", base, str(tmp_path / "d"), md5]
+    done = subprocess.run([sys.executable, "-c", KILLED_IN_ZIP, *words], check=False, capture_output=True)
+    assert done.returncode == -9
+    assert not (tmp_path / "d" / archive.folder).exists()
+    (folder / archive.file).unlink()  # the archive that is there is enough to go on
+    monkeypatch.setitem(download.ARCHIVES, "div2k-valid", download.Archive(archive.file, md5, archive.folder))
+    download.download("div2k-valid", tmp_path / "d", base=base)
+    assert names(tmp_path / "d") == [f"DIV2K_valid_HR/080{number}.png" for number in range(9)]
+
+
+def test_a_damaged_archive_is_one_line(
+    server: tuple[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, folder = server
+    archive = download.ARCHIVES["div2k-valid"]
+    (folder / archive.file).write_bytes(b"no zip file")
+    md5 = download._md5(folder / archive.file)
+    monkeypatch.setitem(download.ARCHIVES, "div2k-valid", download.Archive(archive.file, md5, archive.folder))
+    with pytest.raises(WorkError, match=r"DIV2K_valid_HR\.zip: cannot be unpacked"):
+        download.download("div2k-valid", tmp_path / "d", base=base)
+
+
+LIMITED = """
+import resource, sys
+resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000))
+from quantsr.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("what", ["lmdb", "bicubic"])
+def test_a_disk_that_is_full_is_one_line_and_leaves_no_part(
+    make_pictures: Maker, tmp_path: Path, what: str
+) -> None:
+    hr, out = make_pictures("hr", [(80, 80)]), tmp_path / "out" / "o.lmdb"
+    words = ["prepare", what, str(hr), str(out), "-j", "1", *(["--scale", "1"] if what == "bicubic" else [])]
+    done = subprocess.run(
+        [sys.executable, "-c", LIMITED, *words], check=False, capture_output=True, text=True
+    )
+    assert done.returncode == 1, done.stderr
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert "cannot be written" in errors[0]
+    assert "Traceback" not in done.stderr
+    assert names(tmp_path / "out") == []
+
+
+def test_names_as_long_as_the_file_system_takes_them(make_pictures: Maker, tmp_path: Path) -> None:
+    hr = make_pictures("hr", [(24, 24)])
+    (hr / "p0.png").rename(hr / f"{'n' * 249}.png")
+    run("bicubic", hr, tmp_path / "o", "--scale", 2, "-j", 1)
+    assert names(tmp_path / "o") == [f"X2/{'n' * 249}x2.png"]
+    run("lmdb", hr, tmp_path / f"{'m' * 250}.lmdb", "-j", 1)
+    assert (tmp_path / f"{'m' * 250}.lmdb" / "data.mdb").exists()
+
+
+def test_an_lmdb_is_replaced_whole_and_leftovers_go(make_pictures: Maker, tmp_path: Path) -> None:
+    hr, goal = make_pictures("hr", [(24, 24)]), tmp_path / "out" / "o.lmdb"
+    run("lmdb", hr, goal, "-j", 1)
+    make_pictures("hr", [(24, 24), (24, 24)])
+    with folder_beside(goal) as work:
+        leftover = work / "made.lmdb"
+    leftover.mkdir(parents=True)  # of a killed process
+    run("lmdb", hr, goal, "-j", 1, "--force")
+    assert len((goal / "meta_info.txt").read_text().splitlines()) == 2
+    assert [path.name for path in goal.parent.iterdir()] == ["o.lmdb"]
+
+
+def test_an_empty_picture_is_made_again(make_pictures: Maker, tmp_path: Path) -> None:
+    """A power failure can leave one."""
+    hr, out = make_pictures("hr", [(24, 24)]), tmp_path / "out"
+    (out / "X2").mkdir(parents=True)
+    (out / "X2" / "p0x2.png").touch()
+    run("bicubic", hr, out, "--scale", 2, "-j", 1)
+    assert read_rgb(out / "X2" / "p0x2.png").shape == (12, 12, 3)

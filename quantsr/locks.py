@@ -1,0 +1,160 @@
+"""Locks on folders: one process at a time writes into a run, and a lock ends with the process that holds it."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+from quantsr.errors import WorkError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+logger = logging.getLogger(__name__)
+
+LOCK_NAME = ".quantsr.lock"
+"""The lock file in a locked folder. It names the holder, and is removed at the end."""
+
+_TAKEN = (errno.EACCES, errno.EAGAIN)
+_held: set[tuple[int, int]] = set()  # device and inode of the lock files that this process holds
+
+
+class FolderLockedError(WorkError):
+    """Another process, or another part of this one, works in the folder."""
+
+
+@contextlib.contextmanager
+def locked(folder: Path, shown: Path | None = None) -> Iterator[None]:
+    """Holds the lock of ``folder``, which is made where it is missing, while entered; messages name ``shown`` instead.
+
+    The lock is a POSIX record lock on an open file: the system drops it when the process ends, however it ends, and
+    child processes do not inherit it. On file systems without such locks one line of the log says so, and work goes on.
+
+    Raises:
+        FolderLockedError: the lock is taken; names the host and the process that holds it.
+        OSError: the folder cannot be made, or nothing can be written there.
+    """
+    handle = _take(folder, shown or folder)
+    if handle is None:
+        yield
+        return
+    identity = _identity(os.fstat(handle))
+    _held.add(identity)
+    try:
+        yield
+    finally:
+        _remove(folder / LOCK_NAME, identity)
+        _held.discard(identity)
+        with contextlib.suppress(OSError):
+            os.close(handle)
+
+
+def _take(folder: Path, shown: Path) -> int | None:
+    """An open lock file with the lock on it; None where the file system has no locks."""
+    path = folder / LOCK_NAME
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            if _identity(path.stat()) in _held:  # opened and closed again, the file would lose its lock
+                raise FolderLockedError(_message(shown, f"process {os.getpid()}, which is this one"))
+        try:
+            handle = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o666)
+        except FileNotFoundError:  # the folder was renamed meanwhile
+            continue
+        try:
+            if not _lock(handle, shown):
+                os.close(handle)
+                return None
+            # The last holder may have removed the file after it was opened here: then another one is the lock now.
+            if _is_at(path, _identity(os.fstat(handle))):
+                with contextlib.suppress(OSError):  # a full disk: the lock holds without a name in it
+                    os.ftruncate(handle, 0)
+                    os.pwrite(handle, f"{os.getpid()} {socket.gethostname()}\n".encode(), 0)
+                return handle
+        except BaseException:
+            os.close(handle)
+            raise
+        os.close(handle)
+
+
+def _lock(handle: int, folder: Path) -> bool:
+    """Whether the file is locked now; false where that is impossible here.
+
+    Raises:
+        FolderLockedError: another process holds it.
+    """
+    if fcntl is None:
+        logger.warning("%s: no file locks on this system; start no second run of this name", folder)
+        return False
+    try:
+        fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in _TAKEN:
+            raise FolderLockedError(_message(folder, _holder(handle))) from None
+        logger.warning(
+            "%s: this file system has no locks (%s); start no second run of this name",
+            folder,
+            error.strerror,
+        )
+        return False
+    return True
+
+
+def mark_in_use(handle: int) -> None:
+    """Locks an open temporary file of this process for as long as it is open, where that is possible."""
+    if fcntl is not None:
+        with contextlib.suppress(OSError):
+            fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def is_unlocked(path: Path) -> bool:
+    """Whether no other process has `mark_in_use` on the file; true as well where there are no locks."""
+    try:
+        handle = os.open(path, os.O_RDWR | getattr(os, "O_NOFOLLOW", 0))
+    except OSError:
+        return False
+    try:
+        if fcntl is not None:
+            fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno not in _TAKEN
+    finally:
+        os.close(handle)
+    return True
+
+
+def _holder(handle: int) -> str:
+    """What the lock file says of its holder."""
+    pid, _, host = os.pread(handle, 1000, 0).decode("utf-8", "replace").strip().partition(" ")
+    if not pid.isdecimal():
+        return "another process"
+    return f"process {pid} on {''.join(c for c in host if c.isprintable()) or 'an unknown host'}"
+
+
+def _message(folder: Path, holder: str) -> str:
+    return f"{folder}: in use by {holder}; wait until it ends, stop it, or use another name"
+
+
+def _identity(status: os.stat_result) -> tuple[int, int]:
+    return status.st_dev, status.st_ino
+
+
+def _is_at(path: Path, identity: tuple[int, int]) -> bool:
+    try:
+        return _identity(path.stat()) == identity
+    except OSError:
+        return False
+
+
+def _remove(path: Path, identity: tuple[int, int]) -> None:
+    """Removes a lock file of ours; where the folder was renamed, it stays there."""
+    if _is_at(path, identity):
+        with contextlib.suppress(OSError):
+            path.unlink()

@@ -1,0 +1,114 @@
+"""Temporary files and folders beside the places of the final ones, and how the remains of killed processes are found.
+
+Their names are short, whatever the final name is, and begin with `PREFIX`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from quantsr.locks import FolderLockedError, is_unlocked, locked
+
+PREFIX, SUFFIX = ".quantsr.", ".tmp"
+
+_CONTENT = "content"
+_OPTIONS = "options.yml"  # a folder with this file is a run of its own
+_NAME_BYTES = 255  # of a file name, where the system does not say
+
+
+def remove_leftovers(folder: Path, *, below: bool = True) -> None:
+    """Removes what killed processes left under temporary names in ``folder``, not what is being written.
+
+    ``below``: in the folders below it too, but for those of other runs, which have locks of their own.
+    """
+    for parent, folders, files in os.walk(folder):
+        for name in filter(_is_temporary, folders):
+            path = Path(parent, name)
+            with contextlib.suppress(FolderLockedError, OSError):
+                with locked(path):
+                    shutil.rmtree(path / _CONTENT, ignore_errors=True)
+                path.rmdir()
+        for name in filter(_is_temporary, files):
+            path = Path(parent, name)
+            if is_unlocked(path):
+                with contextlib.suppress(OSError):
+                    path.unlink()
+        folders[:] = [
+            name
+            for name in folders
+            if below and not _is_temporary(name) and not Path(parent, name, _OPTIONS).exists()
+        ]
+
+
+def _is_temporary(name: str) -> bool:
+    return name.startswith(PREFIX) and name.endswith(SUFFIX)
+
+
+@contextlib.contextmanager
+def folder_beside(target: Path, *, make_parent: bool = True) -> Iterator[Path]:
+    """An empty folder beside ``target`` for what is to be renamed to it; removed at the end with what is left in it.
+
+    Its name follows from ``target``: what a killed process left there is removed when the same target is made again.
+
+    Raises:
+        FolderLockedError: another process is making ``target``.
+        OSError: the folder cannot be made, or without ``make_parent`` that of ``target`` is missing.
+    """
+    if make_parent:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    os.stat(target.parent)
+    digest = hashlib.sha256(os.fsencode(target.name)).hexdigest()[:16]
+    work = target.parent / f"{PREFIX}{digest}{SUFFIX}"
+    try:
+        with locked(work, target):
+            content = work / _CONTENT
+            shutil.rmtree(content, ignore_errors=True)
+            content.mkdir()
+            try:
+                yield content
+            finally:
+                shutil.rmtree(content, ignore_errors=True)
+    finally:
+        with contextlib.suppress(OSError):  # not empty: the folder of another process
+            work.rmdir()
+
+
+def replace_folder(made: Path, target: Path) -> None:
+    """Renames ``made``, below a folder of `folder_beside`, to ``target``; a folder there comes into its place.
+
+    Raises:
+        OSError: it cannot be renamed; ``target`` is as it was.
+    """
+    old = made.with_name("replaced")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    replaced = target.exists()
+    if replaced:
+        target.rename(old)
+    try:
+        made.rename(target)
+    except OSError:
+        if replaced:
+            old.rename(target)
+        raise
+
+
+def fitting_name(name: str, folder: Path, *, reserve: int = 0) -> str:
+    """``name``, or where it and ``reserve`` bytes more are too long for a file in ``folder``, a shortened one.
+
+    A shortened name keeps the beginning, and ends in a digest of the whole.
+    """
+    limit = _NAME_BYTES
+    with contextlib.suppress(OSError, AttributeError, ValueError):
+        limit = os.pathconf(folder, "PC_NAME_MAX")
+    limit -= reserve
+    content = os.fsencode(name)
+    if len(content) <= limit:
+        return name
+    digest = hashlib.sha256(content).hexdigest()[:12]
+    begin = content[: max(limit - 13, 0)].decode("utf-8", "ignore")
+    return f"{begin}~{digest}"
