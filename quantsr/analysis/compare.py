@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from pathlib import Path
 
 from quantsr.analysis.compare_tables import about_variants, markdown
 from quantsr.analysis.evaluation import evaluate_options
@@ -15,7 +16,7 @@ from quantsr.analysis.runs import Ledger
 from quantsr.config.comparison import Comparison, Run
 from quantsr.engine.evaluate import Provenance, bicubic, build_sets
 from quantsr.engine.results import Record, aligned, write_results
-from quantsr.engine.run_folder import StopRequest, write_options
+from quantsr.engine.run_folder import StopRequest, owned, write_options
 from quantsr.engine.trainer import Trainer
 from quantsr.engine.validation import metric_arguments
 from quantsr.errors import InputError, StopError, WorkError
@@ -38,12 +39,23 @@ def compare(
     Raises:
         InputError: there are such runs, and ``retrain`` is off; or several processes were started.
         StopError: a signal came; what is finished is kept.
+        FolderLockedError: another process makes this comparison.
         WorkError: runs failed; the others are finished.
     """
     if processes.detect("none").size > 1:
         raise InputError(
             "quantsr compare: trains one run after the other in one process; start it without torchrun"
         )
+    with owned(ledger.folder):
+        ledger.read()
+        return _compare(comparison, ledger, resume_command=resume_command, retrain=retrain)
+
+
+def _compare(comparison: Comparison, ledger: Ledger, *, resume_command: str, retrain: bool) -> list[Record]:
+    """`compare`, in a folder that no other process works in."""
+    for folder in filter(Path.exists, (Path(run.training.experiment_folder) for run in comparison.runs)):
+        with owned(folder):  # removes what killed trainings left there, also where nothing is left to train
+            pass
     foreign = [run.name for run in comparison.runs if ledger.state(run).foreign]
     if foreign and not retrain:
         raise InputError(
@@ -102,9 +114,9 @@ def _evaluate(run: Run, resume_command: str) -> list[Record]:
 
 def _baseline(comparison: Comparison) -> list[Record]:
     options = comparison.runs[0].evaluation
-    sets = build_sets(options.evaluation_sets(), options.scale)
-    provenance = Provenance(options.config_hash())
-    return bicubic(sets, metrics=metric_arguments(options), provenance=provenance)
+    metrics = metric_arguments(options)
+    sets = build_sets(options.evaluation_sets(), options.scale, metrics)
+    return bicubic(sets, metrics=metrics, provenance=Provenance(options.config_hash()))
 
 
 def _write(comparison: Comparison, ledger: Ledger) -> list[Record]:

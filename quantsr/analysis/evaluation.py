@@ -36,7 +36,7 @@ def evaluate_options(options: Options, progress: Callable[[str], None] | None = 
     device = resolve_device(options.num_gpu)
     seed_everything(options.manual_seed)
     net, iteration = trained_network(options)
-    sets = build_sets(options.evaluation_sets(), options.scale)
+    sets = build_sets(options.evaluation_sets(), options.scale, metrics)
     if not sets:
         raise InputError("datasets: no test or val set; add one")
     depths = build.depths_to_evaluate(net, options)

@@ -12,7 +12,7 @@ from pathlib import Path
 from quantsr.config.comparison import Comparison, Run
 from quantsr.engine import training_state
 from quantsr.engine.results import Record, read_results
-from quantsr.engine.run_folder import RunFolder, set_aside
+from quantsr.engine.run_folder import RunFolder, owned, set_aside
 from quantsr.errors import InputError
 from quantsr.files import write_text
 from quantsr.trained_files import checkpoint
@@ -57,6 +57,14 @@ class Ledger:
         self.folder = Path(comparison.options.folder)
         self._variants = list(comparison.options.variants)
         self.runs = {run.name: run for run in comparison.runs}
+        self.read()
+
+    def read(self) -> None:
+        """Reads the files again, which another process may have changed.
+
+        Raises:
+            InputError: ``runs.json`` is damaged.
+        """
         self._entries = self._read_entries()
         self._records = self._read_records()
 
@@ -71,10 +79,10 @@ class Ledger:
         train = run.training.train
         assert train is not None
         states = training_state.states_in(folder.states)
-        iteration = int(states[0].stem) if states else 0
-        if iteration < train.total_iter and (folder.models / "net_g_latest.pth").is_file():
-            iteration = max(iteration, _iteration(folder.models / "net_g_latest.pth"))
+        iteration = int(states[0].stem) if states else _iteration(folder.models / "net_g_latest.pth")
         trained = iteration >= train.total_iter
+        if trained and "evaluation" not in entry:
+            trained = _is_validated(states, folder, run)
         known = trained and entry.get("evaluation") == run.evaluation.config_hash()
         return State(iteration, trained, known and run.name in self._records)
 
@@ -86,7 +94,9 @@ class Ledger:
     def begin(self, run: Run) -> None:
         """Notes that the training of a run begins or goes on; a run of other options is set aside."""
         if self.state(run).foreign:
-            set_aside(Path(run.training.experiment_folder))
+            folder = Path(run.training.experiment_folder)
+            with owned(folder):
+                set_aside(folder)
         self._entries[run.name] = {"training": self.identity(run)}
         self._records.pop(run.name, None)
         self._write_entries()
@@ -142,10 +152,23 @@ class Ledger:
 
 
 def _iteration(path: Path) -> int:
-    """Of a network file; 0 where it cannot be read."""
+    """Of a network file; 0 where there is none, or it cannot be read."""
+    if not path.is_file():
+        return 0
     try:
         ours = checkpoint.metadata(checkpoint.load(path), path)
     except InputError as error:
         logger.warning("%s", error)
         return 0
     return int(ours["iteration"]) if ours is not None and isinstance(ours.get("iteration"), int) else 0
+
+
+def _is_validated(states: Sequence[Path], folder: RunFolder, run: Run) -> bool:
+    """Whether the last validation of a run was done, which comes after the checkpoint of its iteration."""
+    if not states:
+        return not run.training.sets("val") or (folder.models / "net_g_best.pth").is_file()
+    try:
+        return not training_state.load_state(states[0])["validation_due"]
+    except InputError as error:
+        logger.warning("%s", error)
+        return False

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import argparse
 import logging
-import time
 from pathlib import Path
 
 from quantsr.analysis.evaluation import evaluate_options
 from quantsr.commands.arguments import add_launcher_arguments, add_option_arguments, options_from
 from quantsr.config import Options
 from quantsr.engine.results import markdown, write_results
-from quantsr.engine.run_folder import log_file, write_options
+from quantsr.engine.run_folder import dated_log, log_file, owned, write_options
 from quantsr.errors import InputError
 from quantsr.hardware import processes
 
@@ -34,7 +33,7 @@ def main(options: Options) -> int:
         InputError, WorkError: see `quantsr.analysis.evaluation.evaluate_options`.
     """
     folder = Path(options.results_folder)
-    with log_file(folder / f"test_{options.name}_{time.strftime('%Y%m%d_%H%M%S')}.log"):
+    with owned(folder), log_file(dated_log(folder, "test", options.name)):
         records = evaluate_options(options)
         write_options(options.dump(), folder)
         write_results(records, folder)

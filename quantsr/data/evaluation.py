@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypedDict
 
 import numpy as np
 
-from quantsr.data.images import as_folders, decode, list_images, pair_up, read_rgb
+from quantsr.data.images import as_folders, decode, list_images, pair_up, picture_size, read_rgb
 from quantsr.data.options import complete
 from quantsr.data.resize import U8, imresize_uint8, mod_crop
 from quantsr.errors import InputError
 
 #: The photographs that scikit-image ships as PNG (public domain / CC0), and their sizes.
 SKIMAGE_PICTURES = ("astronaut", "coffee", "chelsea")
+
+
+LeaveOut = Callable[[str, Exception], None]
+"""Called with the name of a picture that is left out, and the reason; it raises, or returns to go on."""
 
 
 class EvalItem(TypedDict):
@@ -41,6 +46,46 @@ class EvalDataset(Sequence[EvalItem]):
     scale: int
     pairs: tuple[tuple[Path, Path | None], ...]
 
+    @property
+    def names(self) -> list[str]:
+        """The names of the pictures, without reading them."""
+        return [gt.stem for gt, _ in self.pairs]
+
+    def usable(self, least_side: int, leave_out: LeaveOut | None = None) -> EvalDataset:
+        """The set without the pictures that cannot be evaluated, as far as their headers tell.
+
+        Args:
+            least_side: of what is compared, in pixels.
+            leave_out: called with the name and the problem of each such picture.
+
+        Raises:
+            InputError: there is such a picture and ``leave_out`` is None; or no picture is left.
+        """
+        kept = []
+        for pair in self.pairs:
+            try:
+                self._check(*pair, least_side)
+            except InputError as error:
+                if leave_out is None:
+                    raise
+                leave_out(f"{self.name}: {pair[0].stem}", error)
+            else:
+                kept.append(pair)
+        _check_some(self.name, kept, self.pairs)
+        return replace(self, pairs=tuple(kept))
+
+    def _check(self, gt_path: Path, lq_path: Path | None, least_side: int) -> None:
+        gt = picture_size(gt_path)
+        if lq_path is None:
+            _check_scale(gt, self.scale, gt_path)
+            size = (gt[0] - gt[0] % self.scale, gt[1] - gt[1] % self.scale)
+        else:
+            lq = picture_size(lq_path)
+            size = (lq[0] * self.scale, lq[1] * self.scale)
+            if not (_fits(gt, size, self.scale) or _fits(gt[::-1], size, self.scale)):  # as EXIF may turn one
+                raise _misfit(gt, lq, self.scale, gt_path)
+        _check_side(size, least_side, gt_path)
+
     def __len__(self) -> int:
         return len(self.pairs)
 
@@ -59,10 +104,7 @@ class EvalDataset(Sequence[EvalItem]):
         return {"name": gt_path.stem, "lq": lq, "gt": crop_to(gt, lq, self.scale, gt_path)}
 
     def _made(self, gt: U8, path: Path) -> U8:
-        if min(gt.shape[:2]) < self.scale:
-            raise InputError(
-                f"{path}: {gt.shape[1]}x{gt.shape[0]} is too small for scale {self.scale}; remove it"
-            )
+        _check_scale(gt.shape[:2], self.scale, path)
         return imresize_uint8(mod_crop(gt, self.scale), 1 / self.scale)
 
 
@@ -75,6 +117,29 @@ class LmdbEvalDataset(Sequence[EvalItem]):
     gt_root: Path
     lq_root: Path
     keys: tuple[str, ...]
+    sizes: tuple[tuple[int, int] | None, ...] = ()
+    """Height and width of the LR pictures, where the LMDB says."""
+
+    @property
+    def names(self) -> list[str]:
+        """The keys."""
+        return list(self.keys)
+
+    def usable(self, least_side: int, leave_out: LeaveOut | None = None) -> LmdbEvalDataset:
+        """As `EvalDataset.usable`, by the sizes that the LMDB's own list gives."""
+        kept = []
+        for key, size in zip(self.keys, self.sizes or (None,) * len(self.keys), strict=True):
+            try:
+                if size is not None:
+                    _check_side((size[0] * self.scale, size[1] * self.scale), least_side, self.gt_root / key)
+            except InputError as error:
+                if leave_out is None:
+                    raise
+                leave_out(f"{self.name}: {key}", error)
+            else:
+                kept.append((key, size))
+        _check_some(self.name, kept, self.keys)
+        return replace(self, keys=tuple(key for key, _ in kept), sizes=tuple(size for _, size in kept))
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -114,12 +179,41 @@ def crop_to(gt: U8, lq: U8, scale: int, name: Path) -> U8:
         InputError: it is smaller than that, or larger by more than ``scale`` and the remainder lost in shrinking.
     """
     height, width = lq.shape[0] * scale, lq.shape[1] * scale
-    if not (0 <= gt.shape[0] - height < 2 * scale and 0 <= gt.shape[1] - width < 2 * scale):
-        raise InputError(
-            f"{name}: {gt.shape[1]}x{gt.shape[0]} does not fit its LR picture of {lq.shape[1]}x{lq.shape[0]} at scale {scale}; "
-            "check dataroot_lq, filename_tmpl and scale"
-        )
+    if not _fits(gt.shape, (height, width), scale):
+        raise _misfit(gt.shape, lq.shape, scale, name)
     return np.ascontiguousarray(gt[:height, :width])
+
+
+def _fits(gt: Sequence[int], made: Sequence[int], scale: int) -> bool:
+    """Whether a ground truth of that (height, width, ...) is as large as what is made of its LR picture, or a little larger."""
+    return 0 <= gt[0] - made[0] < 2 * scale and 0 <= gt[1] - made[1] < 2 * scale
+
+
+def _misfit(gt: Sequence[int], lq: Sequence[int], scale: int, name: Path) -> InputError:
+    return InputError(
+        f"{name}: {gt[1]}x{gt[0]} does not fit its LR picture of {lq[1]}x{lq[0]} at scale {scale}; "
+        "check dataroot_lq, filename_tmpl and scale"
+    )
+
+
+def _check_scale(size: Sequence[int], scale: int, path: Path) -> None:
+    if min(size) < scale:
+        raise InputError(f"{path}: {size[1]}x{size[0]} is too small for scale {scale}; remove it")
+
+
+def _check_side(size: Sequence[int], least_side: int, path: Path) -> None:
+    if min(size) < least_side:
+        raise InputError(
+            f"{path}: {size[1]}x{size[0]} is too small for val.metrics, whose windows and borders need "
+            f"{least_side}x{least_side}; remove it, or lower crop_border"
+        )
+
+
+def _check_some(name: str, kept: Sequence[Any], pictures: Sequence[Any]) -> None:
+    if pictures and not kept:
+        raise InputError(
+            f"data set {name}: none of its {len(pictures)} pictures can be evaluated; replace them"
+        )
 
 
 def skimage_pictures() -> list[Path]:
@@ -186,17 +280,24 @@ def _lmdb(name: str, scale: int, gt_root: Path, lq_folders: Sequence[Path]) -> L
         raise InputError(
             f"datasets.{name}.dataroot_lq: missing; an LMDB of ground truth needs one of LR pictures"
         )
-    keys = []
+    keys: list[dict[str, tuple[int, int] | None]] = []
     for root in (gt_root, lq_folders[0]):
         try:
-            lines = (root / "meta_info.txt").read_text(encoding="utf-8").splitlines()
+            lines = (root / "meta_info.txt").read_text(encoding="utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError):
             raise InputError(
                 f"{root}: not an LMDB folder of BasicSR (no meta_info.txt); make it with `quantsr prepare lmdb`"
             ) from None
-        keys.append([line.split(".")[0] for line in lines if line.strip()])
-    if set(keys[0]) != set(keys[1]):
+        keys.append({line.split(".")[0]: _listed_size(line) for line in lines if line.strip()})
+    if keys[0].keys() != keys[1].keys():
         raise InputError(
             f"{lq_folders[0]}: its keys are not those of {gt_root}; make both from the same pictures"
         )
-    return LmdbEvalDataset(name, scale, gt_root, lq_folders[0], tuple(sorted(keys[0])))
+    names = tuple(sorted(keys[0]))
+    return LmdbEvalDataset(name, scale, gt_root, lq_folders[0], names, tuple(keys[1][key] for key in names))
+
+
+def _listed_size(line: str) -> tuple[int, int] | None:
+    """Height and width in a line ``NAME.png (h,w,c) LEVEL``."""
+    match = re.search(r"\((\d+),\s*(\d+),\s*\d+\)", line)
+    return (int(match[1]), int(match[2])) if match else None

@@ -11,10 +11,8 @@ import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -22,14 +20,15 @@ from torch import Tensor, nn
 
 from quantsr import __version__
 from quantsr.archs import contract
-from quantsr.basicsr_compat import METRIC_REGISTRY
 from quantsr.config.folders import is_left_out
 from quantsr.data.evaluation import build_eval_dataset
 from quantsr.data.resize import imresize_uint8
+from quantsr.engine.measure import least_side, measure
 from quantsr.engine.results import Record, source_commit
+from quantsr.engine.saved_pictures import LeaveOut, Saving, save_outputs, unique_names
 from quantsr.engine.selfensemble import self_ensemble
 from quantsr.engine.strips import forward_in_strips
-from quantsr.errors import InputError, WorkError
+from quantsr.errors import InputError
 
 logger = logging.getLogger(__name__)
 
@@ -56,15 +55,6 @@ class EvalSet:
 
 
 @dataclass(frozen=True)
-class Saving:
-    """Where and how many upscaled pictures are written: ``folder/SET/NAME_SUFFIX.png``."""
-
-    folder: Path
-    suffix: str = ""
-    limit: int | None = None
-
-
-@dataclass(frozen=True)
 class Provenance:
     """What every record of a run carries beside its number."""
 
@@ -85,14 +75,32 @@ def to_picture(output: Tensor) -> Picture:
     return (values.cpu().numpy() * 255.0).round().astype(np.uint8)
 
 
-def build_sets(datasets: Mapping[str, Any], scale: int) -> list[EvalSet]:
-    """The evaluation sets of the options' data sets; one line of the log names the ``optional`` ones that are not there."""
+def build_sets(
+    datasets: Mapping[str, Any],
+    scale: int,
+    metrics: Mapping[str, Mapping[str, Any]] | None = None,
+    leave_out: LeaveOut | None = None,
+) -> list[EvalSet]:
+    """The evaluation sets of the options' data sets; one line of the log names the ``optional`` ones that are not there.
+
+    The header of every picture is read.
+
+    Args:
+        datasets: by key.
+        scale: upscaling factor.
+        metrics: what will be measured; pictures that one of them is undefined for are a problem.
+        leave_out: called with each picture that cannot be evaluated; without it the first one is an error.
+
+    Raises:
+        InputError: a folder or picture is missing, or cannot be evaluated.
+    """
     chosen = [d for d in datasets.values() if not is_left_out(d)]
     if missing := [d.name for d in datasets.values() if is_left_out(d)]:
         logger.warning(
             "not there, and left out: %s; datasets/README.md says where they belong", ", ".join(missing)
         )
-    return [EvalSet(d.name, scale, build_eval_dataset(d, scale)) for d in chosen]
+    side = least_side(metrics or {})
+    return [EvalSet(d.name, scale, build_eval_dataset(d, scale).usable(side, leave_out)) for d in chosen]
 
 
 @contextlib.contextmanager
@@ -147,39 +155,6 @@ def _ensemble_pictures(upscale: Upscale) -> Upscale:
     return run
 
 
-def measure(sr: Picture, gt: Picture, metrics: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
-    """Each metric of one picture pair, by BasicSR's function on uint8 BGR.
-
-    Args:
-        metrics: name -> ``{"type": registered name, **arguments}``; ``better`` is not an argument.
-
-    Raises:
-        InputError: the pictures differ in size.
-    """
-    if sr.shape != gt.shape:
-        raise InputError(
-            f"upscaled picture is {sr.shape[1]}x{sr.shape[0]}, ground truth {gt.shape[1]}x{gt.shape[0]}; "
-            "check scale and the LR folder"
-        )
-    pair = {"img": np.ascontiguousarray(sr[..., ::-1]), "img2": np.ascontiguousarray(gt[..., ::-1])}
-    found = {}
-    for name, options in metrics.items():
-        arguments = {key: value for key, value in options.items() if key not in ("type", "better")}
-        found[name] = float(METRIC_REGISTRY.get(options["type"])(**pair, **arguments))
-    return found
-
-
-def save_picture(path: Path, picture: Picture) -> None:
-    """Writes a PNG.
-
-    Raises:
-        WorkError: it could not be written.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if not cv2.imwrite(str(path), np.ascontiguousarray(picture[..., ::-1])):
-        raise WorkError(f"{path}: the picture cannot be written; check the folder and free space")
-
-
 def evaluate(
     network: nn.Module | Upscale,
     sets: Sequence[EvalSet],
@@ -192,6 +167,7 @@ def evaluate(
     saving: Saving | None = None,
     provenance: Provenance | None = None,
     progress: Callable[[str], None] | None = None,
+    leave_out: LeaveOut | None = None,
 ) -> list[Record]:
     """Measures ``network`` on every picture of every set.
 
@@ -208,12 +184,14 @@ def evaluate(
         saving: write the pictures.
         provenance: what the records carry beside.
         progress: called with a line after each picture; what it raises ends the evaluation.
+        leave_out: called with each picture that cannot be evaluated, has a metric that is not a number, or cannot be
+            written; without it the first one is an error.
 
     Returns:
-        One record per set, depth and metric, in this order.
+        One record per set, depth and metric, in this order; none for sets that have no picture left.
 
     Raises:
-        InputError: a set without pictures, or sizes that do not fit.
+        InputError: a set without pictures, sizes that do not fit, or a metric that is undefined for a picture.
         WorkError: a picture cannot be written.
     """
     provenance = provenance or Provenance()
@@ -231,9 +209,11 @@ def evaluate(
                 run = network_upscaler(network, rows, scale=dataset.scale, ensemble=ensemble)
             else:
                 run = lambda picture: [upscale(picture)]  # noqa: E731
-            values = _evaluate_set(run, dataset, rows, metrics, name, saving, progress)
+            values = _evaluate_set(run, dataset, rows, metrics, name, saving, progress, leave_out)
             for depth in rows:
                 for metric, numbers in values[depth].items():
+                    if not numbers:
+                        continue
                     records.append(
                         Record(
                             set=dataset.name,
@@ -262,23 +242,49 @@ def _evaluate_set(
     name: str,
     saving: Saving | None,
     progress: Callable[[str], None] | None,
+    leave_out: LeaveOut | None,
 ) -> dict[int | None, dict[str, list[float]]]:
     """Per depth and metric the values of all pictures."""
     values: dict[int | None, dict[str, list[float]]] = {depth: {m: [] for m in metrics} for depth in rows}
-    for index in range(len(dataset.pictures)):
-        item = dataset.pictures[index]
-        for depth, sr in zip(rows, run(item["lq"]), strict=True):
-            for metric, value in measure(sr, item["gt"], metrics).items():
-                values[depth][metric].append(value)
+    pictures = dataset.pictures
+    names = unique_names([picture_name(pictures, index) for index in range(len(pictures))])
+    for index, picture in enumerate(names):
+        try:
+            item = pictures[index]
+            outputs = run(item["lq"])
+            measured = [_measured(f"{dataset.name}: {picture}", sr, item["gt"], metrics) for sr in outputs]
+        except Exception as error:  # of a decoder, the network, its memory, or a metric of the user's own
+            if leave_out is None:
+                raise
+            leave_out(f"{dataset.name}: {picture}", error)
+        else:
+            for depth, found in zip(rows, measured, strict=True):
+                for metric, value in found.items():
+                    values[depth][metric].append(value)
             if saving is not None and (saving.limit is None or index < saving.limit):
-                parts = [item["name"], saving.suffix or name, "" if depth is None else f"depth{depth}"]
-                stem = "_".join(part for part in parts if part).replace("/", "-").replace(" ", "-")
-                save_picture(saving.folder / dataset.name / f"{stem}.png", sr)
+                made = dict(zip(rows, outputs, strict=True))
+                save_outputs(saving.folder / dataset.name, picture, saving.suffix or name, made, leave_out)
         if progress is not None:
-            progress(f"{dataset.name} {item['name']}")
-    if not len(dataset.pictures):
+            progress(f"{dataset.name} {picture}")
+    if not names:
         raise InputError(f"data set {dataset.name}: holds no pictures; check its folders")
     return values
+
+
+def _measured(
+    what: str, sr: Picture, gt: Picture, metrics: Mapping[str, Mapping[str, Any]]
+) -> dict[str, float]:
+    """`measure`, with the picture's name in its error."""
+    try:
+        return measure(sr, gt, metrics)
+    except InputError as error:
+        raise InputError(f"{what}: {error}") from error
+
+
+def picture_name(pictures: Sequence[Mapping[str, Any]], index: int) -> str:
+    """The name of a picture, where possible without reading it."""
+    names = getattr(pictures, "names", None)
+    return str(pictures[index]["name"] if names is None else names[index])
 
 
 def bicubic(
@@ -288,6 +294,7 @@ def bicubic(
     saving: Saving | None = None,
     provenance: Provenance | None = None,
     progress: Callable[[str], None] | None = None,
+    leave_out: LeaveOut | None = None,
 ) -> list[Record]:
     """The baseline: MATLAB's bicubic upscaling of each LR picture."""
     records = []
@@ -302,5 +309,6 @@ def bicubic(
             saving=saving,
             provenance=provenance,
             progress=progress,
+            leave_out=leave_out,
         )
     return records

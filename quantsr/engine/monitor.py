@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import logging
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +35,13 @@ class Monitor:
     def __init__(self, *, total: int, start: int, tensorboard: Path | None, active: bool = True) -> None:
         self.total = total
         self.active = active
-        quiet = not active or not sys.stderr.isatty()
+        quiet = not active or sys.stderr is None or not sys.stderr.isatty()
         self.bar = tqdm(total=total, initial=start, unit="it", dynamic_ncols=True, disable=quiet)
         self.writer: SummaryWriter | None = None
         if active and tensorboard is not None:
-            # Points of an interrupted run behind its last checkpoint are made again: hide the first ones.
-            self.writer = SummaryWriter(str(tensorboard), purge_step=start + 1 if start else None)
+            with self._writing():
+                # Points of an interrupted run behind its last checkpoint are made again: hide the first ones.
+                self.writer = SummaryWriter(str(tensorboard), purge_step=start + 1 if start else None)
         self._since = time.perf_counter()
         self._steps = 0
         self._waited = 0.0
@@ -94,11 +96,22 @@ class Monitor:
         )
         self.scalars("train", {**log, "lr": rates[0], "it_per_s": speed, "data_wait": share}, iteration)
 
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[SummaryWriter | None]:
+        """The TensorBoard log, None where there is none. A failure there ends the log, not the training."""
+        try:
+            yield self.writer
+        except Exception as error:  # of protobuf, the disk, or TensorBoard's thread
+            reason = " ".join(str(error).split()) or type(error).__name__
+            logger.warning("TensorBoard log: cannot be written (%s); going on without it", reason)
+            self.writer = None
+
     def scalars(self, group: str, values: Mapping[str, float], iteration: int) -> None:
         """TensorBoard scalars under ``group/``."""
-        if self.writer is not None:
-            for name, value in values.items():
-                self.writer.add_scalar(f"{group}/{name}", value, iteration)
+        with self._writing() as writer:
+            if writer is not None:
+                for name, value in values.items():
+                    writer.add_scalar(_as_text(f"{group}/{name}"), value, iteration)
 
     def steps_of(self, net: nn.Module, iteration: int) -> None:
         """The quantizers' steps, per layer."""
@@ -115,12 +128,15 @@ class Monitor:
         """LR (enlarged by repetition), bicubic, network's and true picture side by side, ``(H, W, 3)`` uint8 RGB."""
         if self.writer is None:
             return
+        name = _as_text(name)
         height, width = row[-1].shape[:2]
         same = [
             p if p.shape == row[-1].shape else cv2.resize(p, (width, height), interpolation=cv2.INTER_NEAREST)
             for p in row
         ]
-        self.writer.add_image(name, np.concatenate(same, axis=1), iteration, dataformats="HWC")
+        with self._writing() as writer:
+            if writer is not None:
+                writer.add_image(name, np.concatenate(same, axis=1), iteration, dataformats="HWC")
 
     def summary(self) -> dict[str, Any]:
         """Seconds of training and the share of them spent waiting for data."""
@@ -130,5 +146,11 @@ class Monitor:
     def close(self) -> None:
         """Closes bar and TensorBoard log."""
         self.bar.close()
-        if self.writer is not None:
-            self.writer.close()
+        with self._writing() as writer:
+            if writer is not None:
+                writer.close()
+
+
+def _as_text(name: str) -> str:
+    """A name that may hold bytes of a file name that are no text, as TensorBoard can take it."""
+    return name.encode("utf-8", "backslashreplace").decode("utf-8")

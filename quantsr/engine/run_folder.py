@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import signal
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ import yaml
 from quantsr.config import Options
 from quantsr.errors import WorkError
 from quantsr.files import write_text
+from quantsr.locks import LOCK_NAME, locked
+from quantsr.temporary import fitting_name, remove_leftovers
 
 logger = logging.getLogger(__name__)
 
@@ -52,22 +55,67 @@ class RunFolder:
         """Log files."""
         return self.root / "log"
 
-    def create(self, options: Options, *, fresh: bool) -> None:
-        """Makes the folders and writes ``options.yml``; an older run of that name is set aside if ``fresh``.
+    def create(self, options: Options) -> None:
+        """Makes the folders and writes ``options.yml``.
 
         Raises:
             WorkError: a folder cannot be made.
         """
-        try:
-            if fresh and self.root.exists():
-                set_aside(self.root)
+        with _folder_failures(self.root):
             for folder in (self.models, self.states, self.log):
                 folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise WorkError(
-                f"{self.root}: cannot be made ({error.strerror}); check path.experiments_root"
-            ) from error
         write_options(options.dump(), self.root)
+
+    def log_path(self, name: str) -> Path:
+        """A log file of this moment for the run of that name."""
+        return dated_log(self.log, "train", name)
+
+
+@contextlib.contextmanager
+def _folder_failures(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise WorkError(
+            f"{folder}: cannot be used ({error.strerror or error}); choose another folder or name"
+        ) from error
+
+
+@contextlib.contextmanager
+def owned(folder: Path) -> Iterator[None]:
+    """While entered, no other process runs in ``folder``; what killed ones left there half written is removed.
+
+    Raises:
+        FolderLockedError: another process runs there.
+        WorkError: the folder cannot be made or written.
+    """
+    with contextlib.ExitStack() as stack:
+        with _folder_failures(folder):
+            stack.enter_context(locked(folder))
+            remove_leftovers(folder)
+        yield
+
+
+@contextlib.contextmanager
+def owned_anew(folder: Path) -> Iterator[None]:
+    """`owned`, of an empty folder: that of an earlier run is set aside. Entered inside `owned`.
+
+    Raises:
+        FolderLockedError: another process was faster.
+        WorkError: the folder cannot be renamed or made.
+    """
+    with contextlib.ExitStack() as stack:
+        with _folder_failures(folder):
+            if any(entry.name != LOCK_NAME for entry in folder.iterdir()):
+                set_aside(folder)
+                stack.enter_context(locked(folder))
+        yield
+
+
+def dated_log(folder: Path, command: str, name: str) -> Path:
+    """``folder/COMMAND_NAME_TIME.log``, the name shortened where it is too long for a file."""
+    ending = f"_{time.strftime('%Y%m%d_%H%M%S')}.log"
+    return folder / (fitting_name(f"{command}_{name}", folder, reserve=len(ending)) + ending)
 
 
 def write_options(options: Mapping[str, Any], folder: Path) -> None:
@@ -85,20 +133,40 @@ def set_aside(folder: Path) -> None:
     Raises:
         OSError: it cannot be renamed.
     """
-    archive = folder.with_name(f"{folder.name}_archived_{time.strftime('%Y%m%d_%H%M%S')}")
+    ending = f"_archived_{time.strftime('%Y%m%d_%H%M%S')}"
+    archive = first = folder.with_name(
+        fitting_name(folder.name, folder.parent, reserve=len(ending) + 4) + ending
+    )
     number = 1
     while archive.exists():
         number += 1
-        archive = archive.with_name(f"{archive.name.partition('~')[0]}~{number}")
+        archive = first.with_name(f"{first.name}~{number}")
     folder.rename(archive)
+    (archive / LOCK_NAME).unlink(missing_ok=True)
     logger.info("%s: an earlier run, renamed to %s", folder, archive.name)
+
+
+class _LogFile(logging.FileHandler):
+    """A log file that costs nothing else: once it cannot be written, one line says so, and it is left."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Called by `logging` inside the handler of the exception."""
+        logging.getLogger("quantsr").removeHandler(self)
+        logger.warning(
+            "%s: cannot be written (%s); the log goes on without it", self.baseFilename, sys.exc_info()[1]
+        )
 
 
 @contextlib.contextmanager
 def log_file(path: Path) -> Iterator[None]:
-    """While entered, the project's log messages also go to ``path``."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handler = logging.FileHandler(path, encoding="utf-8")
+    """While entered, the project's log messages also go to ``path``.
+
+    Raises:
+        WorkError: it cannot be made.
+    """
+    with _folder_failures(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handler = _LogFile(path, encoding="utf-8", errors="backslashreplace")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     project = logging.getLogger("quantsr")
     level = project.level
@@ -110,7 +178,8 @@ def log_file(path: Path) -> Iterator[None]:
     finally:
         project.removeHandler(handler)
         project.setLevel(level)
-        handler.close()
+        with contextlib.suppress(OSError):  # a full disk; it was said
+            handler.close()
 
 
 class StopRequest:

@@ -30,7 +30,12 @@ class Saver:
         content = network_file(model.net, ema, iteration=iteration, options=self.options.dump())
         checkpoint.save(self.folder.models / f"net_g_{label}.pth", content)
 
-    def write(
+    def write_networks(self, model: QuantSRModel, iteration: int) -> None:
+        """Writes the network under its iteration and as ``latest``: before `write_state`, since resuming looks for states."""
+        self.write_network(model, iteration, str(iteration))
+        self.write_network(model, iteration, "latest")
+
+    def write_state(
         self,
         model: QuantSRModel,
         iteration: int,
@@ -39,9 +44,7 @@ class Saver:
         best: Mapping[str, Any] | None,
         validation_due: bool,
     ) -> None:
-        """Writes the network, as ``latest`` too, and the training state; the state last, since resuming looks for it."""
-        self.write_network(model, iteration, str(iteration))
-        self.write_network(model, iteration, "latest")
+        """Writes the training state, and removes older ones than the options keep."""
         state = {
             "state_version": training_state.STATE_VERSION,
             "iteration": iteration,
@@ -55,7 +58,6 @@ class Saver:
         checkpoint.save(self.folder.states / f"{iteration}.state", state)
         if self.options.logger.keep_states:
             training_state.keep_newest(self.folder.states, self.options.logger.keep_states)
-        logger.info("iteration %d: checkpoint written to %s", iteration, self.folder.root)
 
     def set_aside_later(self, iteration: int) -> None:
         """Renames the states of this run behind ``iteration``, from which it goes on: they would pass for its newest.

@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch.distributed as dist
 from torch import nn
 from tqdm.contrib.logging import logging_redirect_tqdm
 
@@ -18,10 +17,10 @@ from quantsr.engine import build, start, training_state
 from quantsr.engine.evaluate import build_sets
 from quantsr.engine.monitor import Monitor
 from quantsr.engine.results import Record, write_results
-from quantsr.engine.run_folder import RunFolder, StopRequest, log_file
+from quantsr.engine.run_folder import RunFolder, StopRequest, log_file, owned, owned_anew
 from quantsr.engine.saving import Saver
-from quantsr.engine.validation import Stopped, Validation
-from quantsr.errors import InputError, StopError
+from quantsr.engine.validation import Stopped, Validation, left_out, metric_arguments
+from quantsr.errors import InputError, StopError, WorkError
 from quantsr.hardware import processes
 from quantsr.hardware.device import resolve_device, seed_everything
 from quantsr.models.quantsr_model import QuantSRModel
@@ -81,25 +80,43 @@ class Trainer:
         backend = group.backend if self.device.type == "cuda" else "gloo"
         processes.join(self.world, backend=backend, port=group.port)
         try:
-            with StopRequest() as self.stop:
-                state = self.saver.find_state(self.auto_resume)
-                if self.world.is_main:
-                    self.folder.create(self.options, fresh=state is None)
-                    if state is not None:
-                        self.saver.set_aside_later(int(state["iteration"]))
-                if dist.is_initialized():
-                    dist.barrier()
+            with StopRequest() as self.stop, contextlib.ExitStack() as held:
+                state = self._enter_folder(held)
                 with self._logging(), logging_redirect_tqdm():
                     return self._run(state)
         finally:
             processes.leave()
 
+    def _enter_folder(self, held: contextlib.ExitStack) -> dict[str, Any] | None:
+        """The main process locks the run's folder and prepares it, the others wait; returns the state to go on from.
+
+        Raises:
+            FolderLockedError: another process trains there.
+            InputError, WorkError: a state cannot be read, the folder cannot be written, or the main process failed.
+        """
+        state: dict[str, Any] | None = None
+        failure: InputError | WorkError | None = None
+        if self.world.is_main:
+            try:
+                held.enter_context(owned(self.folder.root))
+                state = self.saver.find_state(self.auto_resume)
+                if state is None:
+                    held.enter_context(owned_anew(self.folder.root))
+                self.folder.create(self.options)
+                if state is not None:
+                    self.saver.set_aside_later(int(state["iteration"]))
+            except (InputError, WorkError) as error:
+                failure = error
+        if processes.agree(failure is not None, self.device):
+            raise failure or WorkError(
+                f"{self.folder.root}: the first process cannot use it; see its message"
+            )
+        return state if self.world.is_main else self.saver.find_state(self.auto_resume)
+
     def _logging(self) -> contextlib.AbstractContextManager[None]:
         """The main process logs to a file too; of the others only warnings are heard."""
         if self.world.is_main:
-            return log_file(
-                self.folder.log / f"train_{self.options.name}_{time.strftime('%Y%m%d_%H%M%S')}.log"
-            )
+            return log_file(self.folder.log_path(self.options.name))
         logging.getLogger("quantsr").setLevel(logging.WARNING)
         return contextlib.nullcontext()
 
@@ -107,7 +124,8 @@ class Trainer:
         start.set_modes(self.train_options)
         seed_everything(self.options.manual_seed + self.world.rank)
         self.loader = start.train_loader(self.options, self.world, self.device)
-        sets = build_sets(self.options.sets("val"), self.options.scale)
+        metrics = metric_arguments(self.options)
+        sets = build_sets(self.options.sets("val"), self.options.scale, metrics, left_out)
         self.validation = Validation(self.options, sets, self.folder)
         net = build.build_for_options(self.options).to(self.device)
         if state is None:
@@ -140,6 +158,8 @@ class Trainer:
         records: list[Record] = []
         if validation_due or self.iteration >= total:
             records = self._validate(monitor)
+        if validation_due:
+            self._save_state()
         monitor.resume()
         while self.iteration < total:
             self._leave_if_asked(validation_due=False)
@@ -156,10 +176,14 @@ class Trainer:
                 log = self.model.get_current_log()
                 monitor.report(self.iteration, self.model.stage, self.model.get_current_learning_rate(), log)
                 monitor.steps_of(self.model.net, self.iteration)
-            if done or self._validation_falls_due():
+            validate = bool(self.validation.sets) and (done or self._validation_falls_due())
+            save = done or self.iteration % self.options.logger.save_checkpoint_freq == 0
+            if save:  # first, so that whatever happens while pictures are upscaled costs no iterations
+                self._save(validation_due=validate)
+            if validate:
                 records = self._validate(monitor)
-            if done or self.iteration % self.options.logger.save_checkpoint_freq == 0:
-                self._save()
+                if save:
+                    self._save_state()  # with what the validation found
         summary = monitor.summary()
         logger.info(
             "trained to iteration %d: %.0f s in this session, %.2f %% of it waiting for data",
@@ -277,7 +301,13 @@ class Trainer:
     def _save(self, *, validation_due: bool = False) -> None:
         self.model.check_finite(weights=True)
         if self.world.is_main:
-            self.saver.write(
+            self.saver.write_networks(self.model, self.iteration)
+        self._save_state(validation_due=validation_due)
+        logger.info("iteration %d: checkpoint written to %s", self.iteration, self.folder.root)
+
+    def _save_state(self, *, validation_due: bool = False) -> None:
+        if self.world.is_main:
+            self.saver.write_state(
                 self.model,
                 self.iteration,
                 loader=self.loader.state_dict(),

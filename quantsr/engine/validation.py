@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -23,9 +24,11 @@ from quantsr.engine.evaluate import (
     evaluate,
     evaluating,
     network_upscaler,
+    picture_name,
 )
 from quantsr.engine.results import Record, mean_value, table
 from quantsr.engine.run_folder import RunFolder
+from quantsr.engine.saved_pictures import unique_names
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +38,12 @@ SHOWN_PICTURES = 2
 
 class Stopped(Exception):
     """A signal came during a validation."""
+
+
+def left_out(what: str, error: Exception) -> None:
+    """A picture costs the training nothing but itself: one line of the log says why it is missing."""
+    reason = " ".join(str(error).split()) or type(error).__name__
+    logger.warning("%s: left out of the validation (%s)", what, reason)
 
 
 def metric_arguments(options: Options) -> dict[str, dict[str, Any]]:
@@ -73,8 +82,9 @@ class Validation:
         """The bicubic rows, computed once; empty where ``val.baseline`` is off."""
         if self._baseline is None:
             wanted = self.options.val is not None and self.options.val.baseline
-            self._baseline = (
-                bicubic(self.sets, metrics=self.metrics, provenance=self.provenance(None)) if wanted else []
+            sets = self.sets if wanted else ()
+            self._baseline = bicubic(
+                sets, metrics=self.metrics, provenance=self.provenance(None), leave_out=left_out
             )
         return self._baseline
 
@@ -112,6 +122,7 @@ class Validation:
                 saving=saving,
                 provenance=self.provenance(iteration),
                 progress=advance,
+                leave_out=left_out,
             )
         beside = [*self.baseline(), *records]
         for dataset in self.sets:
@@ -124,14 +135,18 @@ class Validation:
             return
         dataset = self.sets[0]
         upscale = network_upscaler(net, (None,), scale=dataset.scale)
-        for index in range(min(SHOWN_PICTURES, len(dataset.pictures))):
-            item = dataset.pictures[index]
-            with evaluating(net):
-                (sr,) = upscale(item["lq"])
-            yield (
-                f"{dataset.name}/{item['name']}",
-                [item["lq"], imresize_uint8(item["lq"], dataset.scale), sr, item["gt"]],
-            )
+        shown = range(min(SHOWN_PICTURES, len(dataset.pictures)))
+        names = unique_names([picture_name(dataset.pictures, index) for index in shown])
+        for index, name in enumerate(names):
+            try:
+                item = dataset.pictures[index]
+                with evaluating(net):
+                    (sr,) = upscale(item["lq"])
+                row = [item["lq"], imresize_uint8(item["lq"], dataset.scale), sr, item["gt"]]
+            except Exception as error:  # as in `evaluate`
+                left_out(f"{dataset.name}: {name}, shown", error)
+            else:
+                yield f"{dataset.name}/{name}", row
 
     def better_than(
         self, best: Mapping[str, Any] | None, records: Sequence[Record], iteration: int, stage: int
@@ -140,11 +155,21 @@ class Validation:
 
         Counted is the first metric of the options, averaged over sets and evaluated depths. Stage 2 begins a new
         count: its networks serve all depths, which stage 1's do not; so does another metric, after a resumption.
+        Where pictures were left out, the values of two iterations may be of different pictures.
         """
         assert self.options.val is not None
         metric = next(iter(self.metrics))
-        value = mean_value(records, metric)
-        if best is not None and (best["stage"], best["metric"]) == (stage, metric):
+        value = (
+            mean_value(records, metric) if any(record.metric == metric for record in records) else math.nan
+        )
+        if math.isnan(value):
+            logger.warning("iteration %d: no value of %s; not compared with the best", iteration, metric)
+            return None
+        if (
+            best is not None
+            and (best["stage"], best["metric"]) == (stage, metric)
+            and not math.isnan(best["value"])
+        ):
             lower = self.options.val.metrics[metric].better == "lower"
             if not (value < best["value"] if lower else value > best["value"]):
                 return None

@@ -78,7 +78,7 @@ def _small_validation_set(monkeypatch: pytest.MonkeyPatch, pictures: Path) -> No
     """The tiny training pictures stand in for scikit-image's, which take a second."""
     from quantsr.engine import evaluate
 
-    def build(datasets: dict[str, Any], scale: int) -> list[evaluate.EvalSet]:
+    def build(datasets: dict[str, Any], scale: int, *_: Any) -> list[evaluate.EvalSet]:
         from quantsr.data.evaluation import build_eval_dataset
 
         made = {"name": "tinyval", "type": "PairedImageDataset", "dataroot_gt": str(pictures)}

@@ -1,0 +1,88 @@
+"""Upscaled pictures as files: names that do not collide, fit, and may be any bytes; each written whole or not at all."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quantsr.data.images import encode_png
+from quantsr.errors import WorkError
+from quantsr.files import write_bytes
+from quantsr.temporary import fitting_name
+
+Picture = NDArray[np.uint8]
+"""uint8 ``(H, W, 3)``, RGB."""
+
+LeaveOut = Callable[[str, Exception], None]
+"""Called with the name of a picture that is left out, or not written, and the reason; it raises, or returns to go on."""
+
+
+@dataclass(frozen=True)
+class Saving:
+    """Where and how many upscaled pictures are written: ``folder/SET/NAME_SUFFIX.png``."""
+
+    folder: Path
+    suffix: str = ""
+    limit: int | None = None
+
+
+def save_picture(path: Path, picture: Picture) -> None:
+    """Writes a PNG, whatever bytes its name is made of.
+
+    Raises:
+        WorkError: it could not be written.
+    """
+    write_bytes(path, encode_png(picture), sync=False)
+
+
+def save_outputs(
+    folder: Path,
+    picture: str,
+    ending: str,
+    outputs: Mapping[int | None, Picture],
+    leave_out: LeaveOut | None,
+) -> None:
+    """Writes what all depths made of one picture as ``folder/PICTURE_ENDING_depthN.png``.
+
+    Raises:
+        WorkError: one cannot be written, and ``leave_out`` is None.
+    """
+    for depth, sr in outputs.items():
+        last = "" if depth is None else f"depth{depth}"
+        tail = file_stem("".join(f"_{part}" for part in (ending, last) if part)) + ".png"
+        stem = fitting_name(picture, folder, reserve=len(os.fsencode(tail)))
+        try:
+            save_picture(folder / f"{stem}{tail}", sr)
+        except WorkError as error:
+            if leave_out is None:
+                raise
+            leave_out(f"{folder.name}: {picture}, saved", error)
+
+
+def file_stem(name: str) -> str:
+    """A picture's name, or a part of it, as its saved file has it."""
+    return name.replace("/", "-").replace(" ", "-")
+
+
+def unique_names(names: Sequence[str]) -> list[str]:
+    """Names of files for pictures, in their order: two that would be saved under one name get numbers.
+
+    Capital letters make no difference, as on the file systems of Windows and macOS.
+    """
+    taken = {file_stem(name).casefold() for name in names}
+    seen: set[str] = set()
+    found = []
+    for name in names:
+        stem, number = file_stem(name), 1
+        unique = stem
+        while unique.casefold() in seen or (number > 1 and unique.casefold() in taken):
+            number += 1
+            unique = f"{stem}~{number}"
+        seen.add(unique.casefold())
+        found.append(unique)
+    return found
