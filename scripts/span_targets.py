@@ -25,10 +25,11 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from quantsr.data.images import encode_png, list_images, read_rgb
+from quantsr.data.images import encode_png, read_rgb
 from quantsr.data.resize import imresize_uint8, mod_crop
 from quantsr.errors import InputError
 from quantsr.files import replace_file
+from quantsr.pictures.listing import list_images
 
 FLOAT16 = 0x01306B47
 """What ncnn writes before weights in half precision; 0 before float32."""

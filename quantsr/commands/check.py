@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
+from quantsr.analysis.survey import problems_of
 from quantsr.commands.arguments import add_option_arguments
 from quantsr.config import networks, registries
 from quantsr.config.binding import with_defaults
@@ -15,7 +16,7 @@ from quantsr.config.comparison import Comparison
 from quantsr.config.folders import count_pictures, is_left_out
 from quantsr.config.load import load_options, read_options
 from quantsr.config.schema import Options
-from quantsr.loading import trained_network
+from quantsr.errors import OptionsError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,7 +38,6 @@ def run(args: argparse.Namespace) -> int:
 
     Raises:
         OptionsError: with every problem found; the command line prints them and exits with 2.
-        InputError: the checkpoint of a test cannot be loaded.
     """
     read = read_options(args.opt)
     given: dict[str, Any] = {"check_paths": not args.no_paths, "read": read}
@@ -45,8 +45,8 @@ def run(args: argparse.Namespace) -> int:
         return _say_comparison(args.opt, load_comparison(args.opt, args.set, args.force_yml, **given))
     is_train = args.purpose == "train" if args.purpose else "train" in read[0]
     options = load_options(args.opt, args.set, args.force_yml, is_train=is_train, **given)
-    if not is_train and not args.no_paths:
-        trained_network(options)  # says whether the checkpoint is one of this network
+    if not args.no_paths and (problems := problems_of(options, is_train)):
+        raise OptionsError([f"{args.opt}: {problem}" for problem in problems])
     sys.stdout.write(f"{args.opt}: no problems\n")
     for label, text in summary(options, is_train):
         sys.stdout.write(f"  {label:<10} {text}\n")

@@ -9,7 +9,7 @@ from typing import Any
 
 from quantsr.config.problems import KeyPath, Problems
 from quantsr.errors import InputError
-from quantsr.pictures.names import pictures_in
+from quantsr.pictures.listing import list_images
 from quantsr.trained_files.names import PACKED, resolve
 
 _ROOTS = ("dataroot_gt", "dataroot_lq", "dataroot_soft")
@@ -112,6 +112,10 @@ def check_dataset(key: str, dataset: dict[str, Any], problems: Problems) -> None
     if isinstance(meta, str) and _count_lines(meta) is None:
         what = "cannot be read as UTF-8 text" if os.path.isfile(meta) else "does not exist"
         problems.add(("datasets", key, "meta_info_file"), f"{meta!r} {what}; correct the path")
+    elif isinstance(meta, str) and not lmdb:
+        for folder in [root_gt] if isinstance(root_gt, str) else root_gt or []:
+            if isinstance(folder, str) and os.path.isdir(folder):
+                _check_listed(key, folder, meta, problems)
     if not lmdb and meta is None and names.get("dataroot_gt") and names.get("dataroot_lq"):
         _check_pairs(
             key, dataset.get("filename_tmpl", "{}"), names["dataroot_gt"], names["dataroot_lq"], problems
@@ -123,15 +127,13 @@ def count_pictures(dataset: Any) -> int | None:
     if dataset.type == "SkimageDataset":
         return 3
     lmdb = dataset.io_backend.type == "lmdb"  # whose own list counts
-    if dataset.meta_info_file is not None and not lmdb:
-        return _count_lines(dataset.meta_info_file)
     roots = dataset.dataroot_gt or dataset.dataroot_lq
     folders = [roots] if isinstance(roots, str) else roots or []
     if not folders or not all(os.path.isdir(folder) for folder in folders):
         return None
     if lmdb:
         return sum(_count_lines(os.path.join(folder, "meta_info.txt")) or 0 for folder in folders)
-    return sum(len(_pictures(folder)) for folder in folders)
+    return sum(len(_pictures(folder, dataset.meta_info_file)) for folder in folders)
 
 
 def _check_folder(key: tuple[str, str], folder: str, lmdb: bool, problems: Problems) -> list[str]:
@@ -176,8 +178,20 @@ def _check_pairs(key: str, template: Any, gt: list[str], lq: list[str], problems
         )
 
 
-def _pictures(folder: str) -> list[str]:
-    return [path.name for path in pictures_in(Path(folder))]
+def _check_listed(key: str, folder: str, meta: str, problems: Problems) -> None:
+    try:
+        list_images(Path(folder), meta)
+    except InputError as error:
+        text = str(error).removeprefix("meta_info_file: ")
+        problems.add(("datasets", key, "meta_info_file"), text)
+
+
+def _pictures(folder: str, meta: str | None = None) -> list[str]:
+    """The names of the pictures that a run finds there; none where it would refuse the folder."""
+    try:
+        return [path.name for path in list_images(Path(folder), meta)]
+    except (InputError, OSError):
+        return []
 
 
 def _count_lines(path: str) -> int | None:

@@ -94,11 +94,39 @@ def apply_overrides(
             )
             continue
         try:
-            value = None if text.strip().lower() in ("none", "~", "") else parse_yaml(text, f"{flag} {entry}")
+            value = _typed_value(text, f"{flag} {entry}")
         except InputError as error:
             problems.lines.append(str(error))
             continue
         _set(options, keys, value, flag, problems)
+
+
+_NULLS = ("none", "null", "~", "")
+_ENDS = {"'": "'", '"': '"', "[": "]", "{": "}"}
+
+
+def _typed_value(text: str, where: str) -> Any:
+    """The value of an argument: YAML, but text is taken as it stands, with everything that YAML would take for a comment.
+
+    Raises:
+        InputError: it is not YAML, or more stands behind a quoted text, a list or a section.
+    """
+    text = text.strip()
+    if text.lower() in _NULLS:
+        return None
+    value = parse_yaml(text, where)
+    end = _ENDS.get(text[0])
+    if end is not None:
+        if not text.endswith(end):
+            raise InputError(
+                f"{where}: more text behind the closing {end}; remove it, or quote the whole value"
+            )
+        return value
+    if isinstance(value, dict) or text.startswith("!"):
+        return value
+    if value is None or isinstance(value, (str, list)) or "#" in text:
+        return text
+    return value
 
 
 def _set(options: dict[str, Any], keys: KeyPath, value: Any, flag: str, problems: Problems) -> None:

@@ -13,6 +13,11 @@ from quantsr.depth import default_depths
 _BITS = (*range(2, 9), 32)
 _COUNTS = ("num_in_ch", "num_out_ch", "num_feat", "num_block", "embed_dim", "layers_per_block", "window_size")
 
+CHANNELS = 3
+"""Of every picture that is read."""
+
+_CHANNELS = ("num_in_ch", "num_out_ch", "in_chans")
+
 
 def check_network(key: str, section: Any, scale: Any, problems: Problems) -> dict[str, Any] | None:
     """Check ``type`` and keyword arguments of a network section against its constructor.
@@ -35,8 +40,7 @@ def check_network(key: str, section: Any, scale: Any, problems: Problems) -> dic
         return None
     given = {word: value for word, value in section.items() if word != "type"}
     bound = bind((key,), name, known[name], given, problems)
-    sound = {word: value for word, value in given.items() if word in bound}
-    _check_values(key, sound, problems)
+    _check_values(key, bound, problems)
     _check_depths(key, bound, problems)
     if isinstance(scale, int) and isinstance(bound.get("upscale"), int) and bound["upscale"] != scale:
         written = "is" if "upscale" in given else "is by default"
@@ -69,6 +73,12 @@ def _check_values(key: str, given: dict[str, Any], problems: Problems) -> None:
             problems.add((key, word), f"bits must be 2..8, or 32 for float, got {show(value)}")
         elif word in _COUNTS and not (isinstance(value, int) and value > 0):
             problems.add((key, word), f"must be a whole number > 0, got {show(value)}")
+        elif word in _CHANNELS and value != CHANNELS:
+            problems.add(
+                (key, word),
+                f"must be {CHANNELS}, got {show(value)}: pictures are red, green and blue here, gray ones too; "
+                f"set {CHANNELS}",
+            )
         elif word == "quantizer" and isinstance(value, str):
             known = registries.quantizers()
             if value not in known:

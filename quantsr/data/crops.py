@@ -13,11 +13,12 @@ import torch
 from torch.utils.data import Dataset
 
 from quantsr.basicsr_compat import DATASET_REGISTRY
-from quantsr.data.images import as_folders, list_images, pair_up, partner
+from quantsr.data.images import as_folders
 from quantsr.data.options import complete
 from quantsr.data.resize import U8
 from quantsr.data.store import PictureStore, Source
 from quantsr.errors import InputError
+from quantsr.pictures.listing import list_images, pair_up, partner
 
 #: Crops taken from a picture before its window moves on, where not all pictures fit into memory: decoding and
 #: shrinking a 2K picture (some 120 ms) then costs 2 ms a crop.

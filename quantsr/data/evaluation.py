@@ -11,10 +11,11 @@ from typing import Any, TypedDict
 
 import numpy as np
 
-from quantsr.data.images import as_folders, decode, list_images, pair_up, picture_size, read_rgb
+from quantsr.data.images import as_folders, decode, picture_size, read_rgb
 from quantsr.data.options import complete
 from quantsr.data.resize import U8, imresize_uint8, mod_crop
 from quantsr.errors import InputError
+from quantsr.pictures.listing import list_images, pair_up
 
 #: The photographs that scikit-image ships as PNG (public domain / CC0), and their sizes.
 SKIMAGE_PICTURES = ("astronaut", "coffee", "chelsea")

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import io
 import logging
 import os
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
@@ -20,7 +18,6 @@ from quantsr.pictures import opencv
 from quantsr.pictures.decode import decode as decode_whole
 from quantsr.pictures.decode import eight_bits
 from quantsr.pictures.formats import DamagedError, number_of_frames, opened
-from quantsr.pictures.names import SUFFIXES, pictures_in
 from quantsr.pictures.whole import is_whole_jpeg
 
 logger = logging.getLogger(__name__)
@@ -36,55 +33,6 @@ def as_folders(roots: str | os.PathLike[str] | Sequence[str | os.PathLike[str]])
     if isinstance(roots, (str, os.PathLike)):
         roots = [roots]
     return [Path(root).expanduser() for root in roots]
-
-
-def list_images(folder: Path, meta_info_file: str | None = None) -> list[Path]:
-    """The pictures directly in a folder, without hidden files, in the order of their names, or those that BasicSR's ``meta_info_file`` lists.
-
-    Raises:
-        InputError: there is no such folder, or no picture in it, or a listed one is missing.
-    """
-    if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder; name a folder of pictures")
-    if meta_info_file is not None:
-        return _listed(folder, Path(meta_info_file).expanduser())
-    found = pictures_in(folder)
-    for path in sorted(folder.iterdir()):
-        if path.suffix.lower() in SUFFIXES and path.is_symlink() and not path.exists():
-            logger.warning("%s: a link to a file that is not there; left out", path)
-    if not found:
-        raise InputError(
-            f"{folder}: no pictures in it; expected files ending in {', '.join(sorted(SUFFIXES))}"
-        )
-    return found
-
-
-def _listed(folder: Path, meta_info_file: Path) -> list[Path]:
-    """The pictures that a BasicSR meta-information file names (``NAME (h,w,c)``, one a line).
-
-    A name may hold spaces. A byte-order mark and the line ends of Windows are no part of one.
-    """
-    try:
-        lines = meta_info_file.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        what = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-        raise InputError(
-            f"meta_info_file: {meta_info_file} cannot be read ({what}); check the path"
-        ) from None
-    paths = [_named_in(line.strip(), folder) for line in lines if line.strip()]
-    missing = next((path for path in paths if not path.is_file()), None)
-    if missing is not None or not paths:
-        raise InputError(
-            f"meta_info_file: {meta_info_file} names {missing or 'no picture'}, which is not there; check both"
-        )
-    return paths
-
-
-def _named_in(line: str, folder: Path) -> Path:
-    """The picture that a line of a meta-information file names."""
-    match = re.fullmatch(r"(.*?)\s+\([\d,\s]+\)(\s+\d+)?", line)
-    whole = folder / (match[1] if match else line)
-    return whole if match or whole.is_file() else folder / line.split()[0]
 
 
 def decode(content: bytes | memoryview, name: str | Path) -> U8:
@@ -167,39 +115,3 @@ def is_written(path: Path) -> bool:
         return path.stat().st_size > 0
     except OSError:
         return False
-
-
-def partner(folder: Path, stem: str, suffix: str) -> Path | None:
-    """The picture called ``stem`` in a folder: with the same suffix if there is one, else with any other."""
-    exact = folder / f"{stem}{suffix}"
-    if exact.is_file():
-        return exact
-    endings = [
-        ending
-        for lower in sorted(SUFFIXES)
-        for ending in (lower, lower.upper(), f".{lower[1:].capitalize()}")
-    ]
-    return next((p for ending in endings if (p := folder / f"{stem}{ending}").is_file()), None)
-
-
-def pair_up(gt_paths: Iterable[Path], lq_folder: Path, filename_tmpl: str = "{}") -> list[tuple[Path, Path]]:
-    """Each ground-truth picture with its low-resolution one, called ``filename_tmpl`` with its name for ``{}``.
-
-    Raises:
-        InputError: one is missing, or the template has not one ``{}``.
-    """
-    if filename_tmpl.count("{}") != 1:
-        raise InputError(
-            f"filename_tmpl: needs one '{{}}', where the picture's name goes, got {filename_tmpl!r}"
-        )
-    pairs = []
-    for gt in gt_paths:
-        stem = filename_tmpl.replace("{}", gt.stem)
-        lq = partner(lq_folder, stem, gt.suffix)
-        if lq is None:
-            raise InputError(
-                f"{lq_folder / (stem + gt.suffix)}: the LR picture of {gt.name} is missing; "
-                "check dataroot_lq and filename_tmpl, or make it with `quantsr prepare bicubic`"
-            )
-        pairs.append((gt, lq))
-    return pairs

@@ -18,11 +18,13 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from quantsr.basicsr_compat import DATASET_REGISTRY
 from quantsr.config.arguments import takes_dict
 from quantsr.config.binding import parameters
-from quantsr.data.crops import CroppedImageDataset, epoch_order, sample_rng
+from quantsr.data.crops import CroppedImageDataset, epoch_order, find_sources, sample_rng
 from quantsr.data.device_crops import DeviceCrops, fits
 from quantsr.data.images import read_rgb
 from quantsr.data.options import complete, for_basicsr
+from quantsr.data.store import Source, check_partners, large_enough
 from quantsr.errors import InputError, WorkError
+from quantsr.pictures.listing import list_images, pair_up
 
 logger = logging.getLogger(__name__)
 
@@ -329,15 +331,42 @@ def build_train_loader(
     )
 
 
+def check_training_set(options: Any, scale: int) -> None:
+    """Does what building the loader does, up to decoding: lists the pictures, pairs them, and reads their headers.
+
+    Raises:
+        InputError: as `build_train_loader`, and for pictures that a later batch would stumble over.
+    """
+    opt = complete(options, phase="train", scale=scale, seed=0)
+    kind, size = str(opt["type"]), int(opt.get("gt_size") or 0)
+    if kind == CroppedImageDataset.__name__:
+        sources, _ = large_enough(find_sources(opt), size)
+        check_partners(sources, scale)
+    elif kind in DATASET_REGISTRY:
+        paths = getattr(_build(kind, opt), "paths", None)
+        if kind == "PairedImageDataset" and opt["io_backend"].get("type") == "disk" and paths:
+            sources = [Source(Path(pair["gt_path"]), Path(pair["lq_path"])) for pair in paths]
+            kept, _ = large_enough(sources, size)
+            if len(kept) < len(sources):
+                raise InputError(
+                    f"{opt['dataroot_gt']}: pictures are smaller than gt_size {size}, which {kind} does not skip; "
+                    "remove them, or use CroppedImageDataset"
+                )
+            check_partners(sources, scale)
+
+
 def _build(kind: str, opt: dict[str, Any]) -> Dataset[Any]:
     """A registered data set, BasicSR's or one's own; its assertions and missing files become one line."""
     target = DATASET_REGISTRY.get(kind)
+    listed = _listed_pairs(opt) if kind == "PairedImageDataset" else None
     if takes_dict(target):
         arguments: dict[str, Any] = {"opt": for_basicsr(opt)}
     else:
         arguments = {word: opt[word] for word in parameters(target) if word in opt}
     try:
         dataset: Dataset[Any] = target(**arguments)
+        if listed is not None:
+            dataset.paths = listed  # type: ignore[attr-defined]
     except (AssertionError, OSError, KeyError, ValueError) as error:
         raise InputError(
             f"{opt.get('name', kind)}: {kind} refuses its options ({error}); check the folders and keys"
@@ -345,3 +374,16 @@ def _build(kind: str, opt: dict[str, Any]) -> Dataset[Any]:
     if len(dataset) == 0:  # type: ignore[arg-type]
         raise InputError(f"{opt['dataroot_gt']}: no pictures in it; check dataroot_gt")
     return dataset
+
+
+def _listed_pairs(opt: dict[str, Any]) -> list[dict[str, str]] | None:
+    """The pairs of a ``meta_info_file`` in the form of BasicSR's, whose own reader knows no spaces and no byte-order mark.
+
+    Raises:
+        InputError: one of the pictures is missing.
+    """
+    if not opt.get("meta_info_file") or opt["io_backend"].get("type") != "disk":
+        return None
+    gt_paths = list_images(Path(opt["dataroot_gt"]), opt["meta_info_file"])
+    pairs = pair_up(gt_paths, Path(opt["dataroot_lq"]), opt.get("filename_tmpl") or "{}")
+    return [{"lq_path": str(lq), "gt_path": str(gt)} for gt, lq in pairs]

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import cv2
 
-from quantsr.data.images import list_images, read_rgb, write_file
+from quantsr.data.images import read_rgb, write_file
 from quantsr.data.resize import imresize_uint8, mod_crop
 from quantsr.errors import InputError, WorkError
+from quantsr.pictures.listing import list_images
 
 #: What one side of a picture is divided by: 1920x1080 becomes 640x360.
 SHRINK = 3

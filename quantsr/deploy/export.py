@@ -11,7 +11,7 @@ import numpy as np
 import openvino
 
 from quantsr.data.evaluation import build_eval_dataset
-from quantsr.data.images import list_images, read_rgb
+from quantsr.data.images import read_rgb
 from quantsr.data.mini import mini_folder
 from quantsr.data.resize import imresize_uint8
 from quantsr.deploy import integer_reference, onnx_model, packing
@@ -21,6 +21,7 @@ from quantsr.deploy.restrict import restrict
 from quantsr.engine.evaluate import EvalSet, Upscale
 from quantsr.errors import InputError
 from quantsr.files import failures_named
+from quantsr.pictures.listing import list_images
 from quantsr.temporary import folder_beside, remove_leftovers
 
 logger = logging.getLogger(__name__)

@@ -16,7 +16,7 @@ from quantsr.archs.dqa import DepthDynamic
 from quantsr.basicsr_compat import MODEL_REGISTRY, BaseModel
 from quantsr.config import Options
 from quantsr.depth import rank_by_loss
-from quantsr.errors import WorkError
+from quantsr.errors import InputError, WorkError
 from quantsr.hardware.device import computes_in_bf16
 from quantsr.hardware.processes import World
 from quantsr.models.distillation import Distillation, output_loss
@@ -267,6 +267,11 @@ class QuantSRModel(BaseModel):
             else:
                 outputs, weights = list(self.net_g(lq, depth=self.depths)), list(self.depth_weights())
         outputs = [output.float() for output in outputs]
+        if outputs[0].shape != gt.shape:  # the loss would repeat what is missing
+            raise InputError(
+                f"network_g: makes {tuple(outputs[0].shape)} of crops whose ground truth is {tuple(gt.shape)}; it must "
+                "have 3 output channels and the options' scale"
+            )
         terms = {f"l_{name}": value * weights[0] for name, value in self.loss(outputs[0], gt).items()}
         for depth, output, weight in list(zip(self.depths, outputs, weights, strict=False))[1:]:
             for name, value in self.loss(output, gt).items():

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from quantsr.cli import main
 from quantsr.config import Options
@@ -96,7 +97,7 @@ def test_an_optional_set_may_be_absent(
 ) -> None:
     there = {"name": "there", "type": "PairedImageDataset", "dataroot_gt": "hr"}
     (tmp_path / "hr").mkdir()
-    (tmp_path / "hr" / "a.png").write_bytes(b"")
+    Image.new("RGB", (32, 32)).save(tmp_path / "hr" / "a.png")
     bare["datasets"] = {"test_1": there, "test_2": {**there, "name": "away", "dataroot_gt": "away"}}
     found = problems(bare, is_train=False, check_paths=True)
     assert len(found) == 1

@@ -13,11 +13,11 @@ import pytest
 from PIL import Image
 
 from quantsr.data.images import decode as decode_for_training
-from quantsr.data.images import list_images
 from quantsr.data.store import picture_size
 from quantsr.errors import InputError, one_line
 from quantsr.pictures import formats, names, whole
 from quantsr.pictures.decode import decode
+from quantsr.pictures.listing import list_images
 from tests.pictures.tiff import tiff
 
 POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 20 20\n%%EndComments\n{} loop\n"
