@@ -1,0 +1,288 @@
+"""SIGKILL at random moments: nothing is lost, nothing half done stands under a final name, and a rerun ends the work."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import http.server
+import multiprocessing
+import os
+import sys
+import threading
+import time
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from quantsr.cli import main
+from quantsr.data import download
+from quantsr.deploy import packing
+from quantsr.trained_files import checkpoint
+from tests.stress.conftest import Budget
+
+pytestmark = pytest.mark.stress
+
+ITERATIONS = 60
+ARCHIVE = "div2k-valid"
+
+_context = multiprocessing.get_context("forkserver")
+_context.set_forkserver_preload(
+    ["tests.stress.test_kills", "quantsr.commands.train", "quantsr.commands.compare"]
+)
+
+
+def run_command(words: list[str], log: str, base: str | None, md5: str | None) -> None:
+    """Runs one command in a process of its own, what it says into a file; ``base`` and ``md5`` of a download."""
+    handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(handle, 1)
+    os.dup2(handle, 2)
+    torch.set_num_threads(1)
+    if base is not None and md5 is not None:
+        old = download.ARCHIVES[ARCHIVE]
+        download._BASE = base
+        download.ARCHIVES[ARCHIVE] = download.Archive(old.file, md5, old.folder)
+    sys.exit(main(words))
+
+
+class Commands:
+    """Starts commands, and kills them.
+
+    Attributes:
+        kills: how many processes were killed while they ran.
+        log: what all of them said.
+    """
+
+    def __init__(self, log: Path) -> None:
+        self.kills = 0
+        self.log = log
+        self.base: str | None = None
+        self.md5: str | None = None
+
+    def run(self, words: list[str], kill_after: float | None = None) -> int | None:
+        """Run a command to its end, or kill it after some seconds; its exit code, None where it was killed."""
+        process = _context.Process(target=run_command, args=(words, str(self.log), self.base, self.md5))
+        process.start()
+        process.join(120 if kill_after is None else kill_after)
+        killed = process.is_alive()
+        process.kill()
+        process.join()
+        if killed:
+            assert kill_after is not None, f"{words} takes for ever"
+            self.kills += 1
+            return None
+        return process.exitcode
+
+    def seconds(self, words: list[str]) -> float:
+        """How long a command takes that is not disturbed."""
+        begin = time.perf_counter()
+        assert self.run(words) == 0, self.log.read_text()
+        return time.perf_counter() - begin
+
+    def check_log(self) -> None:
+        """No command ended in a traceback."""
+        assert "Traceback" not in self.log.read_text(errors="replace")
+
+
+@pytest.fixture
+def commands(tmp_path: Path) -> Iterator[Commands]:
+    """Prints how many processes were killed."""
+    found = Commands(tmp_path / "commands.log")
+    yield found
+    print(f"{found.kills} kills")
+
+
+def write_pictures(folder: Path, count: int, side: int) -> None:
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for number in range(count):
+        small = rng.random((8, 8, 3)).astype(np.float32)
+        picture = cv2.resize(small, (side, side), interpolation=cv2.INTER_CUBIC).clip(0, 1)
+        cv2.imwrite(str(folder / f"p{number}.png"), (255 * picture).astype(np.uint8))
+
+
+def training(folder: Path) -> dict[str, Any]:
+    """A training of a second or two that saves, validates and changes its stage all the time."""
+    write_pictures(folder / "pictures", 3, 40)
+    pictures = str(folder / "pictures")
+    metrics = {"psnr": {"type": "calculate_psnr"}, "ssim": {"type": "calculate_ssim"}}
+    return {
+        "scale": 2,
+        "num_gpu": 0,
+        "datasets": {
+            "train": {"name": "t", "type": "CroppedImageDataset", "dataroot_gt": pictures, "gt_size": 16, "batch_size_per_gpu": 2},
+            "val": {"name": "v", "type": "PairedImageDataset", "dataroot_gt": pictures},
+        },
+        "network_g": {"type": "QuantSR_C", "num_feat": 8, "num_block": 2, "upscale": 2, "depths": [2, 1]},
+        "path": {"experiments_root": str(folder / "experiments")},
+        "train": {
+            "total_iter": ITERATIONS,
+            "optim_g": {"type": "Adam", "lr": 1e-3},
+            "scheduler": {"type": "CosineAnnealingRestartLR"},
+            "precision": "fp32",
+            "compile": False,
+        },
+        "val": {"val_freq": 6, "metrics": metrics, "save_img": True, "pbar": False},
+        "logger": {"print_freq": 10, "save_checkpoint_freq": 3, "use_tb_logger": False},
+    }  # fmt: skip
+
+
+def leftovers(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob(".quantsr*") if path.name.startswith(".quantsr.")]
+
+
+def same(a: Any, b: Any) -> bool:
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, list):
+        return len(a) == len(b) and all(map(same, a, b))
+    return bool(a == b)
+
+
+def test_killed_trainings_end_with_the_same_bits(budget: Budget, commands: Commands, tmp_path: Path) -> None:
+    """However often one is killed: network, optimizer, random states and the best network are those of one that was not."""
+    file = tmp_path / "run.yml"
+    file.write_text(yaml.safe_dump({"name": "through", **training(tmp_path)}))
+    seconds = commands.seconds(["train", "-opt", str(file)])
+    root = tmp_path / "experiments"
+    names = [f"training_states/{ITERATIONS}.state", "models/net_g_best.pth", "models/net_g_latest.pth"]
+    wanted = {name: checkpoint.load(root / "through" / name) for name in names}
+    for number in budget.rounds():
+        run = root / f"run{number}"
+        words = ["train", "-opt", str(file), "--auto-resume", "--set", f"name={run.name}"]
+        for _ in range(budget.rng.randint(1, 6)):
+            code = commands.run(words, budget.rng.uniform(0.05, 0.8 * seconds))
+            assert code in (None, 0)
+            for path in (run / "models").glob("*.pth"):
+                checkpoint.load(path)
+        assert commands.run(words) == 0
+        for name in names:
+            found = checkpoint.load(run / name)
+            for content in (found, wanted[name]):
+                content.pop("config_hash", None)
+                content.get("quantsr", {}).pop("options", None)
+            assert same(found, wanted[name]), f"{name} of {run.name}"
+        assert leftovers(root) == []
+    commands.check_log()
+
+
+def test_killed_comparisons_end_with_the_same_table(
+    budget: Budget, commands: Commands, tmp_path: Path
+) -> None:
+    base = training(tmp_path)
+    base["train"]["total_iter"] = 12
+    root = tmp_path / "experiments"
+    del base["path"]
+    file = tmp_path / "compare.yml"
+    comparison = {
+        "name": "through",
+        "experiments_root": str(root),
+        "base": base,
+        "seeds": [1, 2],
+        "variants": {"a": {}, "b": {"network_g.nbits_w": 2}},
+    }
+    file.write_text(yaml.safe_dump(comparison))
+    words = ["compare", "-opt", str(file)]
+    seconds = commands.seconds(words)
+    wanted = (root / "compare_through" / "results.json").read_text()
+    for number in budget.rounds():
+        again = [*words, "--set", f"name=again{number}"]
+        for _ in range(budget.rng.randint(1, 6)):
+            assert commands.run(again, budget.rng.uniform(0.05, 0.8 * seconds)) in (None, 0)
+        assert commands.run(again) == 0
+        found = (root / f"compare_again{number}" / "results.json").read_text()
+        assert [
+            line for line in found.splitlines() if "hash" not in line
+        ] == [  # of options with another name
+            line for line in wanted.splitlines() if "hash" not in line
+        ]
+        assert leftovers(root) == []
+    commands.check_log()
+
+
+@pytest.fixture
+def served(tmp_path: Path, commands: Commands) -> Iterator[None]:
+    """A small archive on a local server, in the place of DIV2K's."""
+    folder = tmp_path / "served"
+    folder.mkdir()
+    old = download.ARCHIVES[ARCHIVE]
+    with zipfile.ZipFile(folder / old.file, "w") as content:
+        for number in range(400):
+            content.writestr(f"{old.folder}/{number:04}.png", os.urandom(20_000))
+    commands.md5 = hashlib.md5((folder / old.file).read_bytes(), usedforsecurity=False).hexdigest()
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, format: str, *args: object) -> None:
+            """Says nothing."""
+
+    handler = functools.partial(Quiet, directory=str(folder))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        commands.base = f"http://127.0.0.1:{server.server_port}/"
+        yield
+        server.shutdown()
+
+
+@pytest.mark.usefixtures("served")
+def test_killed_preparations_and_exports_leave_nothing_half_done(
+    budget: Budget, commands: Commands, tmp_path: Path
+) -> None:
+    """What stands under a final name is whole, whenever the command was killed; a rerun makes the rest."""
+    from quantsr.deploy.stand_in import random_model
+
+    write_pictures(tmp_path / "in", 24, 96)
+    source, network = str(tmp_path / "in"), tmp_path / "packed.safetensors"
+    packing.save(random_model(num_feat=8, num_block=4, scale=2), network)
+    export = ["export", "-m", str(network), "--no-parity", "-o"]
+    kinds: dict[str, Callable[[Path], list[str]]] = {
+        "bicubic": lambda out: ["prepare", "bicubic", source, str(out / "o"), "-j", "2"],
+        "subimages": lambda out: ["prepare", "subimages", source, str(out / "o"), "--size", "48", "--step", "24", "-j", "2"],
+        "lmdb": lambda out: ["prepare", "lmdb", source, str(out / "o.lmdb"), "-j", "2"],
+        "download": lambda out: ["prepare", "download", ARCHIVE, "-o", str(out / "o")],
+        "packed": lambda out: [*export, str(out / "o.safetensors")],
+        "onnx": lambda out: [*export, str(out / "o.onnx")],
+        "ir": lambda out: [*export, str(out / "o.xml")],
+    }  # fmt: skip
+    wanted, seconds = {}, {}
+    for kind, words in kinds.items():
+        (tmp_path / f"{kind}_through").mkdir()
+        seconds[kind] = commands.seconds(words(tmp_path / f"{kind}_through"))
+        wanted[kind] = contents(tmp_path / f"{kind}_through")
+    for number in budget.rounds():
+        kind = budget.rng.choice(list(kinds))
+        out = tmp_path / f"{kind}{number}"
+        out.mkdir()
+        words = kinds[kind](out)
+        done = False
+        for _ in range(budget.rng.randint(1, 4)):
+            code = commands.run(words, budget.rng.uniform(0.01, seconds[kind]))
+            done = done or code == 0
+            assert code in (None, 0) or done, f"{words}: {commands.log.read_text()[-500:]}"
+            for name, content in contents(out).items():
+                if name.endswith(".zip.part"):
+                    continue  # the download goes on from it
+                assert name.endswith(".zip") or content == wanted[kind][name], f"{kind}: {name} is not whole"
+        code = commands.run(words)
+        complete = contents(out) == wanted[kind]
+        assert complete, f"{kind}: {sorted(contents(out))}"
+        assert code == 0 or (code == 2 and kind in ("lmdb", "download"))  # is there already
+        assert leftovers(out) == [], f"{kind}: leftovers"
+    commands.check_log()
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file under its final name; of an LMDB, whose pages are not always the same, its list."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        name = str(path.relative_to(folder))
+        if path.is_file() and ".quantsr." not in name and not name.endswith(("lock.mdb",)):
+            found[name] = b"" if name.endswith("data.mdb") else path.read_bytes()
+    return found
