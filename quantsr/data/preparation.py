@@ -14,17 +14,10 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from quantsr.data.images import (
-    encode_png,
-    is_written,
-    list_images,
-    pair_up,
-    picture_size,
-    read_rgb,
-    write_file,
-)
+from quantsr.data.images import encode_png, is_written, picture_size, read_rgb, write_file
 from quantsr.data.resize import U8, imresize_uint8, mod_crop
 from quantsr.errors import InputError, WorkError
+from quantsr.pictures.listing import list_images, pair_up
 from quantsr.temporary import folder_beside, replace_folder
 
 #: Benchmark pictures are cropped so that x2, x3 and x4 divide their sides.
