@@ -58,6 +58,10 @@ class IntRange:
         """``(qmin, qmax)``, the form in which folded networks hold ranges."""
         return self.qmin, self.qmax
 
+    def shifted(self, by: int) -> IntRange:
+        """The range with ``by`` added to both ends."""
+        return IntRange(self.qmin + by, self.qmax + by)
+
     @property
     def levels(self) -> int:
         """How many codes there are."""

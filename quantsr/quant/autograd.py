@@ -28,13 +28,33 @@ class QuantizedWeight(NamedTuple):
 
 
 class ActivationQuant(NamedTuple):
-    """What the layer functions need to know of an activation quantizer."""
+    """What the layer functions need to know of an activation quantizer.
+
+    Of an activation ``a`` the code is ``clip(round((a + tau) / step) + zero_point, *range)``, and the value that it stands
+    for is ``step * (code - zero_point)``. Layers compute with ``code - zero_point``, so zero padding is the value 0, whose
+    code is the zero point.
+    """
 
     tau: Tensor
+    """(C,)"""
     step: Tensor
+    """(1,)"""
     range: IntRange
+    """Of the codes; holds the zero point."""
     soft: bool
+    """RLQ's smooth gradient of rounding instead of the straight-through one."""
     channel_dim: int
+    zero_point: int = 0
+    """The code of value 0, one for all channels."""
+
+    @property
+    def centred(self) -> IntRange:
+        """The range of ``code - zero_point``, the integers that layers compute with."""
+        return self.range.shifted(-self.zero_point)
+
+    def bounds_on(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """:attr:`centred` as tensors on ``device``."""
+        return bounds_on(*self.centred.bounds, device)
 
 
 def _view_per_channel(tau: Tensor, dim: int, channel_dim: int) -> Tensor:
@@ -45,13 +65,13 @@ def _view_per_channel(tau: Tensor, dim: int, channel_dim: int) -> Tensor:
 
 
 class _FakeQuantizeActivation(torch.autograd.Function):
-    """RLQ / LSQ on an activation: ``v * round(clip((x + tau) / v))``."""
+    """An activation quantizer's values: ``v * round(clip((x + tau) / v))``, see :class:`ActivationQuant`."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, tau: Tensor, step: Tensor, spec: ActivationQuant) -> Tensor:
         ctx.save_for_backward(x, tau, step)
         ctx.spec = spec
-        bounds = bounds_on(spec.range.qmin, spec.range.qmax, x.device)
+        bounds = spec.bounds_on(x.device)
         rows = _as_rows(x, spec)
         run = kernel("activation_values", x.device.type)
         out: Tensor = run(rows, _view_per_channel(tau, rows.dim(), spec.channel_dim), step, bounds, x.dtype)
@@ -69,7 +89,7 @@ def activation_gradients(
     """Gradients of ``x``, ``tau`` and ``step``, from that of the fake-quantized activation."""
     shape = x.shape
     x, grad = _as_rows(x, spec), _as_rows(grad, spec)
-    bounds = bounds_on(spec.range.qmin, spec.range.qmax, x.device)
+    bounds = spec.bounds_on(x.device)
     run = kernel("activation_backward", x.device.type)
     view = _view_per_channel(tau, x.dim(), spec.channel_dim)
     grad_x, grad_tau, grad_step = run(x, view, step, bounds, grad, spec.soft, spec.channel_dim)
@@ -191,10 +211,10 @@ def _product_backward(
 def activation_codes(
     x: Tensor, tau: Tensor, step: Tensor, spec: ActivationQuant, dtype: torch.dtype
 ) -> Tensor:
-    """Codes of ``x + tau`` in ``dtype``; shape of ``x``."""
+    """Codes of ``x``, less their zero point, in ``dtype``; shape of ``x``."""
     shape = x.shape
     x = _as_rows(x, spec)
-    bounds = bounds_on(spec.range.qmin, spec.range.qmax, x.device)
+    bounds = spec.bounds_on(x.device)
     run = kernel("activation_codes", x.device.type)
     codes: Tensor = run(x, _view_per_channel(tau, x.dim(), spec.channel_dim), step, bounds, dtype)
     return codes.reshape(shape)

@@ -11,7 +11,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from quantsr.quant.autograd import ActivationQuant, QuantizedWeight, fake_quantize_activation, quantize_weight
+from quantsr.quant.autograd import ActivationQuant, QuantizedWeight, quantize_weight
 from quantsr.quant.kernels import MIN_STEP
 from quantsr.quant.quantizers import QUANTIZER_REGISTRY, Quantizer, WeightQuantizer
 from quantsr.quant.uniform import Seen, UniformActivation
@@ -42,14 +42,13 @@ class MinMaxWeight(WeightQuantizer):
 
 
 class MinMaxActivation(UniformActivation):
-    """``a_q = s (round(clip(a / s, -z, 2^b - 1 - z)))``, ``s = (high - low) / (2^b - 1)``, ``z = round(-low / s)``.
+    """``a_q = s (q - z)``, ``q = clip(round(a / s) + z, 0, 2^b - 1)``, ``s = (high - low) / (2^b - 1)``, ``z = round(-low / s)``.
 
     ``low`` and ``high`` are the smallest and largest value of all calibration batches, 0 between them. Nothing is learned;
     the gradient of ``a`` is 1 within the bounds and 0 beyond. `train.initial_steps` changes nothing: the bounds are the
     method.
 
-    Inputs that are never negative have ``z = 0`` and run on codes; those of the others are not two's complement, so they run
-    on values, packed files do not hold them, and export refuses.
+    Codes are unsigned, the zero point ``z`` is 0 for inputs that are never negative.
     """
 
     learned_step = False
@@ -61,8 +60,10 @@ class MinMaxActivation(UniformActivation):
 
     def _sync(self) -> None:
         super()._sync()
-        zero_point = int(self.zero_point)
-        self.range = IntRange(-zero_point, self.intervals - zero_point)
+        self.range = IntRange.of(self.bits, signed=False)
+        self._zero_point = int(
+            self.zero_point
+        )  # mirror of the buffer, so that no forward waits for the device
 
     def bounds(self, seen: Seen) -> tuple[float, float]:
         """``low`` and ``high``."""
@@ -77,13 +78,14 @@ class MinMaxActivation(UniformActivation):
         self.zero_point.fill_(min(round(-low / step), self.intervals))
         self.signed.fill_(bool(self.zero_point > 0))
 
-    def spec(self) -> ActivationQuant | None:
-        self._require_calibrated()
-        return None if self.range.qmin < 0 else self.affine(self.range)
+    def spec(self) -> ActivationQuant:
+        return self.affine(self.range, self._zero_point)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Fake-quantized ``x``; its shape and type."""
-        return fake_quantize_activation(x, self.affine(self.range))
+    @torch.no_grad()
+    def load_integers(self, *, step: Tensor, tau: Tensor, codes: IntRange) -> None:
+        """As :class:`ActivationQuantizer`; any range of ``2^b`` codes."""
+        self.zero_point.fill_(-codes.qmin)
+        super().load_integers(step=step, tau=tau, codes=codes)
 
 
 class PercentileActivation(MinMaxActivation):

@@ -135,7 +135,7 @@ def _record(module: nn.Module) -> dict[str, Any] | None:
         "shape": shape,
         "bits_w": bits_w,
         "bits_a": bits_a,
-        "signed": None if input_quantizer is None else input_quantizer.range.qmin < 0,
+        "signed": None if input_quantizer is None else bool(input_quantizer.signed),
         "granularity": None if weight_quantizer is None else weight_quantizer.granularity,
         "quantizer": method if min(bits_w, bits_a) < FLOAT_BITS else None,
     }

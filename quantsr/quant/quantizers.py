@@ -7,18 +7,31 @@ return fake-quantized tensors, are calibrated explicitly, and refuse to run befo
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from quantsr.basicsr_compat import QUANTIZER_REGISTRY
 from quantsr.discovery import import_files
-from quantsr.quant.autograd import ActivationQuant, QuantizedWeight, fake_quantize_activation
-from quantsr.quant.kernels import MIN_STEP
+from quantsr.quant.autograd import (
+    ActivationQuant,
+    QuantizedWeight,
+    activation_codes,
+    fake_quantize_activation,
+)
 from quantsr.ranges import IntRange
 
 Granularity = Literal["tensor", "channel"]
+
+
+class Integers(NamedTuple):
+    """An activation quantizer as packed files and engines compute it: ``step * (code - zero_point) + offset``."""
+
+    spec: ActivationQuant
+    offset: float = 0.0
+    """Goes into the bias of the layer that reads the codes. The padding of a convolution, whose value is 0 in training, then
+    stands for ``offset``."""
 
 
 class Quantizer:
@@ -108,13 +121,19 @@ class WeightQuantizer(_Calibrated):
         """Integer codes as int8, shape of ``weight``.
 
         Raises:
-            ValueError: if the method's values are no multiples of a step.
+            ValueError: if the method's values are no multiples of a step, or two's complement of its bits does not hold them.
         """
         with torch.no_grad():
             codes = self.quantize(weight, torch.float32).codes
         if codes is None:
             raise ValueError(
                 f"{type(self).__name__} has no integer codes: its values are no multiples of a step"
+            )
+        held = IntRange.of(self.bits, signed=True)
+        low, high = int(codes.min()), int(codes.max())
+        if low < held.qmin or high > held.qmax:
+            raise ValueError(
+                f"{type(self).__name__} has no integer codes of {self.bits} bits: they go from {low} to {high}"
             )
         return codes.to(torch.int8)
 
@@ -163,12 +182,35 @@ class ActivationQuantizer(_Calibrated):
         self._statistics = {}
 
     def spec(self) -> ActivationQuant | None:
-        """What a layer needs to run on codes, or None where values are no multiples of a step.
-
-        Packed files hold a quantizer by its ``bits``, ``signed`` and what this gives: a range of codes that is not
-        ``IntRange.of(bits, signed)`` must not be in it.
-        """
+        """What a layer needs to run on codes, or None where values are no multiples of a step."""
         return None
+
+    def integers(self) -> Integers | None:
+        """What packed files hold of the quantizer, and engines compute; None where values are no multiples of a step."""
+        spec = self.spec()
+        return None if spec is None else Integers(spec)
+
+    @torch.no_grad()
+    def load_integers(self, *, step: Tensor, tau: Tensor, codes: IntRange) -> None:
+        """Take the state of a packed file, whose codes are less their zero point; the quantizer is calibrated then.
+
+        Args:
+            step: (1,).
+            tau: (C,).
+            codes: their range.
+
+        Raises:
+            ValueError: the method has no such codes.
+        """
+        self.step.copy_(step)
+        self.signed.fill_(codes.qmin < 0)
+        self._mark_calibrated()
+        spec = self.spec()
+        if spec is None or spec.centred != codes or not torch.equal(spec.tau.detach().cpu(), tau):
+            raise ValueError(
+                f"{type(self).__name__} of {self.bits} bits has no codes from {codes.qmin} to {codes.qmax}"
+                + (" with tau" if tau.any() else "")
+            )
 
     def forward(self, x: Tensor) -> Tensor:
         """Fake-quantized ``x``, its offset included where there is one; shape and type of ``x``. A method without :meth:`spec` has its own."""
@@ -181,17 +223,20 @@ class ActivationQuantizer(_Calibrated):
     def codes(self, x: Tensor) -> Tensor:
         """Integer codes of ``x`` as int16 (an unsigned 8-bit code does not fit int8), shape of ``x``.
 
+        Their values are ``step * (codes - zero_point)``, the zero point being that of :meth:`spec`.
+
         Raises:
             ValueError: if the method's values are no multiples of a step.
         """
-        if self.spec() is None:
+        spec = self.spec()
+        if spec is None:
             raise ValueError(
                 f"{type(self).__name__} has no integer codes: its values are no multiples of a step"
             )
-        return (self(x.float()) / self.step.clamp_min(MIN_STEP)).round().to(torch.int16)
+        return activation_codes(x.float(), spec.tau, spec.step, spec, torch.int16) + spec.zero_point
 
     def extra_repr(self) -> str:
-        return f"bits={self.bits}, signed={self.range.qmin < 0}"
+        return f"bits={self.bits}, signed={bool(self.signed)}"
 
 
 def quantizer_names() -> list[str]:

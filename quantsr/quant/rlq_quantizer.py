@@ -9,6 +9,7 @@ from quantsr.quant import functional
 from quantsr.quant.autograd import ActivationQuant, QuantizedWeight, quantize_weight
 from quantsr.quant.kernels import MIN_STEP
 from quantsr.quant.quantizers import QUANTIZER_REGISTRY, ActivationQuantizer, Quantizer, WeightQuantizer
+from quantsr.ranges import IntRange
 
 
 class RLQWeight(WeightQuantizer):
@@ -79,6 +80,13 @@ class RLQActivation(ActivationQuantizer):
     def spec(self) -> ActivationQuant:
         self._require_calibrated()
         return ActivationQuant(self.tau, self.step, self.range, self.soft, self.channel_dim)
+
+    @torch.no_grad()
+    def load_integers(self, *, step: Tensor, tau: Tensor, codes: IntRange) -> None:
+        """As :class:`ActivationQuantizer`."""
+        if self.redistribute:
+            self.tau.copy_(tau)
+        super().load_integers(step=step, tau=tau, codes=codes)
 
 
 class LSQWeight(RLQWeight):

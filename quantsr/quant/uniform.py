@@ -121,11 +121,11 @@ class UniformActivation(ActivationQuantizer):
         """Set the state from what calibration has shown; ``signed`` is decided already."""
         raise TypeError(f"{type(self).__name__} must define fit")
 
-    def affine(self, codes: IntRange) -> ActivationQuant:
-        """Codes ``round(clip(x / step))`` in that range, with a straight-through gradient of rounding.
+    def affine(self, codes: IntRange, zero_point: int = 0) -> ActivationQuant:
+        """Codes ``clip(round(x / step) + zero_point)`` in that range, with a straight-through gradient of rounding.
 
         Raises:
             RuntimeError: before calibration.
         """
         self._require_calibrated()
-        return ActivationQuant(self.no_tau, self.step, codes, False, self.channel_dim)
+        return ActivationQuant(self.no_tau, self.step, codes, False, self.channel_dim, zero_point)
