@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -36,6 +36,7 @@ from quantsr.quant.attention import QuantOperand
 from quantsr.quant.kernels import MIN_STEP
 from quantsr.quant.layers import QuantizedLayer as QuantizedModule
 from quantsr.quant.quantizers import step_parameters
+from quantsr.ranges import IntRange
 
 logger = logging.getLogger(__name__)
 
@@ -100,7 +101,8 @@ def convert(
             if isinstance(module, nn.Conv2d) and name in floats
             else _trained_layer(name, module)
         )
-    return PackedModel(header, layers, _operands(net), _float_tensors(net, head_tail_bits))
+    model = PackedModel(header, layers, _operands(net), _float_tensors(net, head_tail_bits))
+    return replace(model, header=replace(header, format_version=model.format_version))
 
 
 def _header(net: DepthDynamic, head_tail_bits: int, provenance: Mapping[str, Any]) -> Header:
@@ -142,30 +144,63 @@ def _trained_layer(name: str, conv: nn.Conv2d | nn.Linear) -> QuantizedLayer:
             layer, weight=codes.cpu().numpy(), bits_w=conv.nbits_w, weight_step=_array(step).reshape(-1)
         )
     if conv.input_quantizer is not None:
-        step, tau = _input_codes(name, conv)
+        codes = _input_codes(name, conv)
         layer = replace(
             layer,
             bits_a=conv.nbits_a,
-            act_step=step,
-            act_tau=tau,
-            act_signed=bool(conv.input_quantizer.signed),
+            act_step=codes.step,
+            act_tau=codes.tau if codes.tau.any() else None,
+            act_signed=codes.range.qmin < 0,
+            act_limits=codes.limits(conv.nbits_a),
         )
+        if codes.offset:
+            layer = replace(layer, bias=layer.bias + _offset_output(layer, codes.offset))
     return layer
 
 
-def _input_codes(name: str, module: QuantizedModule) -> tuple[Float, Float | None]:
-    """Step (1,) and tau (I,), None where all 0, of a module's input quantizer."""
-    assert module.input_quantizer is not None
+class _InputCodes(NamedTuple):
+    """What a packed file holds of an input quantizer: values are `step * code + offset`."""
+
+    step: Float
+    """(1,)"""
+    tau: Float
+    """(I,)"""
+    range: IntRange
+    """Of the codes, less their zero point."""
+    offset: float
+
+    def limits(self, bits: int) -> tuple[int, int] | None:
+        """The range where it is not that of all codes of so many bits."""
+        whole = IntRange.of(bits, signed=self.range.qmin < 0)
+        return None if self.range == whole else self.range.bounds
+
+
+def _input_codes(name: str, module: QuantizedModule) -> _InputCodes:
+    quantizer = module.input_quantizer
+    assert quantizer is not None
     try:
-        spec = module.input_quantizer.spec()
+        integers = quantizer.integers()
     except RuntimeError as error:
         raise InputError(f"{name}: {error}") from error
-    if spec is None:
+    if integers is None:
         raise InputError(
             f"{name}: quantizer {module.quantizer} has no integer input codes; train with another"
         )
-    tau = _array(spec.tau).reshape(-1)
-    return _array(spec.step.detach().clamp_min(MIN_STEP)).reshape(1), tau if tau.any() else None
+    spec = integers.spec
+    low, high = spec.centred.bounds
+    if not low <= 0 <= high or high - low >= 2**quantizer.bits:
+        raise InputError(
+            f"{name}: quantizer {module.quantizer} has input codes from {low} to {high}, which are not codes of "
+            f"{quantizer.bits} bits with 0 among them; train with another"
+        )
+    step = _array(spec.step.detach().clamp_min(MIN_STEP)).reshape(1)
+    return _InputCodes(step, _array(spec.tau).reshape(-1), spec.centred, integers.offset)
+
+
+def _offset_output(layer: QuantizedLayer, offset: float) -> Float:
+    """(O,) what an offset of all of its inputs adds to a layer's outputs."""
+    weight = layer.float_weight().astype(np.float64)
+    return (offset * weight.reshape(len(weight), -1).sum(1)).astype(np.float32)
 
 
 def _operands(net: nn.Module) -> dict[str, Operand]:
@@ -173,10 +208,17 @@ def _operands(net: nn.Module) -> dict[str, Operand]:
     operands = {}
     for name, module in net.named_modules():
         if isinstance(module, QuantOperand) and module.input_quantizer is not None:
-            step, tau = _input_codes(name, module)
-            quantizer = module.input_quantizer
+            codes, bits = _input_codes(name, module), module.input_quantizer.bits
+            # No bias takes an offset here: the levels move by it.
+            tau = (codes.tau.astype(np.float64) + codes.offset).astype(np.float32)
             operands[name] = Operand(
-                name, quantizer.channels, quantizer.bits, step, tau, bool(quantizer.signed)
+                name=name,
+                channels=module.input_quantizer.channels,
+                bits=bits,
+                step=codes.step,
+                tau=tau if tau.any() else None,
+                signed=codes.range.qmin < 0,
+                limits=codes.limits(bits),
             )
     return operands
 

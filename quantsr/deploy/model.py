@@ -2,7 +2,7 @@
 
 A layer computes, on its float input `a` of shape (C, H, W) (method: RLQ, `u = (a + tau) / v`):
 
-    codes = clip(round_half_even((a + tau[c]) / (act_step * equal[c])), qmin, qmax)   integers
+    codes = clip(round_half_even((a + tau[c]) / (act_step * equal[c])), *act_range)   integers
     S     = sum over taps and channels of (codes - zero_point[c]) * weight_codes   integers, padded with 0
     out   = (act_step * weight_step[o]) * S + bias[o]                              float32
 
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from quantsr.errors import InputError
 from quantsr.ranges import IntRange
-from quantsr.trained_files.packed_header import FORMAT_VERSION
+from quantsr.trained_files.packed_header import FORMAT_VERSION, FORMAT_WITHOUT_RANGES
 
 Float = NDArray[np.float32]
 Codes = NDArray[np.int8]
@@ -50,6 +50,8 @@ class QuantizedLayer:
     """(I,) code that stands for 0 (and so the padding); None means 0."""
     act_equal: Float | None = None
     """(I,) equalization: channel c's input step is `act_step * act_equal[c]`, and the weight codes are of `weight * act_equal`. None means 1."""
+    act_limits: tuple[int, int] | None = None
+    """(qmin, qmax) of the input codes where they are not all of their bits: fewer, or less a zero point. None: all."""
 
     @property
     def integer(self) -> bool:
@@ -74,7 +76,7 @@ class QuantizedLayer:
     @property
     def act_range(self) -> tuple[int, int]:
         """(qmin, qmax) of the input codes."""
-        return IntRange.of(self.bits_a, self.act_signed, wide=True).bounds
+        return self.act_limits or IntRange.of(self.bits_a, self.act_signed, wide=True).bounds
 
     def tau(self) -> Float:
         """(I,) tau, zeros where there is none."""
@@ -113,6 +115,7 @@ class QuantizedLayer:
             act_tau=None,
             act_zero_point=None,
             act_equal=None,
+            act_limits=None,
         )
 
     def describe(self) -> dict[str, Any]:
@@ -150,11 +153,13 @@ class Operand:
     tau: Float | None = None
     """(channels,) or None for 0."""
     signed: bool = True
+    limits: tuple[int, int] | None = None
+    """(qmin, qmax) of the codes where they are not all of their bits, as `QuantizedLayer.act_limits`."""
 
     @property
     def range(self) -> tuple[int, int]:
         """(qmin, qmax) of the codes."""
-        return IntRange.of(self.bits, self.signed).bounds
+        return self.limits or IntRange.of(self.bits, self.signed).bounds
 
 
 @dataclass(frozen=True, eq=False)
@@ -187,7 +192,7 @@ class Header:
     rgb_mean: tuple[float, float, float] = (0.4488, 0.4371, 0.4040)
     head_tail_bits: int = 32
     provenance: Mapping[str, Any] = field(default_factory=dict)
-    format_version: int = FORMAT_VERSION
+    format_version: int = FORMAT_WITHOUT_RANGES
 
     def blocks_kept(self, depth: int) -> tuple[int, ...]:
         """Ascending indices of the blocks that run at `depth`.
@@ -215,6 +220,12 @@ class PackedModel:
     layers: Mapping[str, QuantizedLayer]
     operands: Mapping[str, Operand] = field(default_factory=dict)
     floats: Mapping[str, FloatTensor] = field(default_factory=dict)
+
+    @property
+    def format_version(self) -> int:
+        """Of a file that holds the network: the header's, or the first that has a place for its ranges of codes."""
+        limits = [x.act_limits for x in self.layers.values()] + [x.limits for x in self.operands.values()]
+        return self.header.format_version if all(x is None for x in limits) else FORMAT_VERSION
 
     def depth_or_default(self, depth: int | None) -> int:
         """`depth`, or the deepest one where None; InputError where there is no such depth."""

@@ -18,6 +18,7 @@ from quantsr.errors import InputError
 from quantsr.quant import Rule, prepare
 from quantsr.quant.attention import QuantOperand
 from quantsr.quant.layers import QuantizedLayer as QuantizedModule
+from quantsr.ranges import IntRange
 
 _CLASSES: dict[str, type[DepthDynamic]] = {
     "QuantSR_C": QuantSR_C,
@@ -69,7 +70,8 @@ def _module(model: PackedModel) -> DepthDynamic:
         for name, operand in model.operands.items():
             module = net.get_submodule(name)
             assert isinstance(module, QuantOperand)
-            _load_input_quantizer(module.input_quantizer, operand.step, operand.tau, operand.signed)
+            tau = np.zeros(operand.channels, np.float32) if operand.tau is None else operand.tau
+            _load_input_quantizer(module, operand.step, tau, operand.range)
         for name, tensor in model.floats.items():
             net.get_parameter(name).copy_(torch.from_numpy(tensor.values))
     net.head_tail_converted = header.head_tail_bits == 8  # type: ignore[assignment]
@@ -95,17 +97,17 @@ def _load_layer(module: nn.Module, layer: QuantizedLayer) -> None:
         assert layer.weight_step is not None
         module.weight_quantizer.step.copy_(torch.from_numpy(layer.weight_step))
         _set_calibrated(module.weight_quantizer)
+        if not np.array_equal(module.weight_codes().numpy(), layer.weight):
+            raise ValueError(f"{layer.name}: quantizer {module.quantizer} does not give its weight codes")
     if module.input_quantizer is not None:
         assert layer.act_step is not None
-        _load_input_quantizer(module.input_quantizer, layer.act_step, layer.act_tau, layer.act_signed)
+        _load_input_quantizer(module, layer.act_step, layer.tau(), layer.act_range)
 
 
-def _load_input_quantizer(quantizer: Any, step: Float, tau: Float | None, signed: bool) -> None:
-    quantizer.step.copy_(torch.from_numpy(step))
-    if tau is not None:
-        quantizer.tau.copy_(torch.from_numpy(tau))
-    quantizer.signed.fill_(signed)
-    _set_calibrated(quantizer)
+def _load_input_quantizer(module: QuantizedModule, step: Float, tau: Float, limits: tuple[int, int]) -> None:
+    assert module.input_quantizer is not None
+    step_and_tau = {"step": torch.from_numpy(step), "tau": torch.from_numpy(tau)}
+    module.input_quantizer.load_integers(**step_and_tau, codes=IntRange(*limits))
 
 
 def _prepend(module: nn.Module, equal: NDArray[np.float32], shift: NDArray[np.float32]) -> None:

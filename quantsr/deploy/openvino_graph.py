@@ -94,7 +94,8 @@ def _features(
 ) -> Node:
     """(B, 3, H, W) pixels -> (B, C, H, W), the tail's input in units of its codes."""
     # From 7 bits on, codes next to an edge may differ anyway (see `fold.staircase_bias`).
-    coarse = all(block.conv1.codes_in is None or block.conv1.codes_in[1] < 2**6 for block in net.blocks)
+    ranges = (block.conv1.codes_in for block in net.blocks)
+    coarse = all(codes is None or codes[1] - codes[0] < 2**7 for codes in ranges)
     start = _head(x, net, round_input=round_input, exact=coarse)
     stream = times(start, net.gap)
     for block in net.blocks:

@@ -65,7 +65,7 @@ def to_bytes(model: PackedModel, coding: str | None = None) -> bytes:
     tensors[_VALUES] = _flat(model.float_parts(), np.float32)
     if halves := model.half_parts():
         tensors[_HALVES] = _flat(halves, np.float16)
-    text = header_to_json(model.header, rows)
+    text = header_to_json(replace(model.header, format_version=model.format_version), rows)
     metadata = {"format": "quantsr", "quantsr": text, "crc32": _checksum(text, tensors)}
     return bytes(serialize(tensors, metadata))
 
@@ -170,6 +170,7 @@ def _layer(row: LayerRow, stored: np.ndarray[Any, Any], values: Iterator[Float])
         act_signed=row.signed,
         act_zero_point=None if row.zero_point is None else np.array(row.zero_point, np.int32),
         act_equal=equal,
+        act_limits=row.limits,
     )
 
 
@@ -177,7 +178,8 @@ def _operand(row: OperandRow, values: Iterator[Float]) -> Operand:
     step, tau = next(values).copy(), next(values).copy()
     if not (step > 0).all():
         raise ValueError(f"{row.name}: a step is not positive")
-    return Operand(row.name, row.channels, row.bits, step, tau if row.has_tau else None, row.signed)
+    tau_or_none = tau if row.has_tau else None
+    return Operand(row.name, row.channels, row.bits, step, tau_or_none, row.signed, row.limits)
 
 
 def _float_tensor(row: FloatRow, values: Iterator[Float], halves: Iterator[Float]) -> FloatTensor:

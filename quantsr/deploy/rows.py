@@ -36,6 +36,8 @@ class LayerRow:
     """Of the weight's codes: "dense" or "huffman"."""
     zero_point: list[int] | None = None
     """(I,) input codes that stand for 0; None means 0."""
+    limits: tuple[int, int] | None = None
+    """Smallest and largest input code; None where they are those of its bits."""
 
     @classmethod
     def of(cls, layer: QuantizedLayer) -> LayerRow:
@@ -53,7 +55,16 @@ class LayerRow:
         )
         zero = None if layer.act_zero_point is None else [int(z) for z in layer.act_zero_point]
         shape = [int(n) for n in layer.weight.shape]
-        return cls(layer.name, shape, layer.bits_w, layer.bits_a, layer.act_signed, counts, DENSE, zero)
+        return cls(
+            name=layer.name,
+            shape=shape,
+            bits_w=layer.bits_w,
+            bits_a=layer.bits_a,
+            signed=layer.act_signed,
+            float_counts=counts,
+            zero_point=zero,
+            limits=layer.act_limits,
+        )
 
     @property
     def count(self) -> int:
@@ -76,12 +87,14 @@ class LayerRow:
             list(self.float_counts),
             _CODINGS[self.coding],
         ]
+        if self.limits is not None:
+            return [*row, self.zero_point, list(self.limits)]
         return row if self.zero_point is None else [*row, self.zero_point]
 
     @classmethod
     def from_json(cls, raw: Any) -> LayerRow:
         """Raises ValueError for anything but a sound row."""
-        if not isinstance(raw, list) or len(raw) not in (7, 8) or not isinstance(raw[0], str):
+        if not isinstance(raw, list) or len(raw) not in (7, 8, 9) or not isinstance(raw[0], str):
             raise ValueError("a layer of its header is malformed")
         name = raw[0]
         shape = integers(raw[1], f"{name}: shape", 1, _MAX_CHANNELS)
@@ -109,10 +122,12 @@ class LayerRow:
             or counts[4] not in ((0, inp) if quantized_a else (0,))
         ):
             raise ValueError(f"{name}: bias, steps or tau do not fit its shape and bits")
-        zero_point = None
-        if len(raw) == 8:
-            if not quantized_a:
-                raise ValueError(f"{name}: a float input has no zero point")
+        zero_point = limits = None
+        if len(raw) > 7 and not quantized_a:
+            raise ValueError(f"{name}: a float input has no zero point or range")
+        if len(raw) == 9:
+            limits = code_limits(raw[8], name, bits_a, bool(signed))
+        if len(raw) > 7 and not (raw[7] is None and limits is not None):
             zero_point = integers(
                 raw[7], f"{name}: zero point", *IntRange.of(bits_a, bool(signed), wide=True).bounds
             )
@@ -127,6 +142,7 @@ class LayerRow:
             float_counts=(counts[0], counts[1], counts[2], counts[3], counts[4]),
             coding=_CODING_NAMES[coding],
             zero_point=zero_point,
+            limits=limits,
         )
 
 
@@ -144,11 +160,14 @@ class OperandRow:
     """Whether its codes are signed."""
     has_tau: bool
     """Whether it has a tau, (channels,), in tensor `values`."""
+    limits: tuple[int, int] | None = None
+    """Smallest and largest code; None where they are those of its bits."""
 
     @classmethod
     def of(cls, operand: Operand) -> OperandRow:
         """The row of an operand."""
-        return cls(operand.name, operand.channels, operand.bits, operand.signed, operand.tau is not None)
+        has_tau = operand.tau is not None
+        return cls(operand.name, operand.channels, operand.bits, operand.signed, has_tau, operand.limits)
 
     @property
     def float_counts(self) -> tuple[int, int]:
@@ -157,18 +176,20 @@ class OperandRow:
 
     def to_json(self) -> list[Any]:
         """The row as `from_json` reads it (docs/formats.md)."""
-        return [self.name, self.channels, self.bits, int(self.signed), int(self.has_tau)]
+        row = [self.name, self.channels, self.bits, int(self.signed), int(self.has_tau)]
+        return row if self.limits is None else [*row, list(self.limits)]
 
     @classmethod
     def from_json(cls, raw: Any) -> OperandRow:
         """Raises ValueError for anything but a sound row."""
-        if not isinstance(raw, list) or len(raw) != 5 or not isinstance(raw[0], str):
+        if not isinstance(raw, list) or len(raw) not in (5, 6) or not isinstance(raw[0], str):
             raise ValueError("an operand of its header is malformed")
         name = raw[0]
         channels = integer(raw[1], f"{name}: channels", 1, _MAX_CHANNELS)
         bits = integer(raw[2], f"{name}: bits", 2, 8)
         signed, has_tau = (integer(raw[i], f"{name}: field {i}", 0, 1) for i in (3, 4))
-        return cls(name, channels, bits, bool(signed), bool(has_tau))
+        limits = code_limits(raw[5], name, bits, bool(signed)) if len(raw) == 6 else None
+        return cls(name, channels, bits, bool(signed), bool(has_tau), limits)
 
 
 @dataclass
@@ -269,6 +290,17 @@ class Rows:
     def half_counts(self) -> list[int]:
         """Lengths of the parts of tensor `halves`."""
         return [tensor.count for tensor in self.floats if tensor.bits == 16]
+
+
+def code_limits(values: Any, name: str, bits: int, signed: bool) -> tuple[int, int]:
+    """(qmin, qmax) of codes that 0 is among and that `bits` hold, once a zero point is added. Raises ValueError for others."""
+    largest = IntRange.of(bits, signed=False, wide=True).qmax
+    limits = integers(values, f"{name}: range", -largest, largest)
+    if len(limits) != 2 or not limits[0] <= 0 <= limits[1] or limits[1] - limits[0] > largest:
+        raise ValueError(f"{name}: {limits} is no range of codes of {bits} bits")
+    if (limits[0] < 0) != signed:
+        raise ValueError(f"{name}: its range and its sign differ")
+    return limits[0], limits[1]
 
 
 def integer(value: Any, name: str, low: int, high: int) -> int:

@@ -12,8 +12,10 @@ from safetensors import SafetensorError, safe_open
 
 from quantsr.errors import InputError
 
-FORMAT_VERSION = 2
-"""Newest version of packed files; readers refuse newer ones."""
+FORMAT_VERSION = 3
+"""Newest version of packed files, which have ranges of codes; readers refuse newer ones."""
+FORMAT_WITHOUT_RANGES = 2
+"""Version of files whose input codes are all those of their bits."""
 
 
 @contextmanager

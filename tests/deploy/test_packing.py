@@ -264,6 +264,12 @@ FORGERIES = {
     "coding 9": lambda h: h["layers"][1].__setitem__(6, 9),
     "counts": lambda h: h["layers"][1].__setitem__(5, [4, 1, 1, 5, 0]),
     "zero point": lambda h: h["layers"][0].__setitem__(7, [0, 0, 300]),
+    "range too wide": lambda h: h["layers"][1].extend([None, [-8, 8]]),
+    "range without 0": lambda h: h["layers"][1].extend([None, [-9, -1]]),
+    "range of another sign": lambda h: h["layers"][1].extend([None, [0, 14]]),
+    "range of one": lambda h: h["layers"][1].extend([None, [-7]]),
+    "range of text": lambda h: h["layers"][1].extend([None, "77"]),
+    "no zero point": lambda h: h["layers"][1].append(None),
     "text name": lambda h: h["layers"][1].__setitem__(0, 5),
     "other name": lambda h: h["layers"][1].__setitem__(0, "body.0.conv3"),
 }
