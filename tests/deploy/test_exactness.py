@@ -7,12 +7,20 @@ import pytest
 import torch
 
 from quantsr.archs.quantsr_c_arch import QuantSR_C
-from quantsr.deploy import convert, integer, openvino_graph, openvino_model, openvino_ops
+from quantsr.deploy import convert, integer, openvino_graph, openvino_ops
 from quantsr.deploy.engines import select
 from quantsr.deploy.fold import fold
-from quantsr.deploy.model import PackedModel
-from quantsr.engine.evaluate import evaluating, network_upscaler
-from quantsr.quant import QuantConv2d, calibrate
+from quantsr.quant import calibrate
+from tests.deploy.codes import (
+    assert_equal_codes,
+    codes_of_module,
+    codes_of_native,
+    codes_of_onnx,
+    codes_of_openvino,
+    codes_of_reference,
+    codes_of_training,
+)
+from tests.deploy.native import needs_kernels
 
 BITS = (2, 3, 4, 6)
 
@@ -30,51 +38,6 @@ def network(**options) -> QuantSR_C:
                 parameter.add_(torch.randn_like(parameter) * 0.05)
     net.rank_blocks()
     return net.eval()
-
-
-def codes_of_training(
-    net: QuantSR_C, image: np.ndarray, depth: int
-) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """What every quantized conv of the network's evaluation reads, as codes (C, H, W), and the picture."""
-    seen = {}
-
-    def record(name: str):
-        def hook(module, inputs):
-            spec = module.input_quantizer.spec()
-            u = (inputs[0] + spec.tau.view(1, -1, 1, 1)) / spec.step
-            seen[name] = u.clamp(spec.range.qmin, spec.range.qmax).round()[0].numpy()
-
-        return hook
-
-    layers = [(name, m) for name, m in net.named_modules() if isinstance(m, QuantConv2d)]
-    handles = [module.register_forward_pre_hook(record(name)) for name, module in layers]
-    with evaluating(net):
-        (picture,) = network_upscaler(net, (depth,), scale=net.upscale)(image)
-    for handle in handles:
-        handle.remove()
-    return seen, picture
-
-
-def codes_of_reference(model: PackedModel, image: np.ndarray, depth: int, monkeypatch):
-    """The same of the integer reference."""
-    seen = {}
-    conv = integer.conv
-
-    def record(layer, x):
-        if layer.codes_in is not None:
-            seen[layer.name] = integer.codes(layer, x)[0].numpy()
-        return conv(layer, x)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(integer, "conv", record)
-        return seen, integer.run_folded(fold(model, depth), image)
-
-
-def assert_equal_codes(got: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
-    assert set(got) == set(expected)
-    for name, codes in expected.items():
-        assert len(np.unique(codes)) > 2
-        np.testing.assert_array_equal(got[name], codes, err_msg=name)
 
 
 def assert_same_picture(got: np.ndarray, expected: np.ndarray) -> None:
@@ -97,32 +60,46 @@ def assert_same_picture(got: np.ndarray, expected: np.ndarray) -> None:
     ],
     ids=str,
 )
-def test_the_integer_reference_has_the_codes_of_trainings_evaluation(picture, options, monkeypatch):
+def test_the_integer_reference_has_the_codes_of_trainings_evaluation(picture, options):
     net = network(**options)
     model = convert.convert(net, head_tail_bits=32)
     for depth in model.header.depths:
         expected, wanted = codes_of_training(net, picture, depth)
-        got, upscaled = codes_of_reference(model, picture, depth, monkeypatch)
+        got, upscaled = codes_of_reference(model, picture, depth)
         assert_equal_codes(got, expected)
         assert_same_picture(upscaled, wanted)
 
 
 @pytest.mark.parametrize("bits", BITS)
-def test_openvino_has_the_codes_of_the_reference(picture, bits, monkeypatch):
-    pytest.importorskip("openvino")
-    from quantsr.deploy.openvino_core import core
-
-    model = convert.convert(network(nbits_w=bits, nbits_a=bits), head_tail_bits=32)
+@pytest.mark.parametrize(
+    ("engine", "codes_of"),
+    [
+        ("openvino", codes_of_openvino),
+        ("onnxruntime", codes_of_onnx),
+        ("torch", codes_of_module),
+        pytest.param("native", codes_of_native, marks=needs_kernels),
+    ],
+    ids=["openvino", "onnxruntime", "torch", "native"],
+)
+def test_every_engine_has_the_codes_of_the_reference(picture, engine, codes_of, bits):
+    if engine in select.PACKAGES:
+        pytest.importorskip(engine)
+    # Weights of at most 4 bits, whose transforms are bytes in the native engine.
+    model = convert.convert(network(nbits_w=min(bits, 4), nbits_a=bits), head_tail_bits=32)
     for depth in model.header.depths:
-        expected, wanted = codes_of_reference(model, picture, depth, monkeypatch)
-        height, width = picture.shape[:2]
-        graph = openvino_model.build(model, depth, height=height, width=width)
-        graph.add_outputs([(f"{name}.input", 0) for name in expected])
-        settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
-        result = core().compile_model(graph, "CPU", settings)([picture[None]])
-        got = {name: np.array(result[index][0]) for index, name in enumerate(expected, start=1)}
+        expected, wanted = codes_of_reference(model, picture, depth)
+        got, upscaled = codes_of(model, picture, depth)
         assert_equal_codes(got, expected)
-        assert_same_picture(result[0][0], wanted)
+        assert_same_picture(upscaled, wanted)
+
+
+@pytest.mark.parametrize("codes_of", [codes_of_openvino, codes_of_onnx])
+def test_weights_of_6_bits_as_well(picture, codes_of):
+    pytest.importorskip("openvino")
+    pytest.importorskip("onnxruntime")
+    model = convert.convert(network(nbits_w=6, nbits_a=6), head_tail_bits=32)
+    expected, _ = codes_of_reference(model, picture, 4)
+    assert_equal_codes(codes_of(model, picture, 4)[0], expected)
 
 
 def test_openvino_rounds_the_sums_of_the_first_convolution_once(picture):
@@ -147,9 +124,12 @@ def test_openvino_rounds_the_sums_of_the_first_convolution_once(picture):
     assert wrong[False] > 0.1
 
 
-@pytest.mark.parametrize("engine", ["openvino", "onnxruntime", "torch"])
+@pytest.mark.parametrize(
+    "engine", ["openvino", "onnxruntime", "torch", pytest.param("native", marks=needs_kernels)]
+)
 def test_every_engine_gives_the_picture_of_training(picture, engine):
-    pytest.importorskip(engine)
+    if engine in select.PACKAGES:
+        pytest.importorskip(engine)
     net = network()
     model = convert.convert(net, head_tail_bits=32)
     for depth in model.header.depths:

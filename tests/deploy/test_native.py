@@ -22,6 +22,11 @@ from quantsr.deploy.native.engine import NativeEngine
 from quantsr.deploy.native.program import ConvProgram
 from quantsr.deploy.stand_in import random_model
 from quantsr.errors import InputError
+from tests.deploy.codes import (
+    assert_equal_codes,
+    codes_of_reference,
+    with_zero_points,
+)
 from tests.deploy.native import ISAS, assert_left_to_others, assert_within_memory, needs_kernels, picture
 from tests.deploy.quantsr_t import small_model
 from tests.reference import winograd
@@ -115,21 +120,47 @@ def test_the_tails_weights_keep_flat_regions() -> None:
 
 @needs_kernels
 @pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize(("bits_w", "bits_a"), [(2, 2), (3, 3), (4, 4), (2, 6), (4, 5)])
+@pytest.mark.parametrize("zero_points", [False, True], ids=["two's complement", "zero points"])
+@pytest.mark.parametrize(("bits_w", "bits_a"), [(2, 2), (3, 3), (4, 4), (2, 6), (4, 5), (4, 6)])
 @pytest.mark.parametrize("num_feat", [16, 32, 48, 64])
-def test_the_codes_are_the_references_bit_for_bit(isa: str, bits_w: int, bits_a: int, num_feat: int) -> None:
-    """Without rounding at the end. A single code that differs would change the picture by far more than float32 rounds."""
-    torch = pytest.importorskip("torch")
+def test_codes_of_2_to_6_bits_are_the_references_bit_for_bit(
+    isa: str, bits_w: int, bits_a: int, num_feat: int, zero_points: bool
+) -> None:
+    """Those that every convolution of every block reads, at every depth; of more bits, the kernels refuse (below)."""
     model = model_of(
-        num_feat=num_feat, bits_w=bits_w, bits_a=bits_a, head_tail_bits=32, per_channel=num_feat == 32
+        num_feat=num_feat,
+        num_block=2,
+        depths=(2, 1),
+        bits_w=bits_w,
+        bits_a=bits_a,
+        head_tail_bits=32,
+        per_channel=num_feat == 32,
+        upsampler="pixelshuffledirect",  # is laid out faster
     )
-    image = picture(18, 21).astype(np.float32)
+    model = with_zero_points(model) if zero_points else model
+    image = picture(18, 21)
     for depth in model.header.depths:
-        with torch.inference_mode():
-            expected = select.create("torch", model, depth).run(image[None])[0]
-        got = NativeEngine(model, depth, isa=isa, threads=2).run(image[None])[0]
-        assert got.dtype == np.float32
-        np.testing.assert_allclose(got, expected, rtol=0, atol=4e-3)
+        expected, _ = codes_of_reference(model, image, depth)
+        assert len(expected) == 2 * depth
+        assert_equal_codes(NativeEngine(model, depth, isa=isa, threads=2).codes(image), expected)
+
+
+@needs_kernels
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("threads", [1, 3, 6])
+def test_copies_of_codes_are_whole_at_every_size_and_change_nothing(isa: str, threads: int) -> None:
+    """Bytes beside the picture, which tiles beyond it write, are no codes."""
+    model = model_of(bits_w=3, bits_a=3, head_tail_bits=32, upsampler="pixelshuffledirect")
+    engine = NativeEngine(model, 3, isa=isa, threads=threads)
+    for height, width in [*SIZES, (64, 57)]:
+        image = picture(height, width)
+        before = engine.run(image[None])
+        expected, _ = codes_of_reference(model, image, 3)
+        got = engine.codes(image)
+        assert list(got) == list(expected)
+        for name, codes in expected.items():
+            np.testing.assert_array_equal(got[name], codes, err_msg=name)
+        np.testing.assert_array_equal(engine.run(image[None]), before)
 
 
 @needs_kernels
@@ -225,6 +256,7 @@ def test_sixteen_bits_are_kept() -> None:
         (model_of(num_feat=24), "24 channels are not a multiple of 16"),
         (model_of(first_bits=8), "conv_first is quantized"),
         (model_of(bits_w=8), "too many bits"),
+        (model_of(bits_a=7), "too many bits"),
         (model_of(bits_a=8), "too many bits"),
         (model_of(bits_w=32), "its blocks are not integer"),
     ],

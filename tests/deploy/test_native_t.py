@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import ctypes
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from quantsr import Upscaler
 from quantsr.deploy import integer_reference
 from quantsr.deploy.native import library
 from quantsr.deploy.native.engine import NativeEngine
+from quantsr.deploy.quantsr_t import program
+from quantsr.deploy.quantsr_t.fold import fold
+from quantsr.deploy.quantsr_t.folded import FoldedLinear, Norm, Quantize
+from quantsr.deploy.quantsr_t.integer import TorchOps
 from quantsr.errors import InputError
+from tests.deploy.codes import with_zero_points
 from tests.deploy.native import (
     HERE,
     ISAS,
@@ -22,6 +29,7 @@ from tests.deploy.native import (
     picture,
 )
 from tests.deploy.quantsr_t import PROTOCOLS, small_model, with_eight_bit_inputs
+from tests.deploy.test_swin_integer import ROOM, Recording
 
 SIZES = [(18, 21), (1, 1), (1, 9), (4, 4), (5, 2), (8, 12), (3, 37)]
 
@@ -45,6 +53,75 @@ def test_the_references_picture(isa: str, protocol: str, bits: int) -> None:
     expected = integer_reference.run(model, image)
     assert expected.std() > 20
     assert_close(NativeEngine(model, 1, isa=isa, threads=2).run(image[None])[0], expected)
+
+
+class WithRoom(Recording):
+    """Beside the codes, how near a value lies to a tie between two of them, in units of codes."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.room = 0.5
+
+    def _see(self, units: torch.Tensor) -> None:
+        self.room = min(self.room, float((units - units.floor() - 0.5).abs().min()))
+
+    def norm(self, norm: Norm, x: torch.Tensor) -> torch.Tensor:
+        if norm.limits is not None:
+            self._see(TorchOps.norm(self, replace(norm, limits=None), x))
+        return super().norm(norm, x)
+
+    def linear(self, linear: FoldedLinear, x: torch.Tensor) -> torch.Tensor:
+        if linear.codes_out is not None:
+            self._see(TorchOps.linear(self, replace(linear, codes_out=None), x))
+        return super().linear(linear, x)
+
+    def quantize(self, quantize: Quantize, x: torch.Tensor, **options: Any) -> torch.Tensor:
+        shape = (-1,) if options["channels_last"] else (-1, 1, 1)
+        multiplier, shift = (torch.tensor(part).view(shape) for part in (quantize.multiplier, quantize.shift))
+        self._see(x * multiplier + shift)
+        return super().quantize(quantize, x, **options)
+
+
+@needs_kernels
+@pytest.mark.parametrize("zero_points", [False, True], ids=["two's complement", "zero points"])
+@pytest.mark.parametrize("attention", [False, True], ids=["float attention", "quantized attention"])
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_codes_of_2_to_4_bits_of_linear_layers_are_the_references_bit_for_bit(
+    bits: int, attention: bool, zero_points: bool
+) -> None:
+    """Of an RSTB, on pictures of which no value is so near a tie that the order of float32 sums in LayerNorm, softmax and GELU decides."""
+    model = small_model(
+        num_block=1, bits_w=bits, bits_a=bits, quantize_attention=attention, head_tail_bits=32
+    )
+    model = with_zero_points(model) if zero_points else model
+    net, compared = fold(model), 0
+    for seed in range(12):
+        image = picture(8, 12, seed)
+        ops = WithRoom(net, image)
+        with torch.inference_mode():
+            program.upscale(net, ops)
+        if ops.room < ROOM:
+            continue
+        for isa in ISAS:
+            got = NativeEngine(model, 1, isa=isa, threads=2).codes(image)
+            assert len(got) == 2 * 4  # two layers, of each what qkv, proj, fc1 and fc2 read
+            for name, codes in got.items():
+                assert len(np.unique(codes)) >= 2 ** (bits - 1)
+                np.testing.assert_array_equal(codes, ops.codes[name][0], err_msg=f"{isa}: {name}")
+        compared += 1
+    assert compared >= 3
+
+
+@needs_kernels
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_zero_points_give_the_references_picture(isa: str, protocol: str) -> None:
+    for bits in (2, 4, 8):
+        model = with_zero_points(small_model(bits_w=bits, bits_a=bits, num_block=1, **PROTOCOLS[protocol]))
+        image = picture(21, 27)
+        expected = integer_reference.run(model, image)
+        assert expected.std() > 20
+        assert_close(NativeEngine(model, 1, isa=isa, threads=2).run(image[None])[0], expected)
 
 
 @needs_kernels

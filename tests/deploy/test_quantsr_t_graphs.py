@@ -16,6 +16,7 @@ import pytest
 from quantsr.deploy import integer_reference, onnx_model, packing
 from quantsr.deploy.model import PackedModel
 from quantsr.deploy.quantsr_t.fold import fold
+from tests.deploy.codes import with_zero_points
 from tests.deploy.quantsr_t import PROTOCOLS, small_model, with_eight_bit_inputs
 from tests.deploy.test_onnx_graph import by_onnxruntime, by_openvino
 
@@ -63,6 +64,15 @@ def assert_close(got: np.ndarray, expected: np.ndarray) -> None:
     difference = np.abs(got.astype(int) - expected)
     assert (difference <= 1).mean() >= 0.999, difference.max()
     assert difference.max() <= 3
+
+
+@pytest.mark.parametrize("run", RUNS)
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_zero_points_give_the_references_picture(picture, bits, run):
+    model = with_zero_points(small_model(bits_w=bits, bits_a=bits, num_block=1, **EVERYTHING))
+    expected = integer_reference.run(model, picture)
+    assert expected.std() > 20
+    assert_close(RUNS[run](model, picture[None])[0], expected)
 
 
 @pytest.mark.parametrize("run", RUNS)

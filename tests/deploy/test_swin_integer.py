@@ -13,6 +13,7 @@ from quantsr.deploy.quantsr_t import program
 from quantsr.deploy.quantsr_t.fold import fold
 from quantsr.deploy.quantsr_t.folded import FoldedLinear, Norm, Quantize
 from quantsr.deploy.quantsr_t.integer import TorchOps
+from tests.deploy.codes import with_zero_points
 from tests.deploy.quantsr_t import small_model
 from tests.reference import swin_integer
 
@@ -77,7 +78,9 @@ def by_twin(model: PackedModel, index: int) -> tuple[np.ndarray, np.ndarray, dic
 @pytest.mark.parametrize("attention", [False, True], ids=["float attention", "quantized attention"])
 @pytest.mark.parametrize("unit", ["rstb", "layer"])
 def test_codes_are_the_definitions_exactly(index: int, bits: int, attention: bool, unit: str) -> None:
+    """With two's complement in RSTBs, and with zero points where a unit of depth is a layer."""
     model = small_model(num_block=1, bits_w=bits, bits_a=bits, quantize_attention=attention, dqa_unit=unit)
+    model = with_zero_points(model) if unit == "layer" else model
     x, expected, theirs = by_twin(model, index)
     got, ours = by_reference(model, index, x)
     assert ours.keys() == theirs.keys()

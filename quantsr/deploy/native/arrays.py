@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -45,6 +46,32 @@ class Program(Protocol):
     def for_size(self, height: int, width: int) -> library.Network:
         """The network for pictures of that size."""
         ...
+
+    def code_maps(self, height: int, width: int) -> dict[str, CodeMap]:
+        """The codes that `quantsr_run` copies, by the name of the layer that reads them, in the order of `Picture.codes`."""
+        ...
+
+
+@dataclass(frozen=True)
+class CodeMap:
+    """Where the codes that one layer reads lie in bytes that were copied."""
+
+    shape: tuple[int, ...]
+    """Of the bytes."""
+    order: tuple[int, ...]
+    """Of its axes in the result."""
+    result: tuple[int, ...]
+    """Shape of the codes: (C, height, width), or (tokens, C) window by window."""
+    limits: tuple[int, int]
+    """Of the codes."""
+    offset: int
+    """A byte is `(code - offset) % 256`."""
+
+    def codes(self, data: NDArray[np.uint8]) -> NDArray[np.int16]:
+        """The codes of copied bytes."""
+        low = self.limits[0]
+        codes = (data.astype(np.int16) + (self.offset - low)) % 256 + low
+        return codes.reshape(self.shape).transpose(self.order).reshape(self.result)
 
 
 class Arrays:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import math
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -62,6 +64,25 @@ class NativeEngine(OneByOne):
 
     def run(self, images: Images) -> Images:
         """See `runtimes.Engine.run`; (N, h, w, 3) uint8 or float32, picture by picture."""
+        return self._run(images, None)
+
+    def codes(self, image: Images) -> dict[str, NDArray[np.int16]]:
+        """The codes that the layers of the blocks read on a picture (h, w, 3), by their names.
+
+        Returns: of a QuantSR-C (C, h, w); of a QuantSR-T (tokens, C) of the padded picture, window by window as the layer has them.
+        """
+        height, width = (
+            -(-size // self._program.multiple) * self._program.multiple for size in image.shape[:2]
+        )
+        maps = self._program.code_maps(height, width)
+        copies = {name: np.zeros(math.prod(codes.shape), np.uint8) for name, codes in maps.items()}
+        self._run(
+            image[None], (ctypes.c_void_p * len(copies))(*(copy.ctypes.data for copy in copies.values()))
+        )
+        return {name: maps[name].codes(copy) for name, copy in copies.items()}
+
+    def _run(self, images: Images, codes: Any) -> Images:
+        """`run`; `codes` are the addresses that copies of the codes go to."""
         kernels = library.load()
         assert kernels is not None
         kept_height, kept_width = images.shape[1:3]
@@ -81,6 +102,7 @@ class NativeEngine(OneByOne):
                     width=width,
                     is_float=images.dtype != np.uint8,
                     threads=self._threads,
+                    codes=codes,
                 )
                 address = self._room(kernels.quantsr_memory(network, picture))
                 if kernels.quantsr_run(network, picture, self._isa, address):

@@ -41,7 +41,15 @@ typedef struct {
     float *x, *q, *k, *v, *mixed;
     int32_t *codes, *hidden; /* four channels each */
     float *scores;           /* [key][2 vectors of queries] */
+    uint8_t *const *copies;  /* of the layer's inputs' codes in Picture.codes, or NULL */
+    size_t number;           /* of the window in its picture */
 } Window;
+
+enum { QKV_INPUT, PROJ_INPUT, FC1_INPUT, FC2_INPUT, INPUTS_OF_LAYER };
+
+static inline void copy_window_codes(const Window *window, int input, const int32_t *codes, size_t bytes) {
+    if (window->copies) memcpy(window->copies[input] + window->number * bytes, codes, bytes);
+}
 
 /* What a QuantSR-T's phases are. */
 typedef struct {
@@ -57,6 +65,13 @@ static int swin_phases(const Swin *swin) {
     int phases = 4;
     for (int g = 0; g < swin->groups; g++) phases += swin->group[g].layers + 2;
     return phases;
+}
+
+/* Swin layers before one of those of `group`. */
+static int layers_before(const Swin *swin, const Rstb *group, const SwinLayer *layer) {
+    int count = layer - group->layer;
+    for (const Rstb *other = swin->group; other < group; other++) count += other->layers;
+    return count;
 }
 
 static Step step_of(const Swin *swin, int phase) {
@@ -325,6 +340,16 @@ static void make_plan(const Network *net, const Picture *picture, Plan *plan) {
     }
 }
 
+/* Copies the codes that a unit of a QuantSR-C gave to where the picture wants them. */
+static void copy_codes(const Network *net, const Picture *picture, const Maps *maps, Unit unit) {
+    if (net->swin || unit.phase >= 2 * net->blocks) return;
+    const int rows = rows_of(net, unit.phase), top = unit.number * rows;
+    const size_t bytes = (size_t)picture->width * net->channels;
+    const uint8_t *codes = unit.phase % 2 ? maps->codes2 : maps->codes1;
+    for (int y = top; y < MIN(top + rows, picture->height); y++)
+        memcpy(picture->codes[unit.phase] + y * bytes, codes + ((y + 1) * maps->code_row + 1) * net->channels, bytes);
+}
+
 /* Threads --------------------------------------------------------------------------------------------------------- */
 
 /* Work of one picture that its threads share. */
@@ -358,6 +383,7 @@ static void *run_member(void *argument) {
             if (to - from == units_of(team->net, team->picture, unit.phase - 1)) complete = unit.phase - 1;
         }
         team->work(team->net, team->picture, &team->maps, unit.phase, unit.number, &member->scratch);
+        if (team->picture->codes) copy_codes(team->net, team->picture, &team->maps, unit);
         atomic_store_explicit(&plan->done[plan->first[unit.phase] + unit.number], 1, memory_order_release);
     }
     return NULL;

@@ -218,6 +218,8 @@ class Picture(ctypes.Structure):
         ("width", c_int32),
         ("is_float", c_int32),  # whether both are float32, then not rounded
         ("threads", c_int32),
+        # NULL, or where copies of the codes go, those of `Program.code_maps` in order
+        ("codes", POINTER(c_void_p)),
     )
 
 

@@ -137,6 +137,10 @@ typedef struct {
     int32_t height, width;
     int32_t is_float; /* float32 in 0..255, neither rounded before nor after; else uint8 */
     int32_t threads;
+    /* NULL, or where copies of the codes go, for tests, as the low bytes of the codes: of a QuantSR-C [2 * blocks] maps
+       [height][width][C], the inputs of conv1 and conv2 of each block; of a QuantSR-T [4 * layers], the inputs of qkv, proj, fc1 and fc2 of
+       each Swin layer less their lowest code, [window][I / 4][token][4 inputs]. */
+    uint8_t *const *codes;
 } Picture;
 
 /* Feature maps: pixel (y, x) starts at ((y + border) * row + x + border) * C. */

@@ -17,6 +17,7 @@ from quantsr.deploy.native.arrays import (
     G4,
     MAX_OUTPUTS,
     Arrays,
+    CodeMap,
     Unsupported,
     before_shuffle,
     kernel_of,
@@ -62,6 +63,15 @@ class ConvProgram(Arrays):
                 self._rings[size] = self._ring(*size)
             self.network.ring = self._rings[size]
         return self.network
+
+    def code_maps(self, height: int, width: int) -> dict[str, CodeMap]:
+        """See `arrays.Program.code_maps`; (C, height, width) each."""
+        channels, maps = self.network.channels, {}
+        for conv in (conv for block in self._net.blocks for conv in (block.conv1, block.conv2)):
+            assert conv.codes_in is not None
+            shape, result = (height, width, channels), (channels, height, width)
+            maps[conv.name] = CodeMap(shape, (2, 0, 1), result, conv.codes_in, offset=0)
+        return maps
 
     # Blocks
 

@@ -12,6 +12,7 @@ from quantsr.deploy.native import library
 from quantsr.deploy.native.arrays import (
     MAX_OUTPUTS,
     Arrays,
+    CodeMap,
     Unsupported,
     before_shuffle,
     kernel_of,
@@ -42,7 +43,7 @@ class SwinProgram(Arrays):
         """`isa` is one of `library.ISAS`. Raises Unsupported."""
         super().__init__()
         self._isa = isa
-        net = fold(model.with_wide_inputs_in_float(), depth)
+        self._net = net = fold(model.with_wide_inputs_in_float(), depth)
         dim = len(net.norm_first.weight)
         if net.window % 4:
             raise Unsupported(f"windows of {net.window}x{net.window} are not of a multiple of 4")
@@ -79,6 +80,24 @@ class SwinProgram(Arrays):
     def for_size(self, height: int, width: int) -> library.Network:
         """The network for pictures of that size: the same for all."""
         return self.network
+
+    def code_maps(self, height: int, width: int) -> dict[str, CodeMap]:
+        """See `arrays.Program.code_maps`; (height * width, inputs) each, window by window, inside row by row."""
+        maps = {}
+        for layer in (layer for block in self._net.blocks for layer in block.layers):
+            attention = layer.attention
+            for name, linear in (
+                (attention.q.name.removesuffix(".q"), attention.q),
+                (attention.proj.name, attention.proj),
+                (layer.fc1.name, layer.fc1),
+                (layer.fc2.name, layer.fc2),
+            ):
+                assert linear.codes_in is not None
+                tokens, inputs = self._net.window**2, linear.weight.shape[1]
+                shape = (height * width // tokens, inputs // 4, tokens, 4)
+                result = (height * width, inputs)
+                maps[name] = CodeMap(shape, (0, 2, 1, 3), result, linear.codes_in, linear.codes_in[0])
+        return maps
 
     def _rstb(self, block: Rstb) -> library.Rstb:
         layers = [self._layer(layer) for layer in block.layers]
