@@ -1,9 +1,12 @@
-"""Files that are found by their names: what stands in them registers itself when they are imported."""
+"""Imports of files that register what they define: those of the package by their names, one's own by `--import`."""
 
 from __future__ import annotations
 
 import importlib
 import pkgutil
+import sys
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
 
 from quantsr.errors import InputError
 
@@ -24,3 +27,33 @@ def import_files(package: str, suffix: str) -> None:
                 raise InputError(
                     f"{file}: cannot be imported ({type(error).__name__}: {error}); correct or remove it"
                 ) from error
+
+
+def import_named(name: str) -> str:
+    """Import a Python file, or a module by its dotted name, so that what stands in it is registered; returns ``name``.
+
+    Raises:
+        InputError: there is no such file or module, or it cannot be imported.
+    """
+    try:
+        if not name.endswith(".py"):
+            importlib.import_module(name)
+        elif name not in _imported:
+            path = Path(name).expanduser()
+            spec = spec_from_file_location(path.stem, path)
+            if spec is None or spec.loader is None:
+                raise ImportError("it is no Python file")
+            module = module_from_spec(spec)
+            sys.modules.setdefault(path.stem, module)
+            spec.loader.exec_module(module)
+            _imported.add(name)
+    except Exception as error:  # whatever the file's own code raises
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(
+            f"--import {name}: cannot be imported ({reason}); mend the file or the name"
+        ) from error
+    return name
+
+
+_imported: set[str] = set()
+"""Files that `import_named` ran: a second time their registrations would be refused."""

@@ -33,7 +33,8 @@ class Contract:
     type: str
     """The name in the registry under which it was built; its class's name where it was built by hand."""
     arguments: Mapping[str, Any] = field(default_factory=dict)
-    """Every argument that its constructor saw, defaults included; empty where it was built by hand."""
+    """Every argument that its constructor saw, defaults included but for those that no file can hold, such as
+    classes of layers; empty where the network was built by hand."""
 
     @property
     def arch(self) -> dict[str, Any]:
@@ -89,8 +90,16 @@ def build(kind: str, constructor: Callable[..., nn.Module], arguments: Mapping[s
         TypeError, ValueError: from the constructor.
     """
     net = constructor(**arguments)
-    setattr(net, _RECORD, (kind, with_defaults(constructor, arguments)))
+    defaults = {word: v for word, v in with_defaults(constructor, {}).items() if _is_plain(v)}
+    setattr(net, _RECORD, (kind, {**defaults, **arguments}))
     return net
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a file can hold the value: numbers, texts, booleans, None, and lists of them."""
+    if isinstance(value, list | tuple):
+        return all(_is_plain(entry) for entry in value)
+    return value is None or isinstance(value, bool | int | float | str)
 
 
 def of(net: nn.Module) -> Contract:

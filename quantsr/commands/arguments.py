@@ -7,12 +7,22 @@ import shlex
 
 from quantsr.config.load import load_options
 from quantsr.config.schema import Options
+from quantsr.discovery import import_named
 
 
 def add_option_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add ``-opt``, ``--set`` and ``--force_yml``."""
+    """Add ``-opt``, ``--import``, ``--set`` and ``--force_yml``."""
     parser.add_argument(
         "-opt", "--opt", dest="opt", required=True, metavar="FILE", help="the option file (YAML)"
+    )
+    parser.add_argument(
+        "--import",
+        dest="imports",
+        type=import_named,
+        action="append",
+        default=[],
+        metavar="FILE_OR_MODULE",
+        help="import a Python file or module first, whose networks, losses, ... the option file names",
     )
     parser.add_argument(
         "--set",
@@ -55,6 +65,8 @@ def options_from(args: argparse.Namespace, *, is_train: bool, check_paths: bool 
 def resume_command(command: str, args: argparse.Namespace, *more: str) -> str:
     """The line that runs ``quantsr COMMAND`` with the same option file and changes, quoted for the shell."""
     words = ["quantsr", command, "-opt", args.opt]
+    for name in args.imports:
+        words += ["--import", name]
     for flag, entries in (("--set", args.set), ("--force_yml", args.force_yml)):
         words += [flag, *entries] if entries else []
     return shlex.join([*words, *more])

@@ -15,7 +15,7 @@ from quantsr.data.preparation import make_bicubic, make_lmdb
 from quantsr.data.resize import imresize_uint8, mod_crop
 from quantsr.errors import InputError
 
-from .conftest import Maker
+from tests.data.conftest import Maker
 
 
 def test_lr_is_made_where_there_is_none(make_pictures: Maker) -> None:

@@ -20,7 +20,7 @@ from quantsr.data.loader import TrainLoader, build_train_loader
 from quantsr.data.resize import imresize_uint8, mod_crop
 from quantsr.errors import InputError
 
-from .conftest import Maker
+from tests.data.conftest import Maker
 
 
 def options(folder: Path | list[Path], **extra: Any) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from quantsr.data.resize import imresize_uint8, mod_crop
 from quantsr.errors import InputError, WorkError
 from quantsr.temporary import folder_beside
 
-from .conftest import Maker
+from tests.data.conftest import Maker
 
 
 def run(*words: object) -> int:
