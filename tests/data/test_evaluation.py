@@ -14,7 +14,6 @@ from quantsr.data.mini import make_mini, mini_folder
 from quantsr.data.preparation import make_bicubic, make_lmdb
 from quantsr.data.resize import imresize_uint8, mod_crop
 from quantsr.errors import InputError
-
 from tests.data.conftest import Maker
 
 

@@ -19,7 +19,6 @@ from quantsr.data.images import read_rgb
 from quantsr.data.loader import TrainLoader, build_train_loader
 from quantsr.data.resize import imresize_uint8, mod_crop
 from quantsr.errors import InputError
-
 from tests.data.conftest import Maker
 
 

@@ -23,7 +23,6 @@ from quantsr.data.preparation import starts
 from quantsr.data.resize import imresize_uint8, mod_crop
 from quantsr.errors import InputError, WorkError
 from quantsr.temporary import folder_beside
-
 from tests.data.conftest import Maker
 
 
