@@ -27,9 +27,18 @@ from tests.deploy.codes import (
     codes_of_reference,
     with_zero_points,
 )
-from tests.deploy.native import ISAS, assert_left_to_others, assert_within_memory, needs_kernels, picture
+from tests.deploy.native import (
+    HERE,
+    ISAS,
+    assert_left_to_others,
+    assert_within_memory,
+    needs_kernels,
+    picture,
+)
 from tests.deploy.quantsr_t import small_model
 from tests.reference import winograd
+
+needs_amx = pytest.mark.skipif(HERE != "amx", reason="this processor, system or compiler has no AMX")
 
 SIZES = [(18, 21), (1, 1), (1, 6), (2, 2), (2, 5), (3, 3), (4, 1), (5, 2), (7, 31)]
 
@@ -164,7 +173,9 @@ def test_copies_of_codes_are_whole_at_every_size_and_change_nothing(isa: str, th
 
 
 @needs_kernels
-@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize(
+    "isa", [isa for isa in ISAS if isa != "amx"]
+)  # whose convolutions have no transforms
 @pytest.mark.parametrize("num_feat", [16, 32, 64])
 def test_tiles_of_either_size_give_the_same_picture(isa: str, num_feat: int, monkeypatch) -> None:
     """And both in one network, whose layers then have strips of two and of four rows."""
@@ -228,6 +239,45 @@ def test_threads_instruction_sets_and_neighbours_change_nothing() -> None:
         np.testing.assert_array_equal(np.stack(list(tiles.values())), expected)
 
 
+@needs_amx
+@pytest.mark.parametrize("upsampler", ["pixelshuffle", "pixelshuffledirect"])
+@pytest.mark.parametrize("head_tail_bits", [8, 32])
+@pytest.mark.parametrize(("bits_w", "bits_a"), [(2, 2), (4, 4), (2, 6)])
+@pytest.mark.parametrize("num_feat", [16, 32, 48, 64, 80])
+def test_amx_gives_the_same_floats(num_feat, bits_w, bits_a, head_tail_bits, upsampler) -> None:
+    """Not rounded to bytes, on sizes around those of tiles and with several threads."""
+    model = model_of(
+        num_feat=num_feat, bits_w=bits_w, bits_a=bits_a, head_tail_bits=head_tail_bits, upsampler=upsampler
+    )
+    vnni, amx = NativeEngine(model, 3, isa="avx512_vnni"), NativeEngine(model, 3, isa="amx", threads=3)
+    for height, width in [(1, 1), (5, 2), (3, 16), (6, 17), (4, 33), (18, 47)]:
+        image = picture(height, width)[None].astype(np.float32)
+        np.testing.assert_array_equal(amx.run(image), vnni.run(image))
+
+
+@needs_amx
+@pytest.mark.parametrize(("bits_w", "bits_a"), [(8, 6), (6, 5), (8, 4)])
+def test_amx_runs_weights_of_up_to_8_bits(bits_w: int, bits_a: int) -> None:
+    model = model_of(num_feat=48, bits_w=bits_w, bits_a=bits_a)
+    image = picture(18, 21)
+    difference = np.abs(
+        NativeEngine(model, 3, isa="amx").run(image[None])[0].astype(int)
+        - integer_reference.run(model, image)
+    )
+    assert difference.max() <= 2
+    assert (difference > 1).mean() <= 0.001
+
+
+@needs_kernels
+def test_convolutions_for_other_instruction_sets_are_refused() -> None:
+    program = ConvProgram(model_of(), 3, "amx")
+    kernels = library.load()
+    assert kernels is not None
+    image, out = np.zeros((4, 4, 3), np.uint8), np.zeros((16, 16, 3), np.uint8)
+    data = library.Picture(image.ctypes.data, out.ctypes.data, 4, 4, 0, 1)
+    assert kernels.quantsr_run(program.for_size(4, 4), data, library.ISAS["plain"], ctypes.c_void_p(0)) == 1
+
+
 @needs_kernels
 @pytest.mark.parametrize("upsampler", ["pixelshuffle", "pixelshuffledirect"])
 @pytest.mark.parametrize("scale", [2, 3, 4])
@@ -261,7 +311,9 @@ def test_sixteen_bits_are_kept() -> None:
         (model_of(bits_w=32), "its blocks are not integer"),
     ],
 )
-def test_what_it_cannot_run_is_said_and_left_to_others(model, why: str) -> None:
+def test_what_it_cannot_run_is_said_and_left_to_others(model, why: str, monkeypatch) -> None:
+    if HERE == "amx":  # which runs blocks of more bits
+        monkeypatch.setattr(library, "best_isa", lambda: "avx512_vnni")
     assert_left_to_others(model, why)
 
 
@@ -285,14 +337,17 @@ def test_auto_takes_it_where_it_is_fastest(monkeypatch) -> None:
     assert Upscaler(model).engine != "native"
 
 
-def test_matrix_units_are_left_to_openvino(monkeypatch) -> None:
+def test_matrix_units_without_kernels_are_left_to_openvino(monkeypatch) -> None:
     from quantsr import cpu
 
     monkeypatch.setattr(library, "best_isa", lambda: "avx512_vnni")
     monkeypatch.setattr(cpu, "describe", lambda: ("a processor", frozenset({"amx_int8"})))
-    assert not select.native_is_fastest(model_of())
+    assert not select.native_is_fastest(model_of())  # kernels compiled without AMX
     assert select.native_is_fastest(small_model())  # of QuantSR-T, where products are a small part
     monkeypatch.setattr(cpu, "describe", lambda: ("a processor", frozenset()))
+    assert select.native_is_fastest(model_of())
+    monkeypatch.setattr(library, "best_isa", lambda: "amx")
+    monkeypatch.setattr(cpu, "describe", lambda: ("a processor", frozenset({"amx_int8"})))
     assert select.native_is_fastest(model_of())
     for isa in (None, "plain"):
         monkeypatch.setattr(library, "best_isa", lambda isa=isa: isa)

@@ -75,9 +75,12 @@ def _make(name: str, *args: Any, **options: Any) -> Engine:
 def native_is_fastest(model: PackedModel) -> bool:
     """Whether the native engine is the fastest for this network on this processor.
 
-    It is with AVX2 or AVX-512 VNNI, except where products take most of the time and the processor has matrix
-    units, which only OpenVINO uses.
+    It is with AVX2, AVX-512 VNNI or AMX, except where products take most of the time and the processor has
+    matrix units that only OpenVINO uses (kernels compiled without AMX).
     """
-    if library.best_isa() in (None, "plain"):
+    best = library.best_isa()
+    if best in (None, "plain"):
         return False
-    return not (architectures.of(model.header).mostly_products and "amx_int8" in cpu.describe()[1])
+    return best == "amx" or not (
+        architectures.of(model.header).mostly_products and "amx_int8" in cpu.describe()[1]
+    )

@@ -18,6 +18,9 @@ CHANNELS = 16
 """The kernels take multiples of this many channels and outputs."""
 MAX_OUTPUTS = 192
 
+_TILE_INPUTS = 64  # bytes in a row of one of AMX's tiles
+_CACHE_LINE = 64
+
 G2 = np.array([[2, 0, 0], [1, 1, 1], [1, -1, 1], [0, 0, 2]], np.int64)
 """Twice the matrix G of F(2, 3): the transformed weights are integers."""
 
@@ -122,6 +125,11 @@ class Arrays:
         That is sums of the plain convolution: those at single positions may, and wrap around without harm. Weights are rounded
         with their sums over a kernel, so that flat regions, where errors would add up, change least.
         """
+        integers, multiplier = self._wide_integers(weight, step, blocks)
+        return self.padded_conv(nested(integers, blocks, G2), multiplier / 4, bias, library.WORDS, blocks)
+
+    def _wide_integers(self, weight: Values, step: Values, blocks: int) -> tuple[Values, Values]:
+        """Weights (O, I, k, k) of `wide_conv`, and the value (O,) of one unit of their sums."""
         weight = weight * step.reshape(1, -1, 1, 1)
         room = (2**31 - 1) / (4 * library.LARGEST_WORD) - weight[0].size
         peaks = np.max([np.abs(part).max(0) for part in nested(weight, blocks, G2)], 0)
@@ -129,8 +137,46 @@ class Arrays:
         multiplier = np.maximum(
             np.maximum(sums / room, peaks / (np.iinfo(np.int16).max - 18)), np.finfo(np.float32).tiny
         )
-        integers = rounded_with_sums(weight / multiplier.reshape(-1, 1, 1, 1)).astype(np.int64)
-        return self.padded_conv(nested(integers, blocks, G2), multiplier / 4, bias, library.WORDS, blocks)
+        return rounded_with_sums(weight / multiplier.reshape(-1, 1, 1, 1)).astype(np.int64), multiplier
+
+    def split_conv(self, weight: Values, bias: Values, step: Values, blocks: int) -> library.Conv:
+        """The convolution of `wide_conv` for AMX: the same integers, each in three signed bytes, and so the same sums.
+
+        Raises Unsupported where a weight has more than 14 bits.
+        """
+        integers, multiplier = self._wide_integers(weight, step, blocks)
+        if np.abs(integers).max(initial=0) > library.LARGEST_WORD:
+            raise Unsupported("weights outside the blocks have more than 14 bits")
+        more = (0, padded(len(bias)) - len(bias))
+        high = (integers + 64) >> 7
+        low = integers - (high << 7)
+        return library.Conv(
+            weight=self.tiles([high, low, high + low]),
+            scale=self.pointer(np.pad(multiplier, more)),
+            bias=self.pointer(np.pad(bias, more)),
+            kind=library.SPLIT,
+            blocks=blocks,
+            outputs=padded(len(bias)),
+            is_signed=1,
+        )
+
+    def tiles(self, planes: list[Values]) -> int:
+        """Address of weights (O, I, k, k) of signed bytes in the order of AMX's tiles: for each plane, 16 outputs and row of the kernel
+        [K / 4][16][4], K being (column, input) padded to a multiple of 64."""
+        laid_out = []
+        for plane in planes:
+            outputs, inputs, size, _ = plane.shape
+            rows = plane.transpose(0, 2, 3, 1).reshape(outputs, size, size * inputs)  # (O, k, K)
+            rows = np.pad(rows, [(0, padded(outputs) - outputs), (0, 0), (0, -rows.shape[2] % _TILE_INPUTS)])
+            parts = rows.reshape(-1, CHANNELS, size, rows.shape[2] // 4, 4)  # (O / 16, 16, k, K / 4, 4)
+            laid_out.append(parts.transpose(0, 2, 3, 1, 4).ravel())
+        values = np.concatenate(laid_out).astype(np.int8, casting="unsafe")
+        memory = self.keep(np.empty(len(values) + _CACHE_LINE, np.uint8))
+        start = (
+            -memory.ctypes.data % _CACHE_LINE
+        )  # rows of tiles are loaded fastest where they are whole cache lines
+        memory[start : start + len(values)] = values.view(np.uint8)
+        return int(memory.ctypes.data) + start
 
     def code_words(self, conv: FoldedConv) -> library.Conv:
         """A 3x3 convolution of codes of up to 8 bits, held in 16: exact."""

@@ -22,6 +22,14 @@
 #include <immintrin.h>
 #endif
 
+/* AMX needs a compiler that knows its tiles, and Linux's permission to use them. */
+#if defined(__x86_64__) && defined(__linux__) && (defined(__clang__) ? __clang_major__ >= 12 : __GNUC__ >= 11)
+#define HAS_AMX_KERNELS
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 #define INLINE static inline __attribute__((always_inline))
 /* Before a loop of few rounds over arrays that are to be registers. */
 #define UNROLL _Pragma("GCC unroll 16")
@@ -127,6 +135,15 @@ static int is_inner(int y, int x, int height, int width) { return y > 0 && x > 0
             call;                                                                                                      \
         }                                                                                                              \
     } while (0)
+
+/* Rows of a QuantSR-C that a unit of a phase makes. */
+static int rows_of(const Network *net, int phase) {
+    const int body = 2 * net->blocks;
+    if (phase == 0 || phase == body + 3) return 1;
+    if (phase > body) return TILE;
+    const Block *block = net->body + (phase - 1) / 2;
+    return phase % 2 ? block->conv1.tile : block->conv2.tile;
+}
 
 /* Instruction sets ------------------------------------------------------------------------------------------------ */
 
@@ -242,27 +259,69 @@ typedef int32_t Ints16 __attribute__((vector_size(64)));
 #else
 #pragma GCC pop_options
 #endif
+
+#if defined(HAS_AMX_KERNELS)
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,fma,amx-tile,amx-int8"))), apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,fma,amx-tile,amx-int8")
+#endif
+#define STORE_LOW_BYTES(p, v) _mm_storeu_si128((__m128i *)(p), _mm512_cvtepi32_epi8(v))
+#include "amx.inc"
+#undef STORE_LOW_BYTES
+#if defined(__clang__)
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+#endif
 #endif
 
 typedef void (*Work)(const Network *, const Picture *, const Maps *, int phase, int unit, Scratch *);
 
-enum { PLAIN = 1, AVX2 = 2, AVX512_VNNI = 3 };
+enum { PLAIN = 1, AVX2 = 2, AVX512_VNNI = 3, AMX = 4 };
 
-/* The best instruction set of this processor. */
-int quantsr_best_isa(void) {
+/* Whether the processor and the system have AMX tiles for this process. Linux gives a process memory for them when it asks, and
+   refuses where it cannot (a thread's alternate signal stack may be too small for them). */
+static int has_amx(void) {
+#if defined(HAS_AMX_KERNELS)
+    enum { OSXSAVE = 1 << 27, AMX_TILE = 1 << 24, AMX_INT8 = 1 << 25, TILE_STATE = 3 << 17, ARCH_REQ_XCOMP_PERM = 0x1023, XFEATURE_XTILEDATA = 18 };
+    unsigned a, b, c, d, enabled, high;
+    if (!__get_cpuid(1, &a, &b, &c, &d) || !(c & OSXSAVE)) return 0;
+    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d & (AMX_TILE | AMX_INT8)) != (AMX_TILE | AMX_INT8)) return 0;
+    __asm__("xgetbv" : "=a"(enabled), "=d"(high) : "c"(0));
+    if ((enabled & TILE_STATE) != TILE_STATE) return 0;
+    return syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0;
+#else
+    return 0;
+#endif
+}
+
+static int find_best_isa(void) {
 #if defined(__x86_64__)
     __builtin_cpu_init();
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni"))
-        return AVX512_VNNI;
+        return has_amx() ? AMX : AVX512_VNNI;
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return AVX2;
 #endif
     return PLAIN;
 }
 
+/* The best instruction set of this processor. */
+int quantsr_best_isa(void) {
+    static atomic_int best; /* 0: not asked for yet */
+    if (!best) best = find_best_isa();
+    return best;
+}
+
 static Work work_of(int isa, int swin) {
+#if defined(HAS_AMX_KERNELS)
+    if (isa == AMX && !swin) return work_amx;
+#endif
 #if defined(__x86_64__)
-    if (isa == AVX512_VNNI) return swin ? swin_work_avx512_vnni : work_avx512_vnni;
+    if (isa >= AVX512_VNNI) return swin ? swin_work_avx512_vnni : work_avx512_vnni;
     if (isa == AVX2) return swin ? swin_work_avx2 : work_avx2;
 #endif
     return swin ? swin_work_plain : work_plain;
@@ -285,15 +344,6 @@ typedef struct {
 
 static int phases_of(const Network *net) {
     return net->swin ? swin_phases(net->swin) : 2 * net->blocks + (net->ring.weight[0] ? 4 : 3);
-}
-
-/* Rows of a QuantSR-C that a unit of a phase makes. */
-static int rows_of(const Network *net, int phase) {
-    const int body = 2 * net->blocks;
-    if (phase == 0 || phase == body + 3) return 1;
-    if (phase > body) return TILE;
-    const Block *block = net->body + (phase - 1) / 2;
-    return phase % 2 ? block->conv1.tile : block->conv2.tile;
 }
 
 static int units_of(const Network *net, const Picture *picture, int phase) {
@@ -371,6 +421,9 @@ static void *run_member(void *argument) {
     Member *member = argument;
     Team *team = member->team;
     const Plan *plan = &team->plan;
+#if defined(HAS_AMX_KERNELS)
+    if (team->work == work_amx) load_tile_config();
+#endif
     int complete = -1; /* the last phase all of whose units are known to be done */
     for (int place; (place = atomic_fetch_add(&team->next, 1)) < plan->units;) {
         const Unit unit = plan->order[place];
@@ -386,6 +439,9 @@ static void *run_member(void *argument) {
         if (team->picture->codes) copy_codes(team->net, team->picture, &team->maps, unit);
         atomic_store_explicit(&plan->done[plan->first[unit.phase] + unit.number], 1, memory_order_release);
     }
+#if defined(HAS_AMX_KERNELS)
+    if (team->work == work_amx) release_tiles();
+#endif
     return NULL;
 }
 
@@ -411,6 +467,9 @@ static size_t lay_out(const Network *net, const Picture *picture, char *memory, 
     maps->start = take(&end, (tall + 2 * BORDER) * maps->row * channels * sizeof(float));
     const Swin *swin = net->swin;
     const int words = net->after_body.kind == WORDS;
+    maps->plane = net->after_body.kind == SPLIT ? (tall + 2 * BORDER) * maps->row * channels : 0;
+    maps->body_planes = take(&end, 3 * maps->plane);
+    maps->tail_planes = take(&end, 3 * maps->plane);
     maps->stream = swin && words ? NULL : take(&end, (tall + 2 * BORDER) * maps->row * channels * sizeof(float));
     maps->body_words = maps->tail_words = NULL;
     if (words) {
@@ -502,6 +561,9 @@ int quantsr_run(const Network *net, const Picture *picture, int isa, void *memor
     if (net->channels % 16 || net->blocks < !swin || net->tail.outputs % 16 || net->tail.outputs > MAX_OUTPUTS || picture->threads < 1 ||
         picture->threads > MAX_THREADS || picture->height < 1 || picture->width < 1 || isa < PLAIN || isa > quantsr_best_isa())
         return 1;
+    for (int b = 0; b < net->blocks; b++)
+        if ((net->body[b].conv1.kind == CODES) != (isa == AMX) || (net->body[b].conv2.kind == CODES) != (isa == AMX)) return 1;
+    if (net->after_body.kind == SPLIT && isa != AMX) return 1;
     Team team = {.net = net, .picture = picture, .work = work_of(isa, swin != NULL)};
     Scratch scratch[MAX_THREADS];
     lay_out(net, picture, memory, &team.maps, &team.plan, scratch);
@@ -518,6 +580,10 @@ int quantsr_run(const Network *net, const Picture *picture, int isa, void *memor
         if (swin) memset(team.maps.body_words, 0, pixels * channels * sizeof(int16_t));
         else clear_border(team.maps.body_words, BORDER, team.maps.row, picture, channels * sizeof(int16_t));
         clear_border(team.maps.tail_words, BORDER, team.maps.row, picture, channels * sizeof(int16_t));
+    }
+    for (int plane = 0; team.maps.plane && plane < 3; plane++) {
+        clear_border(team.maps.body_planes + plane * team.maps.plane, BORDER, team.maps.row, picture, channels);
+        clear_border(team.maps.tail_planes + plane * team.maps.plane, BORDER, team.maps.row, picture, channels);
     }
     if (!swin) {
         clear_border(team.maps.codes1, 1, team.maps.code_row, picture, channels);

@@ -12,10 +12,10 @@ from zlib import crc32
 
 log = logging.getLogger(__name__)
 
-ISAS = {"plain": 1, "avx2": 2, "avx512_vnni": 3}
+ISAS = {"plain": 1, "avx2": 2, "avx512_vnni": 3, "amx": 4}
 """Instruction sets that the kernels are written for."""
 
-BYTES, WORDS, FLOATS = 0, 1, 2
+BYTES, WORDS, FLOATS, CODES, SPLIT = range(5)
 """Kinds of a convolution's inputs and weights."""
 
 TILE, LARGE_TILE = 2, 4
@@ -47,12 +47,13 @@ class Conv(ctypes.Structure):
         ),  # of BYTES: [positions][P] int32, takes the offsets of the inputs off again
         ("scale", F32),  # [P] real value of one unit of the sum
         ("bias", F32),  # [P] in real units, or those of the next convolution's codes
-        ("kind", c_int32),  # BYTES, WORDS or FLOATS
+        ("kind", c_int32),  # BYTES, WORDS, FLOATS, CODES or SPLIT
         ("blocks", c_int32),  # 1 or 2, along either axis
         ("outputs", c_int32),  # P
         ("tile", c_int32),  # TILE or LARGE_TILE; only of convolutions in blocks
         ("offset_sums", c_int32),  # of BYTES: added to the transformed inputs at position (1, 1) ...
         ("offset_mixed", c_int32),  # ... and at the others
+        ("is_signed", c_int32),  # of CODES and SPLIT: whether inputs are signed bytes
     )
 
 

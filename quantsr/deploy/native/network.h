@@ -12,14 +12,16 @@ enum { POSITIONS = 16, TILE = 2, LARGE_POSITIONS = 49, LARGE_TILE = 4, CHUNK = 1
 /* Pixels that the first convolution takes at once. */
 enum { HEAD = 4 };
 
-/* What the inputs and weights of a convolution are: unsigned bytes and signed ones, 16-bit integers, or float32. */
-enum { BYTES, WORDS, FLOATS };
+/* What the inputs and weights of a convolution are: unsigned bytes and signed ones, 16-bit integers, or float32, all in Winograd's form. Or, for
+   AMX (amx.inc), in their plain form: codes of a byte, or 14-bit integers in three bytes. */
+enum { BYTES, WORDS, FLOATS, CODES, SPLIT };
 
 /* A 3x3 convolution (blocks = 1), or a 5x5 one as four of 3x3 two pixels apart (blocks = 2). */
 typedef struct {
     /* For each position, for each of its parts (rows of blocks first; the second block has none at position 0): transformed weights
        [C / g][P][g], g being how many inputs have 4 bytes. Those of codes are 4 times the transform (16 times with large tiles), which the
-       scale takes off. */
+       scale takes off. Of CODES and SPLIT: for each plane (SPLIT has three), for each 16 outputs, for each row of the kernel [K / 4][16][4], K
+       being (column, input) padded with zeros to a multiple of 64. */
     const void *weight;
     const int32_t *start; /* of BYTES: [positions][P], what takes the offsets of the inputs off again */
     const float *scale;   /* [P] the value of one unit of the sum */
@@ -27,9 +29,10 @@ typedef struct {
     int32_t kind;
     int32_t blocks;
     int32_t outputs;      /* P, a multiple of 16 */
-    int32_t tile;         /* of the convolutions in blocks: TILE or LARGE_TILE */
+    int32_t tile;         /* of the convolutions in blocks: TILE or LARGE_TILE; of CODES the rows that are computed at once */
     int32_t offset_sums;  /* of BYTES: added to the transformed inputs at position (1, 1), all of whose terms are added ... */
     int32_t offset_mixed; /* ... and at the others, so that they are unsigned */
+    int32_t is_signed;    /* of CODES and SPLIT: whether inputs are signed bytes */
 } Conv;
 
 /* Codes of floats: clip(rint((x + tau) * factor[0] * factor[1]), low, high). */
@@ -124,8 +127,8 @@ typedef struct {
     float range;       /* the head reads (pixel / 255 - mean) * range */
     const float *gap;  /* [gaps] shortcuts of the skipped blocks before the first */
     const Block *body;
-    Conv after_body, tail;          /* FLOATS, or both WORDS */
-    const float *after_body_factor; /* of WORDS: [C] a 16-bit input is clip(rint(x * factor[c])), within -8191..8191 */
+    Conv after_body, tail;          /* FLOATS, or both WORDS, or both SPLIT */
+    const float *after_body_factor; /* of WORDS and SPLIT: [C] a 16-bit input is clip(rint(x * factor[c])), within -8191..8191 */
     const float *tail_factor;
     Ring ring;
     const Swin *swin; /* NULL: a QuantSR-C */
@@ -150,6 +153,8 @@ typedef struct {
     float *stream;       /* between blocks */
     int16_t *body_words; /* conv_after_body's input, of WORDS */
     int16_t *tail_words; /* the tail's */
+    uint8_t *body_planes, *tail_planes; /* the same of SPLIT, [3][plane bytes] */
+    size_t plane;
     uint8_t *codes1;     /* conv1's input; border 1 */
     uint8_t *codes2;     /* conv2's */
     float *tokens;       /* of a QuantSR-T instead, [y][channel][x]: what goes from RSTB to RSTB ... */

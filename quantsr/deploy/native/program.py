@@ -27,6 +27,8 @@ from quantsr.deploy.native.arrays import (
 )
 from quantsr.deploy.reciprocal import reciprocal
 
+_MOST_BITS = 6  # of activations on AMX
+
 
 class ConvProgram(Arrays):
     """See `arrays.Program`."""
@@ -101,11 +103,31 @@ class ConvProgram(Arrays):
         )
 
     def _code_conv(self, conv: FoldedConv) -> library.Conv:
-        """With large tiles where their transforms fit, else with small ones. Raises Unsupported where those do not either."""
+        """On AMX in its plain form; else with large tiles where their transforms fit, else with small ones. Raises Unsupported where those
+        do not either."""
+        if self._isa == "amx":
+            return self._plain(conv)
         try:
             return self._tiled(conv, library.LARGE_TILE)
         except Unsupported:
             return self._tiled(conv, library.TILE)
+
+    def _plain(self, conv: FoldedConv) -> library.Conv:
+        """For AMX, whose products of bytes take codes as they are. Raises Unsupported beyond 6 bits, where the float operations
+        between convolutions are no longer known to give the reference's codes."""
+        assert conv.codes_in is not None
+        if conv.codes_in[1] - conv.codes_in[0] > 2**_MOST_BITS - 1:
+            raise Unsupported(f"{conv.name} has too many bits for its codes to be exact")
+        return library.Conv(
+            weight=self.tiles([conv.weight.astype(np.int64)]),
+            scale=self.pointer(conv.multiplier),
+            bias=self.pointer(conv.bias),
+            kind=library.CODES,
+            blocks=1,
+            outputs=len(conv.bias),
+            tile=library.LARGE_TILE,
+            is_signed=conv.codes_in[0] < 0,
+        )
 
     def _tiled(self, conv: FoldedConv, tile: int) -> library.Conv:
         """Transformed codes are sums of 4 (16 in large tiles), or differences of at most half as many and as many: with an offset that makes
@@ -159,9 +181,15 @@ class ConvProgram(Arrays):
                 "after_body": self.float_conv(body_weight, body_bias, 1),
                 "tail": self.float_conv(weight, bias, blocks),
             }
+        body, tail = (body_weight, body_bias, body_step, 1), (weight, bias, tail_step, blocks)
+        try:
+            make = self.split_conv if self._isa == "amx" else self.wide_conv
+            after_body_and_tail = make(*body), make(*tail)
+        except Unsupported:
+            after_body_and_tail = self.wide_conv(*body), self.wide_conv(*tail)
         return {
-            "after_body": self.wide_conv(body_weight, body_bias, body_step, 1),
-            "tail": self.wide_conv(weight, bias, tail_step, blocks),
+            "after_body": after_body_and_tail[0],
+            "tail": after_body_and_tail[1],
             "after_body_factor": self.pointer(1 / body_step),
             "tail_factor": self.pointer(1 / tail_step),
         }
