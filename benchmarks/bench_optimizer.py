@@ -15,7 +15,7 @@ from benchmarks import timing
 from benchmarks.bench_train import Row, Step, Work
 from quantsr.config.training import TrainOptions
 from quantsr.hardware.device import computes_in_bf16
-from quantsr.models.optimizers import build_optimizers
+from quantsr.models.optimizers import KernelMuon, build_optimizers
 from quantsr.timing import interleaved, machine
 
 
@@ -55,6 +55,11 @@ def main() -> None:
     args = parser.parse_args()
     work = Work(blocks=args.blocks, batch=args.batch, device=args.device)
     steps = {kind: OptimizedStep(kind, work) for kind in ("Adam", "Muon")}
+    if args.device != "cpu":  # where Muon takes the matrices of one shape together
+        steps["Muon one by one"] = one_by_one = OptimizedStep("Muon", work)
+        for optimizer in one_by_one.optimizers:
+            if isinstance(optimizer, KernelMuon):
+                optimizer.together = False
     calls = {f"{kind}, step": step for kind, step in steps.items()}
     calls |= {f"{kind}, optimizer": step.update for kind, step in steps.items()}
     sync = torch.cuda.synchronize if args.device == "cuda" else None
@@ -62,7 +67,9 @@ def main() -> None:
     records = [{"row": t.name, **t.row(), "runs": len(t.times)} for t in timings]
     print(machine())
     print(timing.table(records))
-    print(timing.write_csv("optimizer.csv", records))
+    print(
+        timing.write_csv("optimizer.csv" if args.device == "cpu" else f"optimizer_{args.device}.csv", records)
+    )
 
 
 if __name__ == "__main__":

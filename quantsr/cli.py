@@ -52,6 +52,9 @@ COMMANDS = {
         "quantsr.commands.compare",
         "train variants with several seeds, and table mean, spread and differences",
     ),
+    "queue": Command(
+        "quantsr.commands.queue", "train one network after the other in leased time, call by call"
+    ),
     "report": Command(
         "quantsr.commands.report", "tables, pictures and curves of several runs in one HTML file"
     ),

@@ -76,11 +76,15 @@ def test_every_documented_command_is_understood(words: list[str]) -> None:
     if option_file is not None and (ROOT / option_file).is_file():
         from quantsr.config import load_options
         from quantsr.config.compare import load_comparison
+        from quantsr.config.queue import load_queue
 
         overrides = rest[rest.index("--set") + 1 :] if "--set" in rest else []
         changes = [word for word in overrides if re.match(r"[a-z_0-9.]+=", word)]
         if name == "compare":
             load_comparison(str(ROOT / option_file), changes, check_paths=False)
+            return
+        if name == "queue":
+            load_queue(str(ROOT / option_file))
             return
         load_options(ROOT / option_file, changes, is_train="/train/" in option_file, check_paths=False)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import time
@@ -22,6 +23,24 @@ logger = logging.getLogger(__name__)
 
 #: Names of skipped pictures that are logged one by one; the rest is counted.
 _NAMED = 10
+
+
+_kept: dict[tuple[Source, int], Pair] | None = None
+"""Decoded pairs by source and scale, while `keep_decoded` is entered."""
+
+
+@contextlib.contextmanager
+def keep_decoded() -> Iterator[None]:
+    """While entered, pairs that one store keeps in memory serve later ones: trainings on the same pictures decode them once.
+
+    The files must not change meanwhile.
+    """
+    global _kept
+    before, _kept = _kept, {} if _kept is None else _kept
+    try:
+        yield
+    finally:
+        _kept = before
 
 
 @dataclass(frozen=True)
@@ -71,6 +90,16 @@ def load_pair(source: Source, scale: int) -> Pair:
             f"{gt.shape[1]}x{gt.shape[0]}; check dataroot_soft and scale"
         )
     return Pair(_planes(gt), _planes(lq), None if soft is None else _planes(soft))
+
+
+def _kept_or_loaded(source: Source, scale: int) -> Pair:
+    """`load_pair`, or what an earlier store loaded while `keep_decoded` is entered."""
+    if _kept is None:
+        return load_pair(source, scale)
+    key = (source, scale)
+    if key not in _kept:
+        _kept[key] = load_pair(source, scale)
+    return _kept[key]
 
 
 def _nbytes(pairs: Sequence[Pair]) -> int:
@@ -179,7 +208,7 @@ class PictureStore:
     def _load_all(self) -> list[Pair]:
         begin = time.perf_counter()
         with ThreadPoolExecutor(self._threads) as pool:
-            pairs = list(pool.map(lambda source: load_pair(source, self.scale), self.sources))
+            pairs = list(pool.map(lambda source: _kept_or_loaded(source, self.scale), self.sources))
         seconds = time.perf_counter() - begin
         logger.info("%d pictures decoded, %d MiB, %.1f s", len(pairs), _nbytes(pairs) >> 20, seconds)
         return pairs

@@ -19,6 +19,7 @@ from quantsr.engine.monitor import Monitor
 from quantsr.engine.results import Record, write_results
 from quantsr.engine.run_folder import RunFolder, StopRequest, log_file, owned, owned_anew
 from quantsr.engine.saving import Saver
+from quantsr.engine.time_limit import TimeLimit
 from quantsr.engine.validation import Stopped, Validation, left_out, metric_arguments
 from quantsr.errors import InputError, StopError, WorkError
 from quantsr.hardware import processes
@@ -39,6 +40,7 @@ class Trainer:
         auto_resume: go on from the newest complete state of this run, if there is one.
         resume_command: the command that resumes the run, which an interrupted run names.
         launcher: see `processes.detect`.
+        limit: when the run stops, and how often it writes a checkpoint by time; None for no limit.
 
     Raises:
         InputError: sections are missing, or a checkpoint does not fit.
@@ -51,6 +53,7 @@ class Trainer:
         auto_resume: bool = False,
         resume_command: str | None = None,
         launcher: str = "none",
+        limit: TimeLimit | None = None,
     ) -> None:
         if options.train is None:
             raise InputError("train: missing; a training run needs this section")
@@ -61,6 +64,7 @@ class Trainer:
         self.auto_resume = auto_resume or options.auto_resume
         self.resume_command = resume_command or "quantsr train -opt FILE --auto-resume"
         self.world = processes.detect(launcher)
+        self.limit = limit
         self.folder = RunFolder(Path(options.experiment_folder))
         self.saver = Saver(options, self.folder)
         self.iteration = 0
@@ -73,7 +77,8 @@ class Trainer:
 
         Raises:
             InputError: the options ask for what is not there.
-            WorkError: the loss is not finite or a file cannot be written; `StopError` where a signal asked to stop.
+            WorkError: the loss is not finite or a file cannot be written; `StopError` where a signal or the
+                time limit asked to stop.
         """
         self.device = resolve_device(self.options.num_gpu, self.world)
         group = self.options.dist_params
@@ -177,7 +182,7 @@ class Trainer:
                 monitor.report(self.iteration, self.model.stage, self.model.get_current_learning_rate(), log)
                 monitor.steps_of(self.model.net, self.iteration)
             validate = bool(self.validation.sets) and (done or self._validation_falls_due())
-            save = done or self.iteration % self.options.logger.save_checkpoint_freq == 0
+            save = done or self._checkpoint_is_due()
             if save:  # first, so that whatever happens while pictures are upscaled costs no iterations
                 self._save(validation_due=validate)
             if validate:
@@ -213,6 +218,8 @@ class Trainer:
         if self.device.type == "cpu" or self.iteration % BAR_REFRESH_ON_GPU == 0:
             loss = float(sum(self.model.loss_terms.values()))
         monitor.stepped(loss, self.model.stage)
+        if self.limit is not None:
+            self.limit.stepped(self.model.stage)
 
     def _announce(self, net: nn.Module) -> None:
         count = sum(parameter.numel() for parameter in net.parameters())
@@ -272,20 +279,27 @@ class Trainer:
         monitor.resume()
         return records
 
+    @property
+    def _asked_by(self) -> str | None:
+        """What asks this process to write a checkpoint and stop, None if nothing does."""
+        if self.stop.name is not None:
+            return self.stop.name
+        return "the time limit" if self.limit is not None and self.limit.reached() else None
+
     def _give_way(self, line: str) -> None:
-        if self.stop.name is not None and self.world.size == 1:
+        if self._asked_by is not None and self.world.size == 1:
             raise Stopped
 
     def _leave_if_asked(self, *, validation_due: bool) -> None:
-        """Writes a checkpoint and raises if a signal came."""
-        asked = self.stop.name is not None
+        """Writes a checkpoint and raises if a signal came or the time is over."""
+        asked = self._asked_by is not None
         if self.world.size > 1 and not validation_due:
             asked = self.iteration % 10 == 0 and processes.agree(asked, self.device)
         if not asked:
             return
         self._save(validation_due=validation_due)
         raise StopError(
-            f"stopped by {self.stop.name or 'a signal'} at iteration {self.iteration}, checkpoint written; "
+            f"stopped by {self._asked_by or 'a signal'} at iteration {self.iteration}, checkpoint written; "
             f"go on with: {self.resume_command}"
         )
 
@@ -297,6 +311,10 @@ class Trainer:
         return records
 
     # Checkpoints
+
+    def _checkpoint_is_due(self) -> bool:
+        by_time = self.limit is not None and self.limit.save_is_due()
+        return by_time or self.iteration % self.options.logger.save_checkpoint_freq == 0
 
     def _save(self, *, validation_due: bool = False) -> None:
         self.model.check_finite(weights=True)
@@ -314,6 +332,8 @@ class Trainer:
                 best=self.best,
                 validation_due=validation_due,
             )
+        if self.limit is not None:
+            self.limit.saved()
 
     def _restore(self, state: Mapping[str, Any]) -> bool:
         """Puts everything back; returns whether a validation was still to be done."""

@@ -1,0 +1,56 @@
+"""``quantsr queue -opt FILE --budget SECONDS``: trains one network after the other in leased time."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+from pathlib import Path
+
+from quantsr.config.queue import load_queue
+from quantsr.engine.queue import Queue
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of ``quantsr queue``."""
+    parser.add_argument(
+        "-opt", "--opt", dest="opt", required=True, metavar="FILE", help="the queue file (YAML)"
+    )
+    parser.add_argument(
+        "--budget", type=_seconds, required=True, metavar="SECONDS", help="time that this call may take"
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("experiments/queue"),
+        metavar="DIR",
+        help="keeps networks and training states from call to call (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--last",
+        action="store_true",
+        help="no call will follow: fit the iterations of every training to this call's time as well",
+    )
+
+
+def _seconds(word: str) -> float:
+    try:
+        value = float(word)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be a number of seconds above 0, got {word!r}")
+    return value
+
+
+def run(args: argparse.Namespace) -> int:
+    """The command."""
+    words = ["quantsr", "queue", "-opt", args.opt, "--budget", f"{args.budget:g}", "--out", str(args.out)]
+    queue = Queue(
+        load_queue(args.opt),
+        args.out,
+        seconds=args.budget,
+        last=args.last,
+        resume_command=shlex.join([*words, *(["--last"] if args.last else [])]),
+    )
+    queue.run()
+    return 0
