@@ -62,8 +62,32 @@ TYPED = [
 ]
 
 
+@pytest.fixture(scope="module")
+def own_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the file that docs/add_a_network.md shows."""
+    folder = tmp_path_factory.mktemp("own")
+    page = (ROOT / "docs" / "add_a_network.md").read_text(encoding="utf-8")
+    (folder / "own_arch.py").write_text(page.split("```python\n")[1].split("```")[0], encoding="utf-8")
+    return folder
+
+
+def test_the_network_of_the_page_upscales(own_files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch = pytest.importorskip("torch")
+    from quantsr.discovery import import_named
+    from quantsr.engine.build import build_network
+
+    monkeypatch.chdir(own_files)
+    import_named("own_arch.py")
+    net = build_network("ThreeConvs", {"num_feat": 4, "upscale": 3})
+    assert net(torch.zeros(1, 3, 5, 7)).shape == (1, 3, 15, 21)
+
+
 @pytest.mark.parametrize("words", [param for param in TYPED if quantsr_command(param.values[0])])
-def test_every_documented_command_is_understood(words: list[str]) -> None:
+def test_every_documented_command_is_understood(
+    words: list[str], own_files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if "--import" in words:
+        monkeypatch.chdir(own_files)
     found = quantsr_command(words)
     assert found is not None
     name, rest = found
