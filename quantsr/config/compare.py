@@ -23,7 +23,8 @@ from quantsr.config.load import check_options, read_options
 from quantsr.config.placeholders import Filled, check_starts, fill, in_order
 from quantsr.config.problems import KeyPath, Problems
 from quantsr.config.schema import dataset_phase
-from quantsr.config.translate import add_validation_errors
+from quantsr.config.translate import add_validation_errors, show
+from quantsr.config.yaml_file import MAX_LEVELS
 from quantsr.errors import InputError
 
 RESERVED = ("name", "manual_seed", "auto_resume", "path.experiments_root", "path.resume_state")
@@ -95,6 +96,9 @@ def _expanded(section: dict[str, Any], key: KeyPath, problems: Problems) -> dict
         if "." not in dotted:
             continue
         *parents, last = dotted.split(".")
+        if len(parents) > MAX_LEVELS:
+            problems.add((*key, show(dotted)), f"has more than {MAX_LEVELS} parts; check the key")
+            continue
         inner: Any = result
         for word in parents:
             inner = inner.setdefault(word, {}) if isinstance(inner, dict) else None
@@ -168,7 +172,7 @@ class _Assembly:
             try:
                 options, found = read_layers(path)
             except InputError as error:
-                self.problems.lines.append(f"{written}: base: {error}")
+                self.problems.add_line(f"{written}: base: {error}")
                 self.problems.raise_if_any()  # all else would follow from this
                 raise
             merge(result, options)

@@ -13,6 +13,8 @@ from quantsr.config.base import SEEDS, Int, Section
 from quantsr.config.problems import did_you_mean
 from quantsr.config.schema import Options
 
+MAX_RUNS = 1000
+
 
 class CompareOptions(Section):
     """A comparison: every variant is trained with every seed and evaluated on the same sets."""
@@ -70,6 +72,14 @@ class CompareOptions(Section):
         if len(set(value)) != len(value):
             raise ValueError(f"the same seed twice in {value}; remove one")
         return value
+
+    @model_validator(mode="after")
+    def _not_too_many(self) -> CompareOptions:
+        if (count := len(self.variants) * len(self.seeds)) > MAX_RUNS:
+            raise ValueError(
+                f"variants and seeds make {count} runs, more than {MAX_RUNS}; write several files"
+            )
+        return self
 
     @model_validator(mode="after")
     def _known_reference(self) -> CompareOptions:

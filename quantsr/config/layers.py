@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from quantsr.config.problems import KeyPath, Problems
-from quantsr.config.yaml_file import parse_yaml, read_yaml
+from quantsr.config.yaml_file import MAX_LEVELS, Allowance, parse_yaml, read_yaml
 from quantsr.errors import InputError
 
 BASE_KEY = "_base_"
@@ -23,17 +23,19 @@ def read_layers(path: str) -> tuple[dict[str, Any], dict[KeyPath, str]]:
         The merged options, and for each key the file its value comes from.
 
     Raises:
-        InputError: a file cannot be read, or inherits from itself.
+        InputError: a file cannot be read, or inherits from itself, or together they are longer than `Allowance` says.
     """
     origins: dict[KeyPath, str] = {}
-    return _read(path, (), origins), origins
+    return _read(path, (), origins, Allowance()), origins
 
 
-def _read(path: str, children: tuple[str, ...], origins: dict[KeyPath, str]) -> dict[str, Any]:
+def _read(
+    path: str, children: tuple[str, ...], origins: dict[KeyPath, str], allowance: Allowance
+) -> dict[str, Any]:
     chain = (*children, path)
     if any(os.path.realpath(path) == os.path.realpath(child) for child in children):
         raise InputError(f"{children[-1]}: {BASE_KEY}: {' -> '.join(chain)} runs in a circle; remove one")
-    own = read_yaml(path)
+    own = read_yaml(path, allowance)
     bases = own.pop(BASE_KEY, None)
     bases = [bases] if isinstance(bases, str) else bases or []
     if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
@@ -45,7 +47,7 @@ def _read(path: str, children: tuple[str, ...], origins: dict[KeyPath, str]) -> 
             raise InputError(
                 f"{path}: {BASE_KEY}: {base_path!r} does not exist; paths are relative to this file"
             )
-        merge(options, _read(base_path, chain, origins))
+        merge(options, _read(base_path, chain, origins, allowance))
     merge(options, own)
     note_origins(own, path, origins)
     return options
@@ -88,7 +90,7 @@ def apply_overrides(
     for entry in entries:
         name, equals, text = entry.partition("=")
         keys = tuple(part.strip() for part in name.split(separator))
-        if not equals or not all(keys):
+        if not equals or not all(keys) or len(keys) > MAX_LEVELS:
             problems.add(
                 (), f"{flag} {entry!r} is not understood; write {flag} train{separator}total_iter=1000"
             )
@@ -96,7 +98,7 @@ def apply_overrides(
         try:
             value = _typed_value(text, f"{flag} {entry}")
         except InputError as error:
-            problems.lines.append(str(error))
+            problems.add_line(str(error))
             continue
         _set(options, keys, value, flag, problems)
 
@@ -137,7 +139,7 @@ def _set(options: dict[str, Any], keys: KeyPath, value: Any, flag: str, problems
             problems.origins[keys[:depth]] = flag
         if not isinstance(section[key], dict):
             parent = ".".join(keys[:depth])
-            problems.lines.append(f"{flag}: {'.'.join(keys)}: {parent} is no section; check the key")
+            problems.add_line(f"{flag}: {'.'.join(keys)}: {parent} is no section; check the key")
             return
         section = section[key]
     section[keys[-1]] = value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -44,8 +45,8 @@ def fill(
     found = Filled(options)
 
     def change(key: KeyPath, text: str) -> str:
-        def value(match: re.Match[str]) -> str:
-            word = match[1]
+        @functools.cache
+        def value(word: str) -> str:
             if word == "seed":
                 return str(seed)
             other = word.removeprefix(_RUN)
@@ -54,10 +55,10 @@ def fill(
                     found.starts_from.append(other)
                 return folders[other]
             remedy = did_you_mean(word, ["seed", *(f"{_RUN}{name}" for name in folders)])
-            problems.add(("variants", variant, *key), f"no placeholder {match[0]}; {remedy}")
-            return match[0]
+            problems.add(("variants", variant, *key), f"no placeholder {{{word}}}; {remedy}")
+            return f"{{{word}}}"
 
-        result = _PLACEHOLDER.sub(value, text)
+        result = _PLACEHOLDER.sub(lambda match: value(match[1]), text)
         if result != text and any(match.startswith(_RUN) for match in _PLACEHOLDER.findall(text)):
             found.awaited[result] = text
         return result

@@ -10,6 +10,9 @@ from quantsr.errors import OptionsError
 
 KeyPath = tuple[str, ...]
 
+MAX_PROBLEMS = 100
+"""Problems that are reported of one file; nobody mends more at once."""
+
 
 def did_you_mean(word: str, candidates: Iterable[str]) -> str:
     """A remedy for a misspelt word: the nearest candidate, or the list of them where none is near."""
@@ -42,14 +45,24 @@ class Problems:
     def __init__(self, main: str, origins: dict[KeyPath, str] | None = None) -> None:
         self.main = main
         self.origins = origins if origins is not None else {}
-        self.lines: list[str] = []
+        self.lines: dict[str, None] = {}
+
+    def add_line(self, line: str) -> None:
+        """Note a line that says itself where the problem is.
+
+        Raises:
+            OptionsError: with all that was noted so far, once there are more than `MAX_PROBLEMS`.
+        """
+        self.lines.setdefault(line)
+        if len(self.lines) > MAX_PROBLEMS:
+            shown = list(self.lines)[:MAX_PROBLEMS]
+            raise OptionsError([*shown, f"{self.main}: has more problems; correct these first"])
 
     def add(self, key: Iterable[str | int], problem: str) -> None:
         """Note ``problem`` ("what is wrong; what to do") of a key, given as its parts from the top."""
         parts = tuple(str(part) for part in key)
-        line = f"{self.origin(parts)}: {'.'.join(parts)}: {problem}" if parts else f"{self.main}: {problem}"
-        if line not in self.lines:
-            self.lines.append(line)
+        where = f"{self.origin(parts)}: {'.'.join(parts)}" if parts else self.main
+        self.add_line(f"{where}: {problem}")
 
     def origin(self, key: KeyPath) -> str:
         """Where the key was written, or, of a key that is absent, the file that wrote the nearest section above it."""
@@ -70,4 +83,4 @@ class Problems:
             OptionsError: there is at least one.
         """
         if self.lines:
-            raise OptionsError(self.lines)
+            raise OptionsError(list(self.lines))

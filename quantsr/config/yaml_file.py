@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
+from dataclasses import dataclass
 from typing import Any
 
 import yaml
@@ -16,7 +17,8 @@ import yaml
 from quantsr.errors import InputError
 
 _TAG = "tag:yaml.org,2002:"
-_MAX_NODES = 100_000  # aliases can stand for more text than a machine can hold
+MAX_LEVELS = 32
+"""How deep sections and lists may be nested."""
 _INT = re.compile(r"[-+]?[0-9][0-9_]*")
 _FLOAT = re.compile(
     r"[-+]?(?:[0-9][0-9_]*\.[0-9_]*|\.[0-9][0-9_]*)(?:[eE][-+]?[0-9]+)?"
@@ -25,10 +27,44 @@ _FLOAT = re.compile(
 _FALSE = {"no", "false", "off"}
 
 
+@dataclass
+class Allowance:
+    """What may still be read for one option file and all that it inherits. Real files need a hundredth of it.
+
+    The same file can be named many times under ``_base_``, and an alias can stand for many values: without limits,
+    a few lines ask for more than a machine can hold.
+    """
+
+    files: int = 100
+    characters: int = 2**20
+    nodes: int = 20_000
+    """Keys and values."""
+
+
 class _Loader(yaml.SafeLoader):
     """YAML 1.1 without its surprises: no dates, no base-60 or octal numbers; ``1e-4`` is a float."""
 
+    def __init__(self, text: str, where: str, nodes: int) -> None:
+        super().__init__(text)
+        self.where, self.nodes, self.level = where, nodes, 0
 
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node:
+        """As PyYAML's, within the limits of levels and nodes."""
+        self.nodes -= 1
+        self.level += 1
+        if self.nodes < 0 or self.level > MAX_LEVELS:
+            problem = _TOO_DEEP if self.level > MAX_LEVELS else _TOO_MANY
+            raise InputError(f"{self.where}: line {self.peek_event().start_mark.line + 1}: {problem}")
+        node = super().compose_node(parent, index)
+        self.level -= 1
+        assert node is not None
+        return node
+
+
+_TOO_DEEP = f"nested more than {MAX_LEVELS} levels deep; an option file has three or four levels"
+_TOO_MANY = (
+    f"more than {Allowance.nodes:,} keys and values, files under _base_ and aliases included; write fewer"
+)
 _Loader.yaml_implicit_resolvers = {
     first: [
         (tag, regexp) for tag, regexp in rules if tag.removeprefix(_TAG) not in ("timestamp", "int", "float")
@@ -39,15 +75,23 @@ for _tag, _pattern in (("int", _INT), ("float", _FLOAT)):
     _Loader.add_implicit_resolver(_TAG + _tag, re.compile(f"(?:{_pattern.pattern})$"), list("-+.0123456789"))
 
 
-def read_yaml(path: str) -> dict[str, Any]:
+def read_yaml(path: str, allowance: Allowance | None = None) -> dict[str, Any]:
     """Read an option file into plain dicts, lists and scalars. Keys are text, as written.
 
+    Args:
+        path: the file.
+        allowance: what may be read of this and further files; what is read is taken off it.
+
     Raises:
-        InputError: the file cannot be read, is not YAML, or holds no keys.
+        InputError: the file cannot be read, is not YAML, holds no keys, or more than is allowed.
     """
+    allowance = allowance or Allowance()
+    allowance.files -= 1
+    if allowance.files < 0:
+        raise InputError(f"{path}: is one of more than {Allowance.files} files under _base_; name fewer")
     try:
         with open(path, encoding="utf-8") as file:
-            text = file.read()
+            text = file.read(allowance.characters + 1)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file{_neighbour(path)}") from None
     except IsADirectoryError:
@@ -56,22 +100,28 @@ def read_yaml(path: str) -> dict[str, Any]:
         raise InputError(f"{path}: is not UTF-8 text; give an option file (.yml)") from None
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); check its permissions") from None
-    value = parse_yaml(text, path)
+    allowance.characters -= len(text)
+    if allowance.characters < 0:
+        limit = f"{Allowance.characters:,} characters, files under _base_ included"
+        raise InputError(f"{path}: more than {limit}; give an option file (.yml)")
+    value = parse_yaml(text, path, allowance)
     if not isinstance(value, dict):
         what = "is empty" if value is None else "holds no keys"
         raise InputError(f"{path}: {what}; an option file has lines like 'scale: 4'")
     return value
 
 
-def parse_yaml(text: str, where: str) -> Any:
-    """Parse YAML text; ``where`` names it in errors.
+def parse_yaml(text: str, where: str, allowance: Allowance | None = None) -> Any:
+    """Parse YAML text; ``where`` names it in errors, ``allowance`` is as of `read_yaml`.
 
     Raises:
         InputError: ``WHERE: line N: problem; remedy``.
     """
+    allowance = allowance or Allowance()
     try:
-        node = yaml.compose(text, Loader=_Loader)
-        return None if node is None else _Plain(where).value(node, ())
+        loader = _Loader(text, where, allowance.nodes)
+        node = loader.get_single_node()
+        return None if node is None else _Plain(where, allowance).value(node, ())
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = f"line {mark.line + 1}: " if mark else ""
@@ -79,26 +129,26 @@ def parse_yaml(text: str, where: str) -> Any:
         raise InputError(f"{where}: {line}{problem}; correct the YAML") from None
     except yaml.YAMLError as error:
         raise InputError(f"{where}: {str(error).splitlines()[0]}; correct the YAML") from None
-    except RecursionError:
-        raise InputError(f"{where}: nested too deeply; an option file has three or four levels") from None
 
 
 class _Plain:
     """Turns nodes into plain values."""
 
-    def __init__(self, where: str) -> None:
+    def __init__(self, where: str, allowance: Allowance) -> None:
         self.where = where
-        self.nodes = 0
+        self.allowance = allowance
 
     def fail(self, node: yaml.Node, message: str) -> InputError:
         return InputError(f"{self.where}: line {node.start_mark.line + 1}: {message}")
 
     def value(self, node: yaml.Node, parents: tuple[yaml.Node, ...]) -> Any:
-        self.nodes += 1
-        if self.nodes > _MAX_NODES:
-            raise self.fail(node, f"more than {_MAX_NODES} values; write fewer aliases")
+        self.allowance.nodes -= 1
+        if self.allowance.nodes < 0:
+            raise self.fail(node, _TOO_MANY)
         if any(node is parent for parent in parents):
             raise self.fail(node, "an alias that contains itself; remove it")
+        if len(parents) >= MAX_LEVELS:
+            raise self.fail(node, _TOO_DEEP)
         if isinstance(node, yaml.MappingNode) and node.tag == _TAG + "map":
             return self.mapping(node, (*parents, node))
         if isinstance(node, yaml.SequenceNode) and node.tag == _TAG + "seq":
@@ -118,7 +168,8 @@ class _Plain:
                 for source in value if isinstance(value, list) else [value]:
                     if not isinstance(source, dict):
                         raise self.fail(value_node, "'<<' takes a section or a list of sections")
-                    merged = {**source, **merged}
+                    for key, entry in source.items():
+                        merged.setdefault(key, entry)
             elif key_node.value in own:
                 raise self.fail(key_node, f"key {key_node.value!r} is given twice; remove one")
             else:

@@ -260,3 +260,11 @@ def test_files_of_another_kind(problems: Find, sound: dict[str, Any], training: 
     assert problems(training) == [
         "compare.yml: is no comparison but a training or test file; run quantsr train or test with it"
     ]
+
+
+def test_what_a_comparison_asks_for_is_limited(problems: Find, sound: dict[str, Any]) -> None:
+    sound["seeds"] = list(range(501))
+    sound["variants"] = {"a": {}, "b": {".".join(["x"] * 5000): 1}}
+    (deep, many) = problems(sound)
+    assert "has more than 32 parts; check the key" in deep
+    assert "variants and seeds make 1002 runs, more than 1000; write several files" in many

@@ -269,3 +269,20 @@ def test_whatever_stands_in_a_file_ends_in_options_or_a_list_of_problems(
                 spoil(kept)
 
     spoil(sound)
+
+
+def test_of_very_many_problems_the_first_are_said(
+    problems: Callable[..., list[str]], sound: dict[str, Any]
+) -> None:
+    for section in (sound, sound["train"], sound["network_g"], sound["datasets"]):
+        section.update({f"unknown_{i}": i for i in range(1000)})
+    lines = problems(sound)
+    assert len(lines) == 101
+    assert lines[-1] == "has more problems; correct these first"
+
+
+def test_a_key_of_very_many_parts_is_refused(
+    problems: Callable[..., list[str]], sound: dict[str, Any]
+) -> None:
+    (line,) = problems(sound, f"{'a.' * 5000}b=1")
+    assert "is not understood; write --set train.total_iter=1000" in line

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from quantsr.config.layers import read_layers
 from quantsr.config.yaml_file import parse_yaml, read_yaml
 from quantsr.errors import InputError
 
@@ -81,7 +82,13 @@ def test_anchors_and_merge_keys() -> None:
         ("a: *nobody\n", "line 1: found undefined alias"),
         ("a: 1\n--- \nb: 2\n", "line 2: expected a single document"),
         ("a: \x07\n", "special characters are not allowed"),
-        ("[" * 1500, "nested too deeply"),
+        ("[" * 1500, "line 1: nested more than 32 levels deep"),
+        ("\n".join(" " * i + "a:" for i in range(40)), "line 32: nested more than 32 levels deep"),
+        (
+            "a0: &a0 [1]\n" + "\n".join(f"a{i}: &a{i} [*a{i - 1}]" for i in range(1, 40)),
+            "nested more than 32",
+        ),
+        ("\n".join(f"k{i}: {i}" for i in range(12_000)), "more than 20,000 keys and values"),
     ],
 )
 def test_errors_are_one_line_with_file_and_line(text: str, expected: str) -> None:
@@ -96,8 +103,38 @@ def test_errors_are_one_line_with_file_and_line(text: str, expected: str) -> Non
 def test_aliases_cannot_fill_the_memory() -> None:
     lines = ["a0: &a0 [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]"]
     lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 12)]
-    with pytest.raises(InputError, match="write fewer aliases"):
+    with pytest.raises(InputError, match="aliases included; write fewer"):
         parse_yaml("\n".join(lines), "bomb.yml")
+
+
+def test_many_sources_of_a_merge_take_no_quadratic_time() -> None:
+    sections = ", ".join(f"{{k{i}: 1}}" for i in range(4000))
+    assert len(parse_yaml(f"a: {{<<: [{sections}]}}", "here")["a"]) == 4000
+
+
+def test_what_one_file_inherits_is_limited(tmp_path: Path) -> None:
+    """Each file names the next one many times: few lines, and thousands of reads."""
+    for i in range(4):
+        (tmp_path / f"f{i}.yml").write_text(f"_base_: [{', '.join([f'f{i + 1}.yml'] * 30)}]")
+    (tmp_path / "f4.yml").write_text("name: x")
+    with pytest.raises(InputError, match=r"is one of more than 100 files under _base_; name fewer"):
+        read_layers(str(tmp_path / "f0.yml"))
+
+
+def test_inherited_values_count_together(tmp_path: Path) -> None:
+    (tmp_path / "many.yml").write_text("a: [" + "1, " * 5000 + "1]")
+    (tmp_path / "top.yml").write_text(f"_base_: [{', '.join(['many.yml'] * 4)}]\nname: x")
+    with pytest.raises(InputError, match="more than 20,000 keys and values, files under _base_"):
+        read_layers(str(tmp_path / "top.yml"))
+
+
+def test_a_huge_file_is_not_read_to_its_end(tmp_path: Path) -> None:
+    with (tmp_path / "huge.yml").open("wb") as file:
+        file.truncate(2**36)
+    with pytest.raises(InputError, match="more than 1,048,576 characters"):
+        read_yaml(str(tmp_path / "huge.yml"))
+    with pytest.raises(InputError, match="more than 1,048,576 characters"):
+        read_yaml("/dev/zero")
 
 
 def test_no_tag_runs_anything(tmp_path: Path) -> None:
