@@ -43,9 +43,9 @@ def from_checkpoint(content: Mapping[str, Any], path: Path) -> nn.Module:
     Raises:
         InputError: it does not say how to build its network, or does not fit it.
     """
-    arch = in_checkpoint(content, path)
-    net = build.build_network(arch.pop("type"), arch)
+    net = build.build_described(in_checkpoint(content, path), path)
     build.load_content(net, content, str(path), None)
+    build.require_steps(net, path)
     return net.eval()
 
 
@@ -72,6 +72,7 @@ def trained_network(options: Options) -> tuple[nn.Module, int | None]:
     if path.strict_load_g and ours is not None and ours.get("arch"):
         _check_same(net, ours["arch"], str(file))
     iteration = build.load_content(net, content, str(file), path.param_key_g, strict=path.strict_load_g)
+    build.require_steps(net, file)
     build.ensure_ranking(net, str(file))
     return net, iteration
 
@@ -80,6 +81,7 @@ def _from_packed(net: nn.Module, file: Path) -> tuple[nn.Module, int | None]:
     packed = packing.load(file)
     found = to_module(packed, file)
     _check_same(net, contract.of(found).arch, str(file))
+    build.warn_of_dead(found, file)
     wanted = contract.of(net).depth_dynamic
     assert wanted is not None  # as the network in the file
     found.depth_rule = wanted.depth_rule

@@ -32,7 +32,7 @@ check() {
 }
 
 if [ "$tier" = stress ]; then
-    check pytest -m stress -rP tests/stress
+    check pytest -m stress -rP --show-capture=stdout tests/stress
 else
     check ruff check .
     check ruff format --check .

@@ -372,7 +372,9 @@ def test_every_check_runs_even_after_one_that_failed(ready: Machine) -> None:
 def test_the_stress_tier_runs_alone(ready: Machine) -> None:
     done = ready.run("scripts/check.sh", "--stress")
     assert done.returncode == 0, done.stderr
-    assert [line.partition(": ")[2] for line in runs(ready)] == ["pytest -m stress -rP tests/stress"]
+    assert [line.partition(": ")[2] for line in runs(ready)] == [
+        "pytest -m stress -rP --show-capture=stdout tests/stress"
+    ]
     done = ready.run("scripts/check.sh", "--all")
     assert done.returncode == 2
     assert "--stress" in done.stderr

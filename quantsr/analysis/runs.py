@@ -126,7 +126,7 @@ class Ledger:
         try:
             entries = json.loads(path.read_text(encoding="utf-8"))
             return {str(name): dict(entry) for name, entry in entries.items()}
-        except (ValueError, TypeError, AttributeError) as error:
+        except (ValueError, TypeError, AttributeError, RecursionError) as error:
             raise InputError(f"{path}: damaged ({error}); give the comparison another name") from error
 
     def _read_records(self) -> dict[str, list[Record]]:
@@ -136,7 +136,7 @@ class Ledger:
             return found
         try:
             records = read_results(path)
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
             logger.warning("%s: damaged (%s); evaluating again", path, error)
             return found
         names = {(run.variant, run.seed): name for name, run in self.runs.items()}

@@ -9,9 +9,7 @@ from torch import Tensor
 
 from quantsr import basicsr_compat
 from quantsr.archs.windows import reflect_pad
-
-# Functions of window size and picture size, which SwinIR keeps in its state dict.
-_DERIVED = (".relative_position_index", ".attn_mask")
+from quantsr.trained_files.foreign import is_derived
 
 
 class SwinIR(basicsr_compat.SwinIR):
@@ -44,7 +42,7 @@ def convert_swinir(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """
     converted = {}
     for key, value in state_dict.items():
-        if key.endswith(_DERIVED):
+        if is_derived(key):
             continue
         name = re.sub(r"^(layers\.\d+)\.residual_group\.blocks\.", r"\1.blocks.", key)
         converted[re.sub(r"^patch_embed\.norm\.", "norm_first.", name)] = value

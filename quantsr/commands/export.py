@@ -128,6 +128,7 @@ def _from_options(content: Mapping[str, Any], source: Path, opt: str) -> nn.Modu
     """The network of an option file with the parameters of a checkpoint (the released ones do not describe themselves)."""
     network = build.build_for_options(load_options(opt, is_train=False))
     build.load_content(network, content, str(source), None)
+    build.require_steps(network, source)
     build.ensure_ranking(network, str(source))
     return network.eval()
 
@@ -135,15 +136,20 @@ def _from_options(content: Mapping[str, Any], source: Path, opt: str) -> nn.Modu
 def _provenance(content: Mapping[str, Any], source: Path, calib: str | None, bits: int) -> dict[str, Any]:
     ours = checkpoint.metadata(content, source) or {}
     options = ours.get("options") or {}
-    datasets = options.get("datasets") or {}
-    train = (datasets.get("train") or {}).get("name")
     facts = {
         "quantsr": __version__,
         "checkpoint": source.name,
-        "run": options.get("name"),
+        "run": _text(options, "name"),
         "iteration": ours.get("iteration"),
-        "trained_on": train,
+        "trained_on": _text(options, "datasets", "train", "name"),
         "trained_with": ours.get("version"),
         "calibrated_on": (Path(calib).name if calib else "datasets/mini") if bits == 8 else None,
     }
     return {key: value for key, value in facts.items() if value is not None}
+
+
+def _text(options: Any, *keys: str) -> str | None:
+    """The text under ``keys`` in nested dicts; None where there is none."""
+    for key in keys:
+        options = options.get(key) if isinstance(options, dict) else None
+    return options if isinstance(options, str) else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +13,10 @@ from quantsr.depth import default_depths
 
 _BITS = (*range(2, 9), 32)
 _COUNTS = ("num_in_ch", "num_out_ch", "num_feat", "num_block", "embed_dim", "layers_per_block", "window_size")
+
+_MAX_COUNT = 4096
+_MAX_WEIGHTS = 2**30
+"""Of one layer in all blocks: what is larger is a slip, and would take the machine's memory before anything else failed."""
 
 CHANNELS = 3
 """Of every picture that is read."""
@@ -41,6 +46,7 @@ def check_network(key: str, section: Any, scale: Any, problems: Problems) -> dic
     given = {word: value for word, value in section.items() if word != "type"}
     bound = bind((key,), name, known[name], given, problems)
     _check_values(key, bound, problems)
+    _check_size(key, bound, problems)
     _check_depths(key, bound, problems)
     if isinstance(scale, int) and isinstance(bound.get("upscale"), int) and bound["upscale"] != scale:
         written = "is" if "upscale" in given else "is by default"
@@ -73,6 +79,8 @@ def _check_values(key: str, given: dict[str, Any], problems: Problems) -> None:
             problems.add((key, word), f"bits must be 2..8, or 32 for float, got {show(value)}")
         elif word in _COUNTS and not (isinstance(value, int) and value > 0):
             problems.add((key, word), f"must be a whole number > 0, got {show(value)}")
+        elif word in _COUNTS and value > _MAX_COUNT:
+            problems.add((key, word), f"must be at most {_MAX_COUNT}, got {show(value)}")
         elif word in _CHANNELS and value != CHANNELS:
             problems.add(
                 (key, word),
@@ -85,6 +93,16 @@ def _check_values(key: str, given: dict[str, Any], problems: Problems) -> None:
                 problems.add(
                     (key, word), f"no quantizer {value!r} is registered; {did_you_mean(value, known)}"
                 )
+
+
+def _check_size(key: str, bound: dict[str, Any], problems: Problems) -> None:
+    channels = bound.get("num_feat", bound.get("embed_dim"))
+    sizes = [channels, channels, bound.get("num_block", 1), bound.get("layers_per_block", 1)]
+    if not all(isinstance(size, int) and 0 < size <= _MAX_COUNT for size in sizes):
+        return
+    if math.prod(sizes) > _MAX_WEIGHTS:
+        what = f"{sizes[2] * sizes[3]} layers of {channels} channels"
+        problems.add((key,), f"is too large to be built: {what}; take fewer")
 
 
 def _check_depths(key: str, bound: dict[str, Any], problems: Problems) -> None:

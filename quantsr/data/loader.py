@@ -235,6 +235,8 @@ class TrainLoader:
             raise InputError(
                 f"manual_seed: {self.seed}, but the state to resume has {state['seed']}; set it back, or start anew"
             )
+        if int(state["position"]) < 0:
+            raise ValueError(f"position {state['position']} in the data")
         self.close()
         self.position = int(state["position"])
 

@@ -80,6 +80,10 @@ def convert(
         )
     if first_bits not in HEAD_TAIL_BITS:
         raise InputError(f"first-bits: {first_bits} is not possible; choose one of {list(HEAD_TAIL_BITS)}")
+    if bad := [name for name, tensor in net.state_dict().items() if not bool(tensor.isfinite().all())]:
+        raise InputError(
+            f"model: {', '.join(bad[:3])}{' ...' if len(bad) > 3 else ''} not finite; export an earlier checkpoint"
+        )
     header = _header(net, head_tail_bits, provenance or {})
     modules = {name: m for name, m in net.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)}
     floats = [name for name, m in modules.items() if not isinstance(m, QuantizedModule)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
@@ -11,10 +12,12 @@ from torch import Tensor, nn
 from quantsr.archs import QuantSR_C, contract, released
 from quantsr.archs.swinir import SwinIR
 from quantsr.config import NetworkOptions, Options, registries
+from quantsr.config.networks import check_network
+from quantsr.config.problems import Problems
 from quantsr.errors import InputError
 from quantsr.models.quantsr_model import QuantSRModel
-from quantsr.quant import FLOAT_BITS, manifest, manifest_table
-from quantsr.trained_files import checkpoint
+from quantsr.quant import FLOAT_BITS, dead_quantizers, describe_dead, manifest, manifest_table, uncalibrated
+from quantsr.trained_files import checkpoint, foreign
 
 logger = logging.getLogger(__name__)
 
@@ -30,8 +33,33 @@ def build_network(kind: str, kwargs: Mapping[str, Any]) -> nn.Module:
         raise InputError(f"network_g.type: no network {kind!r}; choose from {', '.join(sorted(known))}")
     try:
         return contract.build(kind, known[kind], kwargs)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"network_g: {kind} cannot be built ({error}); see docs/options.md") from error
+    except (
+        ArithmeticError,
+        AssertionError,
+        AttributeError,
+        LookupError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ) as error:
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise InputError(f"network_g: {kind} cannot be built ({reason}); see docs/options.md") from error
+
+
+def build_described(arch: Mapping[str, Any], path: str | Path) -> nn.Module:
+    """The network that a file's ``quantsr.arch`` describes, randomly initialised.
+
+    Raises:
+        InputError: it describes none; names the file and what is wrong.
+    """
+    problems = Problems(str(path))
+    check_network("quantsr.arch", dict(arch), None, problems)
+    if problems.lines:
+        raise InputError(next(iter(problems.lines)))
+    try:
+        return build_network(str(arch["type"]), {key: value for key, value in arch.items() if key != "type"})
+    except InputError as error:
+        raise InputError(f"{path}: quantsr.arch: {error}") from error
 
 
 def build_for_options(options: Options) -> nn.Module:
@@ -57,36 +85,80 @@ def model_class(name: str) -> Callable[..., QuantSRModel]:
 
 
 def load_parameters(net: nn.Module, state: Mapping[str, Tensor], path: str, *, strict: bool = True) -> None:
-    """Loads a state dict, ours, BasicSR's or the released QuantSR's.
+    """Loads a state dict, ours, BasicSR's, the released QuantSR's or EDSR-PyTorch's.
+
+    Buffers that follow from how the network is built are not taken: BasicSR's SwinIR keeps some for one picture size.
 
     Raises:
-        InputError: names or shapes do not fit; lists the first few.
+        InputError: names or shapes do not fit; lists the first few. Or, not ``strict``, nothing does.
     """
-    dynamic = contract.of(net).depth_dynamic
-    if released.is_released(state):
-        logger.info("%s: parameters named as in the released QuantSR", path)
-        state = released.convert_state_dict(state)
-    elif dynamic is not None:
-        state = dynamic.convert_state_dict(state)
     own = net.state_dict()
-    missing, foreign = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
-    shaped = sorted(name for name in own.keys() & state.keys() if own[name].shape != state[name].shape)
-    if strict and (missing or foreign or shaped):
-        found = [
+    try:
+        state = renamed(net, state, path)
+    except (RuntimeError, ValueError) as error:
+        raise InputError(f"{path}: {str(error).splitlines()[0]}; check network_g") from error
+    needed = {name for name in own if not foreign.is_derived(name)}
+    found = {name: tensor for name, tensor in state.items() if not foreign.is_derived(name)}
+    missing, unknown = sorted(needed - found.keys()), sorted(found.keys() - own.keys())
+    shaped = sorted(name for name in needed & found.keys() if own[name].shape != found[name].shape)
+    if strict and (missing or unknown or shaped):
+        parts = [
             f"{label} {', '.join(names[:3])}{' ...' if len(names) > 3 else ''}"
-            for label, names in (("missing", missing), ("unknown", foreign), ("of another shape", shaped))
+            for label, names in (("missing", missing), ("unknown", unknown), ("of another shape", shaped))
             if names
         ]
+        project = foreign.naming(found) if unknown else None
+        whose = f"; its names are those of {project}" if project is not None else ""
         raise InputError(
-            f"{path}: not a checkpoint of this {type(net).__name__} ({'; '.join(found)}); check network_g, or start "
+            f"{path}: not a checkpoint of this {type(net).__name__} ({'; '.join(parts)}{whose}); check network_g, or start "
             "a quantized network from a float one with path.fp_pretrain_network_g"
         )
+    fitting = {name: tensor for name, tensor in found.items() if name in own and name not in shaped}
+    if not fitting:
+        raise InputError(
+            f"{path}: no tensor of a name and shape of this {type(net).__name__}; check network_g"
+        )
     if not strict:
-        for label, names in (("kept as built", missing), ("not used", foreign), ("of another shape", shaped)):
+        for label, names in (("kept as built", missing), ("not used", unknown), ("of another shape", shaped)):
             if names:
                 logger.warning("%s: %d tensors %s: %s", path, len(names), label, ", ".join(names[:8]))
-        state = {name: tensor for name, tensor in state.items() if name in own and name not in shaped}
-    net.load_state_dict(dict(state), strict=strict)
+    net.load_state_dict(fitting, strict=False)
+
+
+def renamed(net: nn.Module, state: Mapping[str, Tensor], path: str) -> dict[str, Tensor]:
+    """A state dict under the names of ``net``, where it is certain whose names they are.
+
+    Raises:
+        RuntimeError, ValueError: what a name says does not fit its tensor or this network.
+    """
+    state = foreign.without_prefix(state, net.state_dict().keys())
+    if released.is_released(state):
+        logger.info("%s: parameters named as in the released QuantSR", path)
+        return released.convert_state_dict(state)
+    if foreign.is_edsr_pytorch(state):
+        logger.info("%s: parameters named as in EDSR-PyTorch", path)
+        return foreign.from_edsr_pytorch(state, net)
+    dynamic = contract.of(net).depth_dynamic
+    return dict(state) if dynamic is None else dict(dynamic.convert_state_dict(state))
+
+
+def require_steps(net: nn.Module, path: str | Path) -> None:
+    """A network that is to run needs the state of all its quantizers.
+
+    Raises:
+        InputError: some have none; names the first layers.
+    """
+    if names := list(uncalibrated(net)):
+        raise InputError(
+            f"{path}: has no steps for the quantizers of {', '.join(names[:3])}{' ...' if len(names) > 3 else ''}; "
+            "train it, or name a trained checkpoint"
+        )
+
+
+def warn_of_dead(net: nn.Module, path: str | Path) -> None:
+    """A warning that names the layers whose quantizers are lost: what they give is nothing, or NaN."""
+    if dead := dead_quantizers(net):
+        logger.warning("%s: dead quantizers, whose layers give nothing: %s", path, describe_dead(dead))
 
 
 def load_checkpoint(
@@ -117,6 +189,7 @@ def load_content(
         logger.warning("%s: holds no params_ema; using params", path)
     state = checkpoint.parameters(content, path, param_key)
     load_parameters(net, state, path, strict=strict)
+    warn_of_dead(net, path)
     dynamic = contract.of(net).depth_dynamic
     if ours is None:
         if released.is_released(state) and isinstance(net, QuantSR_C) and (order := released.ranking(net)):
@@ -127,7 +200,7 @@ def load_content(
         try:
             dynamic.set_ranking(ours["ranking"])
         except ValueError as error:
-            raise InputError(f"{path}: {error}; the checkpoint is damaged") from error
+            raise InputError(f"{path}: quantsr.ranking: {error}; the checkpoint is damaged") from error
     iteration = ours.get("iteration")
     return iteration if isinstance(iteration, int) else None
 
@@ -155,10 +228,24 @@ def initialise(net: nn.Module, options: Options) -> None:
             )
         state = checkpoint.parameters(checkpoint.load(file), file)
         try:
-            report = dynamic.load_float(state, which=path.fp_init)
-        except ValueError as error:
-            raise InputError(f"{file}: {error}; check path.fp_pretrain_network_g and network_g") from error
+            report = dynamic.load_float(_named_as_float(net, state, file), which=path.fp_init)
+        except (RuntimeError, ValueError) as error:
+            project = foreign.naming(state)
+            whose = f"; its names are those of {project}" if project is not None else ""
+            reason = str(error).splitlines()[0]
+            raise InputError(
+                f"{file}: {reason}{whose}; check path.fp_pretrain_network_g and network_g"
+            ) from error
         logger.info("%s: %s", file, report)
+
+
+def _named_as_float(net: nn.Module, state: Mapping[str, Tensor], path: str) -> dict[str, Tensor]:
+    """As `renamed`, for a float network whose conversion is ``net.load_float``'s."""
+    state = foreign.without_prefix(state, net.state_dict().keys())
+    if not foreign.is_edsr_pytorch(state):
+        return dict(state)
+    logger.info("%s: parameters named as in EDSR-PyTorch", path)
+    return foreign.from_edsr_pytorch(state, net)
 
 
 def build_teacher(options: Options) -> nn.Module | None:

@@ -157,7 +157,10 @@ def read_results(path: str | Path) -> list[Record]:
     Raises:
         ValueError, TypeError, KeyError, AttributeError: it is not what `write_records` writes.
     """
-    rows = json.loads(Path(path).read_text(encoding="utf-8"))
+    try:
+        rows = json.loads(Path(path).read_text(encoding="utf-8"))
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
     records = [Record(**{**row, "value": float(row["value"])}) for row in rows]
     kinds = typing.get_type_hints(Record)
     for record in records:

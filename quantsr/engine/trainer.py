@@ -12,6 +12,7 @@ from typing import Any
 from torch import nn
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from quantsr import quant
 from quantsr.config import Options
 from quantsr.engine import build, start, training_state
 from quantsr.engine.evaluate import build_sets
@@ -69,6 +70,7 @@ class Trainer:
         self.saver = Saver(options, self.folder)
         self.iteration = 0
         self.best: dict[str, Any] | None = None
+        self.dead: set[str] = set()
 
     # The story
 
@@ -318,6 +320,7 @@ class Trainer:
 
     def _save(self, *, validation_due: bool = False) -> None:
         self.model.check_finite(weights=True)
+        self._report_dead()
         if self.world.is_main:
             self.saver.write_networks(self.model, self.iteration)
         self._save_state(validation_due=validation_due)
@@ -335,21 +338,34 @@ class Trainer:
         if self.limit is not None:
             self.limit.saved()
 
+    def _report_dead(self) -> None:
+        """A warning for each layer whose quantizer was lost since the last one."""
+        if not self.world.is_main:
+            return
+        dead = quant.dead_quantizers(self.model.net)
+        if new := {name: fault for name, fault in dead.items() if name not in self.dead}:
+            logger.warning(
+                "iteration %d: dead quantizers, whose layers give nothing: %s; lower train.step_lr_mult or train.optim_g.lr",
+                self.iteration,
+                quant.describe_dead(new),
+            )
+        self.dead = set(dead)
+
     def _restore(self, state: Mapping[str, Any]) -> bool:
         """Puts everything back; returns whether a validation was still to be done."""
         self.iteration = int(state["iteration"])
         try:
             self.model.load_state(state["model"])
             self.loader.load_state_dict(state["loader"])
-        except (RuntimeError, KeyError, ValueError) as error:
-            first = str(error).strip().splitlines()[0]
+            training_state.set_random_states(state["random"])
+        except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            first = [*str(error).strip().splitlines(), type(error).__name__][0]
             raise InputError(
-                f"training state of iteration {self.iteration} does not fit these options ({first}); train under "
-                "another name, or without --auto-resume"
+                f"{state['path']}: training state of iteration {self.iteration} does not fit these options ({first}); train "
+                "under another name, or without --auto-resume"
             ) from error
         if state["config_hash"] != self.options.config_hash():
             logger.warning("options changed since this run was begun; going on with the present ones")
         self.best = state["best"]
-        training_state.set_random_states(state["random"])
         logger.info("resumed at iteration %d", self.iteration)
         return bool(state["validation_due"])

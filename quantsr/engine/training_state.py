@@ -52,17 +52,46 @@ def set_random_states(states: Mapping[str, Any]) -> None:
 
 
 def load_state(path: str | Path) -> dict[str, Any]:
-    """Reads a training state.
+    """Reads a training state; ``path`` in it says of which file.
 
     Raises:
-        InputError: not a training state of this version of quantsr.
+        InputError: not a training state of this version of quantsr, or an entry of it is of another type than quantsr writes.
     """
     content = checkpoint.load(path)
-    if content.get("state_version") != STATE_VERSION:
+    version = content.get("state_version")
+    if type(version) is not int or version != STATE_VERSION:
         raise InputError(
             f"{path}: not a training state of this quantsr; train with path.pretrain_network_g instead"
         )
-    return content
+    if "best" not in content or (type(content.get("iteration")) is int and content["iteration"] < 0):
+        raise InputError(f"{path}: lacks 'best', or has an iteration below 0; use an earlier state")
+    best = content["best"]
+    entries = {**content, **({f"best.{k}": v for k, v in best.items()} if isinstance(best, dict) else {})}
+    wanted = {**_STATE_ENTRIES, **(_BEST_ENTRIES if best is not None else {})}
+    for name, kind in wanted.items():
+        value = entries.get(name)
+        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+            raise InputError(
+                f"{path}: {name} is {checkpoint.shown(value)}, not what quantsr writes; use an earlier state"
+            )
+    return {**content, "path": str(path)}
+
+
+_STATE_ENTRIES: dict[str, Any] = {
+    "iteration": int,
+    "model": dict,
+    "loader": dict,
+    "random": dict,
+    "validation_due": bool,
+    "config_hash": str,
+}
+_BEST_ENTRIES: dict[str, Any] = {
+    "best": dict,
+    "best.metric": str,
+    "best.value": (int, float),
+    "best.iteration": int,
+    "best.stage": int,
+}
 
 
 def states_in(folder: Path) -> list[Path]:

@@ -86,10 +86,21 @@ def restore(
         state, schedule: of the run that goes on.
 
     Raises:
-        KeyError, ValueError: they are another network's.
+        KeyError, TypeError, ValueError: they are another network's, or damaged.
     """
+    if schedule.keys() != {"last_epoch", "_step_count", "_last_lr"}:
+        raise ValueError("a schedule of other entries")
+    if type(schedule["last_epoch"]) is not int or type(schedule["_step_count"]) is not int:
+        raise ValueError("a schedule whose place is no number")
+    rates = schedule["_last_lr"]
+    if len(rates) != len(optimizer.param_groups) or not all(isinstance(rate, (int, float)) for rate in rates):
+        raise ValueError("a schedule of other rates")
     present = [{key: group[key] for key in group if key != "params"} for group in optimizer.param_groups]
     optimizer.load_state_dict(dict(state))
+    for parameter, moments in optimizer.state.items():
+        for name, value in moments.items():
+            if isinstance(value, Tensor) and value.dim() and value.shape != parameter.shape:
+                raise ValueError(f"{name} of another shape than its parameter")
     scheduler.load_state_dict(dict(schedule))
     for index, (group, now) in enumerate(zip(optimizer.param_groups, present, strict=True)):
         unit, before = group["unit"], group["initial_lr"]

@@ -7,6 +7,7 @@ Methods stand in ``*_quantizer.py``: RLQ and LSQ, and the baselines DoReFa, PACT
 from quantsr.quant import rlq_quantizer  # noqa: F401 - so that RLQ and LSQ are registered
 from quantsr.quant.attention import QuantMatmul, QuantOperand, attention_products
 from quantsr.quant.calibrate import calibrate, calibrating, layer_steps, uncalibrated
+from quantsr.quant.dead import dead_quantizers, describe_dead
 from quantsr.quant.kernels import get_compile, set_compile
 from quantsr.quant.layers import QuantConv2d, QuantizedLayer, QuantLinear, quantized_layers, set_exact_fp32
 from quantsr.quant.prepare import Rule, manifest, manifest_table, prepare
@@ -39,6 +40,8 @@ __all__ = [
     "calibrate",
     "calibrating",
     "check_bits",
+    "dead_quantizers",
+    "describe_dead",
     "get_compile",
     "get_quantizer",
     "layer_steps",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from quantsr.errors import InputError
@@ -27,7 +28,7 @@ def resolve(name_or_path: str | Path) -> Path:
     Raises:
         InputError: there is none, the run has no checkpoint yet, or it is an exported graph.
     """
-    path = Path(name_or_path).expanduser()
+    path = _path(name_or_path)
     if path.is_file():
         refuse_graph(path)
         return path
@@ -53,7 +54,7 @@ def find_packed(name_or_path: str | Path) -> Path:
     Raises:
         InputError: it is a checkpoint or an exported graph, or there is none; lists the shipped networks.
     """
-    path = Path(name_or_path).expanduser()
+    path = _path(name_or_path)
     refuse_graph(path)
     if path.suffix in CHECKPOINTS:
         if not path.is_file():
@@ -69,6 +70,17 @@ def find_packed(name_or_path: str | Path) -> Path:
         f"model {name_or_path}: no such file or name (the networks that come with quantsr are {', '.join(shipped())}); "
         "give a packed file with --model FILE"
     )
+
+
+def _path(name: str | Path) -> Path:
+    """The path of that name. Raises InputError for one that no file system takes."""
+    path = Path(os.path.expanduser(name))
+    try:
+        path.exists()
+        Path("experiments", path, "models").exists()
+    except (OSError, ValueError) as error:
+        raise InputError(f"{name}: cannot be looked for ({error}); name a trained network") from error
+    return path
 
 
 def refuse_graph(path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from quantsr import quant
 from quantsr.cli import main
 from quantsr.config import Options
 from quantsr.config.folders import is_left_out
@@ -28,6 +29,7 @@ def bare(sound: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
     net = build.build_network("QuantSR_C", {key: value for key, value in ARCH.items() if key != "type"})
+    quant.calibrate(net, [torch.rand(1, 3, 8, 8)])
     checkpoint.save(tmp_path / "net.pth", network_file(net, None, iteration=7))
     return {key: value for key, value in sound.items() if key not in ("network_g", "scale", "train")}
 

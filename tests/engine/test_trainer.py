@@ -280,3 +280,15 @@ def test_options_file_round_trips(make_options: Any) -> None:
     Trainer(options).run()
     text = (Path(options.experiment_folder) / "options.yml").read_text()
     assert Options.model_validate(yaml.safe_load(text)) == options
+
+
+def test_dead_quantizers_are_reported_once(make_options: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """A rate far too high drives steps below zero."""
+    changes = {"train.total_iter": 12, "logger.save_checkpoint_freq": 4, "train.step_lr_mult": 3000}
+    with caplog.at_level("WARNING"):
+        Trainer(make_options(**changes)).run()
+    lines = [line for line in caplog.messages if "dead quantizers" in line]
+    assert lines
+    assert "body.0.conv1 (weight step at or below zero" in "".join(lines)
+    assert "; lower train.step_lr_mult or train.optim_g.lr" in lines[0]
+    assert "".join(lines).count("body.0.conv1 (") == 1
