@@ -20,10 +20,20 @@ case ${1-} in
     exit 2
     ;;
 esac
+number NNODES "${NNODES:-1}" 1 10000
+number NODE_RANK "${NODE_RANK:-0}" 0 $((${NNODES:-1} - 1))
+number NPROC "${NPROC:-1}" 1 1024
+number MASTER_PORT "${MASTER_PORT:-29500}" 1 65535
 if [ "${NNODES:-1}" -gt 1 ] && [ -z "${MASTER_ADDR-}" ]; then
     echo "error: MASTER_ADDR: name the first machine; every machine must be able to reach it" >&2
     exit 2
 fi
+case ${MASTER_ADDR-} in
+-* | *[!A-Za-z0-9.:_-]*)
+    echo "error: MASTER_ADDR: the name or address of a machine is needed, not '$MASTER_ADDR'" >&2
+    exit 2
+    ;;
+esac
 
 option_file=$(absolute "$1")
 shift

@@ -15,11 +15,22 @@ absolute() {
     if [ -f "$PWD/$1" ]; then printf '%s\n' "$PWD/$1"; else printf '%s\n' "$1"; fi
 }
 
+# number NAME VALUE LEAST MOST: ends the script, before anything is started, unless VALUE is a whole number in this range.
+number() {
+    case $2 in
+    '' | *[!0-9]* | ??????*) ;;
+    *) if [ "$2" -ge "$3" ] && [ "$2" -le "$4" ]; then return; fi ;;
+    esac
+    echo "error: $1: a whole number from $3 to $4 is needed, not '$2'; correct the variable, or unset it" >&2
+    exit 2
+}
+
 # run_quantsr COMMAND DEFAULT_OPTION_FILE [ARGS]
 # `X.yml ARGS` is short for `-opt X.yml ARGS`; without an option file the default one is taken.
 run_quantsr() {
     command=$1 default=$2
     shift 2
+    [ "$command" != train ] || number NPROC "${NPROC:-1}" 1 1024 # a test is one process
     case ${1-} in
     -*) ;;
     *.yml | *.yaml) set -- -opt "$@" ;;
@@ -48,7 +59,7 @@ run_quantsr() {
     [ -n "$has_file" ] || set -- -opt "$default" "$@"
 
     enter_checkout
-    if [ "$command" = train ] && [ "${NPROC:-1}" -gt 1 ]; then # a test is one process
+    if [ "$command" = train ] && [ "${NPROC:-1}" -gt 1 ]; then
         exec "$python" -m torch.distributed.run --standalone --nproc_per_node="$NPROC" -m quantsr "$command" "$@"
     fi
     exec "$python" -m quantsr "$command" "$@"

@@ -24,6 +24,12 @@ case ${1-} in
     exit 2
     ;;
 esac
+case ${MASTER_PORT:-29500} in
+*[!0-9]* | ??????* | 0*)
+    echo "error: MASTER_PORT: a port is needed, not '$MASTER_PORT'; correct the variable, or unset it" >&2
+    exit 2
+    ;;
+esac
 
 cd "$root"
 python=$(sh scripts/setup_env.sh)

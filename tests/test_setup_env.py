@@ -344,6 +344,41 @@ def test_several_processes_start_through_torchrun(ready: Machine) -> None:
     assert "torch.distributed.run --standalone --nproc_per_node=4 -m quantsr train -opt x.yml" in line
 
 
+@pytest.mark.parametrize("value", ["two", "0", "-1", "1.5", "2 ", "4; touch x", "9999999", "1025"])
+def test_a_number_of_processes_that_is_none_starts_nothing(ready: Machine, value: str) -> None:
+    done = ready.run("train.sh", "x.yml", NPROC=value)
+    assert done.returncode == 2
+    assert done.stderr.splitlines() == [
+        f"error: NPROC: a whole number from 1 to 1024 is needed, not '{value}'; correct the variable, or unset it"
+    ]
+    assert runs(ready) == []
+    assert ready.run("test.sh", NPROC=value).returncode == 0  # one process whatever it says
+
+
+@pytest.mark.parametrize(
+    ("variables", "named"),
+    [
+        ({"NPROC": "all"}, "NPROC"),
+        ({"NNODES": "1:4"}, "NNODES"),
+        ({"NNODES": "0"}, "NNODES"),
+        ({"NODE_RANK": "1"}, "NODE_RANK"),
+        ({"NNODES": "2", "NODE_RANK": "2"}, "NODE_RANK"),
+        ({"MASTER_PORT": "70000"}, "MASTER_PORT"),
+        ({"MASTER_PORT": "http"}, "MASTER_PORT"),
+        ({"MASTER_ADDR": "--help"}, "MASTER_ADDR"),
+        ({"MASTER_ADDR": "$(touch x)"}, "MASTER_ADDR"),
+    ],
+)
+def test_variables_of_several_machines_are_checked_first(
+    ready: Machine, variables: dict[str, str], named: str
+) -> None:
+    done = ready.run("scripts/dist_train.sh", "x.yml", **{"MASTER_ADDR": "a", **variables})
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"error: {named}: ")
+    assert runs(ready) == []
+
+
 def test_test_takes_the_network_that_comes_with_quantsr(ready: Machine) -> None:
     default = f"quantsr test -opt {ready.checkout}/options/test/shipped.yml"
     for words, typed in (

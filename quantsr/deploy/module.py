@@ -13,6 +13,8 @@ from torch import nn
 
 from quantsr.archs import QuantSR_C, QuantSR_T
 from quantsr.archs.dqa import DepthDynamic
+from quantsr.config.networks import check_network
+from quantsr.config.problems import Problems
 from quantsr.deploy.model import Float, PackedModel, QuantizedLayer
 from quantsr.errors import InputError
 from quantsr.quant import Rule, prepare
@@ -49,6 +51,10 @@ def to_module(model: PackedModel, source: str | Path = "model") -> DepthDynamic:
 def _module(model: PackedModel) -> DepthDynamic:
     header = model.header
     options = {key: value for key, value in header.arch.items() if key != "type"}
+    problems = Problems("arch")
+    check_network("arch", dict(header.arch), None, problems)
+    if problems.lines:
+        raise ValueError(next(iter(problems.lines)))
     net = _CLASSES[str(header.arch["type"])](**options)
     eight = [
         name

@@ -10,6 +10,7 @@ import datetime
 import logging
 import os
 import re
+import socket
 import subprocess
 from collections.abc import Mapping
 
@@ -93,18 +94,37 @@ def join(world: World, *, backend: str, port: int = 29500) -> None:
 
     ``port`` is the first process's, where the environment names none. Processes wait up to two hours for each other,
     since only the first one validates.
+
+    Raises:
+        InputError: the environment names no place to meet, or one that cannot be reached.
     """
     if world.size == 1 or dist.is_initialized():
         return
     if "MASTER_ADDR" not in os.environ:
         os.environ["MASTER_ADDR"] = _first_slurm_host(os.environ.get("SLURM_NODELIST", ""))
     os.environ.setdefault("MASTER_PORT", str(port))
-    dist.init_process_group(
-        backend,
-        rank=world.rank,
-        world_size=world.size,
-        timeout=datetime.timedelta(hours=2),
-    )
+    if not 0 < _number(os.environ, "MASTER_PORT") < 2**16:
+        raise InputError(
+            f"environment variable MASTER_PORT: {os.environ['MASTER_PORT']} is no port; give 1 to 65535"
+        )
+    try:
+        socket.getaddrinfo(os.environ["MASTER_ADDR"], None)
+    except OSError as error:  # torch would look again and again
+        raise InputError(
+            f"environment variable MASTER_ADDR: {os.environ['MASTER_ADDR']!r} is no machine's name ({error}); correct it"
+        ) from error
+    try:
+        dist.init_process_group(
+            backend,
+            rank=world.rank,
+            world_size=world.size,
+            timeout=datetime.timedelta(hours=2),
+        )
+    except (RuntimeError, ValueError) as error:  # torch's DistError is a RuntimeError
+        where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        raise InputError(
+            f"processes cannot meet at {where} ({str(error).splitlines()[0]}); check MASTER_ADDR and MASTER_PORT"
+        ) from error
     logger.info("process %d of %d", world.rank, world.size)
 
 
