@@ -7,6 +7,7 @@ Pictures are uint8 ``(H, W, 3)`` RGB here. The numbers are those of BasicSR's ``
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,12 +29,17 @@ from quantsr.engine.results import Record, source_commit
 from quantsr.engine.saved_pictures import LeaveOut, Saving, save_outputs, unique_names
 from quantsr.engine.selfensemble import self_ensemble
 from quantsr.engine.strips import forward_in_strips
-from quantsr.errors import InputError
+from quantsr.errors import InputError, WorkError
+from quantsr.hardware import processes
+from quantsr.hardware.processes import World
 
 logger = logging.getLogger(__name__)
 
 Picture = NDArray[np.uint8]
 """uint8 ``(H, W, 3)``, RGB."""
+
+Values = dict[int | None, dict[str, list[float]]]
+"""By depth and metric, a number for each picture."""
 
 Upscale = Callable[[Picture], Picture]
 """Turns a picture ``(h, w, 3)`` into one of ``(h * scale, w * scale, 3)``."""
@@ -168,6 +174,7 @@ def evaluate(
     provenance: Provenance | None = None,
     progress: Callable[[str], None] | None = None,
     leave_out: LeaveOut | None = None,
+    world: World | None = None,
 ) -> list[Record]:
     """Measures ``network`` on every picture of every set.
 
@@ -186,6 +193,7 @@ def evaluate(
         progress: called with a line after each picture; what it raises ends the evaluation.
         leave_out: called with each picture that cannot be evaluated, has a metric that is not a number, or cannot be
             written; without it the first one is an error.
+        world: processes that share the pictures, every n-th each; all must call this, and get the same records.
 
     Returns:
         One record per set, depth and metric, in this order; none for sets that have no picture left.
@@ -194,7 +202,7 @@ def evaluate(
         InputError: a set without pictures, sizes that do not fit, or a metric that is undefined for a picture.
         WorkError: a picture cannot be written.
     """
-    provenance = provenance or Provenance()
+    provenance, world = provenance or Provenance(), world or World()
     rows: Sequence[int | None]
     if isinstance(network, nn.Module):
         rows = tuple(depths if depths is not None else contract.of(network).depths or (None,))
@@ -209,7 +217,10 @@ def evaluate(
                 run = network_upscaler(network, rows, scale=dataset.scale, ensemble=ensemble)
             else:
                 run = lambda picture: [upscale(picture)]  # noqa: E731
-            values = _evaluate_set(run, dataset, rows, metrics, name, saving, progress, leave_out)
+            part = functools.partial(
+                _evaluate_set, run, dataset, rows, metrics, name, saving, progress, leave_out, world
+            )
+            values = _together(part, world)
             for depth in rows:
                 for metric, numbers in values[depth].items():
                     if not numbers:
@@ -234,6 +245,25 @@ def evaluate(
     return records
 
 
+def _together(part: Callable[[], Values], world: World) -> Values:
+    """The values of all processes, of which each does its ``part``; an error in one is raised in all."""
+    if world.size == 1:
+        return part()
+    mine: Values | InputError | WorkError
+    try:
+        mine = part()
+    except (InputError, WorkError) as error:
+        mine = error
+    values: Values = {}
+    for found in processes.gather(mine):
+        if isinstance(found, Exception):
+            raise found
+        for depth, by_metric in found.items():
+            for metric, numbers in by_metric.items():
+                values.setdefault(depth, {}).setdefault(metric, []).extend(numbers)
+    return values
+
+
 def _evaluate_set(
     run: Callable[[Picture], list[Picture]],
     dataset: EvalSet,
@@ -243,12 +273,14 @@ def _evaluate_set(
     saving: Saving | None,
     progress: Callable[[str], None] | None,
     leave_out: LeaveOut | None,
-) -> dict[int | None, dict[str, list[float]]]:
-    """Per depth and metric the values of all pictures."""
-    values: dict[int | None, dict[str, list[float]]] = {depth: {m: [] for m in metrics} for depth in rows}
+    world: World,
+) -> Values:
+    """The values of the pictures of this process."""
+    values: Values = {depth: {m: [] for m in metrics} for depth in rows}
     pictures = dataset.pictures
     names = unique_names([picture_name(pictures, index) for index in range(len(pictures))])
-    for index, picture in enumerate(names):
+    for index in range(world.rank, len(names), world.size):
+        picture = names[index]
         try:
             item = pictures[index]
             outputs = run(item["lq"])

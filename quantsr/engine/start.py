@@ -5,20 +5,21 @@ from __future__ import annotations
 import logging
 
 import torch
-import torch.distributed as dist
 from torch import nn
 
 from quantsr import quant
 from quantsr.config import Options, TrainOptions
 from quantsr.data.loader import TrainLoader, build_train_loader
+from quantsr.hardware import processes
 from quantsr.hardware.processes import World
 
 logger = logging.getLogger(__name__)
 
 
-def set_modes(options: TrainOptions) -> None:
-    """Process-wide switches: compilation, exact arithmetic, cuDNN."""
+def set_modes(options: TrainOptions, world: World) -> None:
+    """Process-wide switches: compilation, exact arithmetic, how many processes share a batch, cuDNN."""
     exact = options.exact_fp32
+    quant.set_processes(world.size)
     quant.set_compile(options.compile)
     quant.set_exact_fp32(exact)
     torch.backends.cudnn.benchmark = not exact
@@ -42,16 +43,15 @@ def train_loader(options: Options, world: World, device: torch.device) -> TrainL
 def calibrate(net: nn.Module, loader: TrainLoader, options: TrainOptions, device: torch.device) -> None:
     """Gives the quantizers their first steps and signs, from the batches that training will begin with.
 
-    Those that have them keep them. Processes end with the same values, those of the first.
+    Those that have them keep them. Each process calibrates on the parts of all: on the batches that one process would see.
+    Processes end with the network of the first, whether or not anything was left to calibrate.
     """
-    if not quant.uncalibrated(net):
-        return
-    begin = loader.state_dict()
-    batches = [next(loader)["lq"].to(device) for _ in range(options.calibration_batches)]
-    loader.load_state_dict(begin)
-    quant.calibrate(net, batches, options.initial_steps, only_missing=True)
-    if dist.is_initialized():
-        for tensor in net.state_dict().values():
-            dist.broadcast(tensor, 0)
-        net.load_state_dict(net.state_dict())  # every quantizer reads its sign and state again
-    logger.info("quantizers calibrated on %d batches", len(batches))
+    if quant.uncalibrated(net):
+        begin = loader.state_dict()
+        batches = [
+            processes.gather_batch(next(loader)["lq"].to(device)) for _ in range(options.calibration_batches)
+        ]
+        loader.load_state_dict(begin)
+        quant.calibrate(net, batches, options.initial_steps, only_missing=True)
+        logger.info("quantizers calibrated on %d batches", len(batches))
+    processes.share_state(net)

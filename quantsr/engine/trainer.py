@@ -128,12 +128,12 @@ class Trainer:
         return contextlib.nullcontext()
 
     def _run(self, state: Mapping[str, Any] | None) -> list[Record]:
-        start.set_modes(self.train_options)
+        start.set_modes(self.train_options, self.world)
         seed_everything(self.options.manual_seed + self.world.rank)
         self.loader = start.train_loader(self.options, self.world, self.device)
         metrics = metric_arguments(self.options)
         sets = build_sets(self.options.sets("val"), self.options.scale, metrics, left_out)
-        self.validation = Validation(self.options, sets, self.folder)
+        self.validation = Validation(self.options, sets, self.folder, self.world)
         net = build.build_for_options(self.options).to(self.device)
         if state is None:
             build.initialise(net, self.options)
@@ -258,9 +258,9 @@ class Trainer:
         return freq is not None and self.iteration % freq == 0
 
     def _validate(self, monitor: Monitor) -> list[Record]:
-        """Evaluates in the main process; keeps the best network."""
+        """Evaluates in all processes; the main one keeps the best network and the records."""
         self.model.check_finite(weights=True)
-        if not self.world.is_main or not self.validation.sets:
+        if not self.validation.sets:
             return []
         monitor.pause()
         try:
@@ -270,6 +270,9 @@ class Trainer:
         except Stopped:
             self._leave_if_asked(validation_due=True)
             raise
+        if not self.world.is_main:
+            monitor.resume()
+            return []
         monitor.records(records, self.iteration)
         if monitor.writer is not None:
             for name, row in self.validation.rows_of_pictures(self.model.evaluated_net):

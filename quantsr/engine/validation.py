@@ -29,6 +29,7 @@ from quantsr.engine.evaluate import (
 from quantsr.engine.results import Record, mean_value, table
 from quantsr.engine.run_folder import RunFolder
 from quantsr.engine.saved_pictures import unique_names
+from quantsr.hardware.processes import World
 
 logger = logging.getLogger(__name__)
 
@@ -65,10 +66,14 @@ class Validation:
         options: of the run.
         sets: the ``val`` sets; none switches validation off.
         folder: of the run, for pictures.
+        world: processes that share the pictures; each saves those that it upscaled.
     """
 
-    def __init__(self, options: Options, sets: Sequence[EvalSet], folder: RunFolder) -> None:
+    def __init__(
+        self, options: Options, sets: Sequence[EvalSet], folder: RunFolder, world: World | None = None
+    ) -> None:
         self.options = options
+        self.world = world or World()
         self.metrics = metric_arguments(options)
         self.sets = sets if self.metrics else ()
         self.folder = folder
@@ -98,15 +103,16 @@ class Validation:
     def run(
         self, net: nn.Module, iteration: int, stage: int, progress: Callable[[str], None]
     ) -> list[Record]:
-        """Evaluates ``net`` and logs one table per set, bicubic first."""
+        """Evaluates ``net``; the main process logs one table per set, bicubic first. All processes get the same records."""
         val = self.options.val
         assert val is not None
         saving = None
         if val.save_img:
             suffix = f"{val.suffix or self.options.name}_{iteration}"
             saving = Saving(self.folder.pictures, suffix, val.num_save_img)
-        total = sum(len(dataset.pictures) for dataset in self.sets)
-        with tqdm(total=total, desc="validation", leave=False, disable=None if val.pbar else True) as bar:
+        total = sum(len(range(self.world.rank, len(d.pictures), self.world.size)) for d in self.sets)
+        quiet = None if val.pbar and self.world.is_main else True
+        with tqdm(total=total, desc="validation", leave=False, disable=quiet) as bar:
 
             def advance(line: str) -> None:
                 bar.update()
@@ -123,7 +129,10 @@ class Validation:
                 provenance=self.provenance(iteration),
                 progress=advance,
                 leave_out=left_out,
+                world=self.world,
             )
+        if not self.world.is_main:
+            return records
         beside = [*self.baseline(), *records]
         for dataset in self.sets:
             logger.info("iteration %d, %s:\n%s", iteration, dataset.name, table(beside, dataset.name))

@@ -13,13 +13,17 @@ import re
 import socket
 import subprocess
 from collections.abc import Mapping
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from torch import Tensor, nn
 
 from quantsr.errors import InputError
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,8 +96,8 @@ def _first_slurm_host(nodes: str) -> str:
 def join(world: World, *, backend: str, port: int = 29500) -> None:
     """Joins the process group over ``backend``, ``nccl`` or ``gloo``; nothing to do for a single process.
 
-    ``port`` is the first process's, where the environment names none. Processes wait up to two hours for each other,
-    since only the first one validates.
+    ``port`` is the first process's, where the environment names none. Processes wait up to two hours for each other, since
+    only the first one writes files, and parts of a validation may differ much in size.
 
     Raises:
         InputError: the environment names no place to meet, or one that cannot be reached.
@@ -141,3 +145,33 @@ def agree(flag: bool, device: torch.device) -> bool:
     value = torch.tensor(float(flag), device=device)
     dist.all_reduce(value, op=dist.ReduceOp.MAX)
     return bool(value.item())
+
+
+def gather_batch(part: Tensor) -> Tensor:
+    """The parts (B, ...) of all processes, in their order, as one batch (all must call it, with equal shapes)."""
+    if not dist.is_initialized():
+        return part
+    parts = [
+        torch.empty_like(part, memory_format=torch.contiguous_format) for _ in range(dist.get_world_size())
+    ]
+    dist.all_gather(parts, part.contiguous())
+    return torch.cat(parts)
+
+
+def share_state(net: nn.Module) -> None:
+    """Gives ``net`` the parameters and buffers that it has in the first process (all must call it)."""
+    if not dist.is_initialized():
+        return
+    state = {name: tensor.detach().contiguous() for name, tensor in net.state_dict().items()}
+    for tensor in state.values():
+        dist.broadcast(tensor, 0)
+    net.load_state_dict(state)  # by which every quantizer reads its sign and state again
+
+
+def gather(mine: T) -> list[T]:
+    """What every process has, in their order (all must call it); values that can be pickled."""
+    if not dist.is_initialized():
+        return [mine]
+    found: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(found, mine)
+    return found

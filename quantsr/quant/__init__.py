@@ -8,6 +8,7 @@ from quantsr.quant import rlq_quantizer  # noqa: F401 - so that RLQ and LSQ are 
 from quantsr.quant.attention import QuantMatmul, QuantOperand, attention_products
 from quantsr.quant.calibrate import calibrate, calibrating, layer_steps, uncalibrated
 from quantsr.quant.dead import dead_quantizers, describe_dead
+from quantsr.quant.functional import set_processes
 from quantsr.quant.kernels import get_compile, set_compile
 from quantsr.quant.layers import QuantConv2d, QuantizedLayer, QuantLinear, quantized_layers, set_exact_fp32
 from quantsr.quant.prepare import Rule, manifest, manifest_table, prepare
@@ -52,6 +53,7 @@ __all__ = [
     "quantizer_names",
     "set_compile",
     "set_exact_fp32",
+    "set_processes",
     "step_magnitudes",
     "step_parameters",
     "uncalibrated",

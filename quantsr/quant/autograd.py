@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from quantsr.quant.functional import step_gradient_scale
+from quantsr.quant.functional import input_step_gradient_scale, step_gradient_scale
 from quantsr.quant.kernels import MIN_STEP, bounds_on, kernel
 from quantsr.ranges import IntRange
 
@@ -93,7 +93,7 @@ def activation_gradients(
     run = kernel("activation_backward", x.device.type)
     view = _view_per_channel(tau, x.dim(), spec.channel_dim)
     grad_x, grad_tau, grad_step = run(x, view, step, bounds, grad, spec.soft, spec.channel_dim)
-    scale = step_gradient_scale(x.numel(), spec.range.qmax)
+    scale = input_step_gradient_scale(x.numel(), spec.range.qmax)
     return grad_x.reshape(shape), grad_tau, (grad_step.sum() * scale).reshape(step.shape)
 
 

@@ -99,6 +99,25 @@ def sample(x: Tensor, count: int = SAMPLE) -> Tensor:
     return values[places.to(values.device)]
 
 
+_processes = 1
+
+
+def set_processes(count: int) -> None:
+    """How many processes share a batch: the values that share an input's step are those of all of them."""
+    global _processes
+    _processes = count
+
+
+def input_step_gradient_scale(numel: int, qmax: int) -> float:
+    """:func:`step_gradient_scale` for what is quantized of a batch, so that processes train as one with all of it does.
+
+    Args:
+        numel: how many values of this process's part of the batch share the step.
+        qmax: as above.
+    """
+    return step_gradient_scale(numel * _processes, qmax)
+
+
 def step_gradient_scale(numel: int, qmax: int) -> float:
     """``g = 1 / sqrt(numel * Qp)``, by which the gradient of a step is scaled (LSQ, section 2.2).
 

@@ -109,7 +109,7 @@ class LSQPlusActivation(UniformActivation):
         if self._zero_point is not None:
             return super().forward(x)
         spec = self.affine(self.levels)
-        scaled = self.beta * functional.step_gradient_scale(x.numel(), spec.range.qmax)
+        scaled = self.beta * functional.input_step_gradient_scale(x.numel(), spec.range.qmax)
         beta = straight_through(self.beta, scaled)
         # The gradient of beta: 1 from the sum, -1 from the difference where the range does not clip.
         return (fake_quantize_activation(wide(x) - beta, spec) + beta).to(x.dtype)

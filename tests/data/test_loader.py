@@ -13,10 +13,11 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import Dataset
 
 from quantsr.data.crops import CROPS_PER_DECODE, CroppedImageDataset
 from quantsr.data.images import read_rgb
-from quantsr.data.loader import TrainLoader, build_train_loader
+from quantsr.data.loader import SeededSamples, TrainLoader, build_train_loader
 from quantsr.data.resize import imresize_uint8, mod_crop
 from quantsr.errors import InputError
 from tests.data.conftest import Maker
@@ -344,3 +345,30 @@ def test_a_damaged_lmdb_is_one_line(tmp_path: Path, workers: int) -> None:
     ):
         next(loader)
     loader.close()
+
+
+@pytest.mark.parametrize(("pictures", "processes", "batch"), [(12, 3, 2), (7, 2, 2), (5, 4, 3)])
+def test_processes_see_each_picture_once_in_every_epoch(pictures: int, processes: int, batch: int) -> None:
+    """Also where an epoch ends within a batch: sample by sample, the stream is that of one process."""
+
+    class Numbers(Dataset[Any]):
+        def __len__(self) -> int:
+            return pictures
+
+        def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+            return {"lq": torch.tensor(index), "gt": torch.tensor(index)}
+
+    def loader(rank: int, size: int, per_rank: int) -> TrainLoader:
+        data = SeededSamples(Numbers(), seed=3)
+        return TrainLoader(data, batch_size=per_rank, seed=3, rank=rank, world_size=size)
+
+    parts = [loader(rank, processes, batch) for rank in range(processes)]
+    alone = loader(0, 1, batch * processes)
+    seen: list[int] = []
+    for _ in range(3 * pictures):
+        together = [int(number) for part in parts for number in next(part)["lq"]]
+        assert together == next(alone)["lq"].tolist()
+        seen += together
+    assert {part.position for part in parts} == {alone.position}
+    for epoch in range(len(seen) // pictures):
+        assert sorted(seen[epoch * pictures : (epoch + 1) * pictures]) == list(range(pictures))

@@ -76,10 +76,10 @@ def test_a_graph_that_is_not_there_is_no_file() -> None:
 @pytest.mark.parametrize(
     ("arch", "says"),
     [
-        ({"num_feet": 8}, "unexpected keyword argument 'num_feet'"),
+        ({"num_feet": 8}, "arch.num_feet: unknown option of QuantSR_C"),
         ({"num_feat": "eight"}, "'eight'|str"),
         ({"num_feat": 12}, "must match"),
-        ({"num_block": 3}, "depths must be different numbers"),
+        ({"num_block": 3}, "arch.depths: "),
     ],
 )
 def test_a_header_of_another_network_is_named(arch: dict, says: str, tmp_path: Path) -> None:
