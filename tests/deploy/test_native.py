@@ -7,6 +7,7 @@ import itertools
 import shutil
 from dataclasses import replace
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from quantsr import Upscaler
 from quantsr.deploy import integer_reference
 from quantsr.deploy.engines import select
 from quantsr.deploy.native import library
-from quantsr.deploy.native.arrays import G2, G4, Arrays, transformed
+from quantsr.deploy.native.arrays import G2, G4, Arrays, rounding_error, transformed
 from quantsr.deploy.native.engine import NativeEngine
 from quantsr.deploy.native.program import ConvProgram
 from quantsr.deploy.stand_in import random_model
@@ -383,3 +384,34 @@ def test_the_kernels_refuse_arguments_out_of_range(field: str, value: int) -> No
 @pytest.mark.parametrize("size", SIZES)
 def test_the_kernels_stay_within_their_memory(isa: str, size: tuple[int, int]) -> None:
     assert_within_memory(NativeEngine(model_of(), 3, isa=isa), isa, size)
+
+
+@needs_kernels
+@pytest.mark.parametrize(
+    ("num_feat", "scale", "bits", "least"), [(112, 3, (2, 6), 15), (32, 4, (3, 4), 7), (16, 2, (4, 4), 0)]
+)
+def test_the_distance_from_the_reference_is_that_of_the_tails_weights(
+    num_feat: int, scale: int, bits: tuple[int, int], least: float, monkeypatch
+) -> None:
+    """docs/numerics.md states the bound. With a float tail the same network keeps to 1 of 255."""
+    errors: list[float] = []
+    integers_of = Arrays._wide_integers
+
+    def noted(self: Arrays, weight: Any, step: Any, blocks: int) -> Any:
+        errors.append(rounding_error(weight, step, blocks))
+        return integers_of(self, weight, step, blocks)
+
+    monkeypatch.setattr(Arrays, "_wide_integers", noted)
+    image = np.random.default_rng(0).integers(0, 256, (24, 28, 3), dtype=np.uint8)
+    for head_tail_bits in (8, 16, 32):
+        model = model_of(
+            num_feat=num_feat, scale=scale, bits_w=bits[0], bits_a=bits[1], head_tail_bits=head_tail_bits
+        )
+        found = NativeEngine(model, 3).run(image[None])[0].astype(int) - integer.run(model, image)
+        if head_tail_bits == 8:
+            assert errors[-1] >= least
+            spread = 0.3 + 0.05 * errors[-1]
+            assert found.std() <= spread
+            assert abs(found).max() <= 8 * spread
+        else:
+            assert abs(found).max() <= 1

@@ -131,12 +131,7 @@ class Arrays:
     def _wide_integers(self, weight: Values, step: Values, blocks: int) -> tuple[Values, Values]:
         """Weights (O, I, k, k) of `wide_conv`, and the value (O,) of one unit of their sums."""
         weight = weight * step.reshape(1, -1, 1, 1)
-        room = (2**31 - 1) / (4 * library.LARGEST_WORD) - weight[0].size
-        peaks = np.max([np.abs(part).max(0) for part in nested(weight, blocks, G2)], 0)
-        sums = np.abs(weight).sum((1, 2, 3))
-        multiplier = np.maximum(
-            np.maximum(sums / room, peaks / (np.iinfo(np.int16).max - 18)), np.finfo(np.float32).tiny
-        )
+        multiplier = finest_steps(weight, blocks)
         return rounded_with_sums(weight / multiplier.reshape(-1, 1, 1, 1)).astype(np.int64), multiplier
 
     def split_conv(self, weight: Values, bias: Values, step: Values, blocks: int) -> library.Conv:
@@ -198,6 +193,24 @@ class Arrays:
             blocks=blocks,
             outputs=outputs,
         )
+
+
+def finest_steps(weight: Values, blocks: int) -> NDArray[np.float64]:
+    """(O,) the least step of each output's weights (O, I, k, k) with which no sum of 14-bit inputs exceeds 32 bits, nor a transformed weight 16."""
+    room = (2**31 - 1) / (4 * library.LARGEST_WORD) - weight[0].size
+    peaks = np.max([np.abs(part).max(0) for part in nested(weight, blocks, G2)], 0)
+    sums = np.abs(weight).sum((1, 2, 3))
+    least = np.finfo(np.float32).tiny
+    steps: NDArray[np.float64] = np.maximum(
+        np.maximum(sums / room, peaks / (np.iinfo(np.int16).max - 18)), least
+    )
+    return steps
+
+
+def rounding_error(weight: Values, step: Values, blocks: int) -> float:
+    """Root mean square of what rounding the weights adds to the outputs of `Arrays.wide_conv`, for inputs as large as 14 bits hold."""
+    steps = finest_steps(weight * step.reshape(1, -1, 1, 1), blocks)
+    return float(np.sqrt((steps**2).mean() * weight[0].size / 12) * library.LARGEST_WORD)
 
 
 def transformed(weight: Values, matrix: Values = G2) -> Values:
