@@ -407,7 +407,7 @@ def test_the_distance_from_the_reference_is_that_of_the_tails_weights(
         model = model_of(
             num_feat=num_feat, scale=scale, bits_w=bits[0], bits_a=bits[1], head_tail_bits=head_tail_bits
         )
-        found = NativeEngine(model, 3).run(image[None])[0].astype(int) - integer.run(model, image)
+        found = NativeEngine(model, 3).run(image[None])[0].astype(int) - integer_reference.run(model, image)
         if head_tail_bits == 8:
             assert errors[-1] >= least
             spread = 0.3 + 0.05 * errors[-1]
