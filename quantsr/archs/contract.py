@@ -1,8 +1,8 @@
 """What the rest of the package may ask of a network. docs/add_a_network.md is the page for people who add one.
 
-Of every network: a torch module from pictures (B, C, h, w) in [0, 1] to (B, C, r*h, r*w), how it was built, its
-upscaling factor, the size of its windows and the units of its trunk. Of a network whose depth is chosen at each call
-also what `quantsr.archs.dqa.DepthDynamic` declares.
+Of every network: a torch module from pictures (B, C, h, w) in [0, 1] to (B, C, r*h, r*w), how it
+was built, its upscaling factor, the size of its windows and the units of its trunk. Of a network
+whose depth is chosen at each call also what `quantsr.archs.dqa.DepthDynamic` declares.
 """
 
 from __future__ import annotations

@@ -1,9 +1,11 @@
 """What networks with a dynamic depth share: sub-networks that skip units, run together in one pass (QuantSR, section 3.3).
 
-A *unit* is what a sub-network keeps or skips: a residual block, an RSTB, a Swin layer. It is a module with
+A *unit* is what a sub-network keeps or skips: a residual block, an RSTB, a Swin layer. It is a
+module with
 
 - ``shortcut``: the learned factor ``s`` (1,), by which units are ranked,
-- ``unit(features: list[Tensor], ...) -> list[Tensor]``: ``s * x + F(x)`` for several tensors, weights quantized once,
+- ``unit(features: list[Tensor], ...) -> list[Tensor]``: ``s * x + F(x)`` for several tensors,
+  weights quantized once,
 - ``unit.skip(x)``: ``s * x``, what is left of it in a sub-network without it.
 """
 
@@ -80,8 +82,8 @@ def advance(unit: Unit, streams: Sequence[Stream], keeps: Sequence[bool], *conte
 class DepthDynamic(nn.Module):
     """Base of networks with a depth chosen at each call: ``net(x, depth=16)``, ``net(x, depth=(32, 16, 8))``.
 
-    A subclass builds its layers, calls :meth:`_set_depths`, and defines :meth:`units`, :meth:`_shallow`,
-    :meth:`_body` and :meth:`_reconstruct`.
+    A subclass builds its layers, calls :meth:`_set_depths`, and defines :meth:`units`,
+    :meth:`_shallow`, :meth:`_body` and :meth:`_reconstruct`.
     """
 
     depths: tuple[int, ...]
@@ -100,7 +102,7 @@ class DepthDynamic(nn.Module):
         self.ranking = None
         self.depth_rule = depth_rule
 
-    # --- for the subclass to define -----------------------------------------------------------------------------------
+    # --- for the subclass to define ---------------------------------------------------------------
 
     def units(self) -> Sequence[Unit]:
         """The units in the order of the network."""
@@ -131,7 +133,7 @@ class DepthDynamic(nn.Module):
         """A state dict under this network's names, where it has other networks' names."""
         return state_dict
 
-    # --- running ------------------------------------------------------------------------------------------------------
+    # --- running ----------------------------------------------------------------------------------
 
     @overload
     def forward(self, x: Tensor, depth: int | None = None) -> Tensor: ...
@@ -142,14 +144,15 @@ class DepthDynamic(nn.Module):
 
         Args:
             x: (B, 3, h, w) in [0, 1], any h, w >= 1.
-            depth: units of the sub-network to run, 1..number of units; all by default. Several depths run in one
-                pass that shares quantized weights and common beginnings.
+            depth: units of the sub-network to run, 1..number of units; all by default. Several
+                depths run in one pass that shares quantized weights and common beginnings.
 
         Returns:
             (B, 3, r*h, r*w), about [0, 1], not clipped; a tuple of them if ``depth`` is a sequence.
 
         Raises:
-            ValueError: if a depth is out of range, or below full depth before the units were ranked.
+            ValueError: if a depth is out of range, or below full depth before the units were
+                ranked.
         """
         several = isinstance(depth, Sequence)
         wanted: Sequence[int | None] = depth if isinstance(depth, Sequence) else [depth]
@@ -172,7 +175,7 @@ class DepthDynamic(nn.Module):
                 outputs[i] = out
         return outputs
 
-    # --- depth --------------------------------------------------------------------------------------------------------
+    # --- depth ------------------------------------------------------------------------------------
 
     def rank_blocks(self) -> tuple[int, ...]:
         """Rank the units by their learned shortcuts, smallest kept first, and keep that ranking."""
@@ -193,7 +196,8 @@ class DepthDynamic(nn.Module):
         """Indices of the units that ``net(x, depth)`` runs.
 
         Raises:
-            ValueError: if the depth is out of range, or below full depth before the units were ranked.
+            ValueError: if the depth is out of range, or below full depth before the units were
+                ranked.
         """
         count = len(self.units())
         if depth is None or depth == count:
@@ -204,7 +208,7 @@ class DepthDynamic(nn.Module):
             )
         return rules.blocks_kept(self.ranking or range(count), depth, self.depth_rule)
 
-    # --- state --------------------------------------------------------------------------------------------------------
+    # --- state ------------------------------------------------------------------------------------
 
     def arch_options(self) -> dict[str, Any]:
         """The options that build this network again, as ``network_g`` in an option file."""

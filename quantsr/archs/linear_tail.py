@@ -1,11 +1,13 @@
 """The linear tail of EDSR-shaped networks as one convolution at low resolution, for training.
 
-Behind the body nothing is non-linear: upsampler, pixel shuffles and `conv_last` compose to one 5x5 convolution from the
-features to the ``r * r`` pixels of every low-resolution position. At x4 with 64 channels that is 77k instead of 766k
-multiplications per position, and no tensor with many channels exists at high resolution. Gradients reach the layers' own
-weights through the composition. (`quantsr.deploy.collapse` does the same to folded networks, without torch.)
+Behind the body nothing is non-linear: upsampler, pixel shuffles and `conv_last` compose to one 5x5
+convolution from the features to the ``r * r`` pixels of every low-resolution position. At x4 with
+64 channels that is 77k instead of 766k multiplications per position, and no tensor with many
+channels exists at high resolution. Gradients reach the layers' own weights through the composition.
+(`quantsr.deploy.collapse` does the same to folded networks, without torch.)
 
-Shapes: B batch, C channels of the features, O of the picture, h and w of the low-resolution picture, r the upscaling factor.
+Shapes: B batch, C channels of the features, O of the picture, h and w of the low-resolution
+picture, r the upscaling factor.
 """
 
 from __future__ import annotations
@@ -64,7 +66,8 @@ def compose(tail: Sequence[Stage]) -> Composed:
     for stage in tail:
         factor *= stage.shuffle
     weight = tail[0].conv.weight  # (M, C, 3, 3), M channels behind the first convolution
-    # The first convolution's answer to impulses in the middle of 5x5 zeros is its own kernel, turned round.
+    # The first convolution's answer to impulses in the middle of 5x5 zeros is its own kernel,
+    # turned round.
     response = F.pad(weight.transpose(0, 1).flip(2, 3), (1, 1, 1, 1))  # (C, M, 5, 5): impulses are the batch
     response = F.pixel_shuffle(response, tail[0].shuffle)  # (C, M / s^2, 5 * s, 5 * s), s the first factor
     rest = torch.zeros(1, channels, SIDE, SIDE, device=weight.device, dtype=weight.dtype)
@@ -83,7 +86,8 @@ def compose(tail: Sequence[Stage]) -> Composed:
 def run(tail: Sequence[Stage], composed: Composed, features: Tensor) -> Tensor:
     """The tail on features (B, C, h, w), h and w at least 3: (B, O, r*h, r*w), what the layers give to rounding.
 
-    The outermost ring of positions is computed layer by layer: there the zeros around every layer's input make a difference.
+    The outermost ring of positions is computed layer by layer: there the zeros around every layer's
+    input make a difference.
     """
     r = composed.factor
     whole = F.conv2d(

@@ -62,8 +62,9 @@ class QuantSR_C(DepthDynamic):
         num_feat: channels C of the features.
         num_block: residual blocks, ``2N`` of the paper.
         upscale: 1, 2, 3, 4 or 8.
-        upsampler: ``pixelshuffle`` (EDSR's: a stage for each factor of 2 or 3, then ``conv_last``) or ``pixelshuffledirect``
-            (one convolution to the ``r * r`` pixels of every position, for small networks).
+        upsampler: ``pixelshuffle`` (EDSR's: a stage for each factor of 2 or 3, then ``conv_last``)
+            or ``pixelshuffledirect`` (one convolution to the ``r * r`` pixels of every position,
+            for small networks).
         res_scale: factor of the residual branch.
         img_range: the network works on ``(x - rgb_mean) * img_range``.
         rgb_mean: mean of the pictures in [0, 1], one number for each input channel.
@@ -183,12 +184,14 @@ class QuantSR_C(DepthDynamic):
         Args:
             state_dict: of BasicSR's ``EDSR`` or ``MSRResNet``.
             which: ``all`` matching tensors, or, as the released code, only those of ``conv_last``,
-                ``conv_after_body`` and ``upsample``; or, to ``deepen`` a network of fewer blocks, all of them with its blocks
-                spread evenly, and the blocks between adding nothing at first, so that the output is the same; where this
-                network is quantized, they add little, and the quantizers of a quantized one keep their steps.
+                ``conv_after_body`` and ``upsample``; or, to ``deepen`` a network of fewer blocks,
+                all of them with its blocks spread evenly, and the blocks between adding nothing at
+                first, so that the output is the same; where this network is quantized, they add
+                little, and the quantizers of a quantized one keep their steps.
 
         Raises:
-            ValueError: if nothing matches, it has no blocks or more than this network, or its quantizers are others.
+            ValueError: if nothing matches, it has no blocks or more than this network, or its
+                quantizers are others.
         """
         if which == "deepen":
             state_dict, added = spread_blocks(state_dict, self.num_block)

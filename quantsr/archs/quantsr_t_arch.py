@@ -1,7 +1,7 @@
 """QuantSR-T: a SwinIR-S shaped network with quantized linear layers and a depth chosen at inference.
 
-Shapes: B batch, C ``embed_dim``, h and w of the low-resolution picture, H and W the same padded to whole windows,
-L = H * W tokens, r ``upscale``.
+Shapes: B batch, C ``embed_dim``, h and w of the low-resolution picture, H and W the same padded to
+whole windows, L = H * W tokens, r ``upscale``.
 """
 
 from __future__ import annotations
@@ -39,9 +39,10 @@ PROTOCOLS: Mapping[tuple[bool, bool], str] = {
 class QuantSR_T(DepthDynamic):
     """QuantSR's transformer (NeurIPS 2023, section 3), in the shape of SwinIR.
 
-    Quantized are the linear layers of the Swin layers (qkv, proj, fc1, fc2) and, as options, both operands of both
-    products of attention and the convolution that ends each RSTB. LayerNorm, softmax, GELU and the layers before and
-    after the RSTBs are float. Pictures of any size are padded by reflection to whole windows, and the result is cropped.
+    Quantized are the linear layers of the Swin layers (qkv, proj, fc1, fc2) and, as options, both
+    operands of both products of attention and the convolution that ends each RSTB. LayerNorm,
+    softmax, GELU and the layers before and after the RSTBs are float. Pictures of any size are
+    padded by reflection to whole windows, and the result is cropped.
 
     Args:
         num_in_ch, num_out_ch: channels of the pictures, equal numbers.
@@ -54,12 +55,14 @@ class QuantSR_T(DepthDynamic):
         upscale: 2, 3, 4 or 8.
         img_range: the network works on ``(x - rgb_mean) * img_range``.
         rgb_mean: mean of the pictures in [0, 1], one number for each channel.
-        upsampler: ``pixelshuffledirect`` (SwinIR-S: one convolution) or ``pixelshuffle`` (SwinIR's classical tail).
+        upsampler: ``pixelshuffledirect`` (SwinIR-S: one convolution) or ``pixelshuffle`` (SwinIR's
+            classical tail).
         resi_connection: ``1conv`` or ``3conv`` at the end of the RSTBs and of the body.
         nbits_w, nbits_a: bits of weights and activations, 2..8, or 32 for float.
         quantizer: a name in ``QUANTIZER_REGISTRY``.
         weight_granularity: one weight step per ``tensor`` (the paper) or output ``channel``.
-        quantize_attention: quantize the operands of ``q @ k^T`` and ``softmax @ v`` to ``nbits_a`` too.
+        quantize_attention: quantize the operands of ``q @ k^T`` and ``softmax @ v`` to ``nbits_a``
+            too.
         quantize_conv: quantize the convolution that ends each RSTB too.
         depths: the sub-networks that are trained and evaluated; ``(2N, N, N/2)`` units by default.
         dqa_unit: what ``depths`` counts, see :data:`DqaUnit`.

@@ -1,6 +1,7 @@
 """The released QuantSR code's names: its network's, and those in its checkpoints.
 
-Facts from https://github.com/htqin/QuantSR (``basicsr/archs/ours_operator.py``, ``q_edsr_arch.py``).
+Facts from https://github.com/htqin/QuantSR (``basicsr/archs/ours_operator.py``,
+``q_edsr_arch.py``).
 """
 
 from __future__ import annotations
@@ -47,8 +48,9 @@ def is_released(state_dict: Mapping[str, Tensor]) -> bool:
 def convert_state_dict(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A released state dict under our names.
 
-    ``alpha`` is the step itself; ``init_state`` and ``signed`` are 0 or 1 in one-element tensors; ``channel_threshold``
-    is ``tau`` with dimensions of size 1 around the channels. Other tensors keep their names.
+    ``alpha`` is the step itself; ``init_state`` and ``signed`` are 0 or 1 in one-element tensors;
+    ``channel_threshold`` is ``tau`` with dimensions of size 1 around the channels. Other tensors
+    keep their names.
     """
     converted = {}
     for key, value in state_dict.items():

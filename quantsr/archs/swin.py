@@ -1,7 +1,7 @@
 """The blocks of SwinIR with quantizable layers: window attention, Swin layer, residual group (RSTB).
 
-Shapes: B pictures, L = H * W tokens on the padded grid (H, W), C ``embed_dim``, G windows of N tokens each in a picture,
-h heads of d channels.
+Shapes: B pictures, L = H * W tokens on the padded grid (H, W), C ``embed_dim``, G windows of N
+tokens each in a picture, h heads of d channels.
 """
 
 from __future__ import annotations

@@ -15,7 +15,8 @@ from quantsr.trained_files.foreign import is_derived
 class SwinIR(basicsr_compat.SwinIR):
     """BasicSR's SwinIR, same parameters and numbers, that pads and crops as BasicSR's ``SwinIRModel`` does around it.
 
-    The engine builds it where an option file says ``SwinIR``; what is registered under that name is BasicSR's.
+    The engine builds it where an option file says ``SwinIR``; what is registered under that name is
+    BasicSR's.
     """
 
     @property
@@ -37,8 +38,8 @@ def is_swinir(state_dict: Mapping[str, Tensor]) -> bool:
 def convert_swinir(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A state dict of SwinIR under the names of :class:`quantsr.archs.quantsr_t_arch.QuantSR_T`.
 
-    Every parameter has its place there; the buffers that follow from window and picture size are left out. A dict that
-    is ours already comes back as it is.
+    Every parameter has its place there; the buffers that follow from window and picture size are
+    left out. A dict that is ours already comes back as it is.
     """
     converted = {}
     for key, value in state_dict.items():

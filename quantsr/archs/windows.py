@@ -1,7 +1,7 @@
 """Windows of a Swin transformer: padding to whole windows, cutting, and which tokens of a shifted window see each other.
 
-Shapes: B pictures, H and W multiples of the window size w, C channels, G = (H / w) * (W / w) windows, N = w * w tokens in
-one, L = H * W.
+Shapes: B pictures, H and W multiples of the window size w, C channels, G = (H / w) * (W / w)
+windows, N = w * w tokens in one, L = H * W.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ MASKED = -100.0
 def reflect_pad(x: Tensor, multiple: int) -> Tensor:
     """(B, C, h, w) reflected at its lower and right edge to the next multiple of ``multiple``.
 
-    The edge itself is not repeated, as in ``torch.nn.functional.pad(mode="reflect")``; unlike there a picture smaller
-    than the padding is reflected several times.
+    The edge itself is not repeated, as in ``torch.nn.functional.pad(mode="reflect")``; unlike there
+    a picture smaller than the padding is reflected several times.
     """
     for dim in (-2, -1):
         size = x.shape[dim]

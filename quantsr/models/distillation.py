@@ -40,8 +40,8 @@ def blocks_of(net: nn.Module, role: str) -> Sequence[nn.Module]:
 class FeatureTap:
     """Forward hooks that keep the outputs of chosen blocks.
 
-    Where a block runs several sub-networks together (the depths of stage 2) it returns a list, or runs several times;
-    the first output is kept, which is the full network's.
+    Where a block runs several sub-networks together (the depths of stage 2) it returns a list, or
+    runs several times; the first output is kept, which is the full network's.
     """
 
     def __init__(self, blocks: Sequence[nn.Module], indices: Sequence[int]) -> None:
@@ -74,8 +74,9 @@ def feature_loss(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor
     """``mean_l || S_l/||S_l||_2 - T_l/||T_l||_2 ||_2`` with ``S = |A_s|^2``, ``T = |A_t|^2``, norms over whole tensors.
 
     Args:
-        student, teacher: feature maps at matched points, ``(B, C, H, W)`` or ``(B, L, C)``. Where the two differ in
-            layout or in number of channels, the mean of the squares over the channels is compared instead.
+        student, teacher: feature maps at matched points, ``(B, C, H, W)`` or ``(B, L, C)``. Where
+            the two differ in layout or in number of channels, the mean of the squares over the
+            channels is compared instead.
 
     Returns:
         A scalar in [0, sqrt(2)].
@@ -121,7 +122,8 @@ class Distillation:
         teacher: the float network, on the student's device; frozen here.
         output_weight: of the L1 distance between the outputs.
         feature_weight: of `feature_loss`.
-        points: how many matched blocks the feature loss sees; fewer where a network has fewer blocks.
+        points: how many matched blocks the feature loss sees; fewer where a network has fewer
+            blocks.
     """
 
     def __init__(

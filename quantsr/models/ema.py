@@ -11,8 +11,9 @@ from torch import nn
 class Ema:
     """A shadow of ``net``: float parameters move by ``shadow += (1 - d) * (net - shadow)``, buffers are copied.
 
-    At update ``t = 1, 2, ...`` ``d = min(decay, (1 + t) / (10 + t))``: with ``decay`` from the beginning, a run of
-    ``1 / (1 - decay)`` updates would end with a third of its first weights in the shadow.
+    At update ``t = 1, 2, ...`` ``d = min(decay, (1 + t) / (10 + t))``: with ``decay`` from the
+    beginning, a run of ``1 / (1 - decay)`` updates would end with a third of its first weights in
+    the shadow.
 
     Attributes:
         net: the shadow network, in eval mode, without gradients.

@@ -18,8 +18,9 @@ from quantsr.quant import step_magnitudes, step_parameters
 def build_optimizers(net: nn.Module, train: TrainOptions) -> list[torch.optim.Optimizer]:
     """The optimizer of the options; for ``type: Muon`` Adam, and behind it `KernelMuon` for the weights of `hidden_weights`.
 
-    The first group are weights; quantizer steps and thresholds follow with a rate of their own and no decay. A group's
-    ``lr`` is at first its ``rate``, which the options give, times its ``unit``, which calibration gives.
+    The first group are weights; quantizer steps and thresholds follow with a rate of their own and
+    no decay. A group's ``lr`` is at first its ``rate``, which the options give, times its ``unit``,
+    which calibration gives.
     """
     optim = train.optim_g
     by_muon = hidden_weights(net) if optim.type == "Muon" else []
@@ -29,7 +30,8 @@ def build_optimizers(net: nn.Module, train: TrainOptions) -> list[torch.optim.Op
     groups: list[dict[str, Any]] = [{"params": weights, "rate": optim.lr, "unit": 1.0}]
     rate = optim.lr * train.step_lr_mult
     if train.step_lr == "relative":
-        # LSQ's gradient scale leaves activation steps gradients of 1e-9, below Adam's usual epsilon.
+        # LSQ's gradient scale leaves activation steps gradients of 1e-9, below Adam's usual
+        # epsilon.
         common = {"weight_decay": 0.0, "eps": 1e-15}
         for name, unit in step_magnitudes(net).items():
             groups.append({"params": [steps[name]], "rate": rate, "unit": unit, **common})
@@ -120,17 +122,20 @@ def hidden_weights(net: nn.Module) -> list[nn.Parameter]:
 class KernelMuon(torch.optim.Muon):
     """Muon for weights of any shape: a kernel (O, I, k, k) is the matrix (O, I * k * k).
 
-    The momentum of every matrix is replaced by the nearest orthogonal one, so that all directions of a layer learn at one
-    speed, and scaled to the size of Adam's steps (K. Jordan, "Muon", 2024; J. Liu et al., arXiv:2502.16982, section 2.2).
-    ``torch.optim.Muon`` takes matrices only: here they share the weights' memory. It takes them one by one; together, those of
-    one shape need a fifteenth of the calls in a network of 16 blocks, which is what a GPU wants, but a quarter more time on a CPU.
+    The momentum of every matrix is replaced by the nearest orthogonal one, so that all directions
+    of a layer learn at one speed, and scaled to the size of Adam's steps (K. Jordan, "Muon", 2024;
+    J. Liu et al., arXiv:2502.16982, section 2.2). ``torch.optim.Muon`` takes matrices only: here
+    they share the weights' memory. It takes them one by one; together, those of one shape need a
+    fifteenth of the calls in a network of 16 blocks, which is what a GPU wants, but a quarter more
+    time on a CPU.
 
     Args:
         weights: dense in memory, contiguous or channels-last; they must stay where they are.
         lr: learning rate, on Adam's scale.
         weight_decay: decoupled, as AdamW's.
         options: further arguments of ``torch.optim.Muon``.
-        together: whether matrices of one shape go together; by default on a GPU. Sums in another order are the only difference.
+        together: whether matrices of one shape go together; by default on a GPU. Sums in another
+            order are the only difference.
 
     Raises:
         ValueError: a weight lies otherwise in memory, so that no matrix can share it.

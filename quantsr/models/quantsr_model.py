@@ -39,8 +39,9 @@ Batch = Mapping[str, Tensor]
 class QuantSRModel(BaseModel):
     """Trains a network: stage 1 at full depth, stage 2 at all depths on shared weights, with an optional teacher.
 
-    Of BasicSR's `BaseModel` the optimizer and scheduler set-up and the reduction of losses over processes are used;
-    its saving and resuming is `state` and `load_state` here, written by `quantsr.engine.saving`.
+    Of BasicSR's `BaseModel` the optimizer and scheduler set-up and the reduction of losses over
+    processes are used; its saving and resuming is `state` and `load_state` here, written by
+    `quantsr.engine.saving`.
 
     Args:
         options: of the run; ``options.train`` is needed.
@@ -212,8 +213,8 @@ class QuantSRModel(BaseModel):
     def update_learning_rate(self, current_iter: int, warmup_iter: int = -1) -> None:
         """Sets the rate for iteration ``current_iter`` (from 1): the schedule, scaled linearly while warming up.
 
-        BasicSR's own leaves a multi-step schedule at ``(warmup - 1) / warmup`` of its rate for good, since that
-        schedule continues from the rate it finds; here it finds the unscaled one.
+        BasicSR's own leaves a multi-step schedule at ``(warmup - 1) / warmup`` of its rate for
+        good, since that schedule continues from the rate it finds; here it finds the unscaled one.
         """
         for optimizer, scheduler in zip(self.optimizers, self.schedulers, strict=True):
             if current_iter > 1:
@@ -293,10 +294,12 @@ class QuantSRModel(BaseModel):
         """Waits for the device.
 
         Args:
-            weights: look at the parameters too: a gradient may overflow where the loss does not, and in another process.
+            weights: look at the parameters too: a gradient may overflow where the loss does not,
+                and in another process.
 
         Raises:
-            WorkError: some loss so far was NaN or infinite; names the first such iteration. Or some parameter is.
+            WorkError: some loss so far was NaN or infinite; names the first such iteration. Or some
+                parameter is.
         """
         iteration = int(self._bad_iteration.item())
         if iteration:
@@ -355,6 +358,7 @@ class QuantSRModel(BaseModel):
         self._forget_steps()
 
 
-# The name in BasicSR's option files. It is taken only where somebody has imported all of BasicSR before; see `registries.models`.
+# The name in BasicSR's option files. It is taken only where somebody has imported all of BasicSR
+# before; see `registries.models`.
 if "SRModel" not in MODEL_REGISTRY:
     MODEL_REGISTRY._do_register("SRModel", QuantSRModel)

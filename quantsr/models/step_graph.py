@@ -21,11 +21,12 @@ WARM_UP = 3
 class StepGraph:
     """Calls ``step``, at first as it is, then as recorded.
 
-    Whatever changes from step to step must be in the batches or in the learning rates; everything else is fixed by the
-    recording, until `forget`. Where recording fails, steps go on as they are.
+    Whatever changes from step to step must be in the batches or in the learning rates; everything
+    else is fixed by the recording, until `forget`. Where recording fails, steps go on as they are.
 
     Args:
-        step: maps batches to loss terms, 0-dim tensors; makes gradients, moves parameters, and never waits for the device.
+        step: maps batches to loss terms, 0-dim tensors; makes gradients, moves parameters, and
+            never waits for the device.
         optimizers: that ``step`` uses; the rates of their groups may change between steps.
         device: a CUDA device.
     """

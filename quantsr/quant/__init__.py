@@ -1,7 +1,8 @@
 """Quantization: integer ranges, pure numerics, quantizers, layers, calibration.
 
-Read functional.py for the formulae, quantizers.py for what has state, autograd.py and kernels.py for how it is made fast.
-Methods stand in ``*_quantizer.py``: RLQ and LSQ, and the baselines DoReFa, PACT, LSQ+, PAMS, MinMax and Percentile.
+Read functional.py for the formulae, quantizers.py for what has state, autograd.py and kernels.py
+for how it is made fast. Methods stand in ``*_quantizer.py``: RLQ and LSQ, and the baselines DoReFa,
+PACT, LSQ+, PAMS, MinMax and Percentile.
 """
 
 from quantsr.quant import rlq_quantizer  # noqa: F401 - so that RLQ and LSQ are registered

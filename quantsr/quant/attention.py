@@ -1,8 +1,8 @@
 """Products of attention with both operands quantized: ``q @ k^T`` and ``softmax(...) @ v``.
 
-Shapes: B windows, N tokens in a window, h heads, d channels of a head, C = h * d. Operands come as the network has them,
-(B, N, C) with all heads side by side or (B, h, N, N); RLQ's ``tau`` is one per channel of that last dimension, as in a
-linear layer.
+Shapes: B windows, N tokens in a window, h heads, d channels of a head, C = h * d. Operands come as
+the network has them, (B, N, C) with all heads side by side or (B, h, N, N); RLQ's ``tau`` is one
+per channel of that last dimension, as in a linear layer.
 """
 
 from __future__ import annotations
@@ -170,7 +170,8 @@ def attention_products(
 ) -> tuple[QuantMatmul, QuantMatmul]:
     """The two products of window attention: scores ``q @ k^T`` and mixture ``softmax(scores) @ v``.
 
-    What comes out of the softmax is not negative, so its codes are unsigned; the other signs are calibrated.
+    What comes out of the softmax is not negative, so its codes are unsigned; the other signs are
+    calibrated.
 
     Args:
         channels: C.

@@ -1,7 +1,8 @@
 """Autograd functions of quantized layers: closed-form gradients that save nothing but their inputs.
 
-What a float convolution saves for backward is its input and its weight; so do these. Codes and the position ``u`` on the
-integer axis are computed again in backward, which costs one fused pass instead of four stored tensors.
+What a float convolution saves for backward is its input and its weight; so do these. Codes and the
+position ``u`` on the integer axis are computed again in backward, which costs one fused pass
+instead of four stored tensors.
 """
 
 from __future__ import annotations
@@ -30,9 +31,9 @@ class QuantizedWeight(NamedTuple):
 class ActivationQuant(NamedTuple):
     """What the layer functions need to know of an activation quantizer.
 
-    Of an activation ``a`` the code is ``clip(round((a + tau) / step) + zero_point, *range)``, and the value that it stands
-    for is ``step * (code - zero_point)``. Layers compute with ``code - zero_point``, so zero padding is the value 0, whose
-    code is the zero point.
+    Of an activation ``a`` the code is ``clip(round((a + tau) / step) + zero_point, *range)``, and
+    the value that it stands for is ``step * (code - zero_point)``. Layers compute with
+    ``code - zero_point``, so zero padding is the value 0, whose code is the zero point.
     """
 
     tau: Tensor
@@ -131,8 +132,9 @@ class _QuantizeWeight(torch.autograd.Function):
 class _ProductOnCodes(torch.autograd.Function):
     """A convolution or linear layer whose operands are integer codes and whose steps are multiplied in after it.
 
-    Codes of up to 8 bits are exact in bfloat16, so every product is exact and accumulates in FP32 on the matrix units.
-    The quantized weight enters twice, as values (for the gradient) and as codes (for the arithmetic).
+    Codes of up to 8 bits are exact in bfloat16, so every product is exact and accumulates in FP32
+    on the matrix units. The quantized weight enters twice, as values (for the gradient) and as
+    codes (for the arithmetic).
     """
 
     @staticmethod
@@ -158,7 +160,8 @@ class _ProductOnCodes(torch.autograd.Function):
         )
         run = kernel("scale_bias", x.device.type)
         out: Tensor = run(z, scale, _view_per_channel(bias, z.dim(), channels), relu)
-        # The output of a ReLU is the next layer's input, which that layer saves anyway: no second copy.
+        # The output of a ReLU is the next layer's input, which that layer saves anyway: no second
+        # copy.
         ctx.save_for_backward(x, tau, step, weight, out if relu else None)
         ctx.spec, ctx.conv, ctx.dtype = spec, conv, codes_w.dtype
         return out
@@ -299,7 +302,8 @@ def linear_on_codes(x: Tensor, spec: ActivationQuant, weight: QuantizedWeight, b
     Args:
         x: float activation, not yet quantized.
         spec: the input quantizer, channels last.
-        weight: (O, C) from :func:`quantize_weight`, codes in the type that the product is to run in.
+        weight: (O, C) from :func:`quantize_weight`, codes in the type that the product is to run
+            in.
         bias: (O,) or None.
     """
     if bias is None:

@@ -13,7 +13,8 @@ from quantsr.quant.layers import quantized_layers
 
 InitialSteps = Literal["mean", "mse"]
 """How a step starts: ``mean``, the quantizer's own formula (RLQ, LSQ: ``2 mean|x| / sqrt(Qp)``); ``mse``, the multiple of it, 1/4 to 4,
-that leaves the least squared error. After a ReLU most values are 0 and the mean is a poor guess: factor 2.5 is common."""
+that leaves the least squared error. After a ReLU most values are 0 and the mean is a poor guess:
+factor 2.5 is common."""
 
 
 def uncalibrated(net: nn.Module) -> dict[str, Any]:
@@ -31,7 +32,8 @@ def calibrating(
 ) -> Iterator[None]:
     """Within it, every forward of ``net`` is a calibration batch: quantizers observe, then quantize with what they saw.
 
-    Earlier statistics are forgotten on entry. With ``only_missing``, layers whose quantizers all have their state keep it.
+    Earlier statistics are forgotten on entry. With ``only_missing``, layers whose quantizers all
+    have their state keep it.
     """
     layers = (uncalibrated(net) if only_missing else quantized_layers(net)).values()
     for layer in layers:
@@ -54,7 +56,8 @@ def calibrate(
 ) -> nn.Module:
     """Set every quantizer of ``net`` from sample inputs (QuantSR does the same, unasked, in its first training step).
 
-    Each batch runs at full depth in FP32; a layer sees its input as the quantized layers before it make it.
+    Each batch runs at full depth in FP32; a layer sees its input as the quantized layers before it
+    make it.
 
     Args:
         net: a network with quantized layers; its training mode is kept.

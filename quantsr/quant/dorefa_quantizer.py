@@ -21,15 +21,16 @@ from quantsr.ranges import IntRange
 def quantize_clipped(x: Tensor, step: Tensor, intervals: int, signed: bool) -> Tensor:
     """``alpha * Q(clip(x / alpha, 0, 1))`` or, signed, ``alpha * (2 Q(clip(x / (2 alpha) + 1/2, 0, 1)) - 1)``.
 
-    ``Q(r) = round(n r) / n`` with a straight-through gradient (DoReFa, equations 5 and 6), ``n`` the intervals. The
-    gradient of ``x`` is 1 within the bounds and 0 beyond, that of ``alpha`` is 1 from ``alpha`` on (PACT, equation 3),
-    and when signed -1 below ``-alpha``.
+    ``Q(r) = round(n r) / n`` with a straight-through gradient (DoReFa, equations 5 and 6), ``n``
+    the intervals. The gradient of ``x`` is 1 within the bounds and 0 beyond, that of ``alpha`` is 1
+    from ``alpha`` on (PACT, equation 3), and when signed -1 below ``-alpha``.
 
     Args:
         x: FP32 or FP64, any shape.
         step: (1,) distance of two levels; ``alpha`` is ``n * step``, signed ``n * step / 2``.
         intervals: n.
-        signed: whether the levels are symmetric around 0, none of them 0, instead of beginning there.
+        signed: whether the levels are symmetric around 0, none of them 0, instead of beginning
+            there.
     """
     step = straight_through(step.clamp_min(MIN_STEP), step)
     below = intervals / 2 if signed else 0.0  # steps from the lowest level to 0
@@ -42,12 +43,14 @@ def quantize_clipped(x: Tensor, step: Tensor, intervals: int, signed: bool) -> T
 class DoReFaWeight(LargestWeight):
     """``w_q = m (2 Q(tanh(w) / (2 m) + 1/2) - 1)``, ``m = max|tanh(w)|`` (DoReFa, equation 9, times ``m``).
 
-    The paper leaves out the factor ``m``, for which batch normalization makes up; super-resolution has none, and every
-    layer's weights would grow to [-1, 1]. ``m`` is that of the present weight, over the tensor or each output channel, and
-    constant to the gradient, which is that of ``tanh``. Nothing is learned but the weight.
+    The paper leaves out the factor ``m``, for which batch normalization makes up; super-resolution
+    has none, and every layer's weights would grow to [-1, 1]. ``m`` is that of the present weight,
+    over the tensor or each output channel, and constant to the gradient, which is that of ``tanh``.
+    Nothing is learned but the weight.
 
-    The levels are ``-n, -n + 2, ..., n`` times ``m / n``, ``n = 2^b - 1``: training computes on these integers, but b bits
-    do not hold them, so that there are no :meth:`codes`, and export refuses.
+    The levels are ``-n, -n + 2, ..., n`` times ``m / n``, ``n = 2^b - 1``: training computes on
+    these integers, but b bits do not hold them, so that there are no :meth:`codes`, and export
+    refuses.
     """
 
     def quantize(self, weight: Tensor, dtype: torch.dtype) -> QuantizedWeight:
@@ -73,10 +76,11 @@ class DoReFaWeight(LargestWeight):
 class DoReFaActivation(UniformActivation):
     """``a_q = alpha Q(clip(a / alpha, 0, 1))`` (DoReFa, section 2.4, which expects activations in [0, 1]).
 
-    ``alpha`` stands in for what brings activations into that range in the paper's networks: it is the bound that leaves the
-    least squared error over the calibration batches, and stays. Where inputs can be negative the range is
-    ``[-alpha, alpha]``, quantized as the paper does weights: ``2^b`` levels symmetric around 0, none of them 0. Unsigned
-    inputs run on codes, signed ones on values.
+    ``alpha`` stands in for what brings activations into that range in the paper's networks: it is
+    the bound that leaves the least squared error over the calibration batches, and stays. Where
+    inputs can be negative the range is ``[-alpha, alpha]``, quantized as the paper does weights:
+    ``2^b`` levels symmetric around 0, none of them 0. Unsigned inputs run on codes, signed ones on
+    values.
     """
 
     learned_step = False

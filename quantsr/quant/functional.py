@@ -1,7 +1,8 @@
 """The arithmetic of learned-step quantizers as pure functions.
 
-Symbols as in QuantSR (NeurIPS 2023), section 3.2: ``a`` the value, ``tau`` the redistribution offset, ``v`` the step,
-``u = (a + tau) / v`` the position on the integer axis, ``[Qn, Qp]`` the range of codes.
+Symbols as in QuantSR (NeurIPS 2023), section 3.2: ``a`` the value, ``tau`` the redistribution
+offset, ``v`` the step, ``u = (a + tau) / v`` the position on the integer axis, ``[Qn, Qp]`` the
+range of codes.
 """
 
 from __future__ import annotations
@@ -35,8 +36,8 @@ def fake_quantize(x: Tensor, step: Tensor, qmin: int, qmax: int) -> Tensor:
 def soft_round(u: Tensor) -> Tensor:
     """``phi(u) = floor(u) + (tanh(frac(u) - 1/2) / tanh(1/2) + 1) / 2``: RLQ's smooth stand-in for ``round``.
 
-    Continuous, equal to ``u`` at integers and half way between them. QuantSR, section 3.2 (redistribution-driven
-    backward); ``ours_operator.py`` in the released code.
+    Continuous, equal to ``u`` at integers and half way between them. QuantSR, section 3.2
+    (redistribution-driven backward); ``ours_operator.py`` in the released code.
     """
     floor = u.floor()
     return floor + (torch.tanh(u - floor - 0.5) / _TANH_HALF + 1.0) / 2.0

@@ -1,10 +1,11 @@
 """The elementwise passes of training, each fused into one loop by ``torch.compile`` where a compiler is at hand.
 
-Every function here is plain PyTorch, right without compilation; compiling only merges its operations, so that a pass
-reads and writes each tensor once. Arithmetic is FP32 whatever the storage type (FP64 stays FP64, for tests).
+Every function here is plain PyTorch, right without compilation; compiling only merges its
+operations, so that a pass reads and writes each tensor once. Arithmetic is FP32 whatever the
+storage type (FP64 stays FP64, for tests).
 
-``bounds`` is a pair of 0-dim FP32 tensors ``(Qn, Qp)`` rather than two integers: one compiled kernel then serves every
-bit-width.
+``bounds`` is a pair of 0-dim FP32 tensors ``(Qn, Qp)`` rather than two integers: one compiled
+kernel then serves every bit-width.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ logger = logging.getLogger(__name__)
 Bounds = tuple[Tensor, Tensor]
 CompileMode = bool | Literal["auto"]
 
-# phi'(u) as a polynomial in (frac(u) - 1/2)^2: Chebyshev interpolation, relative error 5e-9, below FP32's own rounding.
-# tanh took three quarters of the backward pass.
+# phi'(u) as a polynomial in (frac(u) - 1/2)^2: Chebyshev interpolation, relative error 5e-9, below
+# FP32's own rounding. tanh took three quarters of the backward pass.
 _SLOPE = (
     1.0819767025714297,
     -1.0819754670531299,
@@ -58,7 +59,7 @@ def soft_round_slope(u: Tensor) -> Tensor:
     return slope
 
 
-# --- activations: x is (B, C, H, W) with tau (1, C, 1, 1), or (..., C) with tau (C,) ---------------------------------
+# --- activations: x is (B, C, H, W) with tau (1, C, 1, 1), or (..., C) with tau (C,) --------------
 
 
 def activation_codes(x: Tensor, tau: Tensor, step: Tensor, bounds: Bounds, dtype: torch.dtype) -> Tensor:
@@ -80,7 +81,8 @@ def activation_backward(
     """Gradients of :func:`activation_values` (QuantSR section 3.2; LSQ where ``soft`` is false).
 
     Returns:
-        gradient of ``x`` (type of ``x``), of ``tau`` (C,), and of the step as per-channel sums (C,), unscaled.
+        gradient of ``x`` (type of ``x``), of ``tau`` (C,), and of the step as per-channel sums
+        (C,), unscaled.
     """
     # Channels last, as rows of a matrix: the sums then run down its columns, which vectorises.
     rows = x.movedim(channel_dim, -1)  # (..., C)
@@ -98,7 +100,7 @@ def activation_backward(
     return back, grad_x.sum(0), grad_step
 
 
-# --- weights: w is (O, ...), step () or (O, 1, ...) ------------------------------------------------------------------
+# --- weights: w is (O, ...), step () or (O, 1, ...) -----------------------------------------------
 
 
 def weight_values(w: Tensor, step: Tensor, bounds: Bounds, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -121,7 +123,7 @@ def weight_backward(
     return grad * slope, grad_step
 
 
-# --- around the convolution ------------------------------------------------------------------------------------------
+# --- around the convolution -----------------------------------------------------------------------
 
 
 def scale_bias(z: Tensor, scale: Tensor, bias: Tensor, relu: bool) -> Tensor:
@@ -147,7 +149,7 @@ def shortcut_backward(grad: Tensor, x: Tensor, shortcut: Tensor) -> tuple[Tensor
     return (g * shortcut).to(x.dtype), (g * wide(x)).sum().reshape(1)
 
 
-# --- choosing between the compiled and the plain form ----------------------------------------------------------------
+# --- choosing between the compiled and the plain form ---------------------------------------------
 
 _EAGER: dict[str, Callable[..., Any]] = {
     f.__name__: f
@@ -205,8 +207,9 @@ def compiler_works(device_type: str) -> bool:
 def _compiled(name: str) -> Callable[..., Any]:
     """The compiled function, called so that it is compiled as seldom as can be.
 
-    Autocast is off inside, and parameters arrive as plain tensors: neither changes what is computed, but each would
-    compile again. Matrices, rows of a linear layer or its weight, may have any size; other tensors compile once for each.
+    Autocast is off inside, and parameters arrive as plain tensors: neither changes what is
+    computed, but each would compile again. Matrices, rows of a linear layer or its weight, may have
+    any size; other tensors compile once for each.
     """
     set_compile_cache()
     compiled = torch.compile(_EAGER[name])
@@ -234,7 +237,8 @@ def _plain(x: Tensor) -> Tensor:
 def kernel(name: str, device_type: str) -> Callable[..., Any]:
     """The function of this module called ``name``, compiled or plain as :func:`set_compile` says.
 
-    Plain in inference mode: evaluation meets many picture shapes, and compiling for each costs more than it saves.
+    Plain in inference mode: evaluation meets many picture shapes, and compiling for each costs more
+    than it saves.
     """
     if (
         _mode is False
@@ -248,7 +252,8 @@ def kernel(name: str, device_type: str) -> Callable[..., Any]:
 @functools.cache
 def bounds_on(qmin: int, qmax: int, device: torch.device) -> Bounds:
     """``(qmin, qmax)`` as tensors on ``device``, made once."""
-    # Made outside any inference mode: a cached inference tensor could not be saved for backward later.
+    # Made outside any inference mode: a cached inference tensor could not be saved for backward
+    # later.
     with torch.inference_mode(False):
         return (
             torch.tensor(float(qmin), device=device),

@@ -116,8 +116,9 @@ def compute_dtype(x: Tensor) -> torch.dtype:
 def runs_on_codes(dtype: torch.dtype) -> bool:
     """Whether products in this type are computed on integer codes, unless :func:`set_exact_fp32`: in half precision and FP32.
 
-    Codes are exact in half precision, where values are not; sums of codes in FP32 are integers, the same in every order of summation
-    and on every engine (docs/numerics.md); and backward needs the layer's input alone.
+    Codes are exact in half precision, where values are not; sums of codes in FP32 are integers, the
+    same in every order of summation and on every engine (docs/numerics.md); and backward needs the
+    layer's input alone.
     """
     return not _exact_fp32 and dtype in (torch.bfloat16, torch.float16, torch.float32)
 
@@ -131,7 +132,8 @@ class QuantConv2d(QuantizedLayer, nn.Conv2d):  # type: ignore[misc]
     """``torch.nn.Conv2d`` on a quantized input and a quantized weight; zero padding follows quantization.
 
     Args:
-        in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias: as ``torch.nn.Conv2d``.
+        in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias: as
+            ``torch.nn.Conv2d``.
         nbits_w: bits of the weight, 2..8, or 32 for float.
         nbits_a: bits of the input, 2..8, or 32 for float.
         quantizer: a name in ``QUANTIZER_REGISTRY``.
@@ -203,8 +205,9 @@ class QuantConv2d(QuantizedLayer, nn.Conv2d):  # type: ignore[misc]
 class FirstConv2d(nn.Conv2d):
     """``torch.nn.Conv2d`` whose FP32 evaluation does not depend on the order of summation.
 
-    Everything behind the first layer quantizes what it gives: a last bit that another engine sets otherwise becomes another code.
-    Without gradients the sums are taken in FP64, rounded once, and the bias is added in FP32.
+    Everything behind the first layer quantizes what it gives: a last bit that another engine sets
+    otherwise becomes another code. Without gradients the sums are taken in FP64, rounded once, and
+    the bias is added in FP32.
     """
 
     def forward(self, x: Tensor) -> Tensor:

@@ -19,16 +19,18 @@ from quantsr.ranges import IntRange
 class LSQPlusActivation(UniformActivation):
     """``a_q = s round(clip((a - beta) / s, 0, 2^b - 1)) + beta``, ``s`` and ``beta`` learned ("Learnable asymmetric quantization").
 
-    Gradients are the paper's: of ``s`` ``round(u) - u`` within the range, 0 below and ``2^b - 1`` above, of ``beta`` 0
-    within and 1 beyond, both scaled by LSQ's ``g``. The step is used as ``max(s, MIN_STEP)``, so it stays positive.
-    ``beta`` is one per tensor and starts at the lower bound: 0 for inputs that are never negative. Both start where the
-    squared error over the calibration batches is least, as in the paper, here among parts of the smallest and the largest
+    Gradients are the paper's: of ``s`` ``round(u) - u`` within the range, 0 below and ``2^b - 1``
+    above, of ``beta`` 0 within and 1 beyond, both scaled by LSQ's ``g``. The step is used as
+    ``max(s, MIN_STEP)``, so it stays positive. ``beta`` is one per tensor and starts at the lower
+    bound: 0 for inputs that are never negative. Both start where the squared error over the
+    calibration batches is least, as in the paper, here among parts of the smallest and the largest
     value, and whichever way `train.initial_steps` names.
 
-    The offset is no multiple of the step, and the padding of a convolution, which is 0, is none of the levels: training runs
-    on values. For packed files (:meth:`integers`) ``beta = delta - z s`` with an integer zero point ``z``: codes are
-    ``clip(round((a - delta) / s) + z, 0, 2^b - 1)``, and ``delta`` goes into the bias of the layer that reads them.
-    A quantizer that was loaded from a packed file keeps that form, ``beta`` being ``delta``, and runs on codes.
+    The offset is no multiple of the step, and the padding of a convolution, which is 0, is none of
+    the levels: training runs on values. For packed files (:meth:`integers`) ``beta = delta - z s``
+    with an integer zero point ``z``: codes are ``clip(round((a - delta) / s) + z, 0, 2^b - 1)``,
+    and ``delta`` goes into the bias of the layer that reads them. A quantizer that was loaded from
+    a packed file keeps that form, ``beta`` being ``delta``, and runs on codes.
     """
 
     zero_point: Tensor | None
@@ -111,7 +113,8 @@ class LSQPlusActivation(UniformActivation):
         spec = self.affine(self.levels)
         scaled = self.beta * functional.input_step_gradient_scale(x.numel(), spec.range.qmax)
         beta = straight_through(self.beta, scaled)
-        # The gradient of beta: 1 from the sum, -1 from the difference where the range does not clip.
+        # The gradient of beta: 1 from the sum, -1 from the difference where the range does not
+        # clip.
         return (fake_quantize_activation(wide(x) - beta, spec) + beta).to(x.dtype)
 
 

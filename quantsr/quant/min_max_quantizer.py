@@ -1,7 +1,7 @@
 """MinMax and Percentile: bounds from calibration alone, for post-training quantization or to train weights under.
 
-The affine quantizer with an integer zero point is that of Jacob et al. (CVPR 2018, section 2.1), the two ways to choose
-its bounds are two of the calibrations of Wu et al. (arXiv:2004.09602).
+The affine quantizer with an integer zero point is that of Jacob et al. (CVPR 2018, section 2.1),
+the two ways to choose its bounds are two of the calibrations of Wu et al. (arXiv:2004.09602).
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ from quantsr.ranges import IntRange
 class MinMaxWeight(WeightQuantizer):
     """``w_q = s round(clip(w / s, Qn, Qp))``, ``s`` the smallest step with which no weight is off by more than half of it.
 
-    That is ``max(max(w) / (Qp + 1/2), min(w) / (Qn - 1/2))`` of the tensor or each output channel, at calibration; the zero
-    point is 0. Where ``w`` is trained its gradient is 1 within the bounds, 0 beyond, and the step stays.
+    That is ``max(max(w) / (Qp + 1/2), min(w) / (Qn - 1/2))`` of the tensor or each output channel,
+    at calibration; the zero point is 0. Where ``w`` is trained its gradient is 1 within the bounds,
+    0 beyond, and the step stays.
     """
 
     learned_step = False
@@ -44,9 +45,9 @@ class MinMaxWeight(WeightQuantizer):
 class MinMaxActivation(UniformActivation):
     """``a_q = s (q - z)``, ``q = clip(round(a / s) + z, 0, 2^b - 1)``, ``s = (high - low) / (2^b - 1)``, ``z = round(-low / s)``.
 
-    ``low`` and ``high`` are the smallest and largest value of all calibration batches, 0 between them. Nothing is learned;
-    the gradient of ``a`` is 1 within the bounds and 0 beyond. `train.initial_steps` changes nothing: the bounds are the
-    method.
+    ``low`` and ``high`` are the smallest and largest value of all calibration batches, 0 between
+    them. Nothing is learned; the gradient of ``a`` is 1 within the bounds and 0 beyond.
+    `train.initial_steps` changes nothing: the bounds are the method.
 
     Codes are unsigned, the zero point ``z`` is 0 for inputs that are never negative.
     """

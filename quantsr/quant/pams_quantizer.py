@@ -21,7 +21,8 @@ from quantsr.quant.uniform import (
 class PAMSWeight(LargestWeight):
     """``w_q = s round(w / s)``, ``s = max|w| / (2^(b-1) - 1)`` of the present weight, its gradient that of ``w``.
 
-    As in the paper the lowest code is never used: three levels at 2 bits. Nothing is learned but the weight.
+    As in the paper the lowest code is never used: three levels at 2 bits. Nothing is learned but
+    the weight.
     """
 
     def quantize(self, weight: Tensor, dtype: torch.dtype) -> QuantizedWeight:
@@ -35,14 +36,16 @@ class PAMSWeight(LargestWeight):
 class PAMSActivation(UniformActivation):
     """``a_q = s round(clip(a, -alpha, alpha) / s)``, ``s = alpha / (2^(b-1) - 1)``, ``alpha`` learned.
 
-    The parameter is the step ``s``, which is ``alpha`` in another unit; its gradient is what the chain rule and a
-    straight-through round give for the formula, which is LSQ's, and is scaled as LSQ's. ``alpha`` starts at the mean of the
-    calibration batches' largest ``|a|`` (the paper: their moving average over the first epoch), or, with
-    `train.initial_steps` ``mse``, at the part of the largest ``|a|`` that leaves the least squared error.
+    The parameter is the step ``s``, which is ``alpha`` in another unit; its gradient is what the
+    chain rule and a straight-through round give for the formula, which is LSQ's, and is scaled as
+    LSQ's. ``alpha`` starts at the mean of the calibration batches' largest ``|a|`` (the paper:
+    their moving average over the first epoch), or, with `train.initial_steps` ``mse``, at the part
+    of the largest ``|a|`` that leaves the least squared error.
 
-    Two things differ from the paper, so that PAMS has ``2^b`` levels as all others, and is packed as they are: inputs that
-    are never negative take unsigned codes, where the paper wastes half of the range, and signed ones use the lowest code of
-    two's complement too, one step below ``-alpha``.
+    Two things differ from the paper, so that PAMS has ``2^b`` levels as all others, and is packed
+    as they are: inputs that are never negative take unsigned codes, where the paper wastes half of
+    the range, and signed ones use the lowest code of two's complement too, one step below
+    ``-alpha``.
     """
 
     @property

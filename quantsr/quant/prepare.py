@@ -42,7 +42,8 @@ def prepare(net: nn.Module, rules: Sequence[Rule]) -> nn.Module:
         ``net``, changed in place.
 
     Raises:
-        ValueError: if a rule decides for no layer: its pattern is misspelt, or others come before it.
+        ValueError: if a rule decides for no layer: its pattern is misspelt, or others come before
+            it.
     """
     layers = {n: m for n, m in net.named_modules() if type(m) in (nn.Conv2d, nn.Linear)}
     used: set[str] = set()
@@ -88,7 +89,8 @@ def _quantized(layer: nn.Module, rule: Rule) -> nn.Module:
     else:
         assert isinstance(layer, nn.Linear)
         new = QuantLinear(layer.in_features, layer.out_features, **how)
-    # The float layer's own parameters, not copies: whoever holds them (an optimizer, tied weights) keeps them.
+    # The float layer's own parameters, not copies: whoever holds them (an optimizer, tied weights)
+    # keeps them.
     new.weight = layer.weight  # type: ignore[assignment]
     new.bias = layer.bias
     return new
@@ -98,10 +100,11 @@ def manifest(net: nn.Module, protocol: str | None = None) -> list[dict[str, Any]
     """Every convolution, linear layer and product of attention with its bits, in the order of the network.
 
     Returns:
-        records with ``name``, ``kind``, ``shape`` of the weight, ``bits_w``, ``bits_a`` (32 = float), ``signed`` (None
-        where the input is float), ``granularity`` and ``quantizer`` (None where nothing is quantized). For a product of
-        attention (``kind`` is ``matmul``) ``bits_a`` and ``signed`` are the left operand's, ``bits_w`` the right's, and
-        ``shape`` is (heads, rows, inner size, columns) of one window. With ``protocol``, the name of the published
+        records with ``name``, ``kind``, ``shape`` of the weight, ``bits_w``, ``bits_a`` (32 =
+        float), ``signed`` (None where the input is float), ``granularity`` and ``quantizer`` (None
+        where nothing is quantized). For a product of attention (``kind`` is ``matmul``) ``bits_a``
+        and ``signed`` are the left operand's, ``bits_w`` the right's, and ``shape`` is (heads,
+        rows, inner size, columns) of one window. With ``protocol``, the name of the published
         protocol that the network follows, every record has it.
     """
     records = []

@@ -1,6 +1,7 @@
 """What quantizers are made of, and their registry. A quantizer is one file, ``NAME_quantizer.py`` beside this one: see docs/add_a_quantizer.md.
 
-These files are imported when a name is asked for that is not registered yet. A registered quantizer is a :class:`Quantizer`: a class for weights and a class for activations. Both are modules that
+These files are imported when a name is asked for that is not registered yet. A registered quantizer
+is a :class:`Quantizer`: a class for weights and a class for activations. Both are modules that
 return fake-quantized tensors, are calibrated explicitly, and refuse to run before.
 """
 
@@ -121,7 +122,8 @@ class WeightQuantizer(_Calibrated):
         """Integer codes as int8, shape of ``weight``.
 
         Raises:
-            ValueError: if the method's values are no multiples of a step, or two's complement of its bits does not hold them.
+            ValueError: if the method's values are no multiples of a step, or two's complement of
+                its bits does not hold them.
         """
         with torch.no_grad():
             codes = self.quantize(weight, torch.float32).codes

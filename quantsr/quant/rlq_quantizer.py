@@ -37,7 +37,8 @@ class RLQWeight(WeightQuantizer):
 class RLQActivation(ActivationQuantizer):
     """QuantSR's activation quantizer: ``v * round(clip((a + tau) / v, Qn, Qp))``, ``tau`` learned per channel.
 
-    The sign of the range is decided by the first calibration batch and kept (section 3.2; ``ours_operator.py``).
+    The sign of the range is decided by the first calibration batch and kept (section 3.2;
+    ``ours_operator.py``).
     """
 
     soft = True

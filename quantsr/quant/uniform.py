@@ -1,7 +1,7 @@
 """What the baselines share.
 
-Weights whose step is their own largest value, and inputs on uniform levels, whose bounds come from a sample and the extremes of
-calibration batches.
+Weights whose step is their own largest value, and inputs on uniform levels, whose bounds come from
+a sample and the extremes of calibration batches.
 """
 
 from __future__ import annotations

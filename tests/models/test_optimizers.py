@@ -51,7 +51,8 @@ def test_kernel_muon_is_the_formula(layout: torch.memory_format, together: bool)
         optimizer.zero_grad()
         assert all(weight.grad is None for weight in weights)
     for weight, matrix in zip(weights, wanted, strict=True):
-        # bf16 in Newton and Schulz's iteration: sums in another order differ by some of its 2 ** -8.
+        # bf16 in Newton and Schulz's iteration: sums in another order differ by some of its 2 **
+        # -8.
         torch.testing.assert_close(weight.detach().flatten(1), matrix, rtol=0, atol=0.0005)
 
 

@@ -47,7 +47,7 @@ def same(got: torch.Tensor, expected: torch.Tensor) -> None:
     torch.testing.assert_close(got, expected, rtol=1e-11, atol=1e-9)
 
 
-# --- activations against their twins -------------------------------------------------------------------------------
+# --- activations against their twins --------------------------------------------------------------
 
 
 @BITS
@@ -137,7 +137,7 @@ def test_static_activation(method, bits, signed):
     assert list(q.parameters()) == []
 
 
-# --- weights against their twins -----------------------------------------------------------------------------------
+# --- weights against their twins ------------------------------------------------------------------
 
 
 def weights(method: str, bits: int, granularity: str):
@@ -193,7 +193,7 @@ def test_weights_of_pact_percentile_and_lsq_plus_are_those_of_others():
     assert get_quantizer("LSQPlus").weight is get_quantizer("LSQ").weight
 
 
-# --- codes ---------------------------------------------------------------------------------------------------------
+# --- codes ----------------------------------------------------------------------------------------
 
 
 @BITS
@@ -251,7 +251,7 @@ def test_as_many_levels_as_the_bits_give(method, bits, signed):
     assert q(1.3 * x if bits > 3 else 3 * x).unique().numel() == 2**bits
 
 
-# --- calibration ---------------------------------------------------------------------------------------------------
+# --- calibration ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("method", METHODS)

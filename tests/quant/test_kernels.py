@@ -36,7 +36,8 @@ def test_compiled_training_step_equals_the_plain_one(precision):
         pytest.skip("no C++ compiler here")
     plain_out, plain_grad = _step(False, precision=precision)
     fused_out, fused_grad = _step(True, precision=precision)
-    # One fused pass rounds to bf16 less often than its operations one by one; a code may then fall to the other side.
+    # One fused pass rounds to bf16 less often than its operations one by one; a code may then fall
+    # to the other side.
     loose = precision is torch.bfloat16
     for a, b in zip(plain_out, fused_out, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=2e-2 if loose else 1e-6)

@@ -91,7 +91,8 @@ def test_steps_of_training_move_what_is_learned(kind, method, amp):
         optimizer.step()
     assert loss.isfinite()
     still = {name for name, parameter in net.named_parameters() if torch.equal(parameter, before[name])}
-    # Nothing clips: the only gradient of PACT's bound and of LSQ+'s offset is that of clipped values.
+    # Nothing clips: the only gradient of PACT's bound and of LSQ+'s offset is that of clipped
+    # values.
     idle = {name for name, p in net.named_parameters() if not p.grad.any()} & set(learned)
     if method not in ("PACT", "LSQPlus"):
         idle = set()
@@ -177,7 +178,7 @@ def test_on_codes_and_on_values_a_convolution_is_the_same(method, granularity):
         torch.testing.assert_close(out, values, rtol=1e-5, atol=1e-5)
 
 
-# --- export ---------------------------------------------------------------------------------------------------------
+# --- export ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("bits", [2, 4, 8])

@@ -129,7 +129,7 @@ def test_gradients_on_codes_are_those_on_values(bits: int) -> None:
         torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
 
 
-# --- LSQ+: a real offset becomes a zero point and a rest ------------------------------------------------------------
+# --- LSQ+: a real offset becomes a zero point and a rest ------------------------------------------
 
 
 def lsq_plus(bits: int, step: float, beta: float):

@@ -1,7 +1,8 @@
 """The slow, obvious twins of the baseline quantizers: one number at a time, in double precision, as the papers print it.
 
-Each function takes a Python float and gives the quantized value and, written out by hand, its derivatives. ``round`` is
-Python's, half to even; where a formula rounds, its straight-through derivative is 1.
+Each function takes a Python float and gives the quantized value and, written out by hand, its
+derivatives. ``round`` is Python's, half to even; where a formula rounds, its straight-through
+derivative is 1.
 """
 
 from __future__ import annotations

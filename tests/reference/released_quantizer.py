@@ -1,8 +1,8 @@
 """A faithful twin of the released QuantSR-C: its operations one by one, its parameter names, its depth rule.
 
-Written from a reading of https://github.com/htqin/QuantSR (``ours_operator.py``, ``arch_util.py``, ``q_edsr_arch.py`` and
-``test_slimmable_4bit_x4.py``), without its device-bound lines. Serves as the reference for numbers, and as the other
-side of the speed comparisons.
+Written from a reading of https://github.com/htqin/QuantSR (``ours_operator.py``, ``arch_util.py``,
+``q_edsr_arch.py`` and ``test_slimmable_4bit_x4.py``), without its device-bound lines. Serves as the
+reference for numbers, and as the other side of the speed comparisons.
 """
 
 from __future__ import annotations

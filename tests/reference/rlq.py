@@ -1,6 +1,7 @@
 """The slow, obvious twins of the quantizers: each formula of QuantSR (NeurIPS 2023), section 3.2, as it is printed.
 
-Rounding is written as a value plus the difference of two equal terms, so that plain autograd yields the gradient.
+Rounding is written as a value plus the difference of two equal terms, so that plain autograd yields
+the gradient.
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ def scale_gradient(v: Tensor, g: float) -> Tensor:
 def clip(u: Tensor, low: int, high: int) -> Tensor:
     """``u`` within the bounds; the bounds themselves pass the gradient.
 
-    Written out because ``torch.clamp`` does not: its gradient at a bound was 1 in PyTorch 1.8, which the released code
-    pins, and is 0 in 2.15.
+    Written out because ``torch.clamp`` does not: its gradient at a bound was 1 in PyTorch 1.8,
+    which the released code pins, and is 0 in 2.15.
     """
     return torch.where(u < low, torch.full_like(u, low), torch.where(u > high, torch.full_like(u, high), u))
 

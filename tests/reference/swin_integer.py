@@ -1,7 +1,9 @@
 """One Swin layer of a converted QuantSR-T as its definition reads (docs/formats.md, docs/numerics.md), nothing folded: window by window and token by
-token, codes as int64, all else as float64. The slow twin of the layers in `quantsr.deploy.quantsr_t`.
+token, codes as int64, all else as float64. The slow twin of the layers in
+`quantsr.deploy.quantsr_t`.
 
-Letters: H and W of the map, C channels, G windows, N tokens in a window, h heads, d channels of one.
+Letters: H and W of the map, C channels, G windows, N tokens in a window, h heads, d channels of
+one.
 """
 
 from __future__ import annotations
@@ -54,7 +56,8 @@ def swin_layer(
 
     Args:
         shift: of its windows, 0 or half a window.
-        shortcut: s, where the layer is a unit of depth: then `s x + F(x)`, F being both of its branches together.
+        shortcut: s, where the layer is a unit of depth: then `s x + F(x)`, F being both of its
+            branches together.
     """
     height, width, _ = x.shape
     window = int(model.header.arch["window_size"])
@@ -65,7 +68,8 @@ def swin_layer(
             places, regions = [], []
             for row in range(top, top + window):
                 for column in range(left, left + window):
-                    # The map is shifted up and to the left by `shift`; what leaves it there comes back at the other end.
+                    # The map is shifted up and to the left by `shift`; what leaves it there comes
+                    # back at the other end.
                     places.append(((row + shift) % height, (column + shift) % width))
                     regions.append((row + shift >= height, column + shift >= width))
             tokens = [x[place] for place in places]

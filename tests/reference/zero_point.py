@@ -1,7 +1,7 @@
 """The slow, obvious twins of quantized layers with a zero point: one number at a time, on values as a file's reader would have them.
 
-An activation's code is ``q = clip(round((a + tau) / s) + z, Qn, Qp)``, its value ``s (q - z)``. A convolution pads with the
-code ``z``, which stands for 0.
+An activation's code is ``q = clip(round((a + tau) / s) + z, Qn, Qp)``, its value ``s (q - z)``. A
+convolution pads with the code ``z``, which stands for 0.
 """
 
 from __future__ import annotations
