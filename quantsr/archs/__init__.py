@@ -1,4 +1,4 @@
-"""Network architectures, registered in BasicSR's ARCH_REGISTRY: importing this package registers all of ours."""
+"""Network architectures. Importing this package registers them in BasicSR's ARCH_REGISTRY."""
 
 from quantsr.archs.quantsr_c_arch import QuantSR_C
 from quantsr.archs.quantsr_t_arch import QuantSR_T

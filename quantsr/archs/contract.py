@@ -1,4 +1,4 @@
-"""What the rest of the package may ask of a network. docs/add_a_network.md is the page for people who add one.
+"""The interface of networks to the rest of the package; see docs/add_a_network.md.
 
 Of every network: a torch module from pictures (B, C, h, w) in [0, 1] to (B, C, r*h, r*w), how it
 was built, its upscaling factor, the size of its windows and the units of its trunk. Of a network
@@ -20,7 +20,10 @@ _SCALE_ARGUMENTS = ("upscale", "scale")
 """How constructors name the upscaling factor."""
 
 _TRUNKS = ("body", "layers")
-"""Where networks keep the units of their trunk: EDSR, MSRResNet and QuantSR-C in ``body``, SwinIR and QuantSR-T in ``layers``."""
+"""Attributes that hold the units of the trunk.
+
+``body`` in EDSR, MSRResNet and QuantSR-C, ``layers`` in SwinIR and QuantSR-T.
+"""
 
 _RECORD = "_quantsr_built"
 
@@ -31,10 +34,12 @@ class Contract:
 
     module: nn.Module
     type: str
-    """The name in the registry under which it was built; its class's name where it was built by hand."""
+    """Registered name under which it was built; the class name if it was built directly."""
     arguments: Mapping[str, Any] = field(default_factory=dict)
-    """Every argument that its constructor saw, defaults included but for those that no file can hold, such as
-    classes of layers; empty where the network was built by hand."""
+    """Every argument of the constructor, defaults included; empty if it was built directly.
+
+    Defaults that no file can hold, such as classes of layers, are left out.
+    """
 
     @property
     def arch(self) -> dict[str, Any]:
@@ -48,12 +53,12 @@ class Contract:
 
     @property
     def depths(self) -> tuple[int, ...]:
-        """The depths that are trained and evaluated, deepest first; empty for a network with one depth."""
+        """Depths that are trained and evaluated, deepest first; empty if there is only one."""
         return self.module.depths if isinstance(self.module, DepthDynamic) else ()
 
     @property
     def ranking(self) -> tuple[int, ...] | None:
-        """Indices of units, kept first; None before they were ranked, and for a network with one depth."""
+        """Indices of units, most important first; None if unranked or without depths."""
         return self.module.ranking if isinstance(self.module, DepthDynamic) else None
 
     @property
@@ -69,7 +74,7 @@ class Contract:
 
     @property
     def window(self) -> int:
-        """The side in pixels of the windows in which attention works: the attribute ``window_size``; 1 without windows."""
+        """Side of the attention windows in pixels (``window_size``); 1 without windows."""
         window = getattr(self.module, "window_size", 1)
         return window if isinstance(window, int) else 1
 
@@ -84,7 +89,7 @@ class Contract:
 
 
 def build(kind: str, constructor: Callable[..., nn.Module], arguments: Mapping[str, Any]) -> nn.Module:
-    """The network ``constructor(**arguments)``, which remembers ``kind`` and its arguments for `of`.
+    """The network ``constructor(**arguments)``; records ``kind`` and the arguments for `of`.
 
     Raises:
         TypeError, ValueError: from the constructor.

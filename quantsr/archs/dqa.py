@@ -1,12 +1,12 @@
-"""What networks with a dynamic depth share: sub-networks that skip units, run together in one pass (QuantSR, section 3.3).
+"""Dynamic depth: sub-networks that skip units, run in one pass (QuantSR, section 3.3).
 
-A *unit* is what a sub-network keeps or skips: a residual block, an RSTB, a Swin layer. It is a
-module with
+A *unit* is a block that a sub-network keeps or skips: a residual block, an RSTB or a Swin layer.
+It is a module with
 
 - ``shortcut``: the learned factor ``s`` (1,), by which units are ranked,
 - ``unit(features: list[Tensor], ...) -> list[Tensor]``: ``s * x + F(x)`` for several tensors,
   weights quantized once,
-- ``unit.skip(x)``: ``s * x``, what is left of it in a sub-network without it.
+- ``unit.skip(x)``: ``s * x``, the output of the unit in a sub-network that skips it.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ Depth = int | Sequence[int] | None
 
 
 class Stream(NamedTuple):
-    """Features on their way, and whose they are."""
+    """Features, and the sub-networks that share them."""
 
     features: Tensor
     members: tuple[int, ...]
-    """The sub-networks, by position in the list of wanted depths, that have run the same units so far."""
+    """Positions in the list of requested depths: sub-networks with the same units so far."""
 
 
 class Unit(nn.Module):
@@ -42,7 +42,7 @@ class Unit(nn.Module):
         self.shortcut = nn.Parameter(torch.ones(1))
 
     def skip(self, x: Tensor) -> Tensor:
-        """What is left of the unit in a sub-network without it: ``s * x``."""
+        """``s * x``, the output of the unit in a sub-network that skips it."""
         return x * self.shortcut.to(x.dtype)
 
 
@@ -64,7 +64,7 @@ def split(streams: Sequence[Stream], keeps: Sequence[bool]) -> tuple[list[Stream
 
 
 def advance(unit: Unit, streams: Sequence[Stream], keeps: Sequence[bool], *context: Any) -> list[Stream]:
-    """Past one unit: run for those that keep it, in one call, and skipped by the others.
+    """Apply one unit: one call for all streams that keep it, ``skip`` for the others.
 
     The stream of the full network stays the first, which feature distillation relies on.
 
@@ -80,7 +80,9 @@ def advance(unit: Unit, streams: Sequence[Stream], keeps: Sequence[bool], *conte
 
 
 class DepthDynamic(nn.Module):
-    """Base of networks with a depth chosen at each call: ``net(x, depth=16)``, ``net(x, depth=(32, 16, 8))``.
+    """Base of networks whose depth is an argument of each call.
+
+    ``net(x, depth=16)`` runs one sub-network, ``net(x, depth=(32, 16, 8))`` several.
 
     A subclass builds its layers, calls :meth:`_set_depths`, and defines :meth:`units`,
     :meth:`_shallow`, :meth:`_body` and :meth:`_reconstruct`.
@@ -121,7 +123,7 @@ class DepthDynamic(nn.Module):
         raise TypeError(f"{type(self).__name__} must define _reconstruct")
 
     def load_float(self, state_dict: Mapping[str, Tensor], which: FloatStart = "all") -> LoadReport:
-        """Start from the parameters of a float network of the same shape; ``which`` says what is taken of it."""
+        """Copy parameters of a float network of the same shape; ``which`` selects them."""
         raise TypeError(f"{type(self).__name__} must define load_float")
 
     @property
@@ -145,7 +147,7 @@ class DepthDynamic(nn.Module):
         Args:
             x: (B, 3, h, w) in [0, 1], any h, w >= 1.
             depth: units of the sub-network to run, 1..number of units; all by default. Several
-                depths run in one pass that shares quantized weights and common beginnings.
+                depths run in one pass with shared weights, and share units up to where they differ.
 
         Returns:
             (B, 3, r*h, r*w), about [0, 1], not clipped; a tuple of them if ``depth`` is a sequence.
@@ -160,7 +162,9 @@ class DepthDynamic(nn.Module):
         return tuple(outputs) if several else outputs[0]
 
     def run_units(self, x: Tensor, kept: Sequence[frozenset[int]]) -> list[Tensor]:
-        """The pictures of the sub-networks that run the units ``kept``, which share quantized weights and common beginnings.
+        """The pictures of the sub-networks that keep the units ``kept``.
+
+        They share quantized weights and the units up to where they differ.
 
         Args:
             x: as for :meth:`forward`.

@@ -32,7 +32,7 @@ class Stage(NamedTuple):
 
 
 def stages(layers: Iterable[nn.Module]) -> list[Stage]:
-    """The stages of a tail's convolutions and pixel shuffles, such as BasicSR's ``Upsample`` and the convolution behind it."""
+    """The stages of a tail, e.g. of BasicSR's ``Upsample`` and the convolution behind it."""
     found: list[Stage] = []
     for layer in layers:
         if isinstance(layer, nn.PixelShuffle):
@@ -44,7 +44,7 @@ def stages(layers: Iterable[nn.Module]) -> list[Stage]:
 
 
 def pays(tail: Sequence[Stage], features: Tensor) -> bool:
-    """Whether `run` is less work than running the layers: composing costs about as much as 64 positions per channel."""
+    """Whether `run` is cheaper than the layers: composing costs about 64 positions per channel."""
     batch, channels, height, width = features.shape
     return len(tail) > 1 and min(height, width) > SIDE and batch * height * width > 64 * channels
 
@@ -66,8 +66,7 @@ def compose(tail: Sequence[Stage]) -> Composed:
     for stage in tail:
         factor *= stage.shuffle
     weight = tail[0].conv.weight  # (M, C, 3, 3), M channels behind the first convolution
-    # The first convolution's answer to impulses in the middle of 5x5 zeros is its own kernel,
-    # turned round.
+    # The first convolution's response to centred impulses in 5x5 zeros is its flipped kernel.
     response = F.pad(weight.transpose(0, 1).flip(2, 3), (1, 1, 1, 1))  # (C, M, 5, 5): impulses are the batch
     response = F.pixel_shuffle(response, tail[0].shuffle)  # (C, M / s^2, 5 * s, 5 * s), s the first factor
     rest = torch.zeros(1, channels, SIDE, SIDE, device=weight.device, dtype=weight.dtype)
@@ -84,7 +83,9 @@ def compose(tail: Sequence[Stage]) -> Composed:
 
 
 def run(tail: Sequence[Stage], composed: Composed, features: Tensor) -> Tensor:
-    """The tail on features (B, C, h, w), h and w at least 3: (B, O, r*h, r*w), what the layers give to rounding.
+    """The tail on features (B, C, h, w), h and w at least 3: (B, O, r*h, r*w).
+
+    Equal to the output of the layers up to rounding.
 
     The outermost ring of positions is computed layer by layer: there the zeros around every layer's
     input make a difference.
@@ -104,7 +105,7 @@ def run(tail: Sequence[Stage], composed: Composed, features: Tensor) -> Tensor:
 
 
 def _edge(tail: Sequence[Stage], x: Tensor, padding: tuple[int, int, int, int]) -> Tensor:
-    """The layers on three rows or columns along a border: zeros outside the picture, and one row less towards its inside."""
+    """The layers on three rows or columns at a border, cropped by one towards the inside."""
     for conv, shuffle in tail:
         x = F.conv2d(F.pad(x, padding), conv.weight, conv.bias)
         x = F.pixel_shuffle(x, shuffle) if shuffle > 1 else x

@@ -40,7 +40,9 @@ class LoadReport:
 def copy_float(
     net: nn.Module, state_dict: Mapping[str, Tensor], prefixes: Sequence[str] = ("",)
 ) -> LoadReport:
-    """Copy every tensor of ``state_dict`` whose name, with one of ``prefixes``, and shape match a parameter of ``net``.
+    """Copy the tensors of ``state_dict`` whose name and shape match a parameter of ``net``.
+
+    Only names that start with one of ``prefixes`` are copied.
 
     Raises:
         ValueError: if none does.
@@ -62,7 +64,7 @@ def copy_float(
 
 
 def take_quantizers(net: nn.Module, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Give the quantizers of ``net`` the state that a calibrated network of the same bits has for them.
+    """Copy the quantizer state of a calibrated network of the same bits to ``net``.
 
     Returns:
         The other tensors of ``state_dict``: all of them, if it is a float network's.

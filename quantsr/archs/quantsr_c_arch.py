@@ -25,7 +25,7 @@ Upsampler = Literal["pixelshuffle", "pixelshuffledirect"]
 
 
 class ResidualBlock(Unit):
-    """``s * x + res_scale * conv2(relu(conv1(x)))``, ``s`` a learned scalar starting at 1 (section 3.3)."""
+    """``s * x + res_scale * conv2(relu(conv1(x)))``, ``s`` learned from 1 (section 3.3)."""
 
     def __init__(self, *, num_feat: int, res_scale: float) -> None:
         super().__init__()
@@ -35,7 +35,9 @@ class ResidualBlock(Unit):
         self.add_shortcut()
 
     def forward(self, streams: Sequence[Tensor]) -> list[Tensor]:
-        """The block on several tensors (B, C, h, w), its weights quantized once; the full network's comes first.
+        """The block on several tensors (B, C, h, w), the full network's first.
+
+        Weights are quantized once.
 
         Called as a module, so that forward hooks (feature distillation) see its outputs.
         """
@@ -170,7 +172,7 @@ class QuantSR_C(DepthDynamic):
         return [out / self.img_range + self.mean for out in outputs]
 
     def _composed_tail(self, inputs: Sequence[Tensor]) -> list[Tensor] | None:
-        """The tail as one convolution, where that is less work; composed once for all sub-networks."""
+        """The tail as one convolution where that is cheaper; composed once for all sub-networks."""
         tail = linear_tail.stages([*self.upsample, self.conv_last])
         if not linear_tail.pays(tail, inputs[0]):
             return None
@@ -179,7 +181,7 @@ class QuantSR_C(DepthDynamic):
 
     @torch.no_grad()
     def load_float(self, state_dict: Mapping[str, Tensor], which: FloatStart = "all") -> LoadReport:
-        """Start from a float network of EDSR's or MSRResNet's shape: copy the tensors of the same name and shape.
+        """Copy tensors of the same name and shape from a float EDSR or MSRResNet.
 
         Args:
             state_dict: of BasicSR's ``EDSR`` or ``MSRResNet``.

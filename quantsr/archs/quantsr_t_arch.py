@@ -1,4 +1,4 @@
-"""QuantSR-T: a SwinIR-S shaped network with quantized linear layers and a depth chosen at inference.
+"""QuantSR-T: SwinIR-S with quantized linear layers and a depth chosen at inference.
 
 Shapes: B batch, C ``embed_dim``, h and w of the low-resolution picture, H and W the same padded to
 whole windows, L = H * W tokens, r ``upscale``.
@@ -24,7 +24,7 @@ from quantsr.quant.quantizers import Granularity
 from quantsr.ranges import FLOAT_BITS, check_bits
 
 DqaUnit = Literal["rstb", "layer"]
-"""What depth counts and sub-networks skip: residual Swin transformer blocks, or single Swin layers."""
+"""Units that depth counts: residual Swin transformer blocks, or single Swin layers."""
 
 PROTOCOLS: Mapping[tuple[bool, bool], str] = {
     (False, False): "QuantSR",
@@ -32,7 +32,7 @@ PROTOCOLS: Mapping[tuple[bool, bool], str] = {
     (True, False): "2DQuant",
     (False, True): "linear and convolution",
 }
-"""By ``(quantize_attention, quantize_conv)`` the method whose published tables quantize the same layers."""
+"""``(quantize_attention, quantize_conv)`` to the method that quantizes the same layers."""
 
 
 @ARCH_REGISTRY.register()
@@ -194,7 +194,7 @@ class QuantSR_T(DepthDynamic):
 
     @property
     def protocol(self) -> str | None:
-        """The published protocol of what is quantized, see :data:`PROTOCOLS`; None for a float network."""
+        """The published quantization protocol, see :data:`PROTOCOLS`; None for a float network."""
         o = self._options
         if o["nbits_w"] == o["nbits_a"] == FLOAT_BITS:
             return None
@@ -211,7 +211,7 @@ class QuantSR_T(DepthDynamic):
         return list(self.layers)  # type: ignore[arg-type]
 
     def run_units(self, x: Tensor, kept: Sequence[frozenset[int]]) -> list[Tensor]:
-        """See :meth:`quantsr.archs.dqa.DepthDynamic.run_units`; pictures are padded to whole windows by reflection."""
+        """See :meth:`DepthDynamic.run_units`; pictures are reflection-padded to whole windows."""
         height, width = x.shape[-2] * self.upscale, x.shape[-1] * self.upscale
         outputs = super().run_units(reflect_pad(x, self.window_size), kept)
         return [out[..., :height, :width] for out in outputs]
@@ -242,7 +242,7 @@ class QuantSR_T(DepthDynamic):
         return out / self.img_range + self.mean
 
     def convert_state_dict(self, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """A state dict of SwinIR under this network's names and with shortcuts of 1; one of ours as it is."""
+        """SwinIR's state dict under this network's names with shortcuts 1; others unchanged."""
         converted = convert_swinir(state_dict)
         if is_swinir(state_dict):
             shortcuts = {n: p for n, p in self.named_parameters() if n.endswith(".shortcut")}
@@ -250,7 +250,7 @@ class QuantSR_T(DepthDynamic):
         return converted
 
     def load_float(self, state_dict: Mapping[str, Tensor], which: FloatStart = "all") -> LoadReport:
-        """Start from a float SwinIR, BasicSR's or the official one: copy the tensors of the same name and shape.
+        """Copy tensors of the same name and shape from a float SwinIR (BasicSR's or official).
 
         Where it has fewer RSTBs than this network, the others keep their random start.
 

@@ -30,11 +30,11 @@ RANKING = (
     *(31, 30, 29, 8, 27, 13, 28, 15, 7, 10, 18, 17, 19, 20, 22, 6),
     *(11, 16, 12, 23, 24, 25, 21, 14, 9, 26, 5, 4, 3, 2, 1, 0),
 )
-"""Blocks of the released network (x4, 4 bits, 32 blocks), kept first: its test script holds them, the checkpoint does not."""
+"""Block ranking of the released network (x4, 4 bits, 32 blocks), from its test script."""
 
 
 def ranking(net: QuantSR_C) -> tuple[int, ...] | None:
-    """The order in which sub-networks of a released checkpoint keep blocks; None where the released code names none."""
+    """The block ranking of a released checkpoint; None if the released code has none for it."""
     options = net.arch_options()
     shape = tuple(options[key] for key in ("num_block", "upscale", "nbits_w", "nbits_a"))
     return RANKING if shape == (32, 4, 4, 4) else None
@@ -69,12 +69,12 @@ def convert_state_dict(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 @ARCH_REGISTRY.register()
 class QEDSR_Ours(QuantSR_C):
-    """:class:`QuantSR_C` under the released code's name and with its options; state dicts of either naming load.
+    """:class:`QuantSR_C` with the released code's name and options; loads state dicts of both.
 
     Args:
         qconv: the released code's name for RLQ.
-        num_in_ch, num_out_ch, num_feat, num_block, upscale, res_scale, img_range, rgb_mean, nbits_w, nbits_a,
-            depths: as :class:`QuantSR_C`, with the released defaults.
+        num_in_ch, num_out_ch, num_feat, num_block, upscale, res_scale, img_range, rgb_mean,
+            nbits_w, nbits_a, depths: as :class:`QuantSR_C`, with the released defaults.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""The blocks of SwinIR with quantizable layers: window attention, Swin layer, residual group (RSTB).
+"""SwinIR's blocks with quantizable layers: window attention, Swin layer, RSTB.
 
 Shapes: B pictures, L = H * W tokens on the padded grid (H, W), C ``embed_dim``, G windows of N
 tokens each in a picture, h heads of d channels.
@@ -93,7 +93,7 @@ class WindowAttention(nn.Module):
         return mixed.transpose(1, 2).flatten(2)  # (B * G, N, C)
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
-        """Float operands, in their type: on a CPU in bfloat16 twice as fast as the fused function, else like it."""
+        """Float operands; in bfloat16 on a CPU twice as fast as the fused function."""
         q, k, v = (
             t.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for t in (q, k, v)
         )  # (B * G, h, N, d)
@@ -103,7 +103,7 @@ class WindowAttention(nn.Module):
         return mixed.transpose(1, 2).flatten(2)  # (B * G, N, C)
 
     def _attend_fused(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
-        """The same in one function; a picture's windows become heads, so that no bias is copied per picture."""
+        """The fused function, with windows as heads so that no bias is copied per picture."""
         groups = bias.shape[0] if bias.dim() == 4 else 1
         shape = (-1, groups, q.shape[1], self.num_heads, self.head_dim)
         heads = [t.reshape(shape).transpose(2, 3).flatten(1, 2) for t in (q, k, v)]  # (B, G * h, N, d)
@@ -113,7 +113,7 @@ class WindowAttention(nn.Module):
 
 
 def _add_bias(scores: Tensor, bias: Tensor) -> Tensor:
-    """Scores (B * G, h, N, N) plus a bias (h, N, N), or (G, h, N, N) with the mask of shifted windows."""
+    """Scores (B * G, h, N, N) plus a bias (h, N, N), or (G, h, N, N) if it includes a mask."""
     if bias.dim() == 3:
         return scores + bias
     return (scores.unflatten(0, (-1, bias.shape[0])) + bias).flatten(0, 1)

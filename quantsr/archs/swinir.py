@@ -1,4 +1,4 @@
-"""BasicSR's SwinIR: made to take pictures of any size, and the names of its parameters beside ours."""
+"""BasicSR's SwinIR for pictures of any size, and conversion of its state dicts to QuantSR-T."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from quantsr.trained_files.foreign import is_derived
 
 
 class SwinIR(basicsr_compat.SwinIR):
-    """BasicSR's SwinIR, same parameters and numbers, that pads and crops as BasicSR's ``SwinIRModel`` does around it.
+    """BasicSR's SwinIR, with the padding and cropping of BasicSR's ``SwinIRModel``.
 
     The engine builds it where an option file says ``SwinIR``; what is registered under that name is
     BasicSR's.
@@ -38,8 +38,8 @@ def is_swinir(state_dict: Mapping[str, Tensor]) -> bool:
 def convert_swinir(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A state dict of SwinIR under the names of :class:`quantsr.archs.quantsr_t_arch.QuantSR_T`.
 
-    Every parameter has its place there; the buffers that follow from window and picture size are
-    left out. A dict that is ours already comes back as it is.
+    Buffers that depend on window and picture size are left out. A state dict of QuantSR_T is
+    returned unchanged.
     """
     converted = {}
     for key, value in state_dict.items():

@@ -1,4 +1,4 @@
-"""Windows of a Swin transformer: padding to whole windows, cutting, and which tokens of a shifted window see each other.
+"""Windows of a Swin transformer: padding, partition, and the mask of shifted windows.
 
 Shapes: B pictures, H and W multiples of the window size w, C channels, G = (H / w) * (W / w)
 windows, N = w * w tokens in one, L = H * W.
@@ -62,7 +62,9 @@ def from_windows(x: Tensor, grid: tuple[int, int], window: int, shift: int) -> T
 
 @functools.lru_cache(maxsize=4)
 def shifted_window_mask(grid: tuple[int, int], window: int, shift: int, device: torch.device) -> Tensor:
-    """Scores to add in shifted windows, (G, N, N): 0 where both tokens were neighbours before the cyclic shift.
+    """Attention mask of shifted windows, (G, N, N).
+
+    0 where both tokens are from the same region before the cyclic shift, ``MASKED`` elsewhere.
 
     All shifted layers of a forward pass share it, so the last few sizes are kept.
 
@@ -80,13 +82,13 @@ def shifted_window_mask(grid: tuple[int, int], window: int, shift: int, device: 
 
 
 def _regions(size: int, window: int, shift: int, device: torch.device) -> Tensor:
-    """Along one axis after the shift: 0 whole windows, 1 the rest before the seam, 2 what came round from the start."""
+    """Region along one axis: 0 whole windows, 1 last window before the seam, 2 after the seam."""
     position = torch.arange(size, device=device)
     return (position >= size - window).long() + (position >= size - shift).long()
 
 
 def relative_positions(window: int) -> Tensor:
-    """For each pair of tokens the row of the relative position table, (N, N), in 0..(2w - 1)^2 - 1."""
+    """Rows of the relative position table, (N, N), in 0..(2w - 1)^2 - 1, for pairs of tokens."""
     axis = torch.arange(window)
     y, x = (t.flatten() for t in torch.meshgrid(axis, axis, indexing="ij"))  # (N,)
     rows = y.unsqueeze(1) - y.unsqueeze(0) + window - 1

@@ -1,4 +1,4 @@
-"""Learning from a float teacher: the losses of QuantSR (``optimize_parameters_kd`` of the released code)."""
+"""Distillation from a float teacher (``optimize_parameters_kd`` of QuantSR's released code)."""
 
 from __future__ import annotations
 
@@ -71,7 +71,9 @@ class FeatureTap:
 
 
 def feature_loss(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
-    """``mean_l || S_l/||S_l||_2 - T_l/||T_l||_2 ||_2`` with ``S = |A_s|^2``, ``T = |A_t|^2``, norms over whole tensors.
+    """``mean_l || S_l/||S_l||_2 - T_l/||T_l||_2 ||_2`` with ``S = |A_s|^2``, ``T = |A_t|^2``.
+
+    Norms are over whole tensors.
 
     Args:
         student, teacher: feature maps at matched points, ``(B, C, H, W)`` or ``(B, L, C)``. Where
@@ -108,14 +110,14 @@ def _spatial(x: Tensor) -> Tensor:
 
 
 def output_loss(outputs: Sequence[Tensor], weights: Sequence[float], target: Tensor) -> Tensor:
-    """The mean absolute distance of each depth's output from ``target``, (B, 3, H, W) all, weighed and added up."""
+    """Weighted sum over depths of the L1 distance between output and ``target``, (B, 3, H, W)."""
     return torch.stack(
         [w * (out - target).abs().mean() for out, w in zip(outputs, weights, strict=True)]
     ).sum()
 
 
 class Distillation:
-    """The teacher and what is compared with it.
+    """Distillation losses between a student and a teacher.
 
     Args:
         student: the network in training, not wrapped by DDP.
@@ -148,10 +150,10 @@ class Distillation:
             )
 
     @torch.no_grad()
-    def ask(self, x: Tensor) -> Tensor:
+    def teacher_output(self, x: Tensor) -> Tensor:
         """The teacher's output for ``x``; call before the student runs.
 
-        Features that either network left before, in a validation, say, are dropped.
+        Features recorded by earlier forward passes, e.g. of a validation, are dropped.
         """
         for tap in self.taps or ():
             tap.forget()
@@ -165,7 +167,7 @@ class Distillation:
         Args:
             outputs: of the student, one per depth, ``(B, 3, H, W)``.
             weights: of the depths.
-            target: what `ask` gave.
+            target: result of `teacher_output`.
         """
         terms = {}
         if self.output_weight > 0:

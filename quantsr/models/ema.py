@@ -9,7 +9,7 @@ from torch import nn
 
 
 class Ema:
-    """A shadow of ``net``: float parameters move by ``shadow += (1 - d) * (net - shadow)``, buffers are copied.
+    """Moving average of ``net``: ``shadow += (1 - d) * (net - shadow)``; buffers are copied.
 
     At update ``t = 1, 2, ...`` ``d = min(decay, (1 + t) / (10 + t))``: with ``decay`` from the
     beginning, a run of ``1 / (1 - decay)`` updates would end with a third of its first weights in

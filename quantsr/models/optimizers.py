@@ -16,7 +16,9 @@ from quantsr.quant import step_magnitudes, step_parameters
 
 
 def build_optimizers(net: nn.Module, train: TrainOptions) -> list[torch.optim.Optimizer]:
-    """The optimizer of the options; for ``type: Muon`` Adam, and behind it `KernelMuon` for the weights of `hidden_weights`.
+    """The optimizers of the options; ``type: Muon`` gives Adam and `KernelMuon`.
+
+    `KernelMuon` updates the weights of `hidden_weights`, Adam all other parameters.
 
     The first group are weights; quantizer steps and thresholds follow with a rate of their own and
     no decay. A group's ``lr`` is at first its ``rate``, which the options give, times its ``unit``,
@@ -62,7 +64,7 @@ def build_schedulers(
 
 
 def _arguments(options: OptimizerOptions) -> dict[str, Any]:
-    """What the optimizer is made with: the section's arguments, and its defaults where the optimizer takes them."""
+    """The section's arguments, with its defaults for parameters that the optimizer accepts."""
     accepted = parameters(registries.optimizers()[options.type])
     # Fused: one call instead of a dozen small ones for each of several hundred tensors.
     common = {"betas": tuple(options.betas), "weight_decay": options.weight_decay, "fused": True}
@@ -81,11 +83,11 @@ def _only(given: Mapping[str, Any], *keys: str) -> dict[str, Any]:
 def restore(
     optimizer: torch.optim.Optimizer, scheduler: Any, state: Mapping[str, Any], schedule: Mapping[str, Any]
 ) -> None:
-    """Puts back the moments, the units of the rates and the place in the schedule; all else is as the present options say.
+    """Restore moments, units of the rates and the schedule's state; the rest follows the options.
 
     Args:
         optimizer, scheduler: as built from the options.
-        state, schedule: of the run that goes on.
+        state, schedule: of the run that is resumed.
 
     Raises:
         KeyError, TypeError, ValueError: they are another network's, or damaged.
@@ -114,7 +116,7 @@ def restore(
 
 
 def hidden_weights(net: nn.Module) -> list[nn.Parameter]:
-    """The weights of all convolutions and linear layers but the first and the last, which meet the pictures."""
+    """Weights of all convolutions and linear layers except the first and the last."""
     layers = [m for m in net.modules() if isinstance(m, (nn.Linear, nn.Conv2d)) and m.weight.requires_grad]
     return [layer.get_parameter("weight") for layer in layers[1:-1]]
 
@@ -162,7 +164,7 @@ class KernelMuon(torch.optim.Muon):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One step along the gradients of the weights, which ``closure``, if given, computes; gives its loss."""
+        """One step; returns the loss of ``closure``, which computes the gradients if given."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -181,7 +183,7 @@ class KernelMuon(torch.optim.Muon):
         return loss
 
     def _move(self, matrices: Sequence[nn.Parameter], group: Mapping[str, Any]) -> None:
-        """Moves matrices of one shape; the group's ``lr`` may be a tensor, which nothing here waits for."""
+        """Update matrices of one shape; a tensor ``lr`` is not copied to the host."""
         momentum, rate = group["momentum"], group["lr"]
         grads = [matrix.grad for matrix in matrices if matrix.grad is not None]
         buffers = [self._buffer(matrix) for matrix in matrices]
@@ -195,7 +197,7 @@ class KernelMuon(torch.optim.Muon):
         torch._foreach_sub_(params, list((updates.float() * (rate * size)).unbind()))
 
     def _buffer(self, matrix: nn.Parameter) -> Tensor:
-        """The running mean of a matrix's gradients, under the name that ``torch.optim.Muon`` keeps it."""
+        """Running mean of a matrix's gradients, under the key of ``torch.optim.Muon``."""
         state = self.state[matrix]
         if "momentum_buffer" not in state:
             state["momentum_buffer"] = torch.zeros_like(matrix)
@@ -213,14 +215,16 @@ class KernelMuon(torch.optim.Muon):
 
 
 def _matrix(values: Tensor, weight: Tensor) -> Tensor:
-    """``values`` in the order in which ``weight``, (O, ...), lies in memory, as (O, n); a view where it lies so too."""
+    """``values`` as (O, n) in the memory order of ``weight``, (O, ...); a view if possible."""
     if values.ndim == 4 and not weight.is_contiguous():
         values = values.permute(0, 2, 3, 1)
     return values.reshape(len(weight), -1)
 
 
 def orthogonal(matrices: Tensor, coefficients: tuple[float, float, float], steps: int, eps: float) -> Tensor:
-    """About the nearest orthogonal matrices, with singular values of 0.7 to 1.2: Newton and Schulz's iteration in bf16.
+    """Approximately nearest orthogonal matrices by Newton and Schulz's iteration in bf16.
+
+    Singular values of the result are 0.7 to 1.2.
 
     Args:
         matrices: (n, rows, columns).

@@ -32,12 +32,12 @@ SUBNETWORKS_AT_ONCE = 8
 """In one pass without gradients; more would need more memory than training."""
 
 Batch = Mapping[str, Tensor]
-"""``{"lq": (B, 3, h, w), "gt": (B, 3, h * s, w * s)}``, float RGB in [0, 1]; ``soft``, as ``gt``, where the data set has it."""
+"""``lq`` (B, 3, h, w), ``gt`` (B, 3, r*h, r*w), optionally ``soft`` as ``gt``; RGB in [0, 1]."""
 
 
 @MODEL_REGISTRY.register()
 class QuantSRModel(BaseModel):
-    """Trains a network: stage 1 at full depth, stage 2 at all depths on shared weights, with an optional teacher.
+    """Trains a network: stage 1 at full depth, stage 2 at all depths on shared weights.
 
     Of BasicSR's `BaseModel` the optimizer and scheduler set-up and the reduction of losses over
     processes are used; its saving and resuming is `state` and `load_state` here, written by
@@ -112,7 +112,7 @@ class QuantSRModel(BaseModel):
         return Distillation(self.net, teacher, **distill.model_dump(exclude={"soft_weight"}))
 
     def _recorder(self) -> StepGraph | None:
-        """What replays whole steps, where ``train.cuda_graph`` asks for it and the device can."""
+        """The CUDA graph of a step, if ``train.cuda_graph`` and the device allow it."""
         wanted = self.train_options.cuda_graph
         possible = self.device.type == "cuda" and not self.opt["dist"]
         if not wanted or not possible:
@@ -141,7 +141,7 @@ class QuantSRModel(BaseModel):
 
     @property
     def ranking_batches(self) -> int:
-        """How many batches `start_stage2` ranks the blocks on: none unless ``train.ranking`` is ``loss``."""
+        """Number of batches that `start_stage2` needs: 0 unless ``train.ranking`` is ``loss``."""
         return (
             self.train_options.ranking_batches if self._ranks and self.train_options.ranking == "loss" else 0
         )
@@ -174,7 +174,7 @@ class QuantSRModel(BaseModel):
 
     @torch.no_grad()
     def _rank_by_loss(self, batches: Sequence[Batch]) -> tuple[int, ...]:
-        """By the loss between output and ground truth of sub-networks, over the batches of all processes."""
+        """Ranking by the sub-networks' loss to the ground truth, over all processes' batches."""
 
         def losses(candidates: Sequence[frozenset[int]]) -> list[float]:
             total = torch.zeros(len(candidates), device=self.device)
@@ -194,7 +194,7 @@ class QuantSRModel(BaseModel):
         return rank_by_loss(len(self._dynamic.units()), losses)
 
     def _forget_steps(self) -> None:
-        """What was recorded of steps is no longer what they do."""
+        """Discard the recorded step, which is out of date."""
         if self._graph is not None:
             self._graph.forget()
 
@@ -204,14 +204,14 @@ class QuantSRModel(BaseModel):
                 dynamic.set_ranking(tuple(ranking))
 
     def depth_weights(self) -> tuple[float, ...]:
-        """The weight of each depth's loss in stage 2; equal and summing to 1 unless the options say otherwise."""
+        """Weight of each depth's loss in stage 2; by default equal, with sum 1."""
         count = len(self.depths)
         return tuple(self.train_options.depth_weights or [1.0 / count] * count)
 
     # One step
 
     def update_learning_rate(self, current_iter: int, warmup_iter: int = -1) -> None:
-        """Sets the rate for iteration ``current_iter`` (from 1): the schedule, scaled linearly while warming up.
+        """Set the rate for iteration ``current_iter`` (from 1): schedule and linear warm-up.
 
         BasicSR's own leaves a multi-step schedule at ``(warmup - 1) / warmup`` of its rate for
         good, since that schedule continues from the rate it finds; here it finds the unscaled one.
@@ -241,13 +241,13 @@ class QuantSRModel(BaseModel):
         self._note_finite(current_iter)
 
     def _update(self, batches: Sequence[Batch]) -> dict[str, Tensor]:
-        """Gradients of all batches, and one step of the optimizers. Waits for the device nowhere."""
+        """Gradients of all batches and one optimizer step, without host synchronization."""
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
         terms: dict[str, Tensor] = {}
         for index, batch in enumerate(batches):
-            waits = index + 1 < len(batches) and isinstance(self.net_g, DistributedDataParallel)
-            with self.net_g.no_sync() if waits else contextlib.nullcontext():
+            accumulates = index + 1 < len(batches) and isinstance(self.net_g, DistributedDataParallel)
+            with self.net_g.no_sync() if accumulates else contextlib.nullcontext():
                 losses = self._losses(batch)
                 (sum(losses.values(), start=torch.zeros((), device=self.device)) / len(batches)).backward()
             for name, value in losses.items():
@@ -262,7 +262,7 @@ class QuantSRModel(BaseModel):
         """The weighted loss terms of one batch; their sum is minimised."""
         lq, gt = batch["lq"].contiguous(memory_format=self.layout), batch["gt"]
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            target = self.distillation.ask(lq) if self.distillation is not None else None
+            target = self.distillation.teacher_output(lq) if self.distillation is not None else None
             if self.stage == 1:
                 outputs, weights = [self.net_g(lq)], [1.0]
             else:
@@ -285,7 +285,7 @@ class QuantSRModel(BaseModel):
         return terms
 
     def _note_finite(self, iteration: int) -> None:
-        """Keeps the first iteration with a loss that is not finite, without waiting for the device."""
+        """Record the first iteration with a non-finite loss, without host synchronization."""
         total = torch.stack(list(self.loss_terms.values())).sum()
         first_bad = ~torch.isfinite(total) & (self._bad_iteration == 0)
         self._bad_iteration = torch.where(first_bad, iteration, self._bad_iteration)
@@ -314,7 +314,7 @@ class QuantSRModel(BaseModel):
         )
 
     def get_current_log(self) -> dict[str, float]:
-        """The loss terms of the last step, averaged over processes (all must call it), and their sum ``loss``."""
+        """Loss terms of the last step and their sum ``loss``, averaged over all processes."""
         log = dict(self.reduce_loss_dict(dict(self.loss_terms)))
         return {"loss": sum(log.values()), **log}
 
@@ -322,11 +322,11 @@ class QuantSRModel(BaseModel):
 
     @property
     def evaluated_net(self) -> nn.Module:
-        """The network whose pictures count: the moving average where there is one."""
+        """The network that is evaluated: the moving average where there is one."""
         return self.net if self.ema is None else self.ema.net
 
     def state(self) -> dict[str, Any]:
-        """Everything `load_state` needs to go on as if never interrupted."""
+        """The state from which `load_state` resumes exactly."""
         ranking = contract.of(self.net).ranking
         return {
             "params": cpu_state(self.net),
@@ -341,7 +341,7 @@ class QuantSRModel(BaseModel):
         }
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Puts back what `state` gave; rates and the other settings of the optimizers stay those of the options.
+        """Restore `state`; rates and other settings of the optimizers follow the options.
 
         Raises:
             RuntimeError, KeyError, ValueError: the state belongs to another network.
@@ -358,7 +358,7 @@ class QuantSRModel(BaseModel):
         self._forget_steps()
 
 
-# The name in BasicSR's option files. It is taken only where somebody has imported all of BasicSR
-# before; see `registries.models`.
+# The name in BasicSR's option files. All of BasicSR may have been imported before and hold it;
+# see `registries.models`.
 if "SRModel" not in MODEL_REGISTRY:
     MODEL_REGISTRY._do_register("SRModel", QuantSRModel)

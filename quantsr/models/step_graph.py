@@ -1,4 +1,4 @@
-"""Training steps replayed: recorded once as a CUDA graph, the some thousand kernels of a step start with one call."""
+"""Training steps as CUDA graphs: one launch instead of thousands of kernel launches."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ Batch = Mapping[str, Tensor]
 Terms = dict[str, Tensor]
 
 WARM_UP = 3
-"""Steps that run as they are before one is recorded: kernels are compiled and chosen, and the optimizers' states made, in these."""
+"""Eager steps before the capture, which compile and select kernels and create optimizer state."""
 
 
 class StepGraph:
-    """Calls ``step``, at first as it is, then as recorded.
+    """Calls ``step``: eagerly during warm-up, then by replaying its CUDA graph.
 
     Whatever changes from step to step must be in the batches or in the learning rates; everything
-    else is fixed by the recording, until `forget`. Where recording fails, steps go on as they are.
+    else is fixed by the recording, until `forget`. If capture fails, steps run eagerly.
 
     Args:
         step: maps batches to loss terms, 0-dim tensors; makes gradients, moves parameters, and
@@ -44,7 +44,7 @@ class StepGraph:
         self.forget()
 
     def forget(self) -> None:
-        """Records anew, after some steps as they are."""
+        """Discard the graph; warm-up and capture start again."""
         self._graph: torch.cuda.CUDAGraph | None = None
         self._done = 0
         self._batches: list[dict[str, Tensor]] = []
@@ -68,7 +68,7 @@ class StepGraph:
                 kept[key].copy_(value, non_blocking=True)
         self._done += 1
         if self._done <= WARM_UP:
-            return self._aside()
+            return self._warm_up_step()
         if self._graph is None:
             self._record()
             if self._graph is None:
@@ -77,8 +77,8 @@ class StepGraph:
         self._graph.replay()
         return self._terms
 
-    def _aside(self) -> Terms:
-        """A step as it is, on the stream that is recorded later."""
+    def _warm_up_step(self) -> Terms:
+        """An eager step on the capture stream (warm-up)."""
         current = torch.cuda.current_stream(self.device)
         self.stream.wait_stream(current)
         with torch.cuda.stream(self.stream):
@@ -87,7 +87,7 @@ class StepGraph:
         return terms
 
     def _record(self) -> None:
-        """Records a step without running it."""
+        """Capture a step without running it."""
         graph = torch.cuda.CUDAGraph()
         try:
             # Threads that load data may allocate meanwhile.
@@ -110,7 +110,7 @@ class StepGraph:
 
     @contextlib.contextmanager
     def _rates_as_tensors(self) -> Iterator[None]:
-        """The groups' rates are entries of `rates`, which a replay reads."""
+        """Within it, the groups' rates are views of the tensor `rates`, which a replay reads."""
         groups = self._groups
         before = [dict(group) for group in groups]
         try:

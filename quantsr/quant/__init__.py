@@ -1,7 +1,7 @@
 """Quantization: integer ranges, pure numerics, quantizers, layers, calibration.
 
-Read functional.py for the formulae, quantizers.py for what has state, autograd.py and kernels.py
-for how it is made fast. Methods stand in ``*_quantizer.py``: RLQ and LSQ, and the baselines DoReFa,
+Formulas are in functional.py, modules with state in quantizers.py, fast passes in autograd.py and
+kernels.py. Methods are in ``*_quantizer.py``: RLQ and LSQ, and the baselines DoReFa,
 PACT, LSQ+, PAMS, MinMax and Percentile.
 """
 

@@ -38,7 +38,7 @@ class Layout(NamedTuple):
 
 
 class _MatmulOnCodes(torch.autograd.Function):
-    """A product of integer codes whose steps are multiplied in after it; saves only its operands."""
+    """A product of integer codes, scaled by the steps afterwards; saves only its operands."""
 
     @staticmethod
     def forward(
@@ -89,7 +89,7 @@ def _values(
 
 
 class QuantOperand(QuantizedLayer):
-    """One operand of a :class:`QuantMatmul`: an input quantizer at the end of no layer.
+    """One operand of a :class:`QuantMatmul`: an input quantizer without a weight.
 
     Args:
         channels: size of the last dimension.
@@ -170,8 +170,7 @@ def attention_products(
 ) -> tuple[QuantMatmul, QuantMatmul]:
     """The two products of window attention: scores ``q @ k^T`` and mixture ``softmax(scores) @ v``.
 
-    What comes out of the softmax is not negative, so its codes are unsigned; the other signs are
-    calibrated.
+    Outputs of the softmax are not negative: their codes are unsigned. Other signs are calibrated.
 
     Args:
         channels: C.

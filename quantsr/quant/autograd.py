@@ -1,6 +1,6 @@
 """Autograd functions of quantized layers: closed-form gradients that save nothing but their inputs.
 
-What a float convolution saves for backward is its input and its weight; so do these. Codes and the
+As float convolutions, these functions save their input and weight for backward. Codes and the
 position ``u`` on the integer axis are computed again in backward, which costs one fused pass
 instead of four stored tensors.
 """
@@ -23,13 +23,13 @@ class QuantizedWeight(NamedTuple):
     values: Tensor
     """Fake-quantized FP32 weight; carries the gradient."""
     codes: Tensor | None
-    """Integer codes in the compute type, no gradient; None for a quantizer whose values are no multiples of a step."""
+    """Integer codes in the compute type, no gradient; None if values are no multiples of a step."""
     step: Tensor
     """Step, detached, (1,) or (O, 1, ...); anything where ``codes`` is None."""
 
 
 class ActivationQuant(NamedTuple):
-    """What the layer functions need to know of an activation quantizer.
+    """Parameters of an activation quantizer, as the layer functions take them.
 
     Of an activation ``a`` the code is ``clip(round((a + tau) / step) + zero_point, *range)``, and
     the value that it stands for is ``step * (code - zero_point)``. Layers compute with
@@ -66,7 +66,7 @@ def _view_per_channel(tau: Tensor, dim: int, channel_dim: int) -> Tensor:
 
 
 class _FakeQuantizeActivation(torch.autograd.Function):
-    """An activation quantizer's values: ``v * round(clip((x + tau) / v))``, see :class:`ActivationQuant`."""
+    """``v * round(clip((x + tau) / v))``, see :class:`ActivationQuant`."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, tau: Tensor, step: Tensor, spec: ActivationQuant) -> Tensor:
@@ -99,7 +99,7 @@ def activation_gradients(
 
 
 def _as_rows(x: Tensor, spec: ActivationQuant) -> Tensor:
-    """(..., C) as a matrix where the channels are last, so that one compiled kernel serves all such tensors."""
+    """(..., C) as a matrix if channels are last, so that such tensors share a compiled kernel."""
     return x.reshape(-1, x.shape[-1]).contiguous() if spec.channel_dim == -1 else x
 
 
@@ -130,7 +130,7 @@ class _QuantizeWeight(torch.autograd.Function):
 
 
 class _ProductOnCodes(torch.autograd.Function):
-    """A convolution or linear layer whose operands are integer codes and whose steps are multiplied in after it.
+    """A convolution or linear layer on integer codes, scaled by the steps afterwards.
 
     Codes of up to 8 bits are exact in bfloat16, so every product is exact and accumulates in FP32
     on the matrix units. The quantized weight enters twice, as values (for the gradient) and as
@@ -160,8 +160,7 @@ class _ProductOnCodes(torch.autograd.Function):
         )
         run = kernel("scale_bias", x.device.type)
         out: Tensor = run(z, scale, _view_per_channel(bias, z.dim(), channels), relu)
-        # The output of a ReLU is the next layer's input, which that layer saves anyway: no second
-        # copy.
+        # The output of a ReLU is the next layer's input, which that layer saves too.
         ctx.save_for_backward(x, tau, step, weight, out if relu else None)
         ctx.spec, ctx.conv, ctx.dtype = spec, conv, codes_w.dtype
         return out
@@ -197,7 +196,7 @@ _convolution = torch.ops.aten.convolution
 def _product_backward(
     grad: Tensor, x: Tensor, weight: Tensor, conv: tuple[Any, ...] | None, needed: list[bool]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of input, weight and bias, all in one type; None (in place of a tensor) where not needed."""
+    """Gradients of input, weight and bias in one type; None where not needed."""
     if conv is not None:
         bias_size = [weight.shape[0]]
         found: tuple[Tensor, Tensor, Tensor] = torch.ops.aten.convolution_backward(
@@ -224,7 +223,7 @@ def activation_codes(
 
 
 class _ShortcutAdd(torch.autograd.Function):
-    """``shortcut * x + res_scale * residual`` in one pass; saves ``x``, which the block's first layer saves too."""
+    """``shortcut * x + res_scale * residual`` in one pass; the saved ``x`` is saved anyway."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, residual: Tensor, shortcut: Tensor, res_scale: float) -> Tensor:
@@ -277,7 +276,7 @@ def conv2d_on_codes(
     groups: int,
     relu: bool = False,
 ) -> Tensor:
-    """Quantized convolution computed on integer codes. (B, C, H, W) to (B, O, H', W') in the type of the codes.
+    """Quantized convolution on integer codes: (B, C, H, W) to (B, O, H', W'), type of the codes.
 
     Args:
         x: float activation, not yet quantized.
@@ -297,7 +296,7 @@ def conv2d_on_codes(
 
 
 def linear_on_codes(x: Tensor, spec: ActivationQuant, weight: QuantizedWeight, bias: Tensor | None) -> Tensor:
-    """Quantized linear layer computed on integer codes. (..., C) to (..., O) in the type of the codes.
+    """Quantized linear layer on integer codes: (..., C) to (..., O), type of the codes.
 
     Args:
         x: float activation, not yet quantized.

@@ -12,9 +12,12 @@ from torch import Tensor, nn
 from quantsr.quant.layers import quantized_layers
 
 InitialSteps = Literal["mean", "mse"]
-"""How a step starts: ``mean``, the quantizer's own formula (RLQ, LSQ: ``2 mean|x| / sqrt(Qp)``); ``mse``, the multiple of it, 1/4 to 4,
-that leaves the least squared error. After a ReLU most values are 0 and the mean is a poor guess:
-factor 2.5 is common."""
+"""Initialization of steps.
+
+- ``mean``: the quantizer's own formula (RLQ, LSQ: ``2 mean|x| / sqrt(Qp)``),
+- ``mse``: the multiple of it, 1/4 to 4, with the least squared error. After a ReLU most values are
+  0 and the mean is a poor estimate: factor 2.5 is common.
+"""
 
 
 def uncalibrated(net: nn.Module) -> dict[str, Any]:
@@ -30,7 +33,9 @@ def uncalibrated(net: nn.Module) -> dict[str, Any]:
 def calibrating(
     net: nn.Module, steps: InitialSteps = "mean", *, only_missing: bool = False
 ) -> Iterator[None]:
-    """Within it, every forward of ``net`` is a calibration batch: quantizers observe, then quantize with what they saw.
+    """Context in which every forward pass of ``net`` is a calibration batch.
+
+    Quantizers update their statistics from it, then quantize with the updated state.
 
     Earlier statistics are forgotten on entry. With ``only_missing``, layers whose quantizers all
     have their state keep it.
@@ -54,7 +59,7 @@ def calibrating(
 def calibrate(
     net: nn.Module, batches: Iterable[Tensor], steps: InitialSteps = "mean", *, only_missing: bool = False
 ) -> nn.Module:
-    """Set every quantizer of ``net`` from sample inputs (QuantSR does the same, unasked, in its first training step).
+    """Set every quantizer of ``net`` from sample inputs (QuantSR: in its first training step).
 
     Each batch runs at full depth in FP32; a layer sees its input as the quantized layers before it
     make it.
@@ -84,7 +89,7 @@ def calibrate(
 
 
 def layer_steps(net: nn.Module) -> dict[str, float]:
-    """Steps of every quantizer as scalars for a log: ``LAYER/step_w``, ``LAYER/step_a``, ``LAYER/tau_abs_mean``.
+    """Steps of every quantizer for a log: ``LAYER/step_w``, ``/step_a``, ``/tau_abs_mean``.
 
     Per-channel steps give their mean.
     """

@@ -1,4 +1,4 @@
-"""DoReFa (Zhou et al., "DoReFa-Net", arXiv:1606.06160), made fair for features that are in no fixed range."""
+"""DoReFa (Zhou et al., "DoReFa-Net", arXiv:1606.06160), adapted to features of any range."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from quantsr.quant.autograd import ActivationQuant, QuantizedWeight
 from quantsr.quant.kernels import MIN_STEP, wide
 from quantsr.quant.quantizers import QUANTIZER_REGISTRY, Quantizer
 from quantsr.quant.uniform import (
-    LargestWeight,
-    Seen,
+    CalibrationStatistics,
+    MaxAbsWeight,
     UniformActivation,
     step_of_least_error,
     straight_through,
@@ -19,7 +19,9 @@ from quantsr.ranges import IntRange
 
 
 def quantize_clipped(x: Tensor, step: Tensor, intervals: int, signed: bool) -> Tensor:
-    """``alpha * Q(clip(x / alpha, 0, 1))`` or, signed, ``alpha * (2 Q(clip(x / (2 alpha) + 1/2, 0, 1)) - 1)``.
+    """``alpha * Q(clip(x / alpha, 0, 1))``.
+
+    If signed ``alpha * (2 Q(clip(x / (2 alpha) + 1/2, 0, 1)) - 1)``.
 
     ``Q(r) = round(n r) / n`` with a straight-through gradient (DoReFa, equations 5 and 6), ``n``
     the intervals. The gradient of ``x`` is 1 within the bounds and 0 beyond, that of ``alpha`` is 1
@@ -40,8 +42,10 @@ def quantize_clipped(x: Tensor, step: Tensor, intervals: int, signed: bool) -> T
     return straight_through(codes * step, clipped)
 
 
-class DoReFaWeight(LargestWeight):
-    """``w_q = m (2 Q(tanh(w) / (2 m) + 1/2) - 1)``, ``m = max|tanh(w)|`` (DoReFa, equation 9, times ``m``).
+class DoReFaWeight(MaxAbsWeight):
+    """``w_q = m (2 Q(tanh(w) / (2 m) + 1/2) - 1)``, ``m = max|tanh(w)|``.
+
+    This is DoReFa's equation 9 times ``m``.
 
     The paper leaves out the factor ``m``, for which batch normalization makes up; super-resolution
     has none, and every layer's weights would grow to [-1, 1]. ``m`` is that of the present weight,
@@ -58,7 +62,7 @@ class DoReFaWeight(LargestWeight):
         self._require_calibrated()
         squashed = torch.tanh(weight)
         n = IntRange.of(self.bits, signed=False).qmax
-        step = self.present_step(squashed, n)
+        step = self.max_abs_step(squashed, n)
         codes = 2 * (squashed.detach() / (2 * step) + n / 2).round().clamp(0, n) - n
         return QuantizedWeight(straight_through(codes * step, squashed), codes.to(dtype), step)
 
@@ -74,7 +78,7 @@ class DoReFaWeight(LargestWeight):
 
 
 class DoReFaActivation(UniformActivation):
-    """``a_q = alpha Q(clip(a / alpha, 0, 1))`` (DoReFa, section 2.4, which expects activations in [0, 1]).
+    """``a_q = alpha Q(clip(a / alpha, 0, 1))`` (DoReFa, section 2.4, for activations in [0, 1]).
 
     ``alpha`` stands in for what brings activations into that range in the paper's networks: it is
     the bound that leaves the least squared error over the calibration batches, and stays. Where
@@ -96,8 +100,8 @@ class DoReFaActivation(UniformActivation):
         return self.intervals / 2 if self.signed else self.intervals
 
     @torch.no_grad()
-    def fit(self, seen: Seen) -> None:
-        """The step whose bound is the part of the largest value that leaves the least squared error."""
+    def fit(self, seen: CalibrationStatistics) -> None:
+        """The step with least squared error whose bound is a fraction of the largest value."""
         n, signed = self.intervals, bool(self.signed)
         step = step_of_least_error(seen, self._reach, lambda x, s: quantize_clipped(x, s, n, signed))
         self.step.copy_(step.clamp_min(MIN_STEP))

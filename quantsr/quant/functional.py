@@ -19,7 +19,7 @@ SIGN_TOLERANCE = 1e-5
 
 
 def quantize(x: Tensor, step: Tensor, qmin: int, qmax: int) -> Tensor:
-    """Codes ``round(clip(x / step, qmin, qmax))``, half to even, as floats of integer value; shape of ``x``."""
+    """Codes ``round(clip(x / step, qmin, qmax))``, half to even, as floats; shape of ``x``."""
     return (x / step).clamp(qmin, qmax).round()
 
 
@@ -34,7 +34,7 @@ def fake_quantize(x: Tensor, step: Tensor, qmin: int, qmax: int) -> Tensor:
 
 
 def soft_round(u: Tensor) -> Tensor:
-    """``phi(u) = floor(u) + (tanh(frac(u) - 1/2) / tanh(1/2) + 1) / 2``: RLQ's smooth stand-in for ``round``.
+    """RLQ's smooth ``round``: ``floor(u) + (tanh(frac(u) - 1/2) / tanh(1/2) + 1) / 2``.
 
     Continuous, equal to ``u`` at integers and half way between them. QuantSR, section 3.2
     (redistribution-driven backward); ``ours_operator.py`` in the released code.
@@ -44,7 +44,7 @@ def soft_round(u: Tensor) -> Tensor:
 
 
 def soft_round_grad(u: Tensor) -> Tensor:
-    """``phi'(u) = sech^2(frac(u) - 1/2) / (2 tanh(1/2))``: 0.851 at integers, 1.082 half way, mean 1."""
+    """``sech^2(frac(u) - 1/2) / (2 tanh(1/2))``: 0.851 at integers, 1.082 half way, mean 1."""
     t = torch.tanh(u - u.floor() - 0.5)
     return (1.0 - t * t) / (2.0 * _TANH_HALF)
 
@@ -82,7 +82,7 @@ def step_errors(x: Tensor, step: Tensor, qmin: int, qmax: int) -> Tensor:
 
 
 def least_error_step(errors: Tensor, step: Tensor) -> Tensor:
-    """``step`` times the factor with the least of ``errors``, see :func:`step_errors`; shape of ``step``."""
+    """``step`` times the factor with the least error (:func:`step_errors`); shape of ``step``."""
     factors = torch.tensor(STEP_FACTORS, dtype=step.dtype, device=step.device)
     return step * factors[errors.argmin(0)]
 

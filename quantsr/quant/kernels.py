@@ -1,6 +1,6 @@
-"""The elementwise passes of training, each fused into one loop by ``torch.compile`` where a compiler is at hand.
+"""Elementwise passes of training, fused by ``torch.compile`` where a compiler is available.
 
-Every function here is plain PyTorch, right without compilation; compiling only merges its
+Every function here is plain PyTorch and correct uncompiled; compilation only fuses its
 operations, so that a pass reads and writes each tensor once. Arithmetic is FP32 whatever the
 storage type (FP64 stays FP64, for tests).
 
@@ -169,7 +169,7 @@ _mode: CompileMode = False
 
 
 def set_compile(mode: CompileMode) -> None:
-    """Choose how the passes run: ``True`` compiled, ``False`` plain, ``"auto"`` compiled where it works here.
+    """Set whether passes are compiled: ``True``, ``False``, or ``"auto"``: where that works.
 
     Raises:
         ValueError: for anything else.
@@ -205,7 +205,7 @@ def compiler_works(device_type: str) -> bool:
 
 @functools.cache
 def _compiled(name: str) -> Callable[..., Any]:
-    """The compiled function, called so that it is compiled as seldom as can be.
+    """The compiled function, with a wrapper that avoids recompilation.
 
     Autocast is off inside, and parameters arrive as plain tensors: neither changes what is
     computed, but each would compile again. Matrices, rows of a linear layer or its weight, may have

@@ -17,13 +17,16 @@ _exact_fp32 = False
 
 
 def set_exact_fp32(enabled: bool) -> None:
-    """Whether quantized layers compute on dequantized FP32 values even under autocast (slower, the released way)."""
+    """Set whether layers compute on dequantized FP32 values, also under autocast.
+
+    This is slower, and what the released code does.
+    """
     global _exact_fp32
     _exact_fp32 = bool(enabled)
 
 
 class QuantizedLayer(nn.Module):
-    """What quantized layers share: the two quantizers, and how they are calibrated.
+    """Base of quantized layers: the two quantizers, and their calibration.
 
     ``weight_quantizer`` and ``input_quantizer`` are None where the bit-width is 32.
     """
@@ -69,7 +72,7 @@ class QuantizedLayer(nn.Module):
         return self.input_quantizer.bits if self.input_quantizer is not None else FLOAT_BITS
 
     def quantized_weight(self, dtype: torch.dtype = torch.float32) -> QuantizedWeight | None:
-        """The weight quantized, to be handed to several calls of :meth:`forward`; None where it is float.
+        """The quantized weight, for several calls of :meth:`forward`; None if it is float.
 
         Args:
             dtype: type of the codes, which is the type a convolution on codes computes in.
@@ -81,7 +84,7 @@ class QuantizedLayer(nn.Module):
         return self.weight_quantizer.quantize(self.weight, dtype)
 
     def observe(self, x: Tensor) -> None:
-        """Show the input to the quantizer where this forward is a calibration batch."""
+        """Update the input quantizer's statistics if this forward pass is a calibration batch."""
         if self.calibrating and self.input_quantizer is not None:
             self.input_quantizer.observe(x)
 
@@ -107,14 +110,16 @@ class QuantizedLayer(nn.Module):
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:
-    """The type that a matrix product on ``x`` runs in here: autocast's where it is on, else FP32's or FP64's own."""
+    """The type of a matrix product on ``x``: autocast's if enabled, else that of ``x``."""
     if torch.is_autocast_enabled(x.device.type):
         return torch.get_autocast_dtype(x.device.type)
     return x.dtype
 
 
 def runs_on_codes(dtype: torch.dtype) -> bool:
-    """Whether products in this type are computed on integer codes, unless :func:`set_exact_fp32`: in half precision and FP32.
+    """Whether products in this type run on integer codes: FP32 and half precision.
+
+    Never after ``set_exact_fp32(True)``.
 
     Codes are exact in half precision, where values are not; sums of codes in FP32 are integers, the
     same in every order of summation and on every engine (docs/numerics.md); and backward needs the
@@ -124,12 +129,12 @@ def runs_on_codes(dtype: torch.dtype) -> bool:
 
 
 def exact_products(device_type: str) -> AbstractContextManager[Any]:
-    """Autocast switched off where :func:`set_exact_fp32` asks for it."""
+    """Context without autocast after ``set_exact_fp32(True)``."""
     return torch.autocast(device_type, enabled=False) if _exact_fp32 else nullcontext()
 
 
 class QuantConv2d(QuantizedLayer, nn.Conv2d):  # type: ignore[misc]
-    """``torch.nn.Conv2d`` on a quantized input and a quantized weight; zero padding follows quantization.
+    """``torch.nn.Conv2d`` on quantized input and weight; zero padding follows quantization.
 
     Args:
         in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias: as
@@ -205,8 +210,8 @@ class QuantConv2d(QuantizedLayer, nn.Conv2d):  # type: ignore[misc]
 class FirstConv2d(nn.Conv2d):
     """``torch.nn.Conv2d`` whose FP32 evaluation does not depend on the order of summation.
 
-    Everything behind the first layer quantizes what it gives: a last bit that another engine sets
-    otherwise becomes another code. Without gradients the sums are taken in FP64, rounded once, and
+    Later layers quantize its output, so a difference in the last bit between engines could change a
+    code. Without gradients the sums are taken in FP64, rounded once, and
     the bias is added in FP32.
     """
 

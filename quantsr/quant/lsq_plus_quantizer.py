@@ -1,4 +1,4 @@
-"""LSQ+ (Bhalgat et al., "LSQ+: Improving low-bit quantization through learnable offsets and better initialization", 2020)."""
+"""LSQ+: quantization with a learned step and offset (Bhalgat et al., 2020, arXiv:2004.09576)."""
 
 from __future__ import annotations
 
@@ -12,19 +12,27 @@ from quantsr.quant.autograd import ActivationQuant, activation_codes, fake_quant
 from quantsr.quant.kernels import MIN_STEP, wide
 from quantsr.quant.quantizers import QUANTIZER_REGISTRY, Integers, Quantizer
 from quantsr.quant.rlq_quantizer import LSQWeight
-from quantsr.quant.uniform import FRACTIONS, Seen, UniformActivation, least_error, straight_through
+from quantsr.quant.uniform import (
+    FRACTIONS,
+    CalibrationStatistics,
+    UniformActivation,
+    least_error,
+    straight_through,
+)
 from quantsr.ranges import IntRange
 
 
 class LSQPlusActivation(UniformActivation):
-    """``a_q = s round(clip((a - beta) / s, 0, 2^b - 1)) + beta``, ``s`` and ``beta`` learned ("Learnable asymmetric quantization").
+    """``a_q = s round(clip((a - beta) / s, 0, 2^b - 1)) + beta``, ``s`` and ``beta`` learned.
+
+    See "Learnable asymmetric quantization" in the paper.
 
     Gradients are the paper's: of ``s`` ``round(u) - u`` within the range, 0 below and ``2^b - 1``
     above, of ``beta`` 0 within and 1 beyond, both scaled by LSQ's ``g``. The step is used as
     ``max(s, MIN_STEP)``, so it stays positive. ``beta`` is one per tensor and starts at the lower
     bound: 0 for inputs that are never negative. Both start where the squared error over the
     calibration batches is least, as in the paper, here among parts of the smallest and the largest
-    value, and whichever way `train.initial_steps` names.
+    value, whatever `train.initial_steps` is.
 
     The offset is no multiple of the step, and the padding of a convolution, which is 0, is none of
     the levels: training runs on values. For packed files (:meth:`integers`) ``beta = delta - z s``
@@ -52,8 +60,8 @@ class LSQPlusActivation(UniformActivation):
         self._zero_point = None if self.zero_point is None else int(self.zero_point)
 
     @torch.no_grad()
-    def fit(self, seen: Seen) -> None:
-        """Step and offset of the bounds of least squared error: the upper one, then the lower, and both again."""
+    def fit(self, seen: CalibrationStatistics) -> None:
+        """Bounds of least squared error: the upper one, then the lower one, twice."""
         n = self.intervals
         low, high = seen.low, seen.high
 
@@ -79,7 +87,10 @@ class LSQPlusActivation(UniformActivation):
 
     @torch.no_grad()
     def integers(self) -> Integers:
-        """The offset as an integer zero point and a rest ``delta``, at most half a step where 0 is within the levels."""
+        """The offset as an integer zero point and a remainder ``delta``.
+
+        ``|delta|`` is at most half a step if 0 is within the levels.
+        """
         spec = self.spec()
         if spec is not None:
             return Integers(spec)

@@ -1,4 +1,4 @@
-"""MinMax and Percentile: bounds from calibration alone, for post-training quantization or to train weights under.
+"""MinMax and Percentile: bounds from calibration, for post-training quantization or training.
 
 The affine quantizer with an integer zero point is that of Jacob et al. (CVPR 2018, section 2.1),
 the two ways to choose its bounds are two of the calibrations of Wu et al. (arXiv:2004.09602).
@@ -14,12 +14,12 @@ from torch import Tensor
 from quantsr.quant.autograd import ActivationQuant, QuantizedWeight, quantize_weight
 from quantsr.quant.kernels import MIN_STEP
 from quantsr.quant.quantizers import QUANTIZER_REGISTRY, Quantizer, WeightQuantizer
-from quantsr.quant.uniform import Seen, UniformActivation
+from quantsr.quant.uniform import CalibrationStatistics, UniformActivation
 from quantsr.ranges import IntRange
 
 
 class MinMaxWeight(WeightQuantizer):
-    """``w_q = s round(clip(w / s, Qn, Qp))``, ``s`` the smallest step with which no weight is off by more than half of it.
+    """``w_q = s round(clip(w / s, Qn, Qp))``, ``s`` the least step with errors of at most ``s / 2``.
 
     That is ``max(max(w) / (Qp + 1/2), min(w) / (Qn - 1/2))`` of the tensor or each output channel,
     at calibration; the zero point is 0. Where ``w`` is trained its gradient is 1 within the bounds,
@@ -43,11 +43,13 @@ class MinMaxWeight(WeightQuantizer):
 
 
 class MinMaxActivation(UniformActivation):
-    """``a_q = s (q - z)``, ``q = clip(round(a / s) + z, 0, 2^b - 1)``, ``s = (high - low) / (2^b - 1)``, ``z = round(-low / s)``.
+    """``a_q = s (q - z)`` with ``q = clip(round(a / s) + z, 0, 2^b - 1)``.
 
-    ``low`` and ``high`` are the smallest and largest value of all calibration batches, 0 between
-    them. Nothing is learned; the gradient of ``a`` is 1 within the bounds and 0 beyond.
-    `train.initial_steps` changes nothing: the bounds are the method.
+    ``s = (high - low) / (2^b - 1)``, ``z = round(-low / s)``.
+
+    ``low`` and ``high`` are the smallest and largest value of all calibration batches, extended to
+    include 0. Nothing is learned; the gradient of ``a`` is 1 within the bounds and 0 beyond.
+    `train.initial_steps` has no effect.
 
     Codes are unsigned, the zero point ``z`` is 0 for inputs that are never negative.
     """
@@ -62,16 +64,15 @@ class MinMaxActivation(UniformActivation):
     def _sync(self) -> None:
         super()._sync()
         self.range = IntRange.of(self.bits, signed=False)
-        self._zero_point = int(
-            self.zero_point
-        )  # mirror of the buffer, so that no forward waits for the device
+        # Copy of the buffer on the host, so that forward passes need no synchronization.
+        self._zero_point = int(self.zero_point)
 
-    def bounds(self, seen: Seen) -> tuple[float, float]:
+    def bounds(self, seen: CalibrationStatistics) -> tuple[float, float]:
         """``low`` and ``high``."""
         return seen.low, seen.high
 
     @torch.no_grad()
-    def fit(self, seen: Seen) -> None:
+    def fit(self, seen: CalibrationStatistics) -> None:
         """Step and zero point of the bounds."""
         low, high = self.bounds(seen)
         step = max((high - low) / self.intervals, MIN_STEP)
@@ -90,12 +91,15 @@ class MinMaxActivation(UniformActivation):
 
 
 class PercentileActivation(MinMaxActivation):
-    """:class:`MinMaxActivation` between two percentiles of a sample of the calibration batches, unless both are 0."""
+    """:class:`MinMaxActivation` between two percentiles of a sample of the calibration batches.
+
+    If both are 0, between the extremes.
+    """
 
     percentile: ClassVar[float] = 99.0
-    """The upper one; the lower is as far from 0. As in DDTB and ODM; for another, register a subclass."""
+    """The upper percentile p, 99 as in DDTB and ODM; the lower is 100 - p. Subclass to change."""
 
-    def bounds(self, seen: Seen) -> tuple[float, float]:
+    def bounds(self, seen: CalibrationStatistics) -> tuple[float, float]:
         share = self.percentile / 100
         low, high = torch.quantile(seen.sample, torch.tensor([1 - share, share])).tolist()
         low, high = min(low, 0.0) if seen.low < 0 else 0.0, max(high, 0.0)

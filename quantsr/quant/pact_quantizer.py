@@ -1,4 +1,4 @@
-"""PACT (Choi et al., "PACT: Parameterized Clipping Activation for Quantized Neural Networks", arXiv:1805.06085)."""
+"""PACT: parameterized clipping activation (Choi et al., arXiv:1805.06085)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from quantsr.quant.quantizers import QUANTIZER_REGISTRY, Quantizer
 
 
 class PACTActivation(DoReFaActivation):
-    """``a_q = round(clip(a, 0, alpha) n / alpha) alpha / n``, ``n = 2^b - 1``, ``alpha`` learned (PACT, section 3).
+    """``a_q = round(clip(a, 0, alpha) n / alpha) alpha / n``, ``n = 2^b - 1`` (PACT, section 3).
+
+    ``alpha`` is learned.
 
     ``alpha`` receives the gradients of all ``a >= alpha`` (equation 3); for inputs that can be
     negative the range is ``[-alpha, alpha]``, and those of ``a < -alpha`` count against it. The
@@ -30,7 +32,7 @@ class PACTActivation(DoReFaActivation):
 
 @QUANTIZER_REGISTRY.register()
 class PACT(Quantizer):
-    """Clipping at a learned bound; weights as in DoReFa, as in the paper. Has no packed form, see `DoReFaWeight`."""
+    """Clipping at a learned bound, weights as DoReFa. No packed form, see `DoReFaWeight`."""
 
     weight = DoReFaWeight
     activation = PACTActivation

@@ -1,4 +1,4 @@
-"""PAMS (Li et al., "PAMS: Quantized Super-Resolution via Parameterized Max Scale", ECCV 2020), its quantizers."""
+"""The quantizers of PAMS (parameterized max scale; Li et al., ECCV 2020)."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from quantsr.quant.autograd import ActivationQuant, QuantizedWeight
 from quantsr.quant.kernels import MIN_STEP
 from quantsr.quant.quantizers import QUANTIZER_REGISTRY, Quantizer
 from quantsr.quant.uniform import (
-    LargestWeight,
-    Seen,
+    CalibrationStatistics,
+    MaxAbsWeight,
     UniformActivation,
     step_of_least_error,
     straight_through,
 )
 
 
-class PAMSWeight(LargestWeight):
-    """``w_q = s round(w / s)``, ``s = max|w| / (2^(b-1) - 1)`` of the present weight, its gradient that of ``w``.
+class PAMSWeight(MaxAbsWeight):
+    """``w_q = s round(w / s)``, ``s = max|w| / (2^(b-1) - 1)``; straight-through gradient.
 
     As in the paper the lowest code is never used: three levels at 2 bits. Nothing is learned but
     the weight.
@@ -28,13 +28,15 @@ class PAMSWeight(LargestWeight):
     def quantize(self, weight: Tensor, dtype: torch.dtype) -> QuantizedWeight:
         """As :class:`WeightQuantizer`; ``step`` notes the present one."""
         self._require_calibrated()
-        step = self.present_step(weight, self.range.qmax)
+        step = self.max_abs_step(weight, self.range.qmax)
         codes = functional.quantize(weight.detach(), step, self.range.qmin, self.range.qmax)
         return QuantizedWeight(straight_through(codes * step, weight), codes.to(dtype), step)
 
 
 class PAMSActivation(UniformActivation):
-    """``a_q = s round(clip(a, -alpha, alpha) / s)``, ``s = alpha / (2^(b-1) - 1)``, ``alpha`` learned.
+    """``a_q = s round(clip(a, -alpha, alpha) / s)``, ``s = alpha / (2^(b-1) - 1)``.
+
+    ``alpha`` is learned.
 
     The parameter is the step ``s``, which is ``alpha`` in another unit; its gradient is what the
     chain rule and a straight-through round give for the formula, which is LSQ's, and is scaled as
@@ -54,7 +56,7 @@ class PAMSActivation(UniformActivation):
         return self.step.clamp_min(MIN_STEP) * self.range.qmax
 
     @torch.no_grad()
-    def fit(self, seen: Seen) -> None:
+    def fit(self, seen: CalibrationStatistics) -> None:
         """The step of the largest value, or of least squared error."""
         qmin, qmax = self.range.qmin, self.range.qmax
         step = torch.tensor([seen.peak / qmax])
@@ -68,7 +70,7 @@ class PAMSActivation(UniformActivation):
 
 @QUANTIZER_REGISTRY.register()
 class PAMS(Quantizer):
-    """A learned largest value for activations, the weight's own for weights. Its distillation is no part of it."""
+    """Learned bounds for activations, ``max|w|`` for weights; without PAMS's distillation."""
 
     weight = PAMSWeight
     activation = PAMSActivation

@@ -1,4 +1,4 @@
-"""From a float network to a quantized one by rules, and the manifest of what is quantized to what."""
+"""Quantize a float network by rules; the manifest of its layers' bits."""
 
 from __future__ import annotations
 
@@ -34,7 +34,9 @@ class Rule:
 
 
 def prepare(net: nn.Module, rules: Sequence[Rule]) -> nn.Module:
-    """Replace every ``nn.Conv2d`` and ``nn.Linear`` that a rule names by its quantized form, keeping its parameters.
+    """Replace each ``nn.Conv2d`` and ``nn.Linear`` that a rule matches by its quantized form.
+
+    Parameters are kept.
 
     The first rule that matches a layer decides.
 
@@ -89,15 +91,15 @@ def _quantized(layer: nn.Module, rule: Rule) -> nn.Module:
     else:
         assert isinstance(layer, nn.Linear)
         new = QuantLinear(layer.in_features, layer.out_features, **how)
-    # The float layer's own parameters, not copies: whoever holds them (an optimizer, tied weights)
-    # keeps them.
+    # The float layer's own parameters, not copies: references to them (an optimizer, tied weights)
+    # stay valid.
     new.weight = layer.weight  # type: ignore[assignment]
     new.bias = layer.bias
     return new
 
 
 def manifest(net: nn.Module, protocol: str | None = None) -> list[dict[str, Any]]:
-    """Every convolution, linear layer and product of attention with its bits, in the order of the network.
+    """Convolutions, linear layers and attention products with their bits, in network order.
 
     Returns:
         records with ``name``, ``kind``, ``shape`` of the weight, ``bits_w``, ``bits_a`` (32 =
@@ -145,7 +147,7 @@ def _record(module: nn.Module) -> dict[str, Any] | None:
 
 
 def manifest_table(net: nn.Module, protocol: str | None = None) -> str:
-    """:func:`manifest` as a table for people, a line for each layer; the protocol, if it has a name, stands first."""
+    """:func:`manifest` as a text table, one line per layer; a named protocol comes first."""
     rows = [("layer", "weight", "bits_w", "bits_a", "input", "quantizer")]
     for r in manifest(net):
         sign = {None: "float", True: "signed", False: "unsigned"}[r["signed"]]

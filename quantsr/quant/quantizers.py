@@ -1,8 +1,9 @@
-"""What quantizers are made of, and their registry. A quantizer is one file, ``NAME_quantizer.py`` beside this one: see docs/add_a_quantizer.md.
+"""Base classes and registry of quantizers.
 
-These files are imported when a name is asked for that is not registered yet. A registered quantizer
-is a :class:`Quantizer`: a class for weights and a class for activations. Both are modules that
-return fake-quantized tensors, are calibrated explicitly, and refuse to run before.
+A quantizer is one file, ``NAME_quantizer.py`` beside this one (docs/add_a_quantizer.md). These
+files are imported when a name is looked up that is not registered yet. A registered
+:class:`Quantizer` has a class for weights and a class for activations. Both are modules that
+return fake-quantized tensors and raise an error if they run before calibration.
 """
 
 from __future__ import annotations
@@ -27,16 +28,18 @@ Granularity = Literal["tensor", "channel"]
 
 
 class Integers(NamedTuple):
-    """An activation quantizer as packed files and engines compute it: ``step * (code - zero_point) + offset``."""
+    """Activation quantizer of packed files and engines: ``step * (code - zero_point) + offset``."""
 
     spec: ActivationQuant
     offset: float = 0.0
-    """Goes into the bias of the layer that reads the codes. The padding of a convolution, whose value is 0 in training, then
-    stands for ``offset``."""
+    """Added through the bias of the layer that reads the codes.
+
+    The padding of a convolution then has the value ``offset``; in training it is 0.
+    """
 
 
 class Quantizer:
-    """What is registered: the two halves of a method. Subclass, set both, and decorate with the registry."""
+    """A method: its two quantizer classes. Subclass, set both, and register the subclass."""
 
     weight: ClassVar[type[WeightQuantizer]]
     activation: ClassVar[type[ActivationQuantizer]]
@@ -53,9 +56,9 @@ class _Calibrated(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("calibrated", torch.tensor(False))
-        self._ready = False  # mirror of the buffer, so that no forward waits for the device
+        self._ready = False  # host copy of the buffer: forward passes need no synchronization
         self.search_step = False
-        """Whether calibration looks for the step of least squared error instead of taking the method's formula."""
+        """Whether calibration searches the step of least squared error (else: the formula)."""
 
     def _add_step(self, count: int) -> None:
         """``step``, (count,), as :attr:`learned_step` says."""
@@ -176,7 +179,7 @@ class ActivationQuantizer(_Calibrated):
         self.range = IntRange.of(self.bits, signed=bool(self.signed))
 
     def observe(self, x: Tensor) -> None:
-        """Take one calibration batch; may be called for several, after each of which the quantizer can run."""
+        """Update the state from one calibration batch; the quantizer can run after each call."""
         raise TypeError(f"{type(self).__name__} must define observe")
 
     def reset(self) -> None:
@@ -184,17 +187,19 @@ class ActivationQuantizer(_Calibrated):
         self._statistics = {}
 
     def spec(self) -> ActivationQuant | None:
-        """What a layer needs to run on codes, or None where values are no multiples of a step."""
+        """Parameters for layers on codes; None if values are no multiples of a step."""
         return None
 
     def integers(self) -> Integers | None:
-        """What packed files hold of the quantizer, and engines compute; None where values are no multiples of a step."""
+        """The form for packed files and engines; None if values are no multiples of a step."""
         spec = self.spec()
         return None if spec is None else Integers(spec)
 
     @torch.no_grad()
     def load_integers(self, *, step: Tensor, tau: Tensor, codes: IntRange) -> None:
-        """Take the state of a packed file, whose codes are less their zero point; the quantizer is calibrated then.
+        """Set the state from a packed file, whose codes have the zero point subtracted.
+
+        The quantizer is calibrated afterwards.
 
         Args:
             step: (1,).
@@ -215,7 +220,10 @@ class ActivationQuantizer(_Calibrated):
             )
 
     def forward(self, x: Tensor) -> Tensor:
-        """Fake-quantized ``x``, its offset included where there is one; shape and type of ``x``. A method without :meth:`spec` has its own."""
+        """Fake-quantized ``x`` including an offset; shape and type of ``x``.
+
+        A method without :meth:`spec` overrides it.
+        """
         spec = self.spec()
         if spec is None:
             raise TypeError(f"{type(self).__name__} must define spec or forward")
@@ -223,7 +231,7 @@ class ActivationQuantizer(_Calibrated):
 
     @torch.no_grad()
     def codes(self, x: Tensor) -> Tensor:
-        """Integer codes of ``x`` as int16 (an unsigned 8-bit code does not fit int8), shape of ``x``.
+        """Integer codes of ``x`` as int16 (unsigned 8-bit codes do not fit int8), shape of ``x``.
 
         Their values are ``step * (codes - zero_point)``, the zero point being that of :meth:`spec`.
 
@@ -252,7 +260,7 @@ def quantizer_names() -> list[str]:
 
 
 def get_quantizer(name: str) -> type[Quantizer]:
-    """The quantizer registered as ``name``; files are looked through only for a name that is not known yet.
+    """The quantizer registered as ``name``; files are imported only for an unregistered name.
 
     Raises:
         ValueError: if there is none; the message lists what there is.
@@ -273,7 +281,7 @@ def step_parameters(net: nn.Module) -> Mapping[str, nn.Parameter]:
 
 
 def step_magnitudes(net: nn.Module) -> dict[str, float]:
-    """For every name in :func:`step_parameters`: the mean step of its quantizer, what its value is measured in."""
+    """The mean step of the quantizer of each name in :func:`step_parameters`."""
     return {
         name: float(module.step.detach().abs().mean())
         for prefix, module in _quantizers(net)

@@ -13,7 +13,7 @@ from quantsr.ranges import IntRange
 
 
 class RLQWeight(WeightQuantizer):
-    """QuantSR's weight quantizer: ``v * round(clip(w / v, Qn, Qp))`` with a learned step (section 3.2)."""
+    """QuantSR's weight quantizer ``v * round(clip(w / v, Qn, Qp))``, ``v`` learned."""
 
     soft = True
 
@@ -35,7 +35,9 @@ class RLQWeight(WeightQuantizer):
 
 
 class RLQActivation(ActivationQuantizer):
-    """QuantSR's activation quantizer: ``v * round(clip((a + tau) / v, Qn, Qp))``, ``tau`` learned per channel.
+    """QuantSR's activation quantizer: ``v * round(clip((a + tau) / v, Qn, Qp))``.
+
+    ``v`` is learned per tensor, ``tau`` per channel.
 
     The sign of the range is decided by the first calibration batch and kept (section 3.2;
     ``ours_operator.py``).
@@ -56,7 +58,7 @@ class RLQActivation(ActivationQuantizer):
 
     @torch.no_grad()
     def observe(self, x: Tensor) -> None:
-        """Set sign and step from the mean of ``|a + tau|`` over all batches seen since the last reset."""
+        """Set sign and step from the mean of ``|a + tau|`` over all batches since `reset`."""
         shape = [1] * x.dim()
         shape[self.channel_dim] = -1
         shifted = x.float() + self.tau.reshape(shape)
@@ -91,13 +93,13 @@ class RLQActivation(ActivationQuantizer):
 
 
 class LSQWeight(RLQWeight):
-    """LSQ's weight quantizer (Esser et al., 2020): RLQ's with a straight-through gradient of rounding."""
+    """LSQ's weight quantizer (Esser et al., 2020): RLQ's with a straight-through gradient."""
 
     soft = False
 
 
 class LSQActivation(RLQActivation):
-    """LSQ's activation quantizer: RLQ's without ``tau``, with a straight-through gradient of rounding."""
+    """LSQ's activation quantizer: RLQ's without ``tau``, with a straight-through gradient."""
 
     soft = False
     redistribute = False

@@ -1,7 +1,7 @@
-"""What the baselines share.
+"""Base classes of the baselines.
 
-Weights whose step is their own largest value, and inputs on uniform levels, whose bounds come from
-a sample and the extremes of calibration batches.
+Weights whose step is a fraction of ``max|w|``, and inputs on uniform levels, with bounds from a
+sample and the extremes of calibration batches.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from quantsr.quant.quantizers import ActivationQuantizer, WeightQuantizer
 from quantsr.ranges import IntRange
 
 FRACTIONS = tuple(2.0 ** (-k / 4) for k in range(29))
-"""Parts of the largest value among which a bound of least squared error is searched: 1 to 1/128."""
+"""Fractions of the largest value, 1 to 1/128: candidates for a bound of least squared error."""
 
 _SAMPLE = 2**13
 """How many values of a calibration batch are kept."""
@@ -27,8 +27,8 @@ _SAMPLE = 2**13
 Candidate = TypeVar("Candidate")
 
 
-class Seen(NamedTuple):
-    """What calibration has shown an input quantizer since its last reset."""
+class CalibrationStatistics(NamedTuple):
+    """Statistics of an input quantizer's calibration batches since its last reset."""
 
     sample: Tensor
     """(N,) values of all batches, FP32, on the CPU."""
@@ -52,26 +52,34 @@ def least_error(
     return min(candidates, key=lambda candidate: float((quantize(x, candidate) - x).square().mean()))
 
 
-def step_of_least_error(seen: Seen, reach: float, quantize: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    """(1,) the step with which ``quantize`` leaves the least squared error, its bound, ``reach`` steps, being a part of the largest value."""
+def step_of_least_error(
+    seen: CalibrationStatistics, reach: float, quantize: Callable[[Tensor, Tensor], Tensor]
+) -> Tensor:
+    """(1,) the step with which ``quantize`` leaves the least squared error.
+
+    Candidates are those whose bound, ``reach`` steps, is a fraction of the largest value.
+    """
     largest = torch.tensor([max(-seen.low, seen.high) / reach])
     return least_error(seen.sample, (largest * f for f in FRACTIONS), quantize)
 
 
-class LargestWeight(WeightQuantizer):
-    """Base of weight quantizers whose step is a part of the present weight's largest value. A subclass defines ``quantize``."""
+class MaxAbsWeight(WeightQuantizer):
+    """Base of weight quantizers whose step is a fraction of the current ``max|w|``.
+
+    A subclass defines ``quantize``.
+    """
 
     learned_step = False
 
     @torch.no_grad()
     def calibrate(self, weight: Tensor) -> None:
-        """Nothing to find, what the levels need is in the weight; the step is noted."""
+        """Store the step; the levels follow from the weight alone."""
         self._mark_calibrated()
         self.quantize(weight, torch.float32)
 
     @torch.no_grad()
-    def present_step(self, values: Tensor, reach: int) -> Tensor:
-        """``max|values| / reach`` over the tensor or each output channel, noted in ``step``: (1,) or (O, 1, ...)."""
+    def max_abs_step(self, values: Tensor, reach: int) -> Tensor:
+        """``max|values| / reach`` per tensor (1,) or output channel (O, 1, ...); sets ``step``."""
         rows = values.reshape(self.step.numel(), -1)  # (1, O * ...) or (O, ...)
         step = (rows.abs().amax(1) / reach).clamp_min(MIN_STEP)
         self.step.copy_(step)
@@ -79,7 +87,9 @@ class LargestWeight(WeightQuantizer):
 
 
 class UniformActivation(ActivationQuantizer):
-    """Base of input quantizers on uniform levels. A subclass defines :meth:`fit`, and ``spec`` or ``forward``.
+    """Base of input quantizers on uniform levels.
+
+    A subclass defines :meth:`fit`, and ``spec`` or ``forward``.
 
     Args:
         bits, channels, channel_dim: as :class:`ActivationQuantizer`.
@@ -99,7 +109,7 @@ class UniformActivation(ActivationQuantizer):
 
     @torch.no_grad()
     def observe(self, x: Tensor) -> None:
-        """Add a batch to what was seen, and set the state from all of it; signed once any value was negative."""
+        """Update the statistics and the state from a batch; signed once any value was negative."""
         x = x.float()
         new = {
             "sample": sample(x, _SAMPLE).cpu(),
@@ -114,15 +124,19 @@ class UniformActivation(ActivationQuantizer):
         if not self.sign_fixed:
             self.signed.fill_(low < -SIGN_TOLERANCE)
         self._mark_calibrated()
-        self.fit(Seen(seen["sample"], low if self.signed else 0.0, high, float(seen["peak"].mean())))
+        self.fit(
+            CalibrationStatistics(
+                seen["sample"], low if self.signed else 0.0, high, float(seen["peak"].mean())
+            )
+        )
         self._sync()
 
-    def fit(self, seen: Seen) -> None:
-        """Set the state from what calibration has shown; ``signed`` is decided already."""
+    def fit(self, seen: CalibrationStatistics) -> None:
+        """Set the state from the calibration statistics; ``signed`` is already set."""
         raise TypeError(f"{type(self).__name__} must define fit")
 
     def affine(self, codes: IntRange, zero_point: int = 0) -> ActivationQuant:
-        """Codes ``clip(round(x / step) + zero_point)`` in that range, with a straight-through gradient of rounding.
+        """Codes ``clip(round(x / step) + zero_point)`` in that range, straight-through gradient.
 
         Raises:
             RuntimeError: before calibration.

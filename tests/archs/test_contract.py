@@ -1,4 +1,4 @@
-"""What the rest of the package asks of a network: answers of ours, of BasicSR's and of one's own."""
+"""The contract of networks: of this package, of BasicSR and of users."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""QuantSR-C against the released formulation, against float EDSR, and against itself at other depths."""
+"""QuantSR-C against the released formulation, float EDSR, and itself at other depths."""
 
 import pytest
 import torch
@@ -28,7 +28,7 @@ def calibrated(**options):
 
 @pytest.fixture(params=[(4, 4), (2, 2), (3, 8)], ids=str)
 def pair(request):
-    """Ours and the released network with the same parameters, after the released one's first training step."""
+    """Ours and the released network with equal parameters, after its first training step."""
     bits_w, bits_a = request.param
     torch.manual_seed(0)
     theirs = ReleasedQuantSRC(num_feat=8, num_block=8, upscale=4, bits_w=bits_w, bits_a=bits_a)

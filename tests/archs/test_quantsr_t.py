@@ -1,4 +1,4 @@
-"""QuantSR-T against float SwinIR, against itself at other depths, and what is quantized under which protocol."""
+"""QuantSR-T against float SwinIR and itself at other depths; its quantization protocols."""
 
 import pytest
 import torch
@@ -175,7 +175,7 @@ def test_gradients_of_several_depths_add_up(unit, depths):
 
 @pytest.mark.parametrize(("unit", "depths"), UNITS)
 def test_a_skipped_unit_only_scales(unit, depths):
-    """With shortcut 1 and branches that give nothing, skipping changes nothing; the shortcut still counts."""
+    """With shortcut 1 and branches of output 0, skipping changes nothing; the shortcut counts."""
     model = net(dqa_unit=unit, nbits_w=32, nbits_a=32)
     model.set_ranking(range(depths[0])[::-1])
     skipped = model.units()[0]  # not the last: the LayerNorm behind that one undoes any factor

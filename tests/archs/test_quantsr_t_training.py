@@ -1,4 +1,4 @@
-"""QuantSR-T through the engine: the mini option file, a SwinIR teacher, evaluation of pictures of any size."""
+"""QuantSR-T in the engine: mini option file, SwinIR teacher, evaluation at any size."""
 
 from pathlib import Path
 
@@ -64,7 +64,7 @@ def mini_options(tmp_path, *overrides):
 
 @pytest.mark.parametrize("unit", ["rstb", pytest.param("layer", marks=pytest.mark.integration)])
 def test_the_mini_option_file_trains_with_a_swinir_teacher(tmp_path, teacher_file, unit):
-    """One iteration of each stage, in bfloat16, starting from the teacher's weights, everything quantized."""
+    """One iteration of each stage in bfloat16 from the teacher's weights, all quantized."""
     teacher = " ".join(
         f"{key}: {str(value)!r}," if isinstance(value, str) else f"{key}: {value},"
         for key, value in TEACHER.items()
@@ -104,7 +104,7 @@ def test_distillation_compares_the_outputs_of_rstbs():
     net.load_float(teacher.state_dict())
     distillation = Distillation(net, teacher, output_weight=0.0, feature_weight=1.0, points=4)
     x = torch.rand(1, 3, 16, 16)
-    target = distillation.ask(x)
+    target = distillation.teacher_output(x)
     outputs = net(x, depth=(4, 2))
     assert distillation.losses(outputs, (0.5, 0.5), target)["l_feature"] < 1e-5
 
@@ -166,7 +166,7 @@ def test_training_state_is_restored(tmp_path):
 
 @pytest.mark.integration
 def test_compiled_kernels_give_the_same_and_are_few():
-    """Linear layers of four sizes share their kernels: compiling again and again ends in running plain."""
+    """Linear layers of four sizes share kernels: too many recompilations disable compiling."""
     if not compiler_works("cpu"):
         pytest.skip("no compiler")
     results = []

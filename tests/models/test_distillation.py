@@ -53,7 +53,7 @@ def test_feature_loss_of_equal_and_of_dead_features_has_finite_gradients() -> No
 
 
 def test_feature_loss_across_layouts_and_widths() -> None:
-    """A teacher of other channels, or a transformer's (B, L, C), is compared by its mean over channels."""
+    """Teachers of other channels or of layout (B, L, C) are compared by channel means."""
     ours, wide = torch.randn(2, 4, 3, 5), torch.randn(2, 7, 3, 5)
     tokens = wide.flatten(2).transpose(1, 2)
     maps = [x.square().mean(1, keepdim=True).sqrt() for x in (ours, wide)]
@@ -109,7 +109,7 @@ def test_losses_with_any_teacher(teacher: object) -> None:
     net, big = student(), teacher()  # type: ignore[operator]
     distillation = Distillation(net, big, output_weight=0.5, feature_weight=1e-4, points=4)
     x = torch.rand(1, 3, 8, 8)
-    target = distillation.ask(x)
+    target = distillation.teacher_output(x)
     assert not target.requires_grad
     outputs, weights = net(x, depth=(4, 2)), (0.75, 0.25)
     terms = distillation.losses(outputs, weights, target)
@@ -130,7 +130,7 @@ def test_feature_term_is_the_formula_on_the_blocks() -> None:
     teacher.body[0].register_forward_hook(lambda m, a, o: seen.update(t0=o))
     teacher.body[1].register_forward_hook(lambda m, a, o: seen.update(t1=o))
     x = torch.rand(1, 3, 8, 8)
-    target = distillation.ask(x)
+    target = distillation.teacher_output(x)
     terms = distillation.losses([net(x)], (1.0,), target)
     wanted = 2 * obvious_feature_loss([seen["s0"], seen["s1"]], [seen["t0"], seen["t1"]])
     assert terms.keys() == {"l_feature"}

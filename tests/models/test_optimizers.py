@@ -32,7 +32,7 @@ def test_hidden_weights_are_all_but_the_first_and_the_last() -> None:
 @pytest.mark.parametrize("together", [False, True])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_kernel_muon_is_the_formula(layout: torch.memory_format, together: bool) -> None:
-    """Three steps, with decay, against matrices in PyTorch's own order: a kernel's columns may stand in any."""
+    """Three steps with decay equal the reference, whatever the memory order of a kernel."""
     net = layers().to(memory_format=layout)  # type: ignore[call-overload]
     weights = hidden_weights(net)
     optimizer = KernelMuon(weights, lr=0.02, weight_decay=0.1, together=together)

@@ -1,4 +1,4 @@
-"""One training step: losses of both stages, parameter groups, rates, accumulation, clipping, EMA."""
+"""One training step: losses, parameter groups, rates, accumulation, clipping, EMA."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_ranking_is_by_shortcut_and_reaches_the_ema(make_options: Any) -> None:
 
 
 def test_ranking_by_loss_drops_what_is_missed_least(make_options: Any) -> None:
-    """Against the slow way: a copy of the network for every sub-network, ranked so that it keeps those blocks."""
+    """Reference: a copy of the network for each sub-network, ranked to keep its blocks."""
     distill = {"output_weight": 0.0, "feature_weight": 1.0}
     options = make_options(**{"train.distill": distill, "train.ranking": "loss", "train.ranking_batches": 2})
     model = make_model(options, teacher=EDSR(3, 3, num_feat=8, num_block=4, upscale=2))
@@ -273,7 +273,7 @@ def test_teacher_terms_are_in_the_loss(make_options: Any) -> None:
 
 
 def test_a_validation_between_leaves_the_teachers_terms_alone(make_options: Any) -> None:
-    """Without a moving average, the network that is validated is the one whose features are compared."""
+    """Without a moving average, the validated network is also the one with feature hooks."""
     teacher, logs = EDSR(3, 3, num_feat=8, num_block=2, upscale=2), []
     options = make_options(**{"train.distill": {"feature_weight": 1.0, "points": 2}, "train.ema_decay": 0.0})
     for validates in (False, True):

@@ -1,4 +1,4 @@
-"""The example of docs/add_a_quantizer.md, as printed, is found, checked and trained once it is a file in its place."""
+"""The example of docs/add_a_quantizer.md is found, checked and trained as a file."""
 
 import re
 import shutil
@@ -27,7 +27,7 @@ def example() -> str:
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """A folder whose files are in the package quantsr.quant during the test, and forgotten after it."""
+    """A folder whose files are modules of quantsr.quant during the test only."""
     quantizer_names()  # all that are there already, before the registry is copied
     monkeypatch.setattr(quant, "__path__", [*quant.__path__, str(tmp_path)])
     monkeypatch.setattr(QUANTIZER_REGISTRY, "_obj_map", dict(QUANTIZER_REGISTRY._obj_map))

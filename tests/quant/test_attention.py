@@ -1,4 +1,4 @@
-"""Linear layers on codes and quantized products of attention, against fake quantization written out."""
+"""Linear layers and attention products on codes, against explicit fake quantization."""
 
 import pytest
 import torch
@@ -36,7 +36,7 @@ def linear(bits, granularity="tensor"):
 @pytest.mark.parametrize("granularity", ["tensor", "channel"])
 @pytest.mark.parametrize("bits", [2, 4, 8])
 def test_linear_on_codes_is_the_fake_quantized_linear(bits, granularity):
-    """In bfloat16 only the output and the gradients are rounded: half a unit in the last of 8 binary places."""
+    """In bfloat16 only output and gradients are rounded: half a unit of 8 binary places."""
     layer, x = linear(bits, granularity)
     results = []
     upstream = torch.randn(2, 5, 12)
@@ -55,7 +55,7 @@ def test_linear_on_codes_is_the_fake_quantized_linear(bits, granularity):
 
 
 def test_linear_on_codes_is_exact_before_the_last_rounding():
-    """The products of codes are whole numbers: bfloat16's result is FP32's, rounded once or twice."""
+    """Products of codes are integers: bfloat16's result is FP32's, rounded once or twice."""
     layer, x = linear(4)
     layer.bias.data.zero_()
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):

@@ -1,4 +1,4 @@
-"""DoReFa, PACT, LSQ+, PAMS, MinMax and Percentile, one by one, against their slow twins and in calibration."""
+"""DoReFa, PACT, LSQ+, PAMS, MinMax, Percentile against references and in calibration."""
 
 import math
 
@@ -15,7 +15,7 @@ SIGNED = pytest.mark.parametrize("signed", [True, False], ids=["signed", "unsign
 
 
 def features(signed: bool, count: int = 240) -> torch.Tensor:
-    """(2, 5, 4, 6), like features of a network: many small values, few large ones, in 0..255 or so."""
+    """(2, 5, 4, 6), as features of a network: many small and few large values, about 0..255."""
     torch.manual_seed(7)
     x = torch.randn(count, dtype=torch.float64).reshape(2, 5, 4, -1) ** 3 * 20
     return x + 2 if signed else (x + 2).relu()

@@ -1,4 +1,4 @@
-"""Every registered method in small networks of both kinds: training, depths, checkpoints, the manifest, what export says."""
+"""Every registered method in small networks: training, depths, checkpoints, export."""
 
 import copy
 

@@ -1,4 +1,4 @@
-"""Quantizers with a zero point, and layers on their codes: exactly the slow twin's, padding included."""
+"""Quantizers with a zero point and layers on their codes equal the reference exactly."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""The slow, obvious twins of the baseline quantizers: one number at a time, in double precision, as the papers print it.
+"""Reference baseline quantizers: one number at a time, in double precision.
 
 Each function takes a Python float and gives the quantized value and, written out by hand, its
 derivatives. ``round`` is Python's, half to even; where a formula rounds, its straight-through
@@ -18,13 +18,13 @@ def quantize_k(r: float, bits: int) -> float:
 
 
 def dorefa_weight(tanh_w: float, m: float, bits: int) -> tuple[float, float]:
-    """DoReFa, equation 9, times ``m``, the largest ``|tanh w|``: value, and derivative by ``w`` with ``m`` constant."""
+    """DoReFa, equation 9, times a constant ``m = max|tanh w|``: value, derivative by ``w``."""
     value = m * (2 * quantize_k(tanh_w / (2 * m) + 1 / 2, bits) - 1)
     return value, 1 - tanh_w**2
 
 
 def dorefa_activation(a: float, alpha: float, bits: int, signed: bool) -> tuple[float, float]:
-    """DoReFa, equation 11, on ``a / alpha``; signed as its weights: value, and derivative by ``a``."""
+    """DoReFa, equation 11, on ``a / alpha``; signed as weights: value, derivative by ``a``."""
     if signed:
         value = alpha * (2 * quantize_k(clip(a / (2 * alpha) + 1 / 2, 0, 1), bits) - 1)
         return value, 1.0 if -alpha < a < alpha else 0.0
@@ -32,7 +32,7 @@ def dorefa_activation(a: float, alpha: float, bits: int, signed: bool) -> tuple[
 
 
 def pact_activation(a: float, alpha: float, bits: int, signed: bool) -> tuple[float, float, float]:
-    """PACT, equations 1 to 3: value, derivatives by ``a`` and ``alpha``; signed, the same mirrored at 0."""
+    """PACT, equations 1 to 3; odd if signed: value, derivatives by ``a`` and ``alpha``."""
     if signed:
         y = 0.5 * (abs(a + alpha) - abs(a - alpha))  # clip(a, -alpha, alpha)
         levels = round((y + alpha) * (2**bits - 1) / (2 * alpha))
@@ -60,7 +60,7 @@ def lsq_plus_activation(a: float, s: float, beta: float, bits: int) -> tuple[flo
 
 
 def pams_activation(a: float, alpha: float, bits: int, signed: bool) -> tuple[float, float, float]:
-    """PAMS: value, derivatives by ``a`` and, by the chain rule through both ``alpha``, by ``alpha``.
+    """PAMS: value, derivatives by ``a`` and ``alpha`` (chain rule through both ``alpha``).
 
     In the range that the package gives PAMS: to one step below ``-alpha``, or unsigned.
     """
@@ -82,7 +82,7 @@ def pams_weight(w: float, largest: float, bits: int) -> tuple[float, float]:
 
 
 def affine(a: float, low: float, high: float, bits: int) -> tuple[float, float]:
-    """MinMax: ``a`` between two bounds with 0 between them, quantized with an integer zero point; derivative by ``a``."""
+    """MinMax with an integer zero point, bounds including 0: value, derivative by ``a``."""
     s = (high - low) / (2**bits - 1)
     z = round(-low / s)
     q = clip(a / s + z, 0, 2**bits - 1)
@@ -90,7 +90,7 @@ def affine(a: float, low: float, high: float, bits: int) -> tuple[float, float]:
 
 
 def min_max_weight(w: float, smallest: float, largest: float, bits: int) -> tuple[float, float]:
-    """Two's complement with the smallest step that brings every weight within half of it; derivative by ``w``."""
+    """MinMax weights, least step with errors up to half a step: value, derivative by ``w``."""
     bottom, top = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
     s = max(largest / (top + 0.5), smallest / (bottom - 0.5))
     return s * round(clip(w / s, bottom, top)), 1.0 if bottom <= w / s <= top else 0.0

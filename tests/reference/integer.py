@@ -1,4 +1,4 @@
-"""A converted QuantSR-C layer by layer as its definition reads, nothing folded, in float64 with loops over taps."""
+"""Reference QuantSR-C: layer by layer, nothing folded, in float64 with loops over taps."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from quantsr.deploy.model import PackedModel, QuantizedLayer, upsample_stages
 
 
 def conv(layer: QuantizedLayer, x: np.ndarray) -> np.ndarray:
-    """(I, H, W) float to (O, H, W) float: quantize, pad the codes with 0, sum, multiply, add the bias."""
+    """(I, H, W) to (O, H, W) float: quantize, pad codes with 0, sum, multiply, add bias."""
     weight = layer.weight.astype(np.float64)
     multiplier = np.ones(1)
     if layer.weight_step is not None:

@@ -1,4 +1,4 @@
-"""The tail of QuantSR-C layer by layer in float64, roundings left out: the slow twin of `quantsr.deploy.collapse`."""
+"""Reference of `quantsr.deploy.collapse`: QuantSR-C's tail by layers in float64."""
 
 from __future__ import annotations
 

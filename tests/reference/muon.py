@@ -1,4 +1,4 @@
-"""One step of Muon on a matrix, in FP32, with the orthogonal matrix by Newton and Schulz's quintic iteration."""
+"""One step of Muon on a matrix in FP32, with Newton and Schulz's quintic iteration."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 from torch import Tensor
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-"""K. Jordan, "Muon" (2024): chosen for the steepest slope at zero, not for convergence to exactly 1."""
+"""K. Jordan, "Muon" (2024): chosen for the slope at zero, not for convergence to 1."""
 
 
 def orthogonal(matrix: Tensor) -> Tensor:
@@ -23,7 +23,7 @@ def orthogonal(matrix: Tensor) -> Tensor:
 def muon_step(
     weight: Tensor, grad: Tensor, momentum: Tensor, *, lr: float, weight_decay: float
 ) -> tuple[Tensor, Tensor]:
-    """The new weight and momentum, all (A, B); the rate on Adam's scale (arXiv:2502.16982, equation 4)."""
+    """New weight and momentum, (A, B); rate on Adam's scale (arXiv:2502.16982, equation 4)."""
     momentum = 0.95 * momentum + 0.05 * grad
     update = orthogonal(0.95 * momentum + 0.05 * grad)
     return weight * (1 - lr * weight_decay) - lr * 0.2 * math.sqrt(max(weight.shape)) * update, momentum

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 
 def pack(codes: Iterable[int], bits: int) -> bytes:
-    """Codes in two's complement of `bits` bits, lowest bit first, bytes filled from the lowest bit, padded with 0."""
+    """Two's complement codes of `bits` bits, packed from the lowest bit, padded with 0."""
     stream = [(code >> place) & 1 for code in codes for place in range(bits)]
     stream += [0] * (-len(stream) % 8)
     return bytes(sum(bit << i for i, bit in enumerate(stream[k : k + 8])) for k in range(0, len(stream), 8))

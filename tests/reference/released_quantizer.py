@@ -1,4 +1,4 @@
-"""A faithful twin of the released QuantSR-C: its operations one by one, its parameter names, its depth rule.
+"""Reference of the released QuantSR-C: its operations, parameter names and depth rule.
 
 Written from a reading of https://github.com/htqin/QuantSR (``ours_operator.py``, ``arch_util.py``,
 ``q_edsr_arch.py`` and ``test_slimmable_4bit_x4.py``), without its device-bound lines. Serves as the
@@ -77,7 +77,10 @@ class Conv2dOurs(nn.Conv2d):
 
 
 class LinearOurs(nn.Linear):
-    """The same for a linear layer; ``channel_threshold`` is (1, C). The released code holds it, but no network uses it."""
+    """The same for a linear layer, which no released network uses.
+
+    ``channel_threshold`` is (1, C).
+    """
 
     def __init__(self, linear: nn.Linear, *, bits_w: int, bits_a: int) -> None:
         super().__init__(linear.in_features, linear.out_features, linear.bias is not None)
@@ -116,7 +119,10 @@ class Block(nn.Module):
 
 
 class ReleasedQuantSRC(nn.Module):
-    """The released network. ``version``: None or 0 full, 1 half, 2 quarter; ``order`` as its test script lists it."""
+    """The released network.
+
+    ``version`` is None or 0 (full), 1 (half), 2 (quarter); ``order`` as in its test script.
+    """
 
     def __init__(
         self, *, num_feat: int, num_block: int, upscale: int, bits_w: int, bits_a: int, res_scale: float = 1.0

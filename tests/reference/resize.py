@@ -1,4 +1,4 @@
-"""MATLAB's bicubic imresize written out pixel by pixel: the slow, obvious twin of ``quantsr.data.resize``."""
+"""Reference of ``quantsr.data.resize``: MATLAB's bicubic imresize pixel by pixel."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The slow, obvious twins of the quantizers: each formula of QuantSR (NeurIPS 2023), section 3.2, as it is printed.
+"""Reference quantizers: the formulas of QuantSR (NeurIPS 2023), section 3.2, as printed.
 
 Rounding is written as a value plus the difference of two equal terms, so that plain autograd yields
 the gradient.

@@ -1,6 +1,7 @@
-"""One Swin layer of a converted QuantSR-T as its definition reads (docs/formats.md, docs/numerics.md), nothing folded: window by window and token by
-token, codes as int64, all else as float64. The slow twin of the layers in
-`quantsr.deploy.quantsr_t`.
+"""Reference of the Swin layers in `quantsr.deploy.quantsr_t`, nothing folded.
+
+One layer of a converted QuantSR-T (docs/formats.md, docs/numerics.md), by window and token, with
+codes as int64 and all other values as float64.
 
 Letters: H and W of the map, C channels, G windows, N tokens in a window, h heads, d channels of
 one.
@@ -25,7 +26,7 @@ MASKED = -100.0
 
 @dataclass
 class Quantized:
-    """Codes by the name of what reads them, a layer's or an operand's; window by window, token by token, in the order in which they arise."""
+    """Codes by the name of the layer or operand that reads them, by window, then by token."""
 
     codes: dict[str, list[Integers]] = field(default_factory=dict)
     room: float = math.inf
@@ -52,7 +53,9 @@ class Quantized:
 def swin_layer(
     model: PackedModel, name: str, x: Floats, *, shift: int, shortcut: float | None = None
 ) -> tuple[Floats, Quantized]:
-    """The layer `name` ("layers.0.blocks.1") on (H, W, C), multiples of the window: the map behind it, and the codes inside.
+    """The layer `name` ("layers.0.blocks.1") on (H, W, C): the output map and the codes inside.
+
+    H and W are multiples of the window.
 
     Args:
         shift: of its windows, 0 or half a window.

@@ -1,4 +1,4 @@
-"""Which tokens of a shifted window see each other, from the definition: pixel by pixel, window by window."""
+"""Reference mask of shifted windows, pixel by pixel and window by window."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def shifted_window_mask(height: int, width: int, window: int, shift: int) -> Tensor:
-    """(windows, N, N): 0 where two tokens of a window come from the same side of the picture's seam, else -100."""
+    """(windows, N, N): 0 for tokens from the same side of the picture's seam, else -100."""
     masks = []
     for top in range(0, height, window):
         for left in range(0, width, window):
@@ -19,7 +19,7 @@ def shifted_window_mask(height: int, width: int, window: int, shift: int) -> Ten
 
 
 def windows_of(picture: list[list[int]], window: int, shift: int) -> list[list[int]]:
-    """Rows of a picture rolled by ``shift`` up and left, cut into windows, each as its values row by row."""
+    """Rows of a picture rolled by ``shift`` up and left, as windows of values row by row."""
     height, width = len(picture), len(picture[0])
     return [
         [

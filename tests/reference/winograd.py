@@ -49,7 +49,7 @@ LARGE = Form(
         [[1, 1, 1, 1, 0, 1, 0], [0, 1, -1, 0, 1, 1, 0], [0, 1, 1, -1, 0, -1, 0], [0, 1, -1, 0, -1, -1, 1]]
     ),
 )
-"""F(4, 3) at 0, 1, -1, infinity and modulo x^2 + 1, the last by three products (as in Barabasz and Gregg, 2019)."""
+"""F(4, 3) at 0, 1, -1, infinity and modulo x^2 + 1 (as in Barabasz and Gregg, 2019)."""
 
 
 def tile_of_outputs(tile: np.ndarray, weight: np.ndarray, form: Form) -> np.ndarray:

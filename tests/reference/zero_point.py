@@ -1,4 +1,4 @@
-"""The slow, obvious twins of quantized layers with a zero point: one number at a time, on values as a file's reader would have them.
+"""Reference layers with a zero point: one number at a time, on values.
 
 An activation's code is ``q = clip(round((a + tau) / s) + z, Qn, Qp)``, its value ``s (q - z)``. A
 convolution pads with the code ``z``, which stands for 0.
