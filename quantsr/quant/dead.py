@@ -12,10 +12,11 @@ from quantsr.quant.quantizers import ActivationQuantizer, WeightQuantizer
 
 @torch.no_grad()
 def dead_quantizers(net: nn.Module) -> dict[str, str]:
-    """What is wrong with quantizers of ``net`` that have their state, by the name of the layer; empty where all is well.
+    """Problems of calibrated quantizers of ``net`` by layer name; empty if there are none.
 
-    A step at its floor, or below, is used as the floor: nothing the layer gives has a size. A weight that is 0 throughout
-    needs no step and is not reported. Waits for the device once for each layer.
+    A step at its floor, or below, is used as the floor: the layer's output is almost 0. A
+    weight that is 0 throughout needs no step and is not reported. Synchronizes with
+    the device once per layer.
     """
     found = {}
     for name, layer in quantized_layers(net).items():

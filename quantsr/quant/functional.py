@@ -104,13 +104,13 @@ _processes = 1
 
 
 def set_processes(count: int) -> None:
-    """How many processes share a batch: the values that share an input's step are those of all of them."""
+    """Set the number of processes that share a batch, and thus the step of an activation."""
     global _processes
     _processes = count
 
 
 def input_step_gradient_scale(numel: int, qmax: int) -> float:
-    """:func:`step_gradient_scale` for what is quantized of a batch, so that processes train as one with all of it does.
+    """:func:`step_gradient_scale` of activations, for the whole batch of all processes.
 
     Args:
         numel: how many values of this process's part of the batch share the step.

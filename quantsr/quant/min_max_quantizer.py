@@ -19,7 +19,7 @@ from quantsr.ranges import IntRange
 
 
 class MinMaxWeight(WeightQuantizer):
-    """``w_q = s round(clip(w / s, Qn, Qp))``, ``s`` the least step with errors of at most ``s / 2``.
+    """``w_q = s round(clip(w / s, Qn, Qp))``, with the least ``s`` of errors up to ``s / 2``.
 
     That is ``max(max(w) / (Qp + 1/2), min(w) / (Qn - 1/2))`` of the tensor or each output channel,
     at calibration; the zero point is 0. Where ``w`` is trained its gradient is 1 within the bounds,
