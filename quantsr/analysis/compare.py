@@ -103,13 +103,13 @@ def _train(run: Run, resume_command: str) -> None:
 def _evaluate(run: Run, resume_command: str) -> list[Record]:
     with StopRequest() as stop:
 
-        def give_way(line: str) -> None:
+        def stop_if_signalled(line: str) -> None:
             if stop.name is not None:
                 raise StopError(
                     f"stopped by {stop.name} at {line}; finished runs are kept; go on with: {resume_command}"
                 )
 
-        return evaluate_options(run.evaluation, give_way)
+        return evaluate_options(run.evaluation, stop_if_signalled)
 
 
 def _baseline(comparison: Comparison) -> list[Record]:

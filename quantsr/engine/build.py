@@ -1,4 +1,5 @@
-"""From options to networks: built through the registry, started from checkpoints of every accepted kind."""
+"""From options to networks: built through the registry, started from checkpoints of every accepted
+kind."""
 
 from __future__ import annotations
 
@@ -23,7 +24,8 @@ logger = logging.getLogger(__name__)
 
 
 def build_network(kind: str, kwargs: Mapping[str, Any]) -> nn.Module:
-    """The network registered as ``kind``, float or quantized, randomly initialised; ``SwinIR`` with padding.
+    """The network registered as ``kind``, float or quantized, randomly initialised; ``SwinIR`` with
+    padding.
 
     Raises:
         InputError: no such network, or arguments that it refuses.
@@ -63,7 +65,8 @@ def build_described(arch: Mapping[str, Any], path: str | Path) -> nn.Module:
 
 
 def build_for_options(options: Options) -> nn.Module:
-    """``network_g``; with ``slimmable_version`` its sub-networks count their blocks as the released code does."""
+    """``network_g``; with ``slimmable_version`` its sub-networks count their blocks as the released
+    code does."""
     network = options.network_g
     net = build_network(network.type, network.kwargs)
     dynamic = contract.of(net).depth_dynamic
@@ -87,10 +90,12 @@ def model_class(name: str) -> Callable[..., QuantSRModel]:
 def load_parameters(net: nn.Module, state: Mapping[str, Tensor], path: str, *, strict: bool = True) -> None:
     """Loads a state dict, ours, BasicSR's, the released QuantSR's or EDSR-PyTorch's.
 
-    Buffers that follow from how the network is built are not taken: BasicSR's SwinIR keeps some for one picture size.
+    Buffers that follow from how the network is built are not taken: BasicSR's SwinIR keeps some for
+    one picture size.
 
     Raises:
-        InputError: names or shapes do not fit; lists the first few. Or, not ``strict``, nothing does.
+        InputError: names or shapes do not fit; lists the first few. Or, not ``strict``, nothing
+            does.
     """
     own = net.state_dict()
     try:
@@ -156,7 +161,8 @@ def require_steps(net: nn.Module, path: str | Path) -> None:
 
 
 def warn_of_dead(net: nn.Module, path: str | Path) -> None:
-    """A warning that names the layers whose quantizers are lost: what they give is nothing, or NaN."""
+    """A warning that names the layers whose quantizers are lost: what they give is nothing, or
+    NaN."""
     if dead := dead_quantizers(net):
         logger.warning("%s: dead quantizers, whose layers give nothing: %s", path, describe_dead(dead))
 
@@ -206,7 +212,8 @@ def load_content(
 
 
 def ensure_ranking(net: nn.Module, path: str) -> None:
-    """Ranks the blocks by their shortcuts (smallest kept first) where no ranking came with the checkpoint."""
+    """Ranks the blocks by their shortcuts (smallest kept first) where no ranking came with the
+    checkpoint."""
     dynamic = contract.of(net).depth_dynamic
     if dynamic is not None and dynamic.ranking is None:
         logger.info("%s: no ranking of blocks in it; computed from the shortcuts", path)
@@ -249,7 +256,8 @@ def _named_as_float(net: nn.Module, state: Mapping[str, Tensor], path: str) -> d
 
 
 def build_teacher(options: Options) -> nn.Module | None:
-    """The float network of ``network_teacher`` with its checkpoint, in eval mode; None where there is none.
+    """The float network of ``network_teacher`` with its checkpoint, in eval mode; None where there
+    is none.
 
     Raises:
         InputError: no checkpoint is given for it.
@@ -266,10 +274,13 @@ def build_teacher(options: Options) -> nn.Module | None:
 
 
 def title(net: nn.Module) -> str:
-    """The network's name in tables: its class, with its bits where it is quantized, e.g. ``QuantSR_C W4A4``.
+    """The network's name in tables: its class, with its bits where it is quantized, e.g.
+    ``QuantSR_C W4A4``.
 
-    Where layers outside the blocks are quantized to others, as in packed files, theirs follow: ``QuantSR_C W4A4 rest W8A8``. Where there are several protocols of what is quantized, its name too: ``QuantSR_T W4A4, 2DQuant protocol``; and where
-    sub-networks are cut as the released code cuts them, that.
+    Where layers outside the blocks are quantized to others, as in packed files, theirs follow:
+    ``QuantSR_C W4A4 rest W8A8``. Where there are several protocols of what is quantized, its name
+    too: ``QuantSR_T W4A4, 2DQuant protocol``; and where sub-networks are cut as the released code
+    cuts them, that.
     """
     network = contract.of(net)
     units = set(network.depth_dynamic.units()) if network.depth_dynamic is not None else set()
@@ -299,7 +310,8 @@ def log_manifest(net: nn.Module) -> None:
 
 
 def depths_to_evaluate(net: nn.Module, options: Options) -> Sequence[int] | None:
-    """The depths a test run evaluates: that of ``slimmable_version``, those of ``val.depths``, or all of the network.
+    """The depths a test run evaluates: that of ``slimmable_version``, those of ``val.depths``, or
+    all of the network.
 
     Raises:
         InputError: a depth that the network does not have.

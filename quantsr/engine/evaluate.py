@@ -1,7 +1,9 @@
-"""The only evaluation loop: sets x depths x metrics, for a network or for anything that upscales a picture.
+"""The only evaluation loop: sets x depths x metrics, for a network or for anything that upscales a
+picture.
 
-Pictures are uint8 ``(H, W, 3)`` RGB here. The numbers are those of BasicSR's ``SRModel`` validation: the network sees
-``uint8 / 255`` in FP32, its output is clamped, rounded and compared as uint8 BGR by BasicSR's own metrics.
+Pictures are uint8 ``(H, W, 3)`` RGB here. The numbers are those of BasicSR's ``SRModel``
+validation: the network sees ``uint8 / 255`` in FP32, its output is clamped, rounded and compared as
+uint8 BGR by BasicSR's own metrics.
 """
 
 from __future__ import annotations
@@ -76,7 +78,8 @@ def to_tensor(picture: Picture, device: torch.device) -> Tensor:
 
 
 def to_picture(output: Tensor) -> Picture:
-    """``(1, 3, H, W)`` in [0, 1] -> ``(H, W, 3)`` uint8, clamped and rounded as BasicSR's ``tensor2img`` does."""
+    """``(1, 3, H, W)`` in [0, 1] -> ``(H, W, 3)`` uint8, clamped and rounded as BasicSR's
+    ``tensor2img`` does."""
     values = output.squeeze(0).float().clamp(0.0, 1.0).permute(1, 2, 0)  # (H, W, 3)
     return (values.cpu().numpy() * 255.0).round().astype(np.uint8)
 
@@ -87,7 +90,8 @@ def build_sets(
     metrics: Mapping[str, Mapping[str, Any]] | None = None,
     leave_out: LeaveOut | None = None,
 ) -> list[EvalSet]:
-    """The evaluation sets of the options' data sets; one line of the log names the ``optional`` ones that are not there.
+    """The evaluation sets of the options' data sets; one line of the log names the ``optional``
+    ones that are not there.
 
     The header of every picture is read.
 
@@ -95,7 +99,8 @@ def build_sets(
         datasets: by key.
         scale: upscaling factor.
         metrics: what will be measured; pictures that one of them is undefined for are a problem.
-        leave_out: called with each picture that cannot be evaluated; without it the first one is an error.
+        leave_out: called with each picture that cannot be evaluated; without it the first one is an
+            error.
 
     Raises:
         InputError: a folder or picture is missing, or cannot be evaluated.
@@ -125,7 +130,8 @@ def evaluating(net: nn.Module) -> Iterator[None]:
 def network_upscaler(
     net: nn.Module, depths: Sequence[int | None], *, scale: int, ensemble: bool = False
 ) -> Callable[[Picture], list[Picture]]:
-    """A function that gives the pictures of all ``depths`` at once, sharing what the network can share.
+    """A function that gives the pictures of all ``depths`` at once, sharing what the network can
+    share.
 
     ``depths`` is ``(None,)`` for a network with one depth only.
     """
@@ -179,27 +185,30 @@ def evaluate(
     """Measures ``network`` on every picture of every set.
 
     Args:
-        network: a module from ``(1, 3, h, w)`` to ``(1, 3, h * s, w * s)`` in [0, 1], evaluated in FP32 at its device,
-            or a function from picture to picture.
+        network: a module from ``(1, 3, h, w)`` to ``(1, 3, h * s, w * s)`` in [0, 1], evaluated in
+            FP32 at its device, or a function from picture to picture.
         sets: what to evaluate on.
         metrics: see `measure`.
         name: the network's name in the records.
-        depths: which depths of the network; None is all in ``network.depths``, or the only one. Of a function: the one
-            that it runs, to be recorded.
+        depths: which depths of the network; None is all in ``network.depths``, or the only one. Of
+            a function: the one that it runs, to be recorded.
         ensemble: average the eight flips and rotations.
         engine: recorded.
         saving: write the pictures.
         provenance: what the records carry beside.
         progress: called with a line after each picture; what it raises ends the evaluation.
-        leave_out: called with each picture that cannot be evaluated, has a metric that is not a number, or cannot be
-            written; without it the first one is an error.
-        world: processes that share the pictures, every n-th each; all must call this, and get the same records.
+        leave_out: called with each picture that cannot be evaluated, has a metric that is not a
+            number, or cannot be written; without it the first one is an error.
+        world: processes that share the pictures, every n-th each; all must call this, and get the
+            same records.
 
     Returns:
-        One record per set, depth and metric, in this order; none for sets that have no picture left.
+        One record per set, depth and metric, in this order; none for sets that have no picture
+        left.
 
     Raises:
-        InputError: a set without pictures, sizes that do not fit, or a metric that is undefined for a picture.
+        InputError: a set without pictures, sizes that do not fit, or a metric that is undefined for
+            a picture.
         WorkError: a picture cannot be written.
     """
     provenance, world = provenance or Provenance(), world or World()
@@ -246,7 +255,8 @@ def evaluate(
 
 
 def _together(part: Callable[[], Values], world: World) -> Values:
-    """The values of all processes, of which each does its ``part``; an error in one is raised in all."""
+    """The values of all processes, of which each does its ``part``; an error in one is raised in
+    all."""
     if world.size == 1:
         return part()
     mine: Values | InputError | WorkError
@@ -285,7 +295,8 @@ def _evaluate_set(
             item = pictures[index]
             outputs = run(item["lq"])
             measured = [_measured(f"{dataset.name}: {picture}", sr, item["gt"], metrics) for sr in outputs]
-        except Exception as error:  # of a decoder, the network, its memory, or a metric of the user's own
+        # of a decoder, the network, its memory, or a metric of the user's own
+        except Exception as error:
             if leave_out is None:
                 raise
             leave_out(f"{dataset.name}: {picture}", error)

@@ -16,11 +16,13 @@ Picture = NDArray[np.uint8]
 """uint8 ``(H, W, 3)``, RGB."""
 
 METRIC_SIDES = {"calculate_psnr": 1, "calculate_ssim": 11}
-"""The least side in pixels, without its border, of a picture that BasicSR's metrics are defined for."""
+"""The least side in pixels, without its border, of a picture that BasicSR's metrics are defined
+for."""
 
 
 def least_side(metrics: Mapping[str, Mapping[str, Any]]) -> int:
-    """The least side of a ground-truth picture that all of ``metrics`` are defined for, as far as that is known."""
+    """The least side of a ground-truth picture that all of ``metrics`` are defined for, as far as
+    that is known."""
     sides = [
         METRIC_SIDES.get(str(options["type"]), 1) + 2 * int(options.get("crop_border", 0))
         for options in metrics.values()

@@ -40,7 +40,8 @@ class Monitor:
         self.writer: SummaryWriter | None = None
         if active and tensorboard is not None:
             with self._writing():
-                # Points of an interrupted run behind its last checkpoint are made again: hide the first ones.
+                # Points of an interrupted run behind its last checkpoint are made again: hide the
+                # first ones.
                 self.writer = SummaryWriter(str(tensorboard), purge_step=start + 1 if start else None)
         self._since = time.perf_counter()
         self._steps = 0
@@ -62,7 +63,8 @@ class Monitor:
             self.bar.update()
 
     def pause(self) -> float:
-        """Closes the present interval and returns its seconds; time until `resume` counts for nothing."""
+        """Closes the present interval and returns its seconds; time until `resume` counts for
+        nothing."""
         seconds = time.perf_counter() - self._since
         self.total_time += seconds
         self.total_waited += self._waited
@@ -98,7 +100,8 @@ class Monitor:
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[SummaryWriter | None]:
-        """The TensorBoard log, None where there is none. A failure there ends the log, not the training."""
+        """The TensorBoard log, None where there is none. A failure there ends the log, not the
+        training."""
         try:
             yield self.writer
         except Exception as error:  # of protobuf, the disk, or TensorBoard's thread
@@ -125,7 +128,8 @@ class Monitor:
             self.scalars(f"val/{record.set}", {f"{record.metric}{depth}": record.value}, iteration)
 
     def pictures(self, name: str, row: Sequence[np.ndarray], iteration: int) -> None:
-        """LR (enlarged by repetition), bicubic, network's and true picture side by side, ``(H, W, 3)`` uint8 RGB."""
+        """LR (enlarged by repetition), bicubic, network's and true picture side by side, ``(H, W,
+        3)`` uint8 RGB."""
         if self.writer is None:
             return
         name = _as_text(name)

@@ -14,7 +14,8 @@ from quantsr.trained_files.checkpoint import FORMAT_VERSION, cpu_state, plain
 
 
 def describe(net: nn.Module, *, iteration: int, options: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """The ``quantsr`` entry: architecture, ranking, depths, manifest, iteration, options and the version."""
+    """The ``quantsr`` entry: architecture, ranking, depths, manifest, iteration, options and the
+    version."""
     network = contract.of(net)
     # A network that was built by hand says nothing of its arguments, but the options of its run do.
     arch = network.arch if network.arguments else (options or {}).get("network_g")
@@ -36,7 +37,8 @@ def describe(net: nn.Module, *, iteration: int, options: Mapping[str, Any] | Non
 def network_file(
     net: nn.Module, ema: nn.Module | None, *, iteration: int, options: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """What a ``.pth`` holds: ``params``, ``params_ema`` where there is an EMA network, and ``quantsr``."""
+    """What a ``.pth`` holds: ``params``, ``params_ema`` where there is an EMA network, and
+    ``quantsr``."""
     content: dict[str, Any] = {"params": cpu_state(net)}
     if ema is not None:
         content["params_ema"] = cpu_state(ema)

@@ -1,4 +1,5 @@
-"""Trainings one after the other in leased time: each call goes on where the call before it stopped."""
+"""Trainings one after the other in leased time: each call goes on where the call before it
+stopped."""
 
 from __future__ import annotations
 
@@ -39,13 +40,15 @@ USED_SHARE = 0.95
 def fitted_iterations(
     train: TrainOptions, *, done: int, speeds: Mapping[int, float], all_depths: float, seconds: float
 ) -> int:
-    """The largest ``total_iter``, at most that of the options, whose iterations behind ``done`` take ``seconds`` at most.
+    """The largest ``total_iter``, at most that of the options, whose iterations behind ``done``
+    take ``seconds`` at most.
 
     Args:
         train: the options of the training.
         done: iterations that are done.
         speeds: measured iterations per second by stage; at least one.
-        all_depths: how many times as long an iteration of stage 2 takes as one of stage 1, where only one is measured.
+        all_depths: how many times as long an iteration of stage 2 takes as one of stage 1, where
+            only one is measured.
         seconds: time left, > 0.
     """
     first = speeds.get(1) or speeds[2] * all_depths
@@ -140,7 +143,8 @@ class Queue:
         return self.record.get(name, {}).get("state")
 
     def _train(self, name: str, entry: QueueEntry) -> None:
-        """Trains an entry until it is done or the call's time is over, in parts between which iterations are fitted."""
+        """Trains an entry until it is done or the call's time is over, in parts between which
+        iterations are fitted."""
         speeds: dict[int, float] = {}
         done = int(self.record.get(name, {}).get("iteration", 0))
         while self._state(name) != "done" and self.clock() < self.stop_at:
@@ -175,7 +179,8 @@ class Queue:
     def _next_part(
         self, name: str, entry: QueueEntry, done: int, speeds: Mapping[int, float]
     ) -> tuple[int | None, float]:
-        """``total_iter`` of the next part (None: the option file's) and the seconds of training after which it ends."""
+        """``total_iter`` of the next part (None: the option file's) and the seconds of training
+        after which it ends."""
         left = math.inf
         if entry.budget is not None:
             left = entry.budget - self.record.get(name, {}).get("seconds", 0.0)
@@ -206,7 +211,8 @@ class Queue:
         checkpoint.save(self.folder / name / NETWORK_FILE, halved(content))
 
     def _tidy(self, name: str) -> None:
-        """Removes of a run what neither the next call nor a reader needs: all but the newest state, and at the end that as well."""
+        """Removes of a run what neither the next call nor a reader needs: all but the newest state,
+        and at the end that as well."""
         root = self.folder / name
         for path in (root / "models").glob("net_g_[0-9]*.pth"):
             path.unlink()
@@ -222,7 +228,8 @@ class Queue:
 
 
 def halved(content: Mapping[str, Any]) -> dict[str, Any]:
-    """A network file with its evaluated parameters alone, their weights in half precision; steps and biases as they are."""
+    """A network file with its evaluated parameters alone, their weights in half precision; steps
+    and biases as they are."""
     params = checkpoint.parameters(content, "network")
     half = {
         name: value.half() if name.endswith("weight") and value.is_floating_point() else value

@@ -1,4 +1,5 @@
-"""What an evaluation found: records, their table per set, and the files ``results.json`` and ``results.md``."""
+"""What an evaluation found: records, their table per set, and the files ``results.json`` and
+``results.md``."""
 
 from __future__ import annotations
 
@@ -26,11 +27,13 @@ class Record:
         metric: the metric's name in the options, e.g. ``psnr`` (dB) or ``ssim``.
         value: the mean over the pictures.
         pictures: how many there were.
-        engine: what computed the pictures: ``torch``, ``numpy`` (bicubic), ``openvino``, ``onnxruntime``.
+        engine: what computed the pictures: ``torch``, ``numpy`` (bicubic), ``openvino``,
+            ``onnxruntime``.
         self_ensemble: whether eight flips and rotations were averaged.
         iteration: training iteration of the network, where known.
         config_hash: of the options that the run was made with.
-        commit: git commit of the source, with ``+`` where it had changes; None outside a repository.
+        commit: git commit of the source, with ``+`` where it had changes; None outside a
+            repository.
         version: of quantsr.
         variant, seed: of a comparison (`quantsr.analysis.compare`), None elsewhere.
     """
@@ -62,7 +65,8 @@ class Record:
 
 @functools.cache
 def source_commit() -> str | None:
-    """The git commit of the source tree this package runs from, with ``+`` if files in it changed."""
+    """The git commit of the source tree this package runs from, with ``+`` if files in it
+    changed."""
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return None
@@ -78,7 +82,8 @@ def source_commit() -> str | None:
 
 
 def table(records: Sequence[Record], set_name: str) -> str:
-    """The Markdown table of one set: a row per network and depth in the order of the records, a column per metric."""
+    """The Markdown table of one set: a row per network and depth in the order of the records, a
+    column per metric."""
     chosen = [record for record in records if record.set == set_name]
     metrics = list(dict.fromkeys(record.metric for record in chosen))
     rows = list(dict.fromkeys(record.row for record in chosen))
@@ -89,7 +94,8 @@ def table(records: Sequence[Record], set_name: str) -> str:
 
 
 def aligned(cells: Sequence[Sequence[str]], left: int = 1) -> str:
-    """A Markdown table of the head and the lines in ``cells``; the first ``left`` columns are flush left, the others right."""
+    """A Markdown table of the head and the lines in ``cells``; the first ``left`` columns are flush
+    left, the others right."""
     widths = [max(len(line[column]) for line in cells) for column in range(len(cells[0]))]
 
     def padded(line: Sequence[str]) -> str:
@@ -124,7 +130,8 @@ def markdown(records: Sequence[Record]) -> str:
 
 
 def write_results(records: Sequence[Record], folder: str | Path, tables: str | None = None) -> None:
-    """Writes ``results.json`` (see `write_records`) and ``results.md`` (``tables``, or `markdown`), atomically.
+    """Writes ``results.json`` (see `write_records`) and ``results.md`` (``tables``, or `markdown`),
+    atomically.
 
     Raises:
         WorkError: the folder is not writable or the disk is full.
@@ -137,7 +144,8 @@ def write_results(records: Sequence[Record], folder: str | Path, tables: str | N
 def write_records(records: Iterable[Record], path: Path) -> None:
     """Writes a JSON list with one object per record, atomically.
 
-    An infinite value (PSNR of equal pictures) is written as the string ``"inf"``, since JSON has no such number.
+    An infinite value (PSNR of equal pictures) is written as the string ``"inf"``, since JSON has no
+    such number.
 
     Raises:
         WorkError: the folder is not writable or the disk is full.

@@ -83,7 +83,8 @@ def _folder_failures(folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def owned(folder: Path) -> Iterator[None]:
-    """While entered, no other process runs in ``folder``; what killed ones left there half written is removed.
+    """While entered, no other process runs in ``folder``; what killed ones left there half written
+    is removed.
 
     Raises:
         FolderLockedError: another process runs there.
@@ -119,7 +120,8 @@ def dated_log(folder: Path, command: str, name: str) -> Path:
 
 
 def write_options(options: Mapping[str, Any], folder: Path) -> None:
-    """Writes ``folder/options.yml``, an option file of its own that says how what lies beside it was made.
+    """Writes ``folder/options.yml``, an option file of its own that says how what lies beside it
+    was made.
 
     Raises:
         WorkError: it cannot be written.
@@ -147,7 +149,8 @@ def set_aside(folder: Path) -> None:
 
 
 class _LogFile(logging.FileHandler):
-    """A log file that costs nothing else: once it cannot be written, one line says so, and it is left."""
+    """A log file that costs nothing else: once it cannot be written, one line says so, and it is
+    left."""
 
     def handleError(self, record: logging.LogRecord) -> None:
         """Called by `logging` inside the handler of the exception."""
@@ -183,7 +186,8 @@ def log_file(path: Path) -> Iterator[None]:
 
 
 class StopRequest:
-    """Remembers the first SIGINT or SIGTERM while entered; a second one acts as if this were not here.
+    """Remembers the first SIGINT or SIGTERM while entered; a second one acts as if this were not
+    here.
 
     Attributes:
         name: of the signal, None before one came.
@@ -195,7 +199,8 @@ class StopRequest:
 
     def __enter__(self) -> StopRequest:
         for number in (signal.SIGINT, signal.SIGTERM):
-            with contextlib.suppress(ValueError):  # not in the main thread: signals are somebody else's
+            # not in the main thread: signals are somebody else's
+            with contextlib.suppress(ValueError):
                 self._previous[number] = signal.signal(number, self._note)
         return self
 

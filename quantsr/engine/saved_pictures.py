@@ -1,4 +1,5 @@
-"""Upscaled pictures as files: names that do not collide, fit, and may be any bytes; each written whole or not at all."""
+"""Upscaled pictures as files: names that do not collide, fit, and may be any bytes; each written
+whole or not at all."""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ Picture = NDArray[np.uint8]
 """uint8 ``(H, W, 3)``, RGB."""
 
 LeaveOut = Callable[[str, Exception], None]
-"""Called with the name of a picture that is left out, or not written, and the reason; it raises, or returns to go on."""
+"""Called with the name of a picture that is left out, or not written, and the reason; it raises, or
+returns to go on."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,8 @@ def file_stem(name: str) -> str:
 
 
 def unique_names(names: Sequence[str]) -> list[str]:
-    """Names of files for pictures, in their order: two that would be saved under one name get numbers.
+    """Names of files for pictures, in their order: two that would be saved under one name get
+    numbers.
 
     Capital letters make no difference, as on the file systems of Windows and macOS.
     """

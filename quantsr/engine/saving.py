@@ -31,7 +31,8 @@ class Saver:
         checkpoint.save(self.folder.models / f"net_g_{label}.pth", content)
 
     def write_networks(self, model: QuantSRModel, iteration: int) -> None:
-        """Writes the network under its iteration and as ``latest``: before `write_state`, since resuming looks for states."""
+        """Writes the network under its iteration and as ``latest``: before `write_state`, since
+        resuming looks for states."""
         self.write_network(model, iteration, str(iteration))
         self.write_network(model, iteration, "latest")
 
@@ -59,8 +60,9 @@ class Saver:
         if self.options.logger.keep_states:
             training_state.keep_newest(self.folder.states, self.options.logger.keep_states)
 
-    def set_aside_later(self, iteration: int) -> None:
-        """Renames the states of this run behind ``iteration``, from which it goes on: they would pass for its newest.
+    def rename_later_states(self, iteration: int) -> None:
+        """Renames the states of this run behind ``iteration``, from which it goes on: they would
+        pass for its newest.
 
         Raises:
             WorkError: one cannot be renamed.
@@ -75,7 +77,8 @@ class Saver:
                 logger.info("%s: of iterations that this run does again, renamed to %s", path, other.name)
 
     def find_state(self, auto_resume: bool) -> dict[str, Any] | None:
-        """The state named in the options, or with ``auto_resume`` the newest complete one of this run.
+        """The state named in the options, or with ``auto_resume`` the newest complete one of this
+        run.
 
         Raises:
             InputError: the state named in the options cannot be read.

@@ -1,4 +1,5 @@
-"""Self-ensemble: the mean of a network's outputs for the eight flips and rotations of its input (EDSR, section 3.3)."""
+"""Self-ensemble: the mean of a network's outputs for the eight flips and rotations of its input
+(EDSR, section 3.3)."""
 
 from __future__ import annotations
 
@@ -8,7 +9,8 @@ from torch import Tensor
 
 
 def transform(x: Tensor, index: int) -> Tensor:
-    """The ``index``-th of the eight symmetries of the square, on the last two axes of ``x (..., H, W)``.
+    """The ``index``-th of the eight symmetries of the square, on the last two axes of ``x (..., H,
+    W)``.
 
     Bit 0 flips left-right, bit 1 flips upside down, bit 2 transposes after that.
     """
@@ -29,7 +31,8 @@ def inverse(x: Tensor, index: int) -> Tensor:
 
 
 def self_ensemble(forward: Callable[[Tensor], tuple[Tensor, ...]], x: Tensor) -> tuple[Tensor, ...]:
-    """The mean of ``inverse(forward(transform(x)))`` over all eight symmetries, one for each output of ``forward``.
+    """The mean of ``inverse(forward(transform(x)))`` over all eight symmetries, one for each output
+    of ``forward``.
 
     One symmetry runs at a time, so the memory is that of a single run.
     """

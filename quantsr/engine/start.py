@@ -1,4 +1,5 @@
-"""What a training run sets up before its first iteration: process-wide switches, the data, the quantizers' first state."""
+"""What a training run sets up before its first iteration: process-wide switches, the data, the
+quantizers' first state."""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ logger = logging.getLogger(__name__)
 
 
 def set_modes(options: TrainOptions, world: World) -> None:
-    """Process-wide switches: compilation, exact arithmetic, how many processes share a batch, cuDNN."""
+    """Process-wide switches: compilation, exact arithmetic, how many processes share a batch,
+    cuDNN."""
     exact = options.exact_fp32
     quant.set_processes(world.size)
     quant.set_compile(options.compile)
@@ -41,10 +43,12 @@ def train_loader(options: Options, world: World, device: torch.device) -> TrainL
 
 
 def calibrate(net: nn.Module, loader: TrainLoader, options: TrainOptions, device: torch.device) -> None:
-    """Gives the quantizers their first steps and signs, from the batches that training will begin with.
+    """Gives the quantizers their first steps and signs, from the batches that training will begin
+    with.
 
-    Those that have them keep them. Each process calibrates on the parts of all: on the batches that one process would see.
-    Processes end with the network of the first, whether or not anything was left to calibrate.
+    Those that have them keep them. Each process calibrates on the parts of all: on the batches that
+    one process would see. Processes end with the network of the first, whether or not anything was
+    left to calibrate.
     """
     if quant.uncalibrated(net):
         begin = loader.state_dict()

@@ -10,14 +10,17 @@ from torch import Tensor, nn
 from quantsr.archs import contract
 
 MAX_OUTPUT_PIXELS = 4_000_000
-"""Upscaled pixels that a network makes in one go; a 64-channel x4 network needs about 2.5 GB for them."""
+"""Upscaled pixels that a network makes in one go; a 64-channel x4 network needs about 2.5 GB for
+them."""
 
 
 def receptive_radius(net: nn.Module) -> int:
-    """An upper bound of how many LR pixels around a pixel can change the output there, for convolutional networks.
+    """An upper bound of how many LR pixels around a pixel can change the output there, for
+    convolutional networks.
 
-    The sum of all kernels' radii: a convolution after an upsampling reaches less far, none reaches farther. For a
-    transformer, whose attention has no such bound, it is an approximation: at least four windows.
+    The sum of all kernels' radii: a convolution after an upsampling reaches less far, none reaches
+    farther. For a transformer, whose attention has no such bound, it is an approximation: at least
+    four windows.
     """
     radius = 0
     for module in net.modules():
@@ -35,9 +38,10 @@ def forward_in_strips(
 ) -> tuple[Tensor, ...]:
     """``forward(x)``, in strips where the outputs have more than ``max_output_pixels`` pixels.
 
-    Strips overlap by `receptive_radius` on each side and end at the picture's own borders, so the values are those of
-    the whole picture (up to the summation order of the convolution kernels). For a transformer strips begin on its
-    grid of windows, but values near the seams see less of the picture than they would in one piece.
+    Strips overlap by `receptive_radius` on each side and end at the picture's own borders, so the
+    values are those of the whole picture (up to the summation order of the convolution kernels).
+    For a transformer strips begin on its grid of windows, but values near the seams see less of the
+    picture than they would in one piece.
 
     Args:
         x: ``(1, C, H, W)``.

@@ -8,7 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 SKIPPED_STEPS = 10
-"""Of each stage in a session, before its speed is measured: kernels are chosen and steps recorded in these."""
+"""Of each stage in a session, before its speed is measured: kernels are chosen and steps recorded
+in these."""
 
 FEWEST_STEPS = 30
 """Before ``part`` ends a session: enough that some stage's speed is measured."""
@@ -16,11 +17,13 @@ FEWEST_STEPS = 30
 
 @dataclass
 class TimeLimit:
-    """A limit on the wall-clock time of a run, which `quantsr.engine.trainer.Trainer` asks after every iteration.
+    """A limit on the wall-clock time of a run, which `quantsr.engine.trainer.Trainer` asks after
+    every iteration.
 
     Attributes:
         stop_at: reading of ``clock`` from which on the run stops, with a checkpoint.
-        part: seconds after the first iteration after which it stops too, once `FEWEST_STEPS` are done.
+        part: seconds after the first iteration after which it stops too, once `FEWEST_STEPS` are
+            done.
         save_every: seconds between checkpoints, beside those that the options ask for.
         clock: seconds that never go back.
     """
@@ -62,7 +65,8 @@ class TimeLimit:
         self._saved_at = self.clock()
 
     def speeds(self) -> dict[int, float]:
-        """Iterations per second of each stage, its checkpoints and validations included; only of measured stages."""
+        """Iterations per second of each stage, its checkpoints and validations included; only of
+        measured stages."""
         return {
             stage: (self._steps[stage] - SKIPPED_STEPS) / (self._last[stage] - first)
             for stage, first in self._first.items()

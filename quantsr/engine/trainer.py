@@ -1,4 +1,5 @@
-"""The training run, told in order: folder, data, network, calibration, stage 1, ranking, stage 2, results."""
+"""The training run, in order: folder, data, network, calibration, stage 1, ranking, stage 2,
+results."""
 
 from __future__ import annotations
 
@@ -72,15 +73,15 @@ class Trainer:
         self.best: dict[str, Any] | None = None
         self.dead: set[str] = set()
 
-    # The story
+    # Running
 
     def run(self) -> list[Record]:
         """Trains to the end and returns the last validation's records, bicubic first.
 
         Raises:
             InputError: the options ask for what is not there.
-            WorkError: the loss is not finite or a file cannot be written; `StopError` where a signal or the
-                time limit asked to stop.
+            WorkError: the loss is not finite or a file cannot be written; `StopError` where a
+                signal or the time limit asked to stop.
         """
         self.device = resolve_device(self.options.num_gpu, self.world)
         group = self.options.dist_params
@@ -95,11 +96,13 @@ class Trainer:
             processes.leave()
 
     def _enter_folder(self, held: contextlib.ExitStack) -> dict[str, Any] | None:
-        """The main process locks the run's folder and prepares it, the others wait; returns the state to go on from.
+        """The main process locks the run's folder and prepares it, the others wait; returns the
+        state to go on from.
 
         Raises:
             FolderLockedError: another process trains there.
-            InputError, WorkError: a state cannot be read, the folder cannot be written, or the main process failed.
+            InputError, WorkError: a state cannot be read, the folder cannot be written, or the main
+                process failed.
         """
         state: dict[str, Any] | None = None
         failure: InputError | WorkError | None = None
@@ -111,7 +114,7 @@ class Trainer:
                     held.enter_context(owned_anew(self.folder.root))
                 self.folder.create(self.options)
                 if state is not None:
-                    self.saver.set_aside_later(int(state["iteration"]))
+                    self.saver.rename_later_states(int(state["iteration"]))
             except (InputError, WorkError) as error:
                 failure = error
         if processes.agree(failure is not None, self.device):
@@ -169,7 +172,7 @@ class Trainer:
             self._save_state()
         monitor.resume()
         while self.iteration < total:
-            self._leave_if_asked(validation_due=False)
+            self._exit_if_signalled(validation_due=False)
             if (
                 self.iteration >= self.train_options.stage1_iter
                 and self.model.stage == 1
@@ -185,7 +188,8 @@ class Trainer:
                 monitor.steps_of(self.model.net, self.iteration)
             validate = bool(self.validation.sets) and (done or self._validation_falls_due())
             save = done or self._checkpoint_is_due()
-            if save:  # first, so that whatever happens while pictures are upscaled costs no iterations
+            # first, so that whatever happens while pictures are upscaled costs no iterations
+            if save:
                 self._save(validation_due=validate)
             if validate:
                 records = self._validate(monitor)
@@ -265,10 +269,10 @@ class Trainer:
         monitor.pause()
         try:
             records = self.validation.run(
-                self.model.evaluated_net, self.iteration, self.model.stage, self._give_way
+                self.model.evaluated_net, self.iteration, self.model.stage, self._stop_if_signalled
             )
         except Stopped:
-            self._leave_if_asked(validation_due=True)
+            self._exit_if_signalled(validation_due=True)
             raise
         if not self.world.is_main:
             monitor.resume()
@@ -291,11 +295,11 @@ class Trainer:
             return self.stop.name
         return "the time limit" if self.limit is not None and self.limit.reached() else None
 
-    def _give_way(self, line: str) -> None:
+    def _stop_if_signalled(self, line: str) -> None:
         if self._asked_by is not None and self.world.size == 1:
             raise Stopped
 
-    def _leave_if_asked(self, *, validation_due: bool) -> None:
+    def _exit_if_signalled(self, *, validation_due: bool) -> None:
         """Writes a checkpoint and raises if a signal came or the time is over."""
         asked = self._asked_by is not None
         if self.world.size > 1 and not validation_due:

@@ -1,4 +1,5 @@
-"""Training states ``*.state``: network, moving average, optimizers, schedulers, random states, position in the data."""
+"""Training states ``*.state``: network, moving average, optimizers, schedulers, random states,
+position in the data."""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ STATE_VERSION = 2
 
 
 def random_states() -> dict[str, Any]:
-    """The states of Python's, NumPy's and torch's generators (all CUDA devices included), as plain values."""
+    """The states of Python's, NumPy's and torch's generators (all CUDA devices included), as plain
+    values."""
     version, keys, gauss = random.getstate()
     legacy: Any = np.random.get_state()  # noqa: NPY002 - this generator, since libraries draw from it
     name, words, position, has_gauss, cached = legacy
@@ -40,7 +42,8 @@ def random_states() -> dict[str, Any]:
 
 
 def set_random_states(states: Mapping[str, Any]) -> None:
-    """Puts back what `random_states` read; states of CUDA devices that are not here are left out."""
+    """Puts back what `random_states` read; states of CUDA devices that are not here are left
+    out."""
     version, keys, gauss = states["python"]
     random.setstate((version, tuple(keys), gauss))
     name, words, position, has_gauss, cached = states["numpy"]
@@ -55,7 +58,8 @@ def load_state(path: str | Path) -> dict[str, Any]:
     """Reads a training state; ``path`` in it says of which file.
 
     Raises:
-        InputError: not a training state of this version of quantsr, or an entry of it is of another type than quantsr writes.
+        InputError: not a training state of this version of quantsr, or an entry of it is of another
+            type than quantsr writes.
     """
     content = checkpoint.load(path)
     version = content.get("state_version")

@@ -1,4 +1,5 @@
-"""Validation during training: the evaluation loop on the ``val`` sets, the baseline, and which network is best."""
+"""Validation during training: the evaluation loop on the ``val`` sets, the baseline, and which
+network is best."""
 
 from __future__ import annotations
 
@@ -42,13 +43,15 @@ class Stopped(Exception):
 
 
 def left_out(what: str, error: Exception) -> None:
-    """A picture costs the training nothing but itself: one line of the log says why it is missing."""
+    """A picture costs the training nothing but itself: one line of the log says why it is
+    missing."""
     reason = " ".join(str(error).split()) or type(error).__name__
     logger.warning("%s: left out of the validation (%s)", what, reason)
 
 
 def metric_arguments(options: Options) -> dict[str, dict[str, Any]]:
-    """The metrics of ``options.val`` as `evaluate` takes them: of the keys of every metric those that it takes."""
+    """The metrics of ``options.val`` as `evaluate` takes them: of the keys of every metric those
+    that it takes."""
     known = registries.metrics()
     found = {}
     for name, metric in (options.val.metrics if options.val is not None else {}).items():
@@ -94,7 +97,8 @@ class Validation:
         return self._baseline
 
     def depths(self, net: nn.Module, stage: int) -> Sequence[int] | None:
-        """In stage 1 the full depth, since blocks are not ranked yet; then those of the options, or all."""
+        """In stage 1 the full depth, since blocks are not ranked yet; then those of the options, or
+        all."""
         depths = contract.of(net).depths or None
         if depths is None:
             return None
@@ -103,7 +107,8 @@ class Validation:
     def run(
         self, net: nn.Module, iteration: int, stage: int, progress: Callable[[str], None]
     ) -> list[Record]:
-        """Evaluates ``net``; the main process logs one table per set, bicubic first. All processes get the same records."""
+        """Evaluates ``net``; the main process logs one table per set, bicubic first. All processes
+        get the same records."""
         val = self.options.val
         assert val is not None
         saving = None
@@ -139,7 +144,8 @@ class Validation:
         return records
 
     def rows_of_pictures(self, net: nn.Module) -> Iterator[tuple[str, list[np.ndarray]]]:
-        """LR, bicubic, network's (full depth) and true picture of the first few of the first set, by name."""
+        """LR, bicubic, network's (full depth) and true picture of the first few of the first set,
+        by name."""
         if not self.sets:
             return
         dataset = self.sets[0]
@@ -162,9 +168,11 @@ class Validation:
     ) -> dict[str, Any] | None:
         """The new best if ``records`` beat ``best``, else None.
 
-        Counted is the first metric of the options, averaged over sets and evaluated depths. Stage 2 begins a new
-        count: its networks serve all depths, which stage 1's do not; so does another metric, after a resumption.
-        Where pictures were left out, the values of two iterations may be of different pictures.
+        Counted is the first metric of the options, averaged over sets and evaluated depths. Stage 2
+        begins a new
+        count: its networks serve all depths, which stage 1's do not; so does another metric, after
+        a resumption. Where pictures were left out, the values of two iterations may be of different
+        pictures.
         """
         assert self.options.val is not None
         metric = next(iter(self.metrics))

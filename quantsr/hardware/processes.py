@@ -1,4 +1,5 @@
-"""Several processes: detected from the environment that torchrun or Slurm sets, joined, and left again.
+"""Several processes: detected from the environment that torchrun or Slurm sets, joined, and left
+again.
 
 Values of the environment are numbers and names that are checked, and never reach a shell.
 """
@@ -59,7 +60,8 @@ def detect(launcher: str = "none", environment: Mapping[str, str] | None = None)
     """Reads who this process is.
 
     Args:
-        launcher: ``none`` (torchrun is noticed all the same), ``pytorch`` (torchrun is required) or ``slurm`` (srun).
+        launcher: ``none`` (torchrun is noticed all the same), ``pytorch`` (torchrun is required) or
+            ``slurm`` (srun).
         environment: ``os.environ`` if None.
 
     Raises:
@@ -94,10 +96,12 @@ def _first_slurm_host(nodes: str) -> str:
 
 
 def join(world: World, *, backend: str, port: int = 29500) -> None:
-    """Joins the process group over ``backend``, ``nccl`` or ``gloo``; nothing to do for a single process.
+    """Joins the process group over ``backend``, ``nccl`` or ``gloo``; nothing to do for a single
+    process.
 
-    ``port`` is the first process's, where the environment names none. Processes wait up to two hours for each other, since
-    only the first one writes files, and parts of a validation may differ much in size.
+    ``port`` is the first process's, where the environment names none. Processes wait up to two
+    hours for each other, since only the first one writes files, and parts of a validation may
+    differ much in size.
 
     Raises:
         InputError: the environment names no place to meet, or one that cannot be reached.
@@ -148,7 +152,8 @@ def agree(flag: bool, device: torch.device) -> bool:
 
 
 def gather_batch(part: Tensor) -> Tensor:
-    """The parts (B, ...) of all processes, in their order, as one batch (all must call it, with equal shapes)."""
+    """The parts (B, ...) of all processes, in their order, as one batch (all must call it, with
+    equal shapes)."""
     if not dist.is_initialized():
         return part
     parts = [
@@ -159,7 +164,8 @@ def gather_batch(part: Tensor) -> Tensor:
 
 
 def share_state(net: nn.Module) -> None:
-    """Gives ``net`` the parameters and buffers that it has in the first process (all must call it)."""
+    """Gives ``net`` the parameters and buffers that it has in the first process (all must call
+    it)."""
     if not dist.is_initialized():
         return
     state = {name: tensor.detach().contiguous() for name, tensor in net.state_dict().items()}

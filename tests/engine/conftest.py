@@ -52,7 +52,8 @@ MakeOptions = Callable[..., Options]
 
 @pytest.fixture
 def make_options(pictures: Path, tmp_path: Path) -> MakeOptions:
-    """A function from dotted overrides, ``{"train.total_iter": 4}``, to options of a tiny run in ``tmp_path``."""
+    """A function from dotted overrides, ``{"train.total_iter": 4}``, to options of a tiny run in
+    ``tmp_path``."""
 
     def make(**overrides: Any) -> Options:
         train_set = {

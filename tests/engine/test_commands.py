@@ -84,7 +84,8 @@ def results(tmp_path: Path) -> dict[tuple[str, str], float]:
 
 
 def test_released_option_file_and_state_dict(tmp_path: Path, test_file: Any, capsys: Any) -> None:
-    """``slimmable_version: 1`` tests the half network with one block more, ranked by the shortcuts."""
+    """``slimmable_version: 1`` tests the half network with one block more, ranked by the
+    shortcuts."""
     network = {
         "type": "QEDSR_Ours",
         "num_in_ch": 3,
@@ -222,7 +223,8 @@ def test_engines_need_a_packed_file(tmp_path: Path, test_file: Any, capsys: Any)
 
 
 def test_a_checkpoint_of_other_bits_is_refused(tmp_path: Path, test_file: Any, capsys: Any) -> None:
-    """The tensors of W4A4 and W2A2 have the same shapes: only what the checkpoint says tells them apart."""
+    """The tensors of W4A4 and W2A2 have the same shapes: only what the checkpoint says tells them
+    apart."""
     network = {"type": "QuantSR_C", "num_feat": 4, "num_block": 2, "upscale": 2, "nbits_w": 2}
     net = build.build_network("QuantSR_C", {k: v for k, v in network.items() if k != "type"})
     quant.calibrate(net, [torch.rand(1, 3, 8, 8)])
@@ -266,7 +268,8 @@ def test_a_missing_or_damaged_checkpoint_is_one_line(tmp_path: Path, test_file: 
 
 @pytest.mark.integration
 def test_interrupted_from_outside_and_resumed(make_options: Any, tmp_path: Path) -> None:
-    """SIGTERM to ``python -m quantsr.train``: exit code 1, a line that says how to go on, and going on works."""
+    """SIGTERM to ``python -m quantsr.train``: exit code 1, a line that says how to go on, and going
+    on works."""
     import signal
     import time
 

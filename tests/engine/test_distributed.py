@@ -101,9 +101,11 @@ def trained_by(processes: int, options: Any, tmp_path: Path) -> dict[str, Any]:
 def test_two_processes_equal_one_with_twice_the_batch(
     quantizer: str | None, make_options: Any, validated: dict[str, Any], tmp_path: Path
 ) -> None:
-    """Through both stages: initial steps, weights, steps, averages, ranking and the numbers of the validations.
+    """Through both stages: initial steps, weights, steps, averages, ranking and the numbers of the
+    validations.
 
-    The sums over a batch are taken in another order, which is all that differs: the tolerance is that of docs/numerics.md.
+    The sums over a batch are taken in another order, which is all that differs: the tolerance is
+    that of docs/numerics.md.
     """
     changes = {**validated, "network_g.quantizer": quantizer or "RLQ", "train.initial_steps": "mse"}
     if quantizer is None:

@@ -50,7 +50,8 @@ def network(num_block: int = 4) -> nn.Module:
 
 
 def basicsr_numbers(net: nn.Module, dataset: EvalSet, **kwargs: Any) -> tuple[float, float]:
-    """Exactly the steps of BasicSR's SRModel.nondist_validation on pictures read by OpenCV (BGR, [0, 1])."""
+    """Exactly the steps of BasicSR's SRModel.nondist_validation on pictures read by OpenCV (BGR,
+    [0, 1])."""
     psnr = ssim = 0.0
     for item in dataset.pictures:
         lq = item["lq"][..., ::-1].astype(np.float32) / 255.0
@@ -111,7 +112,8 @@ def test_evaluation_leaves_the_network_as_it_was(small_set: EvalSet) -> None:
     assert net.training
     assert not net.conv_last.training
     assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
-    net(torch.rand(1, 3, 5, 5)).sum().backward()  # no tensor of the inference mode has stayed behind
+    # no tensor of the inference mode has stayed behind
+    net(torch.rand(1, 3, 5, 5)).sum().backward()
 
 
 def test_transforms_are_the_eight_symmetries_and_invert() -> None:

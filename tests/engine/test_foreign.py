@@ -1,4 +1,5 @@
-"""Checkpoints of other programs are loaded where it is certain, or their naming is named; damaged ones name the entry."""
+"""Checkpoints of other programs are loaded where it is certain, or their naming is named; damaged
+ones name the entry."""
 
 from __future__ import annotations
 

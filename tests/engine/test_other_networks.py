@@ -1,4 +1,5 @@
-"""Networks other than QuantSR's: trained, checked, tested, loaded and resumed, as a user's commands do it."""
+"""Networks other than QuantSR's: trained, checked, tested, loaded and resumed, as a user's commands
+do it."""
 
 from __future__ import annotations
 
@@ -55,7 +56,8 @@ MSRRESNET = {**EDSR, "type": "MSRResNet"}
 
 @pytest.fixture
 def commands(make_options: Any, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """A function that runs ``quantsr COMMAND`` on options of a tiny run of the given network in ``tmp_path``."""
+    """A function that runs ``quantsr COMMAND`` on options of a tiny run of the given network in
+    ``tmp_path``."""
     monkeypatch.chdir(tmp_path)
     options = make_options().dump()
     options["datasets"]["val"] = {"name": "v", "type": "PairedImageDataset", "dataroot_gt": str(pictures)}

@@ -1,4 +1,5 @@
-"""A queue: networks trained one after the other, call by call, with as many iterations as the time allows."""
+"""A queue: networks trained one after the other, call by call, with as many iterations as the time
+allows."""
 
 from __future__ import annotations
 

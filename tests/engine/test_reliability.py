@@ -1,4 +1,5 @@
-"""A run's folder is its own, and no picture of a validation costs the training anything but itself."""
+"""A run's folder is its own, and no picture of a validation costs the training anything but
+itself."""
 
 from __future__ import annotations
 
@@ -131,7 +132,8 @@ def test_a_folder_that_cannot_be_made_is_one_line(make_options: Any, tmp_path: P
 def test_pictures_that_cannot_be_evaluated_are_named_and_left_out(
     make_options: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Too small for SSIM's window, too small for the border, no picture, and names that are no text or too long."""
+    """Too small for SSIM's window, too small for the border, no picture, and names that are no text
+    or too long."""
     folder = tmp_path / "vset"
     long = "n" * 250
     for name, size in {"good": 40, "tiny": 4, "small": 14, "caf\udce9": 40, long: 40}.items():

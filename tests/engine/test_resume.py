@@ -1,4 +1,5 @@
-"""An interrupted and resumed training equals one that was not: parameters, EMA and optimizer, bit for bit."""
+"""An interrupted and resumed training equals one that was not: parameters, EMA and optimizer, bit
+for bit."""
 
 from __future__ import annotations
 
@@ -58,7 +59,8 @@ class StopAt(Trainer):
 def test_resumed_equals_uninterrupted(
     make_options: Any, stop_at: int, precision: str, step_lr: str, ranking: str
 ) -> None:
-    """Stops in stage 1, at the change of stage and in stage 2, with warm-up, accumulation, clipping and EMA on."""
+    """Stops in stage 1, at the change of stage and in stage 2, with warm-up, accumulation, clipping
+    and EMA on."""
     common = {
         "train.precision": precision,
         "train.warmup_iter": 4,
@@ -146,7 +148,8 @@ def test_only_the_newest_states_are_kept(make_options: Any) -> None:
 
 
 def test_states_behind_the_one_that_is_resumed_are_set_aside(make_options: Any) -> None:
-    """They would pass for the newest of this run: its own would be removed, and the next resumption go on from them."""
+    """They would pass for the newest of this run: its own would be removed, and the next resumption
+    go on from them."""
     some = {"logger.save_checkpoint_freq": 1, "logger.keep_states": 2}
     Trainer(make_options(**some, **{"train.total_iter": 4})).run()
     states = RunFolder(Path(make_options().experiment_folder)).states
@@ -159,7 +162,8 @@ def test_states_behind_the_one_that_is_resumed_are_set_aside(make_options: Any) 
 
 
 def test_parameters_that_are_not_finite_are_not_written(make_options: Any) -> None:
-    """The loss of this process may be sound: a gradient overflowed, or another process sent its own."""
+    """The loss of this process may be sound: a gradient overflowed, or another process sent its
+    own."""
     options = make_options(**{"logger.save_checkpoint_freq": 1, "train.total_iter": 4})
 
     class Overflowing(Trainer):

@@ -1,4 +1,5 @@
-"""A whole run: what it leaves behind, validation, best network, stages, signals, starts from checkpoints."""
+"""A whole run: what it leaves behind, validation, best network, stages, signals, starts from
+checkpoints."""
 
 from __future__ import annotations
 
@@ -88,7 +89,8 @@ def _small_validation_set(monkeypatch: pytest.MonkeyPatch, pictures: Path) -> No
 
 
 def test_the_switch_of_stages(make_options: Any) -> None:
-    """Full depth for stage1_fraction of the iterations, all depths after; the ranking is that of the shortcuts then."""
+    """Full depth for stage1_fraction of the iterations, all depths after; the ranking is that of
+    the shortcuts then."""
     seen = []
 
     class Spy(Trainer):
@@ -175,7 +177,8 @@ def test_calibration_sees_the_batches_training_begins_with(make_options: Any) ->
 
 
 def test_a_signal_during_validation(make_options: Any, validated: dict[str, Any], monkeypatch: Any) -> None:
-    """The state says that the validation is still due; the resumed run does it, and finds the same best."""
+    """The state says that the validation is still due; the resumed run does it, and finds the same
+    best."""
     through = make_options(name="through", **validated)
     Trainer(through).run()
 
@@ -204,7 +207,8 @@ def test_a_signal_during_validation(make_options: Any, validated: dict[str, Any]
 
 
 def test_a_second_signal_is_not_held_back() -> None:
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
+    # a shell's background job ignores it
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     with StopRequest() as stop:
         os.kill(os.getpid(), signal.SIGINT)
         assert stop.name == "SIGINT"
@@ -257,7 +261,8 @@ def test_an_own_model_class_trains(make_options: Any, tmp_path: Path, monkeypatc
     ]
     own, theirs, half = losses.values()
     assert own == theirs
-    assert half == pytest.approx(own / 2, rel=0.05)  # Adam's step hardly depends on a factor of the loss
+    # Adam's step hardly depends on a factor of the loss
+    assert half == pytest.approx(own / 2, rel=0.05)
 
 
 def test_model_classes_are_those_that_the_trainer_can_drive(make_options: Any, monkeypatch: Any) -> None:

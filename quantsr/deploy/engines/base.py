@@ -28,7 +28,8 @@ class Engine(Protocol):
         ...
 
     def run_tiles(self, tiles: Iterable[tuple[Key, Images]]) -> Iterator[tuple[Key, Images]]:
-        """Run (key, (h, w, 3)) pairs, several at a time where the engine can, and give them back in order."""
+        """Run (key, (h, w, 3)) pairs, several at a time where the engine can, and give them back in
+        order."""
         ...
 
 

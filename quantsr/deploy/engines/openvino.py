@@ -24,7 +24,8 @@ _CACHE_BYTES = 64 << 20
 
 
 class _Requests:
-    """A compiled graph and those of its requests that are idle. One that is taken out is its taker's alone, until it is put back."""
+    """A compiled graph and its idle requests. A request that was taken out serves one caller only,
+    until it is put back."""
 
     def __init__(self, compiled: Any) -> None:
         self._compiled = compiled
@@ -59,7 +60,8 @@ class OpenVinoEngine:
         precision: str = "f32",
         cache: bool = True,
     ) -> None:
-        """`precision` is what OpenVINO uses for what is not integer: "f32", or "bf16" (faster on AMX, no longer exact)."""
+        """`precision` is what OpenVINO uses for what is not integer: "f32", or "bf16" (faster on
+        AMX, no longer exact)."""
         self.threads = threads or cpu.cores()
         self._model, self._depth, self._tail = model, depth, tail
         self._core = core()
@@ -139,7 +141,8 @@ class OpenVinoEngine:
 
 
 def cache_folder() -> Path | None:
-    """Where compiled graphs are kept between runs: `$XDG_CACHE_HOME/quantsr/openvino`; None where there can be none.
+    """Where compiled graphs are kept between runs: `$XDG_CACHE_HOME/quantsr/openvino`; None where
+    there can be none.
 
     There is one for each network, depth and picture shape; the oldest go when they exceed 64 MB.
     """

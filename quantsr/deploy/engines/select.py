@@ -1,4 +1,5 @@
-"""The engine for a network, by name or the fastest one. An engine's module is imported only when it is chosen."""
+"""The engine for a network, by name or the fastest one. An engine's module is imported only when it
+is chosen."""
 
 from __future__ import annotations
 
@@ -36,8 +37,8 @@ INSTALL = {
 def create(
     engine: str, model: PackedModel, depth: int | None = None, *, threads: int | None = None, **options: Any
 ) -> Engine:
-    """The engine of that name; "auto" takes native where that is the fastest way to run this network, else the first installed of
-    openvino, onnxruntime, torch.
+    """The engine of that name; "auto" takes native where that is the fastest way to run this
+    network, else the first installed of openvino, onnxruntime, torch.
 
     Args:
         depth: default: the network's deepest.
@@ -45,7 +46,8 @@ def create(
         options: the engine's own (OpenVINO: `tail`, `precision`, `cache`; native: `isa`).
 
     Raises:
-        InputError: an unknown engine or depth, `threads` below 1, or a package that is not installed (the message says how to install it).
+        InputError: an unknown engine or depth, `threads` below 1, or a package that is not
+            installed (the message says how to install it).
     """
     if engine not in ENGINES:
         raise InputError(f"engine: {engine!r} is not known; choose one of {', '.join(ENGINES)}")
@@ -75,8 +77,8 @@ def _make(name: str, *args: Any, **options: Any) -> Engine:
 def native_is_fastest(model: PackedModel) -> bool:
     """Whether the native engine is the fastest for this network on this processor.
 
-    It is with AVX2, AVX-512 VNNI or AMX, except where products take most of the time and the processor has
-    matrix units that only OpenVINO uses (kernels compiled without AMX).
+    It is with AVX2, AVX-512 VNNI or AMX, except where products take most of the time and the
+    processor has matrix units that only OpenVINO uses (kernels compiled without AMX).
     """
     best = library.best_isa()
     if best in (None, "plain"):

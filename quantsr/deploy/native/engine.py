@@ -29,7 +29,8 @@ _MAX_THREADS = 64
 
 
 class NativeEngine(OneByOne):
-    """A QuantSR-C with blocks of few bits or a QuantSR-T; all threads work on one picture. Calls from several threads wait for each other."""
+    """A QuantSR-C with blocks of few bits or a QuantSR-T; all threads work on one picture. Calls
+    from several threads wait for each other."""
 
     name = "native"
     takes_float = True
@@ -37,7 +38,8 @@ class NativeEngine(OneByOne):
     def __init__(
         self, model: PackedModel, depth: int, *, threads: int | None = None, isa: str | None = None
     ) -> None:
-        """`isa` is one of `library.ISAS`; default: the best that this processor has. Raises InputError for a network that it cannot run."""
+        """`isa` is one of `library.ISAS`; default: the best that this processor has. Raises
+        InputError for a network that it cannot run."""
         best = library.best_isa()
         if best is None:
             raise InputError(
@@ -69,7 +71,8 @@ class NativeEngine(OneByOne):
     def codes(self, image: Images) -> dict[str, NDArray[np.int16]]:
         """The codes that the layers of the blocks read on a picture (h, w, 3), by their names.
 
-        Returns: of a QuantSR-C (C, h, w); of a QuantSR-T (tokens, C) of the padded picture, window by window as the layer has them.
+        Returns: of a QuantSR-C (C, h, w); of a QuantSR-T (tokens, C) of the padded picture, window
+        by window as the layer has them.
         """
         height, width = (
             -(-size // self._program.multiple) * self._program.multiple for size in image.shape[:2]
