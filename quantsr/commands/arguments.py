@@ -15,15 +15,7 @@ def add_option_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-opt", "--opt", dest="opt", required=True, metavar="FILE", help="the option file (YAML)"
     )
-    parser.add_argument(
-        "--import",
-        dest="imports",
-        type=import_named,
-        action="append",
-        default=[],
-        metavar="FILE_OR_MODULE",
-        help="import a Python file or module first, whose networks, losses, ... the option file names",
-    )
+    add_import_argument(parser)
     parser.add_argument(
         "--set",
         action="extend",
@@ -39,6 +31,19 @@ def add_option_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="KEY:SUB=VALUE",
         help="the same in BasicSR's notation",
+    )
+
+
+def add_import_argument(parser: argparse.ArgumentParser) -> None:
+    """Add ``--import``, which imports while arguments are parsed."""
+    parser.add_argument(
+        "--import",
+        dest="imports",
+        type=import_named,
+        action="append",
+        default=[],
+        metavar="FILE_OR_MODULE",
+        help="import a Python file or module first, whose networks, losses, ... the option file names",
     )
 
 
@@ -62,11 +67,15 @@ def options_from(args: argparse.Namespace, *, is_train: bool, check_paths: bool 
     return load_options(args.opt, args.set, args.force_yml, is_train=is_train, check_paths=check_paths)
 
 
+def import_words(args: argparse.Namespace) -> list[str]:
+    """The arguments of ``--import``, as they were given."""
+    return [word for name in args.imports for word in ("--import", name)]
+
+
 def resume_command(command: str, args: argparse.Namespace, *more: str) -> str:
     """The line that runs ``quantsr COMMAND`` with the same option file and changes, quoted for the shell."""
     words = ["quantsr", command, "-opt", args.opt]
-    for name in args.imports:
-        words += ["--import", name]
+    words += import_words(args)
     for flag, entries in (("--set", args.set), ("--force_yml", args.force_yml)):
         words += [flag, *entries] if entries else []
     return shlex.join([*words, *more])

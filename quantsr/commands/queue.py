@@ -6,6 +6,7 @@ import argparse
 import shlex
 from pathlib import Path
 
+from quantsr.commands.arguments import add_import_argument, import_words
 from quantsr.config.queue import load_queue
 from quantsr.engine.queue import Queue
 
@@ -15,6 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-opt", "--opt", dest="opt", required=True, metavar="FILE", help="the queue file (YAML)"
     )
+    add_import_argument(parser)
     parser.add_argument(
         "--budget", type=_seconds, required=True, metavar="SECONDS", help="time that this call may take"
     )
@@ -44,7 +46,17 @@ def _seconds(word: str) -> float:
 
 def run(args: argparse.Namespace) -> int:
     """The command."""
-    words = ["quantsr", "queue", "-opt", args.opt, "--budget", f"{args.budget:g}", "--out", str(args.out)]
+    words = [
+        "quantsr",
+        "queue",
+        "-opt",
+        args.opt,
+        *import_words(args),
+        "--budget",
+        f"{args.budget:g}",
+        "--out",
+        str(args.out),
+    ]
     queue = Queue(
         load_queue(args.opt),
         args.out,
