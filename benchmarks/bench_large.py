@@ -1,10 +1,14 @@
-"""Wall time, CPU time and peak memory of whole `quantsr upscale` processes: one small picture, and one very large one.
+"""Wall time, CPU time and peak memory of whole `quantsr upscale` processes: one small picture, and
+one very large one.
 
-    python -m benchmarks.bench_large [--megapixels 100] [--network NAME_OR_FILE] [--depth N] [--runs 5]
+    python -m benchmarks.bench_large [--megapixels 100] [--network NAME_OR_FILE] \\
+        [--depth N] [--runs 5]
 
-The large picture has `--megapixels` million pixels after upscaling. Peak memory is the process's largest resident set, as Linux counts it.
-Every process starts with an empty cache of compiled graphs, and the small picture is upscaled once more with it full. The three processes run
-in turn, `--runs` times; the table has medians, the distance between the quartiles of wall time, and the fastest and slowest run.
+The large picture has `--megapixels` million pixels after upscaling. Peak memory is the process's
+largest resident set, as Linux counts it. Every process starts with an empty cache of compiled
+graphs, and the small picture is upscaled once more with it full. The three processes run in turn,
+`--runs` times; the table has medians, the distance between the quartiles of wall time, and the
+fastest and slowest run.
 """
 
 from __future__ import annotations
@@ -39,7 +43,8 @@ code = main(sys.argv[2:])
 Path(sys.argv[1]).write_text(Path("/proc/self/status").read_text())
 sys.exit(code)
 """
-"""The command `quantsr`, which tells its own peak of memory: the one that wait4 gives a parent begins at the parent's."""
+"""The command `quantsr`, which tells its own peak of memory: the one that wait4 gives a parent
+begins at the parent's."""
 
 
 def write_picture(path: Path, height: int, width: int) -> None:

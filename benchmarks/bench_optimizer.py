@@ -1,6 +1,6 @@
 """A training step of QuantSR-C with Adam and with Muon, and what of it the optimizer takes.
 
-python -m benchmarks.bench_optimizer              # x4 W4A4, 16 blocks, batch 8, LR 48x48; results/optimizer.csv
+python -m benchmarks.bench_optimizer    # x4 W4A4, 16 blocks, batch 8; results/optimizer.csv
 python -m benchmarks.bench_optimizer --device cuda --blocks 32 --batch 32
 """
 

@@ -2,8 +2,8 @@
 
     python -m benchmarks.bench_quantizer
 
-Forward reads and writes the activation once (2 passes over memory), backward reads two tensors and writes one (3): the
-ratios to a copy that are at best 1 and 1.5.
+Forward reads and writes the activation once (2 passes over memory), backward reads two tensors and
+writes one (3): the ratios to a copy that are at best 1 and 1.5.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""A small QuantSR-C x3 beside a public int8 mobile network in LiteRT, 320x180 to 960x540, from uint8 array to uint8 array, in turn in one run.
+"""A small QuantSR-C x3 beside a public int8 mobile network in LiteRT, 320x180 to 960x540, from
+uint8 array to uint8 array, in turn in one run.
 
 pip install ai-edge-litert
 python benchmarks/make_abpn.py abpn.tflite        # in an environment with tensorflow-cpu

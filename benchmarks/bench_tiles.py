@@ -1,7 +1,8 @@
-"""How much tiles change the picture: largest and mean difference between tiled and whole upscaling, in levels of 255.
+"""How much tiles change the picture: largest and mean difference between tiled and whole upscaling,
+in levels of 255.
 
-QuantSR-C gives 0 by construction. QuantSR-T's windows pass on what they see from layer to layer, so that its tiles overlap by choice, not by
-receptive field; this shows what other overlaps would give.
+QuantSR-C gives 0 by construction. QuantSR-T's windows pass on what they see from layer to layer, so
+that its tiles overlap by choice, not by receptive field; this shows what other overlaps would give.
 
     python -m benchmarks.bench_tiles -m NETWORK [--tile 64] [--overlap 0 16 32 48] PICTURE...
 """

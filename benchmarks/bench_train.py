@@ -1,15 +1,17 @@
-"""One training step: the float network, ours, and the released formulation, interleaved in one process.
+"""One training step: the float network, ours, and the released formulation, interleaved in one
+process.
 
     python -m benchmarks.bench_train                  # the table of the README
-    python -m benchmarks.bench_train --arch T         # the same for the transformer: SwinIR-S, QuantSR-T
-    python -m benchmarks.bench_train --grow           # how cost grows with bits, blocks, batch and patch
+    python -m benchmarks.bench_train --arch T   # the same for SwinIR-S and QuantSR-T
+    python -m benchmarks.bench_train --grow     # cost against bits, blocks, batch and patch
     python -m benchmarks.bench_train --device cuda --batch 32
 
 On a processor that has no arithmetic in bf16 the rows are of FP32 (``--precision`` chooses).
 
-A step is forward, L1 loss, backward and Adam. ``saved`` are the bytes that autograd keeps for backward, parameters not
-counted and every storage once; ``peak`` is the resident memory of a process that does nothing else at its largest in a
-step, PyTorch's own 0.5 GiB included (Linux; on CUDA: the allocator's growth).
+A step is forward, L1 loss, backward and Adam. ``saved`` are the bytes that autograd keeps for
+backward, parameters not counted and every storage once; ``peak`` is the resident memory of a
+process that does nothing else at its largest in a step, PyTorch's own 0.5 GiB included (Linux; on
+CUDA: the allocator's growth).
 """
 
 from __future__ import annotations
@@ -45,7 +47,8 @@ MIB = 2**20
 class Work:
     """The common work: network shape, batch and patch (side of the low-resolution crop, pixels).
 
-    ``arch`` C is EDSR's shape, T SwinIR-S's with ``blocks`` RSTBs of six layers and ``feat`` channels.
+    ``arch`` C is EDSR's shape, T SwinIR-S's with ``blocks`` RSTBs of six layers and ``feat``
+    channels.
     """
 
     arch: str = "C"
@@ -59,9 +62,10 @@ class Work:
 
 
 Stage2 = Literal["one pass", "separate", "batched", "checkpointed"]
-"""Manners of training several depths at once: as the library does, sharing quantized weights and common beginnings; one after the
-other; as the library does, but the tensors of all depths joined to one batch in every block; as the library does, but every block's
-inner tensors computed again in backward instead of kept."""
+"""Manners of training several depths at once: as the library does, sharing quantized weights and
+common beginnings; one after the other; as the library does, but the tensors of all depths joined to
+one batch in every block; as the library does, but every block's inner tensors computed again in
+backward instead of kept."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +104,8 @@ ROWS = {
         "ours FP32": Row("ours", compiled=True, **_LAST),
     },
 }
-"""By precision: those of every machine as BasicSR and the released code run it, and those of ours."""
+"""By precision: those of every machine as BasicSR and the released code run it, and those of
+ours."""
 
 
 def stage2_rows(precision: str) -> dict[str, Row]:
@@ -179,7 +184,8 @@ class Step:
         if row.channels_last:
             self.net.to(memory_format=torch.channels_last)
             self.x = self.x.contiguous(memory_format=torch.channels_last)
-        self.optimizer = torch.optim.Adam(self.net.parameters(), lr=1e-4, fused=True)  # as the trainer does
+        # as the trainer does
+        self.optimizer = torch.optim.Adam(self.net.parameters(), lr=1e-4, fused=True)
 
     def loss(self) -> Tensor:
         """Forward and L1, the mean over depths where there are several."""
@@ -286,7 +292,8 @@ def measure(
 
 
 def loader_wait(work: Work, step_seconds: float, *, batches: int = 30) -> dict[str, Any]:
-    """Share of a step spent waiting for crops of ``datasets/mini``, with a step of that length in between."""
+    """Share of a step spent waiting for crops of ``datasets/mini``, with a step of that length in
+    between."""
     from quantsr.data.loader import build_train_loader
 
     options = {

@@ -1,6 +1,7 @@
-"""Every network that comes with quantsr, at every depth, on a 320x180 picture: from uint8 array to uint8 array on the engine that `auto` takes, in turn in one run.
+"""Every network that comes with quantsr, at every depth, on a 320x180 picture: from uint8 array to
+uint8 array on the engine that `auto` takes, in turn in one run.
 
-python -m benchmarks.bench_zoo        # results/zoo.csv, from which scripts/model_card.py takes the milliseconds of the cards
+python -m benchmarks.bench_zoo        # results/zoo.csv, which scripts/model_card.py reads
 """
 
 from __future__ import annotations

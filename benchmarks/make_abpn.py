@@ -1,7 +1,9 @@
-"""Write the int8 TFLite file of a network of ABPN's structure (x3, 28 channels, 42.5 k parameters) with random weights, for `bench_small`.
+"""Write the int8 TFLite file of a network of ABPN's structure (x3, 28 channels, 42.5 k parameters)
+with random weights, for `bench_small`.
 
-The structure is that of "Anchor-based Plain Net for Mobile Image Super-Resolution" (CVPR workshops 2021): seven 3x3 convolutions, the input
-repeated and added, one shuffle. Its speed does not depend on its weights. Needs TensorFlow, which may live in an environment of its own:
+The structure is that of "Anchor-based Plain Net for Mobile Image Super-Resolution" (CVPR workshops
+2021): seven 3x3 convolutions, the input repeated and added, one shuffle. Its speed does not depend
+on its weights. Needs TensorFlow, which may live in an environment of its own:
 
     pip install tensorflow-cpu
     python benchmarks/make_abpn.py abpn.tflite

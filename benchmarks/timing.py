@@ -1,4 +1,5 @@
-"""What the benchmarks share beside `quantsr.timing`: tables, and CSV files that name machine and commit."""
+"""What the benchmarks share beside `quantsr.timing`: tables, and CSV files that name machine and
+commit."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ RESULTS_EXCLUDED = ":(top,exclude)benchmarks/results"
 
 
 def commit(folder: Path = Path(__file__).parent) -> str:
-    """The short commit of the checkout that holds `folder`, with ``+`` where tracked files differ from it; ``unknown`` outside of git.
+    """The short commit of the checkout that holds `folder`, with ``+`` where tracked files differ
+    from it; ``unknown`` outside of git.
 
     Results themselves do not count, or the second of two benchmarks would never be clean.
     """
@@ -33,7 +35,8 @@ def _git(folder: Path, *words: str) -> str:
 
 
 def write_csv(name: str, records: Sequence[Mapping[str, object]], *, folder: Path = RESULTS) -> Path:
-    """Write records with the machine and commit added to each; returns the file. Warns where the commit is not what ran."""
+    """Write records with the machine and commit added to each; returns the file. Warns where the
+    commit is not what ran."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / name
     columns = list(dict.fromkeys(key for record in records for key in record))

@@ -1,7 +1,8 @@
 """quantsr: train, compare and ship low-bit super-resolution networks.
 
-The public names are ``load`` (a network from a name or file), ``Upscaler`` (pictures in, pictures out) and
-``__version__``. They are resolved on first use, so that importing the package loads neither torch nor OpenVINO.
+The public names are ``load`` (a network from a name or file), ``Upscaler`` (pictures in, pictures
+out) and ``__version__``. They are resolved on first use, so that importing the package loads
+neither torch nor OpenVINO.
 """
 
 from __future__ import annotations

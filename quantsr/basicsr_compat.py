@@ -1,26 +1,32 @@
-"""The one door to BasicSR 1.4.2: makes it importable on today's torchvision and keeps its faults out.
+"""The one door to BasicSR 1.4.2: makes it importable on today's torchvision and keeps its faults
+out.
 
-The rest of the project imports BasicSR only from here. ``import basicsr`` itself runs the initialisers of all its
-packages (some forty modules, among them every faulty one), so its packages are entered here without running their
-``__init__``; only the modules named below are executed, unchanged. Used, not rewritten: the five registries, the float
-networks EDSR, MSRResNet and SwinIR, the losses, PSNR and SSIM, ``PairedImageDataset``, the LMDB writer, the learning-rate schedulers, the picture conversions and the model base class.
+The rest of the project imports BasicSR only from here. ``import basicsr`` itself runs the
+initialisers of all its packages (some forty modules, among them every faulty one), so its packages
+are entered here without running their ``__init__``; only the modules named below are executed,
+unchanged. Used, not rewritten: the five registries, the float networks EDSR, MSRResNet and SwinIR,
+the losses, PSNR and SSIM, ``PairedImageDataset``, the LMDB writer, the learning-rate schedulers,
+the picture conversions and the model base class.
 
 Five faults of the release must not be reachable, and this is how each is kept out:
 
-1. It imports ``torchvision.transforms.functional_tensor``, which torchvision 0.17 removed (and ``distutils``, which
-   Python 3.12 removed). No module used here imports the former; where either is missing, `importable` lends a stand-in
-   while importing, and takes it back after.
-2. Its setup.py fails on Python 3.13. The package's metadata asks for it on Python 3.10-3.12 only, and a missing BasicSR
-   is an `InputError` that names the remedy.
-3. ``utils/dist_util.py`` passes an environment variable to a shell (CVE-2024-27763). Its ``init_dist`` functions are
-   replaced by one that refuses; processes are started by ``quantsr.hardware.processes``.
-4. ``utils/options.py`` runs ``exec``, ``eval`` and the full YAML loader, and ``models/base_model.py`` swallows failed
-   checkpoint writes. The former is never imported (options are read by ``quantsr.config``); of the latter, `BaseModel`
-   is a subclass whose saving and loading refuse until a subclass provides its own (``quantsr.engine.checkpoint``).
-5. ``models/sr_model.py``'s self-ensemble reads ``net_g_ema`` even when there is none. It is never imported; the only
-   evaluation loop is ``quantsr.engine.evaluate``.
+1. It imports ``torchvision.transforms.functional_tensor``, which torchvision 0.17 removed (and
+   ``distutils``, which Python 3.12 removed). No module used here imports the former; where either
+   is missing, `importable` lends a stand-in while importing, and takes it back after.
+2. Its setup.py fails on Python 3.13. The package's metadata asks for it on Python 3.10-3.12 only,
+   and a missing BasicSR is an `InputError` that names the remedy.
+3. ``utils/dist_util.py`` passes an environment variable to a shell (CVE-2024-27763). Its
+   ``init_dist`` functions are replaced by one that refuses; processes are started by
+   ``quantsr.hardware.processes``.
+4. ``utils/options.py`` runs ``exec``, ``eval`` and the full YAML loader, and
+   ``models/base_model.py`` swallows failed checkpoint writes. The former is never imported (options
+   are read by ``quantsr.config``); of the latter, `BaseModel` is a subclass whose saving and
+   loading refuse until a subclass provides its own (``quantsr.engine.checkpoint``).
+5. ``models/sr_model.py``'s self-ensemble reads ``net_g_ema`` even when there is none. It is never
+   imported; the only evaluation loop is ``quantsr.engine.evaluate``.
 
-Other modules of BasicSR (another float network, say) can be imported in the same way, and register themselves::
+Other modules of BasicSR (another float network, say) can be imported in the same way, and register
+themselves::
 
     from quantsr.basicsr_compat import importable
     with importable():
@@ -68,7 +74,8 @@ __all__ = [
     "tensor2img",
 ]
 
-#: Packages whose own initialisers are left out. ``basicsr.utils`` imports only what is used here and runs as it is.
+#: Packages whose own initialisers are left out. ``basicsr.utils`` imports only what is used here
+#: and runs as it is.
 _PACKAGES = (
     "basicsr",
     "basicsr.archs",
@@ -83,7 +90,8 @@ _REMEDY = "install the training extra, `pip install 'quantsr[train]'`, under Pyt
 
 
 class _LooseVersion:
-    """What ``distutils.version.LooseVersion`` did for release numbers: compares the leading numbers."""
+    """What ``distutils.version.LooseVersion`` did for release numbers: compares the leading
+    numbers."""
 
     def __init__(self, text: str) -> None:
         self.version = [int(number) for number in re.findall(r"\d+", text.split("+")[0])]
@@ -114,7 +122,8 @@ def _standins() -> dict[str, types.ModuleType]:
 
 @contextlib.contextmanager
 def importable() -> Iterator[None]:
-    """While entered, modules of BasicSR can be imported: missing modules are lent, its import warnings are quiet."""
+    """While entered, modules of BasicSR can be imported: missing modules are lent, its import
+    warnings are quiet."""
     lent = {name: module for name, module in _standins().items() if name not in sys.modules}
     sys.modules.update(lent)
     try:
@@ -185,7 +194,8 @@ for _name in ("init_dist", "_init_dist_pytorch", "_init_dist_slurm"):
 
 
 class BaseModel(base_model.BaseModel):
-    """BasicSR's model base class without its file handling, which ignores failed writes and unpickles what it reads."""
+    """BasicSR's model base class without its file handling, which ignores failed writes and
+    unpickles what it reads."""
 
     def save_network(self, *args: Any, **kwargs: Any) -> None:
         """Refuses: write through ``quantsr.engine.checkpoint``."""

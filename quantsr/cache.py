@@ -1,4 +1,5 @@
-"""Folders for what is compiled once and used again: each user's own, since what lies there is executed."""
+"""Folders for what is compiled once and used again: each user's own, since what lies there is
+executed."""
 
 from __future__ import annotations
 
@@ -17,9 +18,11 @@ _INDUCTOR = "TORCHINDUCTOR_CACHE_DIR"
 
 
 def private_folder(name: str) -> Path | None:
-    """`$XDG_CACHE_HOME/quantsr/NAME` (`~/.cache/quantsr/NAME`) with mode 700; None where there can be none.
+    """`$XDG_CACHE_HOME/quantsr/NAME` (`~/.cache/quantsr/NAME`) with mode 700; None where there can
+    be none.
 
-    There is none without a home folder, where nothing can be written, or where it belongs to another user.
+    There is none without a home folder, where nothing can be written, or where it belongs to
+    another user.
     """
     try:
         base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
@@ -36,7 +39,8 @@ def private_folder(name: str) -> Path | None:
 
 
 def _is_own(folder: Path) -> bool:
-    """Whether the folder, which is no link, belongs to this user alone; its mode is corrected where it is wider."""
+    """Whether the folder, which is no link, belongs to this user alone; its mode is corrected where
+    it is wider."""
     if not hasattr(os, "geteuid"):  # Windows, where a user's folders are private
         return True
     status = os.lstat(folder)
@@ -49,9 +53,11 @@ def _is_own(folder: Path) -> bool:
 
 @functools.cache
 def set_compile_cache() -> None:
-    """Makes ``torch.compile`` keep its programs in a folder of this user, unless `$TORCHINDUCTOR_CACHE_DIR` names one.
+    """Makes ``torch.compile`` keep its programs in a folder of this user, unless
+    `$TORCHINDUCTOR_CACHE_DIR` names one.
 
-    Torch's own choice is a folder in the shared temporary directory, which another user can have made before.
+    Torch's own choice is a folder in the shared temporary directory, which another user can have
+    made before.
     """
     if os.environ.get(_INDUCTOR):
         return

@@ -1,8 +1,8 @@
 """The command line: ``quantsr COMMAND ...``.
 
-Each command is a module with ``add_arguments(parser)`` and ``run(args) -> int``, imported only when it is chosen: upscaling
-never loads torch, and a command whose packages are absent says what to install. Exit codes: 0 done, 1 the work failed,
-2 bad usage, options or input, 130 interrupted.
+Each command is a module with ``add_arguments(parser)`` and ``run(args) -> int``, imported only when
+it is chosen: upscaling never loads torch, and a command whose packages are absent says what to
+install. Exit codes: 0 done, 1 the work failed, 2 bad usage, options or input, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -130,7 +130,8 @@ def _run(name: str, words: list[str]) -> int:
 
 
 def _report(error: BaseException, command: str) -> int:
-    """Print an expected failure as one line (one per problem of an option file) and return its exit code."""
+    """Print an expected failure as one line (one per problem of an option file) and return its exit
+    code."""
     terminal.flush_output()
     if isinstance(error, KeyboardInterrupt):
         return _say("interrupted", INTERRUPTED)
@@ -169,7 +170,8 @@ def _missing_package(error: ImportError, command: str) -> str:
             if sys.version_info < (3, 13)
             else f"{line} on Python 3.10-3.12 (basicsr cannot be built on newer ones)"
         )
-    if "libGL" in str(error) or "libgthread" in str(error):  # opencv-python on a machine without a desktop
+    # opencv-python on a machine without a desktop
+    if "libGL" in str(error) or "libgthread" in str(error):
         return (
             f"OpenCV: {error}; mend it with: pip install --force-reinstall --no-deps opencv-python-headless"
         )
@@ -179,7 +181,8 @@ def _missing_package(error: ImportError, command: str) -> str:
 
 
 def _set_up_logging(debug: bool) -> None:
-    """The project's own messages from INFO (DEBUG with ``--debug``) on, other packages' from WARNING on, to stderr."""
+    """The project's own messages from INFO (DEBUG with ``--debug``) on, other packages' from
+    WARNING on, to stderr."""
     logging.basicConfig(
         level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S"
     )

@@ -1,4 +1,5 @@
-"""Depth: which blocks a sub-network keeps (QuantSR's depth-dynamic architecture, section 3.3). No torch."""
+"""Depth: which blocks a sub-network keeps (QuantSR's depth-dynamic architecture, section 3.3). No
+torch."""
 
 from __future__ import annotations
 
@@ -6,12 +7,13 @@ from collections.abc import Callable, Sequence
 from typing import Literal
 
 DepthRule = Literal["exact", "released"]
-"""``exact``: a sub-network of depth d has d blocks. ``released``: it has d + 1 below full depth, as the test script of
-the released code counts (17 and 9 of 32)."""
+"""``exact``: a sub-network of depth d has d blocks. ``released``: it has d + 1 below full depth, as
+the test script of the released code counts (17 and 9 of 32)."""
 
 
 def default_depths(num_block: int) -> tuple[int, ...]:
-    """``(2N, N, N/2)``, deepest first, for a network of ``2N`` blocks; fewer where they coincide or reach 0.
+    """``(2N, N, N/2)``, deepest first, for a network of ``2N`` blocks; fewer where they coincide or
+    reach 0.
 
     >>> default_depths(32)
     (32, 16, 8)
@@ -34,7 +36,8 @@ def check_depths(depths: Sequence[int], num_block: int) -> tuple[int, ...]:
 
 
 def rank_by_shortcut(shortcuts: Sequence[float]) -> tuple[int, ...]:
-    """Block indices, the most important first: a large learned shortcut marks a residual branch that matters little.
+    """Block indices, the most important first: a large learned shortcut marks a residual branch
+    that matters little.
 
     Ties keep the order of the network.
 
@@ -47,9 +50,11 @@ def rank_by_shortcut(shortcuts: Sequence[float]) -> tuple[int, ...]:
 def rank_by_loss(
     count: int, losses: Callable[[Sequence[frozenset[int]]], Sequence[float]]
 ) -> tuple[int, ...]:
-    """Block indices, the most important first, by backward elimination: the block goes whose absence costs least, then the next, to the last one.
+    """Block indices, the most important first, by backward elimination: the block goes whose
+    absence costs least, then the next, to the last one.
 
-    Which of two blocks is missed less may depend on the others, which a ranking by one number for each does not see.
+    Which of two blocks is missed less may depend on the others, which a ranking by one number for
+    each does not see.
 
     Args:
         count: of blocks.

@@ -1,4 +1,5 @@
-"""Imports of files that register what they define: those of the package by their names, one's own by `--import`."""
+"""Imports of files that register what they define: those of the package by their names, one's own
+by `--import`."""
 
 from __future__ import annotations
 
@@ -30,7 +31,8 @@ def import_files(package: str, suffix: str) -> None:
 
 
 def import_named(name: str) -> str:
-    """Import a Python file, or a module by its dotted name, so that what stands in it is registered; returns ``name``.
+    """Import a Python file, or a module by its dotted name, so that what stands in it is
+    registered; returns ``name``.
 
     Raises:
         InputError: there is no such file or module, or it cannot be imported.

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 
 class InputError(Exception):
-    """Bad usage, options or input (exit code 2). The message names the file or key and the remedy."""
+    """Bad usage, options or input (exit code 2). The message names the file or key and the
+    remedy."""
 
 
 class OptionsError(InputError):
@@ -31,8 +32,8 @@ class StopError(WorkError):
 
 
 def one_line(text: str) -> str:
-    """``text`` as one line that any terminal takes: control characters, and bytes of a file's name that are not
-    UTF-8, are written as escapes."""
+    """``text`` as one line that any terminal takes: control characters, and bytes of a file's name
+    that are not UTF-8, are written as escapes."""
     return "".join(_escaped(c) if unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") else c for c in text)
 
 

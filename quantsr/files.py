@@ -1,4 +1,5 @@
-"""Files that are either complete or absent: written beside their place, synced, then renamed into it."""
+"""Files that are either complete or absent: written beside their place, synced, then renamed into
+it."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ _NO_SUCH_PLACE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG)
 
 
 def sync_folder(folder: Path) -> None:
-    """Makes a rename in ``folder`` survive a power failure (a no-op where folders cannot be opened)."""
+    """Makes a rename in ``folder`` survive a power failure (a no-op where folders cannot be
+    opened)."""
     with contextlib.suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:
@@ -40,12 +42,14 @@ def _failures_named(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def replacing(path: Path, *, sync: bool = True) -> Iterator[BinaryIO]:
-    """A file to write, which takes the place of ``path`` at the end: a reader sees the old file or the whole new one, whatever happens.
+    """A file to write, which takes the place of ``path`` at the end: a reader sees the old file or
+    the whole new one, whatever happens.
 
     Without ``sync`` a power failure soon after may cut it, but nothing else.
 
     Raises:
-        OSError: the disk is full, the folder is missing or not writable ... An earlier ``path`` is untouched then.
+        OSError: the disk is full, the folder is missing or not writable ... An earlier ``path`` is
+            untouched then.
     """
     handle, name = tempfile.mkstemp(prefix=PREFIX, suffix=SUFFIX, dir=path.parent)
     try:
@@ -83,7 +87,8 @@ def write_bytes(path: Path, content: bytes, *, sync: bool = True) -> None:
 
 
 def write_text(path: Path, content: str) -> None:
-    """`write_bytes` for text, as UTF-8; parts of file names that are not text appear as ``\\udce9``."""
+    """`write_bytes` for text, as UTF-8; parts of file names that are not text appear as
+    ``\\udce9``."""
     write_bytes(path, content.encode("utf-8", "backslashreplace"))
 
 
@@ -99,7 +104,8 @@ def failures_named(path: Path) -> Iterator[None]:
     """What goes wrong while `path` is written, as one line that names it.
 
     Raises:
-        InputError: there can be no such file: its folder is missing, or its name is that of a folder or too long.
+        InputError: there can be no such file: its folder is missing, or its name is that of a
+            folder or too long.
         WorkError: the disk is full, the folder is not writable ...
     """
     try:

@@ -1,4 +1,5 @@
-"""Trained networks as torch modules: `load` from one file, `trained_network` for the options of a test."""
+"""Trained networks as torch modules: `load` from one file, `trained_network` for the options of a
+test."""
 
 from __future__ import annotations
 
@@ -21,12 +22,13 @@ from quantsr.trained_files.names import PACKED, resolve
 
 
 def load(name_or_path: str | Path) -> nn.Module:
-    """A trained network in eval mode on the CPU, from (B, 3, H, W) in [0, 1] to (B, 3, H * s, W * s).
+    """A trained network in eval mode on the CPU, from (B, 3, H, W) in [0, 1] to (B, 3, H * s, W *
+    s).
 
     Args:
-        name_or_path: a checkpoint ``.pth`` of quantsr (its moving average is taken where there is one), a packed
-            ``.safetensors``, the name or folder of a training run in ``experiments`` (its best network, else its latest), or the
-            name of a network that comes with quantsr.
+        name_or_path: a checkpoint ``.pth`` of quantsr (its moving average is taken where there is
+            one), a packed ``.safetensors``, the name or folder of a training run in ``experiments``
+            (its best network, else its latest), or the name of a network that comes with quantsr.
 
     Raises:
         InputError: no such file or run, or not one that says how to build its network.
@@ -50,15 +52,19 @@ def from_checkpoint(content: Mapping[str, Any], path: Path) -> nn.Module:
 
 
 def trained_network(options: Options) -> tuple[nn.Module, int | None]:
-    """The network that a test run evaluates: ``network_g`` with the parameters of ``path.pretrain_network_g``.
+    """The network that a test run evaluates: ``network_g`` with the parameters of
+    ``path.pretrain_network_g``.
 
-    Of a packed file it is the network with fake quantization that computes what the file's codes do.
+    Of a packed file it is the network with fake quantization that computes what the file's codes
+    do.
 
     Returns:
-        The network, ranked and on the CPU, and the iteration it was trained for, None where the file does not say.
+        The network, ranked and on the CPU, and the iteration it was trained for, None where the
+        file does not say.
 
     Raises:
-        InputError: no such file, one that cannot be read, or one of another network than ``network_g``.
+        InputError: no such file, one that cannot be read, or one of another network than
+            ``network_g``.
     """
     path = options.path
     if path.pretrain_network_g is None:
@@ -91,10 +97,12 @@ def _from_packed(net: nn.Module, file: Path) -> tuple[nn.Module, int | None]:
 
 
 def _check_same(net: nn.Module, trained: Mapping[str, Any], file: str) -> None:
-    """``net``, built from the options, must be what the file holds; which depths are run is the options' choice.
+    """``net``, built from the options, must be what the file holds; which depths are run is the
+    options' choice.
 
     Args:
-        trained: type and arguments of the network in the file; arguments that it does not hold are at their defaults.
+        trained: type and arguments of the network in the file; arguments that it does not hold are
+            at their defaults.
 
     Raises:
         InputError: names every argument that differs.

@@ -1,4 +1,5 @@
-"""Locks on folders: one process at a time writes into a run, and a lock ends with the process that holds it."""
+"""Locks on folders: one process at a time writes into a run, and a lock ends with the process that
+holds it."""
 
 from __future__ import annotations
 
@@ -32,10 +33,12 @@ class FolderLockedError(WorkError):
 
 @contextlib.contextmanager
 def locked(folder: Path, shown: Path | None = None) -> Iterator[None]:
-    """Holds the lock of ``folder``, which is made where it is missing, while entered; messages name ``shown`` instead.
+    """Holds the lock of ``folder``, which is made where it is missing, while entered; messages name
+    ``shown`` instead.
 
-    The lock is a POSIX record lock on an open file: the system drops it when the process ends, however it ends, and
-    child processes do not inherit it. On file systems without such locks one line of the log says so, and work goes on.
+    The lock is a POSIX record lock on an open file: the system drops it when the process ends,
+    however it ends, and child processes do not inherit it. On file systems without such locks one
+    line of the log says so, and work goes on.
 
     Raises:
         FolderLockedError: the lock is taken; names the host and the process that holds it.
@@ -62,7 +65,8 @@ def _take(folder: Path, shown: Path) -> int | None:
     while True:
         folder.mkdir(parents=True, exist_ok=True)
         with contextlib.suppress(FileNotFoundError):
-            if _identity(path.stat()) in _held:  # opened and closed again, the file would lose its lock
+            # opened and closed again, the file would lose its lock
+            if _identity(path.stat()) in _held:
                 raise FolderLockedError(_message(shown, f"process {os.getpid()}, which is this one"))
         try:
             handle = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o666)
@@ -72,9 +76,11 @@ def _take(folder: Path, shown: Path) -> int | None:
             if not _lock(handle, shown):
                 os.close(handle)
                 return None
-            # The last holder may have removed the file after it was opened here: then another one is the lock now.
+            # The last holder may have removed the file after it was opened here: then another one
+            # is the lock now.
             if _is_at(path, _identity(os.fstat(handle))):
-                with contextlib.suppress(OSError):  # a full disk: the lock holds without a name in it
+                # a full disk: the lock holds without a name in it
+                with contextlib.suppress(OSError):
                     os.ftruncate(handle, 0)
                     os.pwrite(handle, f"{os.getpid()} {socket.gethostname()}\n".encode(), 0)
                 return handle
@@ -108,14 +114,16 @@ def _lock(handle: int, folder: Path) -> bool:
 
 
 def mark_in_use(handle: int) -> None:
-    """Locks an open temporary file of this process for as long as it is open, where that is possible."""
+    """Locks an open temporary file of this process for as long as it is open, where that is
+    possible."""
     if fcntl is not None:
         with contextlib.suppress(OSError):
             fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def is_unlocked(path: Path) -> bool:
-    """Whether no other process has `mark_in_use` on the file; true as well where there are no locks."""
+    """Whether no other process has `mark_in_use` on the file; true as well where there are no
+    locks."""
     try:
         handle = os.open(path, os.O_RDWR | getattr(os, "O_NOFOLLOW", 0))
     except OSError:

@@ -1,4 +1,5 @@
-"""Integer ranges: the only place that turns a bit-width into bounds, for training and for deployment. Imports no torch."""
+"""Integer ranges: the only place that turns a bit-width into bounds, for training and for
+deployment. Imports no torch."""
 
 from __future__ import annotations
 

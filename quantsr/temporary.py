@@ -1,4 +1,5 @@
-"""Temporary files and folders beside the places of the final ones, and how the remains of killed processes are found.
+"""Temporary files and folders beside the places of the final ones, and how the remains of killed
+processes are found.
 
 Their names are short, whatever the final name is, and begin with `PREFIX`.
 """
@@ -22,9 +23,11 @@ _NAME_BYTES = 255  # of a file name, where the system does not say
 
 
 def remove_leftovers(folder: Path, *, below: bool = True) -> None:
-    """Removes what killed processes left under temporary names in ``folder``, not what is being written.
+    """Removes what killed processes left under temporary names in ``folder``, not what is being
+    written.
 
-    ``below``: in the folders below it too, but for those of other runs, which have locks of their own.
+    ``below``: in the folders below it too, but for those of other runs, which have locks of their
+    own.
     """
     for parent, folders, files in os.walk(folder):
         for name in filter(_is_temporary, folders):
@@ -51,13 +54,16 @@ def _is_temporary(name: str) -> bool:
 
 @contextlib.contextmanager
 def folder_beside(target: Path, *, make_parent: bool = True) -> Iterator[Path]:
-    """An empty folder beside ``target`` for what is to be renamed to it; removed at the end with what is left in it.
+    """An empty folder beside ``target`` for what is to be renamed to it; removed at the end with
+    what is left in it.
 
-    Its name follows from ``target``: what a killed process left there is removed when the same target is made again.
+    Its name follows from ``target``: what a killed process left there is removed when the same
+    target is made again.
 
     Raises:
         FolderLockedError: another process is making ``target``.
-        OSError: the folder cannot be made, or without ``make_parent`` that of ``target`` is missing.
+        OSError: the folder cannot be made, or without ``make_parent`` that of ``target`` is
+            missing.
     """
     if make_parent:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -79,7 +85,8 @@ def folder_beside(target: Path, *, make_parent: bool = True) -> Iterator[Path]:
 
 
 def replace_folder(made: Path, target: Path) -> None:
-    """Renames ``made``, below a folder of `folder_beside`, to ``target``; a folder there comes into its place.
+    """Renames ``made``, below a folder of `folder_beside`, to ``target``; a folder there comes into
+    its place.
 
     Raises:
         OSError: it cannot be renamed; ``target`` is as it was.
@@ -98,7 +105,8 @@ def replace_folder(made: Path, target: Path) -> None:
 
 
 def fitting_name(name: str, folder: Path, *, reserve: int = 0) -> str:
-    """``name``, or where it and ``reserve`` bytes more are too long for a file in ``folder``, a shortened one.
+    """``name``, or where it and ``reserve`` bytes more are too long for a file in ``folder``, a
+    shortened one.
 
     A shortened name keeps the beginning, and ends in a digest of the whole.
     """

@@ -1,4 +1,5 @@
-"""Standard streams that cannot take what is said: another encoding, a reader that has gone, a closed descriptor."""
+"""Standard streams that cannot take what is said: another encoding, a reader that has gone, a
+closed descriptor."""
 
 from __future__ import annotations
 
@@ -9,9 +10,11 @@ from typing import Any
 
 
 def prepare_streams() -> None:
-    """Characters that the streams' encoding lacks are written as escapes, and closed descriptors become the null device.
+    """Characters that the streams' encoding lacks are written as escapes, and closed descriptors
+    become the null device.
 
-    A file opened later would take the number of a closed descriptor, and receive what libraries print.
+    A file opened later would take the number of a closed descriptor, and receive what libraries
+    print.
     """
     for number in (0, 1, 2):
         try:
@@ -28,13 +31,16 @@ def prepare_streams() -> None:
 
 
 def discard(stream: Any) -> None:
-    """What is written to this stream from now on, and what waits in its buffer, goes to the null device."""
-    with contextlib.suppress(OSError, ValueError):  # a stream without a descriptor, as in notebooks and tests
+    """What is written to this stream from now on, and what waits in its buffer, goes to the null
+    device."""
+    # a stream without a descriptor, as in notebooks and tests
+    with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def flush_output() -> None:
-    """Write what waits for standard output; where that fails, drop it: Python would fail again at the end."""
+    """Write what waits for standard output; where that fails, drop it: Python would fail again at
+    the end."""
     try:
         sys.stdout.flush()
     except OSError:
@@ -42,7 +48,8 @@ def flush_output() -> None:
 
 
 def show(line: str) -> None:
-    """Print one line to standard output, above any progress bar. Output that fails never ends the work."""
+    """Print one line to standard output, above any progress bar. Output that fails never ends the
+    work."""
     from tqdm import tqdm
 
     if sys.stdout is None:  # closed before the start

@@ -1,4 +1,5 @@
-"""Timing several ways of doing one thing fairly: interleaved in one run, medians and spread, the machine written beside them."""
+"""Timing several ways of doing one thing fairly: interleaved in one run, medians and spread, the
+machine written beside them."""
 
 from __future__ import annotations
 
@@ -51,7 +52,8 @@ def interleaved(
 ) -> list[Timing]:
     """Run every contender once per round, so that a slow moment of the machine hits all alike.
 
-    `warm_up` uncounted runs of each come first; `sync`, if given, waits for the device before each reading of the clock.
+    `warm_up` uncounted runs of each come first; `sync`, if given, waits for the device before each
+    reading of the clock.
     """
     wait = sync or (lambda: None)
     for call in contenders.values():
@@ -69,12 +71,14 @@ def interleaved(
 
 
 def machine() -> str:
-    """Processor, cores this process may use, and the vector extensions that matter for low-bit arithmetic."""
+    """Processor, cores this process may use, and the vector extensions that matter for low-bit
+    arithmetic."""
     name, flags = cpu.describe()
     wanted = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16")
     return f"{name}, {cpu.cores()} cores, {' '.join(f for f in wanted if f in flags) or 'no known vector extension'}"
 
 
 def load_per_core() -> float:
-    """Runnable processes per core over the last minute; timings above about 0.5 before the run mean little."""
+    """Runnable processes per core over the last minute; timings above about 0.5 before the run mean
+    little."""
     return os.getloadavg()[0] / (os.cpu_count() or 1)

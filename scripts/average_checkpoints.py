@@ -2,7 +2,8 @@
 
     python scripts/average_checkpoints.py BEFORE.pth AFTER.pth --weight 0.7 -o BETWEEN.pth
 
-Where a part of a training gains at some depths what it loses at others, networks in between can keep most of both.
+Where a part of a training gains at some depths what it loses at others, networks in between can
+keep most of both.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from quantsr.trained_files import checkpoint
 
 
 def average(before: Path, after: Path, weight: float) -> dict[str, object]:
-    """A network file: parameters ``(1 - weight) * before + weight * after``, of moving averages where there are; the rest is `after`'s.
+    """A network file: parameters ``(1 - weight) * before + weight * after``, of moving averages
+    where there are; the rest is `after`'s.
 
     Raises:
         InputError: the two are not of one network with one ranking of its blocks.

@@ -1,4 +1,5 @@
-"""Makes datasets/mini from a folder with the budgie_* photographs: ``python scripts/make_mini.py FOLDER``."""
+"""Makes datasets/mini from a folder with the budgie_* photographs: ``python scripts/make_mini.py
+FOLDER``."""
 
 from __future__ import annotations
 

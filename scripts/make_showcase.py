@@ -1,7 +1,9 @@
-"""Makes docs/images/showcase.png, the picture that the README opens with: ``python scripts/make_showcase.py``.
+"""Makes docs/images/showcase.png, the picture that the README opens with: ``python
+scripts/make_showcase.py``.
 
-Crops of scikit-image's photographs (public domain and CC0), which no network here was trained on: those of datasets/mini and their
-larger originals were. Needs numpy, opencv and openvino, and the three PNG files of an installed scikit-image; no torch.
+Crops of scikit-image's photographs (public domain and CC0), which no network here was trained on:
+those of datasets/mini and their larger originals were. Needs numpy, opencv and openvino, and the
+three PNG files of an installed scikit-image; no torch.
 """
 
 from __future__ import annotations
@@ -30,7 +32,8 @@ from quantsr.trained_files.names import find_packed
 Picture = NDArray[np.uint8]
 
 CROPS = {"astronaut": (12, 0), "coffee": (216, 324), "chelsea": (72, 120)}
-"""Top and left of each row's crop in the ground truth; multiples of 12, so that LR pixels of x2, x3 and x4 stay whole."""
+"""Top and left of each row's crop in the ground truth; multiples of 12, so that LR pixels of x2, x3
+and x4 stay whole."""
 SIDE = 96
 ZOOM = 3
 GAP = 8
@@ -41,7 +44,8 @@ FINGERPRINT = "quantsr network sha256"
 
 
 def psnr_y(result: Picture, truth: Picture, border: int) -> float:
-    """PSNR in dB on the Y channel (ITU-R BT.601, 16..235) of RGB pictures, ``border`` pixels left out; BasicSR's protocol."""
+    """PSNR in dB on the Y channel (ITU-R BT.601, 16..235) of RGB pictures, ``border`` pixels left
+    out; BasicSR's protocol."""
     luma = [
         (picture[border:-border, border:-border] / 255.0) @ np.array([65.481, 128.553, 24.966]) + 16.0
         for picture in (result, truth)
@@ -50,7 +54,8 @@ def psnr_y(result: Picture, truth: Picture, border: int) -> float:
 
 
 def versions(truth: Picture, upscalers: Sequence[Upscaler]) -> tuple[list[Picture], list[str]]:
-    """The columns of one row, whole pictures of the size of ``truth``, and the PSNR of all but the first and the last."""
+    """The columns of one row, whole pictures of the size of ``truth``, and the PSNR of all but the
+    first and the last."""
     scale = upscalers[0].scale
     low = imresize_uint8(truth, 1 / scale)
     nearest = low.repeat(scale, axis=0).repeat(scale, axis=1)
@@ -60,7 +65,8 @@ def versions(truth: Picture, upscalers: Sequence[Upscaler]) -> tuple[list[Pictur
 
 
 def write_line(canvas: Picture, text: str, x: int, y: int, size: float, ink: tuple[int, int, int]) -> None:
-    """Text centred at ``x`` on the baseline ``y``: drawn four times as large and shrunk, for smooth edges."""
+    """Text centred at ``x`` on the baseline ``y``: drawn four times as large and shrunk, for smooth
+    edges."""
     fine, base, start = 4, 48, 16
     page = np.zeros((72 * fine, 480 * fine), np.uint8)
     cv2.putText(

@@ -1,11 +1,13 @@
-"""Writes the measured part of a model card, quantsr/zoo/NAME.md: between its two marks, what the packed file and the test runs say.
+"""Writes the measured part of a model card, quantsr/zoo/NAME.md: between its two marks, what the
+packed file and the test runs say.
 
     sh test.sh --set path.pretrain_network_g=NAME
     python scripts/model_card.py NAME results/shipped/results.json [MORE.json ...]
 
-The records are kept beside the card, in NAME.json; without result files the card is made again from those. New ones take their place,
-but for those of the float start, another network, which stay where no file has them. What stands outside the marks (data, training,
-licence) is written by hand and stays.
+The records are kept beside the card, in NAME.json; without result files the card is made again from
+those. New ones take their place, but for those of the float start, another network, which stay
+where no file has them. What stands outside the marks (data, training, licence) is written by hand
+and stays.
 """
 
 from __future__ import annotations
@@ -29,7 +31,8 @@ SPEED = Path(__file__).resolve().parents[1] / "benchmarks" / "results" / "zoo.cs
 
 
 def measured(packed: Path, records: Sequence[Record]) -> str:
-    """The measured part: the file, its layers and bits, PSNR and SSIM of every row on every set, milliseconds of every depth."""
+    """The measured part: the file, its layers and bits, PSNR and SSIM of every row on every set,
+    milliseconds of every depth."""
     content, model = packed.read_bytes(), load(packed)
     depths = ", ".join(map(str, model.header.depths))
     lines = [
@@ -90,7 +93,8 @@ def quality_table(records: Sequence[Record]) -> list[str]:
 
 
 def speed_line(name: str) -> list[str]:
-    """The medians of `python -m benchmarks.bench_zoo` for this network; none where it was not timed."""
+    """The medians of `python -m benchmarks.bench_zoo` for this network; none where it was not
+    timed."""
     if not SPEED.is_file():
         return []
     with SPEED.open(encoding="utf-8", newline="") as file:

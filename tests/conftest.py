@@ -1,4 +1,5 @@
-"""Fixtures every test may use: one CPU thread, fixed seeds, and the real data sets where they are present."""
+"""Fixtures every test may use: one CPU thread, fixed seeds, and the real data sets where they are
+present."""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """One intra-op thread: small tensors run faster, and sums do not depend on the number of cores."""
+    """One intra-op thread: small tensors run faster, and sums do not depend on the number of
+    cores."""
     try:
         import torch
     except ImportError:  # the upscaling-only installation
@@ -58,10 +60,11 @@ def repo_root() -> Path:
 
 @pytest.fixture(scope="session")
 def data_root() -> Path:
-    """The folder with ``benchmark/`` (Set5, Set14, B100) and ``train/``: real pictures, not part of the repository.
+    """The folder with ``benchmark/`` (Set5, Set14, B100) and ``train/``: real pictures, not part of
+    the repository.
 
-    ``QUANTSR_DATA`` names it; the default is ``../shared/data`` beside the checkout. Tests that need it are skipped
-    where it is absent.
+    ``QUANTSR_DATA`` names it; the default is ``../shared/data`` beside the checkout. Tests that
+    need it are skipped where it is absent.
     """
     root = Path(os.environ.get("QUANTSR_DATA", ROOT.parent / "shared" / "data"))
     if not (root / "benchmark").is_dir():

@@ -1,4 +1,5 @@
-"""scripts/average_checkpoints.py: what it writes loads as the network between two others, and it refuses others' networks."""
+"""scripts/average_checkpoints.py: what it writes loads as the network between two others, and it
+refuses others' networks."""
 
 import pytest
 import torch

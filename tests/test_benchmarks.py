@@ -1,4 +1,5 @@
-"""What the benchmarks write: the commit, the warning where it is not what ran, medians with their spread."""
+"""What the benchmarks write: the commit, the warning where it is not what ran, medians with their
+spread."""
 
 from __future__ import annotations
 

@@ -16,7 +16,8 @@ QUEUES = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "options" / "que
 
 
 def run(tmp_path: Path, *arguments: str) -> tuple[subprocess.CompletedProcess[str], list[str]]:
-    """The script's process, and the commands that it ran (imports fail: SPAN's package is not there)."""
+    """The script's process, and the commands that it ran (imports fail: SPAN's package is not
+    there)."""
     python = tmp_path / "python"
     python.write_text(f'#!/bin/sh\necho "$*" >>{tmp_path}/log\n[ "$1" != -c ]\n')
     python.chmod(0o755)

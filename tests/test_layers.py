@@ -1,4 +1,5 @@
-"""Who may import whom: the table of docs/design.md, held against every import, those inside functions included."""
+"""Who may import whom: the table of docs/design.md, held against every import, those inside
+functions included."""
 
 from __future__ import annotations
 
@@ -36,7 +37,8 @@ MODULES = modules()
 
 @cache
 def imports(name: str) -> tuple[tuple[str, bool], ...]:
-    """The package's modules that a module imports, and whether inside a function; not those for type checkers."""
+    """The package's modules that a module imports, and whether inside a function; not those for
+    type checkers."""
     tree = ast.parse(MODULES[name].read_text(encoding="utf-8"))
     functions = [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)]
     inside = {id(node) for function in functions for node in ast.walk(function)}
@@ -61,7 +63,8 @@ def imports(name: str) -> tuple[tuple[str, bool], ...]:
 
 
 def layers() -> list[set[str]]:
-    """The layers of docs/design.md from the lowest to the highest: names of modules and packages of quantsr."""
+    """The layers of docs/design.md from the lowest to the highest: names of modules and packages of
+    quantsr."""
     text = (ROOT / "docs" / "design.md").read_text(encoding="utf-8")
     table = text.split("## Layers")[1].split("\n## ")[0]
     rows = [line.split("|")[2] for line in table.splitlines() if re.match(r"\| \d+ ", line)]

@@ -1,4 +1,5 @@
-"""One process at a time in a folder; the lock ends with its holder; file systems without locks are said and go on."""
+"""One process at a time in a folder; the lock ends with its holder; file systems without locks are
+said and go on."""
 
 from __future__ import annotations
 

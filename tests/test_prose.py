@@ -1,4 +1,5 @@
-"""What the Markdown pages are made of: lines of bounded length, and names of files, modules and tests that exist."""
+"""What the Markdown pages are made of: lines of bounded length, and names of files, modules and
+tests that exist."""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ if (
 
 LONGEST = 100
 GENERATED = ("docs/options.md",)
-"""Pages that a program writes. The measured part of a model card, between two comments, is another one's."""
+"""Pages that a program writes. The measured part of a model card, between two comments, is another
+one's."""
 EXAMPLES = ("quantsr/quant/max_abs_quantizer.py", "own_arch.py", "own.yml", "options.yml")
 """Files that a page tells the reader to write, or that a run writes."""
 CODE = re.compile(r"`([^`]+)`")
@@ -45,7 +47,8 @@ def read(page: str) -> str:
 
 
 def prose(text: str) -> Iterator[tuple[int, str]]:
-    """Numbers and lines of prose: no code block, table, heading, comment or generated part, no line that is one link."""
+    """Numbers and lines of prose: no code block, table, heading, comment or generated part, no line
+    that is one link."""
     fenced = generated = False
     for number, line in enumerate(text.splitlines(), 1):
         if line.startswith("<!--"):
@@ -57,7 +60,8 @@ def prose(text: str) -> Iterator[tuple[int, str]]:
 
 
 def expand(pattern: str) -> list[str]:
-    """A pattern once for every choice from its braces, as a shell does: ``x{2,4}.yml`` is x2.yml and x4.yml."""
+    """A pattern once for every choice from its braces, as a shell does: ``x{2,4}.yml`` is x2.yml
+    and x4.yml."""
     parts = re.split(r"\{([^}]*)\}", pattern)
     choices = [part.split(",") if i % 2 else [part] for i, part in enumerate(parts)]
     return ["".join(words) for words in product(*choices)]
@@ -72,15 +76,16 @@ def test_prose_leaves_out_what_is_no_prose() -> None:
 
 @pytest.mark.parametrize("page", [page for page in PAGES if page not in GENERATED])
 def test_lines_of_prose_are_at_most_100_characters_long(page: str) -> None:
-    """Every tracked Markdown file; free are tables, code blocks, headings, comments, lines of a single link, and
-    what a program writes: ``GENERATED`` and the measured parts of model cards."""
+    """Every tracked Markdown file; free are tables, code blocks, headings, comments, lines of a
+    single link, and what a program writes: ``GENERATED`` and the measured parts of model cards."""
     long = [f"{page}:{number}: {line}" for number, line in prose(read(page)) if len(line) > LONGEST]
     assert not long, "\n".join(long)
 
 
 @pytest.mark.parametrize("page", PAGES)
 def test_every_file_of_the_project_that_a_page_names_exists(page: str) -> None:
-    """In code: paths from the checkout's folders or the package's; with a capital NAME they stand for any."""
+    """In code: paths from the checkout's folders or the package's; with a capital NAME they stand
+    for any."""
     packages = {path.name for path in (ROOT / "quantsr").iterdir() if path.is_dir()}
     folders = {"quantsr", "benchmarks", "docs", "options", "scripts", "tests"} | packages
     for code in CODE.findall(read(page)):

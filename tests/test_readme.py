@@ -1,4 +1,5 @@
-"""What the documents tell the reader to type exists: commands, arguments, scripts, option files, keys and links."""
+"""What the documents tell the reader to type exists: commands, arguments, scripts, option files,
+keys and links."""
 
 from __future__ import annotations
 
@@ -153,7 +154,8 @@ def readme_commands() -> list[list[str]]:
 
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with all that README's commands name: options, data sets, pictures, the default run and its test."""
+    """A folder with all that README's commands name: options, data sets, pictures, the default run
+    and its test."""
     from quantsr.quant import get_compile, set_compile
 
     folder = tmp_path_factory.mktemp("readme")

@@ -217,7 +217,8 @@ def test_a_named_interpreter_must_be_suitable(machine: Machine, name: str, messa
     "changed", ["requirements.txt", "setup.py", *(f"{NATIVE}/{name}" for name in ("network.h", "swin.inc"))]
 )
 def test_a_changed_source_of_it_updates_the_environment(ready: Machine, changed: str) -> None:
-    """The kernels are compiled by the installation: without a new one, those of before a git pull would stay."""
+    """The kernels are compiled by the installation: without a new one, those of before a git pull
+    would stay."""
     (ready.venv / "mine").touch()
     with (ready.checkout / changed).open("a") as file:
         file.write("\n")

@@ -1,6 +1,7 @@
 """Every option file runs: two iterations of training, then its own test file on what that wrote.
 
-The networks keep their blocks, bits, depths, teachers and losses, and are made narrow; the pictures are tiny.
+The networks keep their blocks, bits, depths, teachers and losses, and are made narrow; the pictures
+are tiny.
 """
 
 from pathlib import Path
@@ -57,7 +58,8 @@ def narrow(network):
 
 
 def shrunk(file, pictures, tmp_path, *, is_train):
-    """The options of a file with narrow networks, tiny pictures and, for training, two iterations."""
+    """The options of a file with narrow networks, tiny pictures and, for training, two
+    iterations."""
     options = load_options(str(ROOT / file), is_train=is_train, check_paths=False).dump()
     scale = options["scale"]
     tiny = {"name": "tiny", "type": "CroppedImageDataset", "dataroot_gt": str(pictures)}

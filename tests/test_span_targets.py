@@ -34,7 +34,8 @@ PixelShuffle up   1 1 g output 0=2
 
 @pytest.fixture
 def weights(tmp_path: Path) -> tuple[Path, dict[str, np.ndarray]]:
-    """A network of every kind of layer that SPAN has; an odd number of weights in half precision is padded to 4 bytes."""
+    """A network of every kind of layer that SPAN has; an odd number of weights in half precision is
+    padded to 4 bytes."""
     rng = np.random.default_rng(0)
     sizes = {"mean": 3, "w1": 135, "b1": 5, "w2": 180, "b2": 12}
     values = {name: rng.standard_normal(size).astype(np.float32) for name, size in sizes.items()}

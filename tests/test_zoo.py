@@ -1,4 +1,5 @@
-"""The networks that come with quantsr: they load by name, have a card, and are as good as it says."""
+"""The networks that come with quantsr: they load by name, have a card, and are as good as it
+says."""
 
 from pathlib import Path
 
@@ -99,7 +100,8 @@ def test_a_card_without_marks_is_an_error():
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("engine", ["auto", "openvino", "torch"])
 def test_each_is_as_good_as_its_card_says(name, engine, tmp_path):
-    """At every depth, with the option file of ``sh test.sh``: on scikit-image's pictures, and Set5 where it is there."""
+    """At every depth, with the option file of ``sh test.sh``: on scikit-image's pictures, and Set5
+    where it is there."""
     changes = [f"path.pretrain_network_g={name}", f"val.engine={engine}", "val.save_img=false", "num_gpu=0"]
     changes += [f"path.results_root={tmp_path}", "datasets.test_3=null", "datasets.test_4=null"]
     records = evaluate_options(load_options(str(SHIPPED), changes, is_train=False))
@@ -116,7 +118,8 @@ def test_each_is_as_good_as_its_card_says(name, engine, tmp_path):
 
 @pytest.mark.integration
 def test_an_exported_network_keeps_to_the_bounds():
-    """docs/numerics.md: the default network as it was trained, converted on datasets/mini, beside its default engine."""
+    """docs/numerics.md: the default network as it was trained, converted on datasets/mini, beside
+    its default engine."""
     network = quantsr.load(ROOT / "experiments" / "starts" / "photos_w4a4_x4.pth")
     model = convert(network, head_tail_bits=8, calib=calibration_pictures(None, 4))
     engine = select.create("auto", model)

@@ -1,7 +1,9 @@
-"""Comparisons: every variant is trained with every seed and evaluated; tables have mean, spread and paired differences.
+"""Comparisons: every variant is trained with every seed and evaluated; tables have mean, spread and
+paired differences.
 
-Everything lies below ``experiments/compare_NAME/``: a run folder per variant and seed, ``results.json``, ``results.md``,
-``options.yml``, the comparison in one file, and ``runs.json``, which says with which options each run was made. Finished runs are kept, an interrupted one goes on.
+Everything lies below ``experiments/compare_NAME/``: a run folder per variant and seed,
+``results.json``, ``results.md``, ``options.yml``, the comparison in one file, and ``runs.json``,
+which says with which options each run was made. Finished runs are kept, an interrupted one goes on.
 """
 
 from __future__ import annotations
@@ -28,7 +30,8 @@ logger = logging.getLogger(__name__)
 def compare(
     comparison: Comparison, ledger: Ledger, *, resume_command: str, retrain: bool = False
 ) -> list[Record]:
-    """Does what is not done yet and returns the records of all runs; ``results.json`` and ``results.md`` follow each run.
+    """Does what is not done yet and returns the records of all runs; ``results.json`` and
+    ``results.md`` follow each run.
 
     Args:
         comparison: what to do.
@@ -54,7 +57,8 @@ def compare(
 def _compare(comparison: Comparison, ledger: Ledger, *, resume_command: str, retrain: bool) -> list[Record]:
     """`compare`, in a folder that no other process works in."""
     for folder in filter(Path.exists, (Path(run.training.experiment_folder) for run in comparison.runs)):
-        with owned(folder):  # removes what killed trainings left there, also where nothing is left to train
+        # removes what killed trainings left there, also where nothing is left to train
+        with owned(folder):
             pass
     foreign = [run.name for run in comparison.runs if ledger.state(run).foreign]
     if foreign and not retrain:

@@ -1,4 +1,5 @@
-"""The tables of a comparison: mean and spread over seeds, and differences paired by seed. Pure arithmetic, no torch."""
+"""The tables of a comparison: mean and spread over seeds, and differences paired by seed. Pure
+arithmetic, no torch."""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ class Spread:
 
     Attributes:
         mean: arithmetic mean.
-        deviation: sample standard deviation (divisor n - 1); None for one number, or where one is not finite.
+        deviation: sample standard deviation (divisor n - 1); None for one number, or where one is
+            not finite.
         n: how many there were.
     """
 
@@ -37,7 +39,8 @@ class Spread:
 
 
 def paired_difference(ours: Mapping[int, float], theirs: Mapping[int, float]) -> Spread | None:
-    """Mean and spread of ``ours - theirs`` over the seeds that both have; None where they share none.
+    """Mean and spread of ``ours - theirs`` over the seeds that both have; None where they share
+    none.
 
     Args:
         ours, theirs: a value by seed.

@@ -1,7 +1,7 @@
 """What a network costs to store and to run, with the formulas. Imports no torch.
 
-The papers' reductions in operations follow from no enumeration of layers and bit rules that we found, so these are plain counts,
-not meant to reproduce theirs.
+The papers' reductions in operations follow from no enumeration of layers and bit rules that we
+found, so these are plain counts, not meant to reproduce theirs.
 """
 
 from __future__ import annotations

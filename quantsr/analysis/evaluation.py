@@ -1,4 +1,5 @@
-"""The evaluation that `quantsr test` and every run of a comparison do: bicubic, teacher and network on all test sets."""
+"""The evaluation that `quantsr test` and every run of a comparison do: bicubic, teacher and network
+on all test sets."""
 
 from __future__ import annotations
 
@@ -21,7 +22,8 @@ from quantsr.trained_files.names import resolve
 
 
 def evaluate_options(options: Options, progress: Callable[[str], None] | None = None) -> list[Record]:
-    """Bicubic, the float network of ``network_teacher`` where given, and ``network_g``, on all test sets.
+    """Bicubic, the float network of ``network_teacher`` where given, and ``network_g``, on all test
+    sets.
 
     ``progress`` is called with a line after each picture; what it raises ends the evaluation.
 

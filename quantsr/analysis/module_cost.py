@@ -56,7 +56,8 @@ def cost_of_options(path: str, sizes: Sequence[tuple[int, int]]) -> dict[str, An
 def module_macs(
     net: nn.Module, size: tuple[int, int], depth: int | None = None
 ) -> list[tuple[str, str, int]]:
-    """(module name, kind, MACs) of every conv, linear layer and attention product of a forward pass on (height, width).
+    """(module name, kind, MACs) of every conv, linear layer and attention product of a forward pass
+    on (height, width).
 
     Runs the network on tensors without storage, so any size costs nothing.
     """

@@ -28,7 +28,8 @@ class State:
         iteration: of the newest training state or of the finished network.
         trained: the network is finished.
         evaluated: on the sets, depths and metrics of the comparison.
-        foreign: the folder holds a run of other options, or one that started from a run of other options.
+        foreign: the folder holds a run of other options, or one that started from a run of other
+            options.
     """
 
     iteration: int = 0
@@ -49,8 +50,8 @@ class State:
 class Ledger:
     """Reads and writes ``runs.json`` and knows the records of ``results.json``.
 
-    For each run it keeps the *identity* of its training, a hash of its options and of those it starts from, and the hash of
-    the options that it was evaluated with.
+    For each run it keeps the *identity* of its training, a hash of its options and of those it
+    starts from, and the hash of the options that it was evaluated with.
     """
 
     def __init__(self, comparison: Comparison) -> None:
@@ -87,12 +88,14 @@ class Ledger:
         return State(iteration, trained, known and run.name in self._records)
 
     def identity(self, run: Run) -> str:
-        """Twelve hexadecimal digits that change with the options of the run and of every run it builds on."""
+        """Twelve hexadecimal digits that change with the options of the run and of every run it
+        builds on."""
         parts = [run.training.config_hash(), *(self.identity(self.runs[name]) for name in run.after)]
         return hashlib.sha256(" ".join(parts).encode()).hexdigest()[:12]
 
     def begin(self, run: Run) -> None:
-        """Notes that the training of a run begins or goes on; a run of other options is set aside."""
+        """Notes that the training of a run begins or goes on; a run of other options is set
+        aside."""
         if self.state(run).foreign:
             folder = Path(run.training.experiment_folder)
             with owned(folder):
@@ -114,7 +117,8 @@ class Ledger:
         self._records[""] = list(records)
 
     def results(self) -> list[Record]:
-        """The records of the baseline and of all evaluated runs, variant by variant in the order of the file."""
+        """The records of the baseline and of all evaluated runs, variant by variant in the order of
+        the file."""
         done = {name: run for name, run in self.runs.items() if self.state(run).evaluated}
         ordered = sorted(done, key=lambda name: self._variants.index(done[name].variant))
         return [record for name in ["", *ordered] for record in self._records.get(name, [])]
@@ -164,7 +168,8 @@ def _iteration(path: Path) -> int:
 
 
 def _is_validated(states: Sequence[Path], folder: RunFolder, run: Run) -> bool:
-    """Whether the last validation of a run was done, which comes after the checkpoint of its iteration."""
+    """Whether the last validation of a run was done, which comes after the checkpoint of its
+    iteration."""
     if not states:
         return not run.training.sets("val") or (folder.models / "net_g_best.pth").is_file()
     try:

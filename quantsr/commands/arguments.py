@@ -73,7 +73,8 @@ def import_words(args: argparse.Namespace) -> list[str]:
 
 
 def resume_command(command: str, args: argparse.Namespace, *more: str) -> str:
-    """The line that runs ``quantsr COMMAND`` with the same option file and changes, quoted for the shell."""
+    """The line that runs ``quantsr COMMAND`` with the same option file and changes, quoted for the
+    shell."""
     words = ["quantsr", command, "-opt", args.opt]
     words += import_words(args)
     for flag, entries in (("--set", args.set), ("--force_yml", args.force_yml)):

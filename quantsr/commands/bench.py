@@ -36,7 +36,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the times as JSON or as a table of ms per picture. Raises InputError for `--runs` below 1 and what `load` and `Upscaler` refuse."""
+    """Print the times as JSON or as a table of ms per picture. Raises InputError for `--runs` below
+    1 and what `load` and `Upscaler` refuse."""
     if args.runs < 1:
         raise InputError(f"--runs: must be at least 1, got {args.runs}")
     record = measure(

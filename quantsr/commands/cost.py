@@ -27,7 +27,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the counts as JSON or as a table. Raises InputError for a network or an option file that cannot be read."""
+    """Print the counts as JSON or as a table. Raises InputError for a network or an option file
+    that cannot be read."""
     sizes = [args.size] if args.size else list(SIZES)
     if args.opt:
         from quantsr.analysis.module_cost import cost_of_options  # imports torch

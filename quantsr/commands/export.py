@@ -1,4 +1,5 @@
-"""``quantsr export``: a trained network as a packed file, an ONNX graph or an OpenVINO IR, with a parity table."""
+"""``quantsr export``: a trained network as a packed file, an ONNX graph or an OpenVINO IR, with a
+parity table."""
 
 from __future__ import annotations
 
@@ -94,7 +95,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def read(args: argparse.Namespace) -> tuple[PackedModel, nn.Module]:
-    """The converted network of a checkpoint, run or packed file, and the network it shall match (of a packed file: its own module)."""
+    """The converted network of a checkpoint, run or packed file, and the network it shall match (of
+    a packed file: its own module)."""
     source = resolve(args.model)
     if source.suffix == PACKED:
         model = packing.load(source)
@@ -125,7 +127,8 @@ def read(args: argparse.Namespace) -> tuple[PackedModel, nn.Module]:
 
 
 def _from_options(content: Mapping[str, Any], source: Path, opt: str) -> nn.Module:
-    """The network of an option file with the parameters of a checkpoint (the released ones do not describe themselves)."""
+    """The network of an option file with the parameters of a checkpoint (the released ones do not
+    describe themselves)."""
     network = build.build_for_options(load_options(opt, is_train=False))
     build.load_content(network, content, str(source), None)
     build.require_steps(network, source)

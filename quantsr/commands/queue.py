@@ -1,4 +1,5 @@
-"""``quantsr queue -opt FILE --budget SECONDS``: trains one network after the other in leased time."""
+"""``quantsr queue -opt FILE --budget SECONDS``: trains one network after the other in leased
+time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""``quantsr report RUN... -o report.html``: tables, pictures and training curves of several runs in one file."""
+"""``quantsr report RUN... -o report.html``: tables, pictures and training curves of several runs in
+one file."""
 
 from __future__ import annotations
 

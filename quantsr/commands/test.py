@@ -24,7 +24,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(options: Options) -> int:
-    """Evaluates as ``options`` say, prints a table per set, writes ``results.json``, ``results.md`` and ``options.yml``.
+    """Evaluates as ``options`` say, prints a table per set, writes ``results.json``, ``results.md``
+    and ``options.yml``.
 
     Returns:
         0.

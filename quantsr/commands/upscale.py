@@ -92,7 +92,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Exit code 0, or 1 where a picture could not be read or written while the others were.
 
-    Raises InputError before any work for a bad network, engine, depth, or output that would overwrite something.
+    Raises InputError before any work for a bad network, engine, depth, or output that would
+    overwrite something.
     """
     if args.depth is not None and args.budget_ms is not None:
         raise InputError("--budget-ms: chooses the depth itself; leave out --depth")

@@ -23,7 +23,8 @@ class Job:
 
 
 def find_pictures(inputs: list[str]) -> list[Path]:
-    """The files named by paths, folders (their pictures, not those of folders inside) and globs, each once, in order.
+    """The files named by paths, folders (their pictures, not those of folders inside) and globs,
+    each once, in order.
 
     A name that is there is taken as it is, whatever characters it has; only others are globs.
 
@@ -57,8 +58,8 @@ def _pictures_of(folder: Path) -> list[Path]:
 
 
 def _globbed(path: Path) -> list[Path]:
-    """The files that a pattern matches. Folders that are there are no patterns, and where nothing matches, brackets
-    are not either."""
+    """The files that a pattern matches. Folders that are there are no patterns, and where nothing
+    matches, brackets are not either."""
     literal, parts = Path(), list(path.parts)
     while parts and os.path.lexists(literal / parts[0]):
         literal /= parts.pop(0)
@@ -70,10 +71,11 @@ def _globbed(path: Path) -> list[Path]:
 
 
 def plan_outputs(files: list[Path], output: Path, scale: int, *, force: bool) -> list[Job]:
-    """Where each upscaled picture goes: `output` itself for one picture and a picture's suffix, else `output/NAME_xS.suffix`.
+    """Where each upscaled picture goes: `output` itself for one picture and a picture's suffix,
+    else `output/NAME_xS.suffix`.
 
-    Raises InputError for a picture type that cannot be written, and where a result would overwrite an input, another result, or (without
-    `force`) an existing file.
+    Raises InputError for a picture type that cannot be written, and where a result would overwrite
+    an input, another result, or (without `force`) an existing file.
     """
     as_file = output.suffix.lower() in image_io.SUFFIXES and not os.path.isdir(output)
     if as_file and len(files) > 1:
@@ -95,7 +97,8 @@ def plan_outputs(files: list[Path], output: Path, scale: int, *, force: bool) ->
             raise InputError(
                 f"{job.target}: both {seen[job.target]} and {job.source} would go there; upscale them to two folders"
             )
-        if os.path.exists(job.target) and not force:  # of a name that is too long, Path.exists raises
+        # of a name that is too long, Path.exists raises
+        if os.path.exists(job.target) and not force:
             raise InputError(f"{job.target}: exists already; choose another output or give --force")
         seen[job.target] = job.source
     try:

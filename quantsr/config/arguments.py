@@ -1,4 +1,5 @@
-"""Sections with a ``type`` beside networks: whether it is registered, and takes the arguments beside it."""
+"""Sections with a ``type`` beside networks: whether it is registered, and takes the arguments
+beside it."""
 
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ _PICTURES = ("img", "img2")
 
 
 def check_arguments(options: Mapping[str, Any], problems: Problems) -> None:
-    """Note what is wrong with the sections of losses, metrics, data sets, optimizer and schedule."""
+    """Note what is wrong with the sections of losses, metrics, data sets, optimizer and
+    schedule."""
     train, val = _section(options, "train"), _section(options, "val")
     check = _Check(problems)
     if "losses" in train and "pixel_opt" in train:
@@ -73,7 +75,8 @@ class _Check:
         supplied: Collection[str] = (),
         section_only: Collection[str] = (),
     ) -> None:
-        """Note an unknown type and arguments that do not fit; `section_only` are keys that no constructor gets."""
+        """Note an unknown type and arguments that do not fit; `section_only` are keys that no
+        constructor gets."""
         if not isinstance(section, dict):
             return
         kind = section.get("type", schema.model_fields["type"].default)
@@ -91,9 +94,11 @@ class _Check:
 
 
 def _check_dataset(key: KeyPath, section: Any, problems: Problems) -> None:
-    """Keys that a data set does not take: of ours by the schema, of others by their class's keyword arguments.
+    """Keys that a data set does not take: of ours by the schema, of others by their class's keyword
+    arguments.
 
-    A class that takes one dict of options, as BasicSR's do, is handed every key; what it takes only it knows.
+    A class that takes one dict of options, as BasicSR's do, is handed every key; what it takes only
+    it knows.
     """
     if not isinstance(section, dict) or not isinstance(kind := section.get("type"), str):
         return

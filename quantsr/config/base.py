@@ -1,4 +1,5 @@
-"""What every section of the options shares: strict types, no unknown keys, no changes after loading."""
+"""What every section of the options shares: strict types, no unknown keys, no changes after
+loading."""
 
 from __future__ import annotations
 
@@ -8,7 +9,8 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict
 
 
 def whole_number(value: Any) -> Any:
-    """Let a float without a fraction stand for an integer: BasicSR's files write ``val_freq: !!float 5e3``."""
+    """Let a float without a fraction stand for an integer: BasicSR's files write ``val_freq:
+    !!float 5e3``."""
     if isinstance(value, float) and value.is_integer():
         return int(value)
     return value
@@ -41,9 +43,11 @@ class Section(BaseModel):
 
 
 class Registered(Section):
-    """A section that names something registered, ``type``; every other key is an argument of what it names.
+    """A section that names something registered, ``type``; every other key is an argument of what
+    it names.
 
-    The fields that a subclass declares have their types checked here, other arguments by `quantsr.config.binding`.
+    The fields that a subclass declares have their types checked here, other arguments by
+    `quantsr.config.binding`.
     """
 
     model_config = ConfigDict(extra="allow")
@@ -55,7 +59,8 @@ class Registered(Section):
         return self.model_dump(exclude={"type"}, exclude_unset=True, exclude_none=True)
 
     def arguments(self) -> dict[str, Any]:
-        """The arguments of the call; those that the section leaves out keep the constructor's defaults."""
+        """The arguments of the call; those that the section leaves out keep the constructor's
+        defaults."""
         return self.given()
 
     def flat(self) -> dict[str, Any]:

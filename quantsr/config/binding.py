@@ -1,7 +1,8 @@
-"""Binding a section that names something registered to the constructor or function that it will call.
+"""Binding a section that names something registered to the constructor or function that it will
+call.
 
-Sections of networks, losses, metrics, data sets, optimizers and schedulers have one form: ``type``, a registered name,
-and beside it arguments of what is registered under that name.
+Sections of networks, losses, metrics, data sets, optimizers and schedulers have one form: ``type``,
+a registered name, and beside it arguments of what is registered under that name.
 """
 
 from __future__ import annotations
@@ -67,8 +68,10 @@ def bind(
         target: the class or function that will be called.
         given: the section's keys without ``type``.
         problems: receives unknown, missing and mistyped arguments, all of them.
-        supplied: arguments that the caller adds, such as an optimizer's ``params``; a section may not hold them.
-        declared: fields of the section's schema, which has checked their types and whether they are missing.
+        supplied: arguments that the caller adds, such as an optimizer's ``params``; a section may
+            not hold them.
+        declared: fields of the section's schema, which has checked their types and whether they are
+            missing.
 
     Returns:
         What ``target`` will see: the sound arguments, and the defaults of those that are not given.
@@ -101,12 +104,14 @@ def _hints(target: Callable[..., Any]) -> dict[str, Any]:
 def _has_type(
     key: KeyPath, value: Any, parameter: inspect.Parameter, hints: dict[str, Any], problems: Problems
 ) -> bool:
-    """Whether the value fits the parameter's type hint, or the type of its default where it has none."""
+    """Whether the value fits the parameter's type hint, or the type of its default where it has
+    none."""
     wanted = hints.get(key[-1], _type_of(parameter.default))
     if wanted is Any:
         return True
     try:
-        # As JSON: there a list may stand for a tuple and 1 for 1.0, but neither "1" nor true for a number.
+        # As JSON: there a list may stand for a tuple and 1 for 1.0, but neither "1" nor true for a
+        # number.
         TypeAdapter(wanted).validate_json(json.dumps(value), strict=True)
     except ValidationError as error:
         reason = error.errors(include_url=False)[0]["msg"]
@@ -115,7 +120,8 @@ def _has_type(
             reason = f"must be {_WORDS[wanted]}"
         problems.add(key, f"{reason}, got {show(value)}")
         return False
-    except Exception:  # a hint pydantic has no schema for, e.g. a class of torch: the constructor decides
+    # a hint pydantic has no schema for, e.g. a class of torch: the constructor decides
+    except Exception:
         return True
     return True
 

@@ -1,4 +1,5 @@
-"""From a comparison file to its runs, checked and in order, or to the list of everything that is wrong with it."""
+"""From a comparison file to its runs, checked and in order, or to the list of everything that is
+wrong with it."""
 
 from __future__ import annotations
 
@@ -41,8 +42,9 @@ def load_comparison(
     """Read a comparison file, put the options of all its runs together and check them.
 
     Args:
-        path, overrides, force_yml, check_paths, read: as `quantsr.config.load_options` takes them; keys of the training
-            that all variants share are set as ``base.key=value``, those of one variant as ``variants.NAME.key=value``.
+        path, overrides, force_yml, check_paths, read: as `quantsr.config.load_options` takes them;
+            keys of the training that all variants share are set as ``base.key=value``, those of one
+            variant as ``variants.NAME.key=value``.
 
     Raises:
         OptionsError: with one line for every problem, all at once.

@@ -1,4 +1,5 @@
-"""What a comparison is: the schema of its file, and the runs that follow from it. ``compare.py`` beside it reads the file."""
+"""What a comparison is: the schema of its file, and the runs that follow from it. ``compare.py``
+beside it reads the file."""
 
 from __future__ import annotations
 
@@ -129,7 +130,8 @@ class Comparison:
 
     Attributes:
         options: the file.
-        runs: in an order in which each comes after those it starts from; all variants of a seed before the next seed.
+        runs: in an order in which each comes after those it starts from; all variants of a seed
+            before the next seed.
         changes: per variant, what it changes, by dotted key; None for a key taken away.
         baseline: whether bicubic stands beside.
         base: the options of the base, as a file holds them.

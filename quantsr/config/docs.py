@@ -1,4 +1,5 @@
-"""The page ``docs/options.md``, made from the schema: ``python -m quantsr.config.docs docs/options.md``."""
+"""The page ``docs/options.md``, made from the schema: ``python -m quantsr.config.docs
+docs/options.md``."""
 
 from __future__ import annotations
 
@@ -100,7 +101,8 @@ _TOP_DOC = "The keys at the top of a file."
 
 def _default(field: FieldInfo) -> str:
     if isinstance(field.json_schema_extra, dict) and "default" in field.json_schema_extra:
-        return str(field.json_schema_extra["default"])  # one that the schema derives from another key
+        # one that the schema derives from another key
+        return str(field.json_schema_extra["default"])
     if field.is_required():
         return "**needed**"
     value: Any = field.get_default(call_default_factory=True)

@@ -22,12 +22,14 @@ _CHECKPOINTS = (
 
 
 def expand_paths(options: dict[str, Any]) -> None:
-    """Replace ``~`` and environment variables (``$DATA``) in every path of the options, in place."""
+    """Replace ``~`` and environment variables (``$DATA``) in every path of the options, in
+    place."""
     change_paths(options, lambda key, path: os.path.expanduser(os.path.expandvars(path)))
 
 
 def change_paths(options: dict[str, Any], change: Callable[[KeyPath, str], str]) -> None:
-    """Replace every path of the options by what ``change`` makes of its key and itself, in place."""
+    """Replace every path of the options by what ``change`` makes of its key and itself, in
+    place."""
     datasets = options.get("datasets")
     for name, dataset in datasets.items() if isinstance(datasets, dict) else ():
         if isinstance(dataset, dict):
@@ -50,7 +52,8 @@ def _change(
 def check_checkpoints(
     section: Any, is_train: bool, problems: Problems, awaited: Collection[str] = ()
 ) -> None:
-    """Every checkpoint that the run will read must be a file, save those that are yet to be written."""
+    """Every checkpoint that the run will read must be a file, save those that are yet to be
+    written."""
     if not isinstance(section, dict):
         return
     for key in _CHECKPOINTS if is_train else _CHECKPOINTS[:1]:
@@ -66,12 +69,14 @@ def check_checkpoints(
 
 
 def _is_named(value: str) -> bool:
-    """Whether a test knows a checkpoint by this name: a training run's, or that of a network that comes with quantsr."""
+    """Whether a test knows a checkpoint by this name: a training run's, or that of a network that
+    comes with quantsr."""
     return _resolved(value) is not None
 
 
 def is_checkpoint(value: Any) -> bool:
-    """Whether a test finds a checkpoint by this path or name, or will find one there, and no packed file."""
+    """Whether a test finds a checkpoint by this path or name, or will find one there, and no packed
+    file."""
     if not isinstance(value, str):
         return False
     found = _resolved(value)
@@ -86,7 +91,8 @@ def _resolved(value: str) -> Path | None:
 
 
 def is_left_out(dataset: Any) -> bool:
-    """Whether a run goes on without this set (an entry of ``Options.datasets``): ``optional``, and its folder is not there."""
+    """Whether a run goes on without this set (an entry of ``Options.datasets``): ``optional``, and
+    its folder is not there."""
     roots = dataset.dataroot_gt
     folders = [roots] if isinstance(roots, str) else roots or []
     return dataset.optional and not all(os.path.isdir(folder) for folder in folders)
@@ -123,7 +129,8 @@ def check_dataset(key: str, dataset: dict[str, Any], problems: Problems) -> None
 
 
 def count_pictures(dataset: Any) -> int | None:
-    """How many ground-truth pictures a data set has (an entry of ``Options.datasets``); None where it does not say."""
+    """How many ground-truth pictures a data set has (an entry of ``Options.datasets``); None where
+    it does not say."""
     if dataset.type == "SkimageDataset":
         return 3
     lmdb = dataset.io_backend.type == "lmdb"  # whose own list counts

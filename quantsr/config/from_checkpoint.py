@@ -1,4 +1,5 @@
-"""What a test takes from its checkpoint where the option file leaves it out: ``network_g`` and ``scale``."""
+"""What a test takes from its checkpoint where the option file leaves it out: ``network_g`` and
+``scale``."""
 
 from __future__ import annotations
 
@@ -11,12 +12,14 @@ from quantsr.errors import InputError
 
 
 def fill_network(options: dict[str, Any], problems: Problems) -> None:
-    """Complete ``network_g`` and ``scale`` from ``path.pretrain_network_g``, in place, where ``network_g`` names no type.
+    """Complete ``network_g`` and ``scale`` from ``path.pretrain_network_g``, in place, where
+    ``network_g`` names no type.
 
     Keys of ``network_g`` that are given stay.
 
     Raises:
-        OptionsError: the checkpoint is not there, or does not say how its network is built; without it nothing else can be checked.
+        OptionsError: the checkpoint is not there, or does not say how its network is built; without
+            it nothing else can be checked.
     """
     from quantsr.trained_files.architecture import architecture  # imports torch
 

@@ -1,4 +1,5 @@
-"""Putting an option file together: what it inherits (``_base_``), then what the command line sets."""
+"""Putting an option file together: what it inherits (``_base_``), then what the command line
+sets."""
 
 from __future__ import annotations
 
@@ -15,15 +16,18 @@ BASE_KEY = "_base_"
 
 
 def read_layers(path: str) -> tuple[dict[str, Any], dict[KeyPath, str]]:
-    """Read an option file on top of the files it names under ``_base_`` (one or a list; relative to the file itself).
+    """Read an option file on top of the files it names under ``_base_`` (one or a list; relative to
+    the file itself).
 
-    Sections are merged key by key, anything else is replaced, and ``key: null`` takes an inherited key away.
+    Sections are merged key by key, anything else is replaced, and ``key: null`` takes an inherited
+    key away.
 
     Returns:
         The merged options, and for each key the file its value comes from.
 
     Raises:
-        InputError: a file cannot be read, or inherits from itself, or together they are longer than `Allowance` says.
+        InputError: a file cannot be read, or inherits from itself, or together they are longer than
+            `Allowance` says.
     """
     origins: dict[KeyPath, str] = {}
     return _read(path, (), origins, Allowance()), origins
@@ -54,7 +58,8 @@ def _read(
 
 
 def merge(target: dict[str, Any], source: dict[str, Any]) -> None:
-    """Merge ``source`` into ``target`` in place: sections key by key; null removes a key that is there."""
+    """Merge ``source`` into ``target`` in place: sections key by key; null removes a key that is
+    there."""
     for key, value in source.items():
         if value is None and key in target:
             del target[key]
@@ -108,7 +113,8 @@ _ENDS = {"'": "'", '"': '"', "[": "]", "{": "}"}
 
 
 def _typed_value(text: str, where: str) -> Any:
-    """The value of an argument: YAML, but text is taken as it stands, with everything that YAML would take for a comment.
+    """The value of an argument: YAML, but text is taken as it stands, with everything that YAML
+    would take for a comment.
 
     Raises:
         InputError: it is not YAML, or more stands behind a quoted text, a list or a section.
@@ -147,7 +153,8 @@ def _set(options: dict[str, Any], keys: KeyPath, value: Any, flag: str, problems
 
 
 def drop_nulls(value: Any) -> Any:
-    """Without keys whose value is null: "not given", so that the default holds. Lists are left as they are."""
+    """Without keys whose value is null: "not given", so that the default holds. Lists are left as
+    they are."""
     if not isinstance(value, dict):
         return value
     return {key: drop_nulls(entry) for key, entry in value.items() if entry is not None}

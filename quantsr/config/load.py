@@ -31,9 +31,9 @@ def load_options(
         path: the file; it may inherit from others under ``_base_``.
         overrides: ``a.b=value`` each, as ``--set`` takes them; they win over the file.
         force_yml: ``a:b=value`` each, as BasicSR's ``--force_yml`` takes them.
-        is_train: whether the options are for training (the section ``train`` and the training set are needed, data
-            sets for tests are not looked at) or for a test (the other way round; ``network_g`` and ``scale`` may be
-            left to the checkpoint).
+        is_train: whether the options are for training (the section ``train`` and the training set
+            are needed, data sets for tests are not looked at) or for a test (the other way round;
+            ``network_g`` and ``scale`` may be left to the checkpoint).
         check_paths: whether the folders and files it names must exist.
         read: what `read_options` gave, where the file was read before: a pipe cannot be read twice.
 
@@ -64,7 +64,8 @@ def check_options(
     check_paths: bool,
     awaited: Collection[str] = (),
 ) -> Options | None:
-    """Note every problem of merged options: types, rules between keys and, where asked for, absent folders and files.
+    """Note every problem of merged options: types, rules between keys and, where asked for, absent
+    folders and files.
 
     Args:
         options: as a file holds them, without nulls.

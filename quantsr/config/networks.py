@@ -16,7 +16,8 @@ _COUNTS = ("num_in_ch", "num_out_ch", "num_feat", "num_block", "embed_dim", "lay
 
 _MAX_COUNT = 4096
 _MAX_WEIGHTS = 2**30
-"""Of one layer in all blocks: what is larger is a slip, and would take the machine's memory before anything else failed."""
+"""Of one layer in all blocks: what is larger is a slip, and would take the machine's memory before
+anything else failed."""
 
 CHANNELS = 3
 """Of every picture that is read."""
@@ -31,10 +32,12 @@ def check_network(key: str, section: Any, scale: Any, problems: Problems) -> dic
         key: ``"network_g"`` or ``"network_teacher"``.
         section: the section as read, ``type`` and arguments side by side.
         scale: the upscaling factor of the run, where it is known.
-        problems: receives unknown, missing and mistyped arguments, bits that do not exist, depths that are too large.
+        problems: receives unknown, missing and mistyped arguments, bits that do not exist, depths
+            that are too large.
 
     Returns:
-        Every argument the constructor will see, defaults included; None where the network is unknown.
+        Every argument the constructor will see, defaults included; None where the network is
+        unknown.
     """
     if not isinstance(section, dict) or not isinstance(section.get("type"), str):
         return None  # the schema has said so
@@ -55,7 +58,8 @@ def check_network(key: str, section: Any, scale: Any, problems: Problems) -> dic
 
 
 def network_depths(bound: dict[str, Any]) -> list[int] | None:
-    """The depths (number of blocks) that a network is made for, deepest first; None where it has one depth only."""
+    """The depths (number of blocks) that a network is made for, deepest first; None where it has
+    one depth only."""
     blocks = depth_units(bound)
     if "depths" not in bound or blocks is None:
         return None
@@ -66,7 +70,8 @@ def network_depths(bound: dict[str, Any]) -> list[int] | None:
 
 
 def depth_units(bound: dict[str, Any]) -> int | None:
-    """How many units (blocks, or with ``dqa_unit: layer`` their layers) depths count; None where that is unknown."""
+    """How many units (blocks, or with ``dqa_unit: layer`` their layers) depths count; None where
+    that is unknown."""
     counts = [bound.get("num_block"), bound.get("layers_per_block", 1)]
     if not all(isinstance(count, int) for count in counts):
         return None

@@ -1,4 +1,5 @@
-"""Placeholders in the paths of a comparison, ``{seed}`` and ``{run:VARIANT}``, and the order of runs that follows from them."""
+"""Placeholders in the paths of a comparison, ``{seed}`` and ``{run:VARIANT}``, and the order of
+runs that follows from them."""
 
 from __future__ import annotations
 
@@ -24,7 +25,8 @@ class Filled:
     Attributes:
         options: as a file holds them.
         starts_from: the variants whose runs its paths name.
-        awaited: the paths that those runs will write, with the text that they are written as in the file.
+        awaited: the paths that those runs will write, with the text that they are written as in the
+            file.
     """
 
     options: dict[str, Any]
@@ -68,7 +70,8 @@ def fill(
 
 
 def in_order(starts_from: Mapping[str, Sequence[str]], problems: Problems) -> list[str]:
-    """The variants, each behind those it starts from, else in the order given; circles are problems."""
+    """The variants, each behind those it starts from, else in the order given; circles are
+    problems."""
     order: list[str] = []
     reported = False
 

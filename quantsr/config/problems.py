@@ -1,4 +1,5 @@
-"""Collecting every problem of an option file, each with the file it comes from, the key and the remedy."""
+"""Collecting every problem of an option file, each with the file it comes from, the key and the
+remedy."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ MAX_PROBLEMS = 100
 
 
 def did_you_mean(word: str, candidates: Iterable[str]) -> str:
-    """A remedy for a misspelt word: the nearest candidate, or the list of them where none is near."""
+    """A remedy for a misspelt word: the nearest candidate, or the list of them where none is
+    near."""
     names = sorted({str(name) for name in candidates})
     near = difflib.get_close_matches(word, names, n=1, cutoff=0.6)
     if not near:  # 'Upscale' for 'upscale', 'bits_w' for 'nbits_w'
@@ -59,13 +61,15 @@ class Problems:
             raise OptionsError([*shown, f"{self.main}: has more problems; correct these first"])
 
     def add(self, key: Iterable[str | int], problem: str) -> None:
-        """Note ``problem`` ("what is wrong; what to do") of a key, given as its parts from the top."""
+        """Note ``problem`` ("what is wrong; what to do") of a key, given as its parts from the
+        top."""
         parts = tuple(str(part) for part in key)
         where = f"{self.origin(parts)}: {'.'.join(parts)}" if parts else self.main
         self.add_line(f"{where}: {problem}")
 
     def origin(self, key: KeyPath) -> str:
-        """Where the key was written, or, of a key that is absent, the file that wrote the nearest section above it."""
+        """Where the key was written, or, of a key that is absent, the file that wrote the nearest
+        section above it."""
         if key in self.origins:
             return self.origins[key]
         for length in range(len(key) - 1, 0, -1):

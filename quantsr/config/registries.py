@@ -1,9 +1,11 @@
-"""What option files can name: networks, model classes, quantizers, losses, metrics, data sets, optimizers, schedulers.
+"""What option files can name: networks, model classes, quantizers, losses, metrics, data sets,
+optimizers, schedulers.
 
 torch is imported by the functions, not with this module.
 
-Files of certain names are imported first, so that what stands in them is registered: ``archs/*_arch.py``, ``models/*_model.py``,
-``models/*_loss.py``, ``quant/*_quantizer.py``, ``engine/*_metric.py``, ``data/*_dataset.py``.
+Files of certain names are imported first, so that what stands in them is registered:
+``archs/*_arch.py``, ``models/*_model.py``, ``models/*_loss.py``, ``quant/*_quantizer.py``,
+``engine/*_metric.py``, ``data/*_dataset.py``.
 """
 
 from __future__ import annotations
@@ -25,9 +27,11 @@ def networks() -> dict[str, Callable[..., Any]]:
 
 
 def models() -> dict[str, Callable[..., Any]]:
-    """Every model class that the trainer can drive, by the name that ``model_type`` takes: `QuantSRModel` and its subclasses.
+    """Every model class that the trainer can drive, by the name that ``model_type`` takes:
+    `QuantSRModel` and its subclasses.
 
-    ``SRModel``, the name in BasicSR's option files, is `QuantSRModel`; BasicSR's own class of that name is no subclass.
+    ``SRModel``, the name in BasicSR's option files, is `QuantSRModel`; BasicSR's own class of that
+    name is no subclass.
     """
     from quantsr.basicsr_compat import MODEL_REGISTRY
 
@@ -68,7 +72,8 @@ def _compares_two(loss: Any) -> bool:
 
 
 def metrics() -> dict[str, Callable[..., Any]]:
-    """Every metric of two uint8 pictures by name; BasicSR's for tensors, which end in ``_pt``, are left out."""
+    """Every metric of two uint8 pictures by name; BasicSR's for tensors, which end in ``_pt``, are
+    left out."""
     from quantsr.basicsr_compat import METRIC_REGISTRY
 
     import_files("engine", "_metric")
@@ -76,7 +81,8 @@ def metrics() -> dict[str, Callable[..., Any]]:
 
 
 def optimizers() -> dict[str, Callable[..., Any]]:
-    """Every optimizer by name: those of torch.optim that step without a closure, Muon among them."""
+    """Every optimizer by name: those of torch.optim that step without a closure, Muon among
+    them."""
     from torch import optim
 
     found = {name: kind for name, kind in vars(optim).items() if isinstance(kind, type)}
@@ -85,7 +91,8 @@ def optimizers() -> dict[str, Callable[..., Any]]:
 
 
 def schedulers() -> dict[str, Callable[..., Any]]:
-    """Every learning-rate schedule by name: BasicSR's, and those of torch that depend on the iteration alone."""
+    """Every learning-rate schedule by name: BasicSR's, and those of torch that depend on the
+    iteration alone."""
     from torch.optim import lr_scheduler
 
     from quantsr.basicsr_compat import CosineAnnealingRestartLR, MultiStepRestartLR
@@ -103,7 +110,8 @@ def schedulers() -> dict[str, Callable[..., Any]]:
 
 
 def datasets() -> dict[str, Callable[..., Any]]:
-    """Every registered data set by name: the project's and BasicSR's for training, and what else is registered."""
+    """Every registered data set by name: the project's and BasicSR's for training, and what else is
+    registered."""
     from quantsr.basicsr_compat import DATASET_REGISTRY
 
     import_files("data", "_dataset")

@@ -1,5 +1,5 @@
-"""Rules between keys, which types alone cannot state. They read the raw options, so that they are checked even
-where other keys are wrong, and leave to the schema what the schema says."""
+"""Rules between keys, which types alone cannot state. They read the raw options, so that they are
+checked even where other keys are wrong, and leave to the schema what the schema says."""
 
 from __future__ import annotations
 
@@ -31,7 +31,8 @@ def check_rules(options: dict[str, Any], is_train: bool, problems: Problems) -> 
 
 
 def evaluated_keys(datasets: dict[str, Any], is_train: bool) -> list[str]:
-    """The data sets that a run will read: training and validation sets, or the test sets (validation sets where none)."""
+    """The data sets that a run will read: training and validation sets, or the test sets
+    (validation sets where none)."""
     phases = {key: dataset_phase(key) for key in datasets}
     if is_train:
         return [key for key, phase in phases.items() if phase in ("train", "val")]

@@ -53,13 +53,15 @@ _DATASET_KEY = re.compile(r"(train|val|test)(?:_\w+)?")
 
 
 def dataset_phase(key: str) -> str | None:
-    """What the data set of that key is for: ``"train"``, ``"val"``, ``"test"``; None where the key is not one of a data set."""
+    """What the data set of that key is for: ``"train"``, ``"val"``, ``"test"``; None where the key
+    is not one of a data set."""
     match = _DATASET_KEY.fullmatch(key)
     return match.group(1) if match and key != f"{match.group(1)}_" and not key.startswith("train_") else None
 
 
 class Options(Section):
-    """All options of one run. Made by :func:`quantsr.config.load_options`, never changed afterwards."""
+    """All options of one run. Made by :func:`quantsr.config.load_options`, never changed
+    afterwards."""
 
     name: FolderName = Field(min_length=1, description="Name of the run, and of its folder.")
     model_type: str = Field(
@@ -120,7 +122,8 @@ class Options(Section):
     @model_validator(mode="before")
     @classmethod
     def _derive(cls, value: Any) -> Any:
-        """Fill in what follows from elsewhere: the phase of each data set, the border of each metric."""
+        """Fill in what follows from elsewhere: the phase of each data set, the border of each
+        metric."""
         if not isinstance(value, dict):
             return value
         value = dict(value)
@@ -134,13 +137,15 @@ class Options(Section):
             }
         if isinstance(val, dict) and isinstance(val.get("metrics"), dict):
             scale = whole_number(value.get("scale"))
-            border = {"crop_border": scale if type(scale) is int else 0}  # else the scale is what is wrong
+            # else the scale is what is wrong
+            border = {"crop_border": scale if type(scale) is int else 0}
             metrics = {k: {**border, **m} if isinstance(m, dict) else m for k, m in val["metrics"].items()}
             value["val"] = {**val, "metrics": metrics}
         return value
 
     def sets(self, *phases: str) -> dict[str, DatasetOptions]:
-        """The data sets for these phases (``"train"``, ``"val"``, ``"test"``), by key, in the order of the file."""
+        """The data sets for these phases (``"train"``, ``"val"``, ``"test"``), by key, in the order
+        of the file."""
         return {key: dataset for key, dataset in self.datasets.items() if dataset.phase in phases}
 
     def evaluation_sets(self) -> dict[str, DatasetOptions]:
@@ -158,7 +163,8 @@ class Options(Section):
         return os.path.join(self.path.results_root, self.name)
 
     def dump(self) -> dict[str, Any]:
-        """The options as plain dicts, lists and scalars, in the layout of an option file; loading them gives equal options."""
+        """The options as plain dicts, lists and scalars, in the layout of an option file; loading
+        them gives equal options."""
         plain = self.model_dump(exclude_none=True)
         for key in ("network_g", "network_teacher"):
             network = getattr(self, key)
@@ -176,9 +182,11 @@ class Options(Section):
         return plain
 
     def config_hash(self) -> str:
-        """Twelve hexadecimal digits that change with any option but those that only say how to resume.
+        """Twelve hexadecimal digits that change with any option but those that only say how to
+        resume.
 
-        Keys at their default do not count, so that a file keeps its hash when an option is added to the schema.
+        Keys at their default do not count, so that a file keeps its hash when an option is added to
+        the schema.
         """
         plain = self.model_dump(
             exclude_defaults=True, exclude={"auto_resume": True, "path": {"resume_state"}}
@@ -186,7 +194,8 @@ class Options(Section):
         return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:12]
 
     def basicsr_dict(self, is_train: bool) -> dict[str, Any]:
-        """The options as BasicSR's classes expect them after its own parsing: a fresh dict that they may change.
+        """The options as BasicSR's classes expect them after its own parsing: a fresh dict that
+        they may change.
 
         ``num_gpu`` stays ``"auto"`` where it is; who knows the devices replaces it.
         """

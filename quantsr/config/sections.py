@@ -1,4 +1,5 @@
-"""The sections of an option file; those of training are in ``training.py``. Names and meanings are BasicSR's wherever BasicSR has the key.
+"""The sections of an option file; those of training are in ``training.py``. Names and meanings are
+BasicSR's wherever BasicSR has the key.
 
 The descriptions are the documentation: ``docs/options.md`` is generated from them.
 """
@@ -132,7 +133,8 @@ class DatasetOptions(Registered):
 
 
 class PathOptions(Section):
-    """Checkpoints and folders; relative paths start at the current directory, `~` is the home folder."""
+    """Checkpoints and folders; relative paths start at the current directory, `~` is the home
+    folder."""
 
     pretrain_network_g: str | None = Field(
         default=None,
@@ -167,7 +169,8 @@ class PathOptions(Section):
 
 
 class MetricOptions(Registered):
-    """A metric: ``type`` and, beside it, arguments of its function; the key above it is its name in tables."""
+    """A metric: ``type`` and, beside it, arguments of its function; the key above it is its name in
+    tables."""
 
     type: str = Field(
         description="Name in BasicSR's metric registry: `calculate_psnr`, `calculate_ssim`, ..., or one's own."

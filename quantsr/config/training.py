@@ -1,4 +1,5 @@
-"""The sections of an option file that say how to train. Names and meanings are BasicSR's wherever it has the key."""
+"""The sections of an option file that say how to train. Names and meanings are BasicSR's wherever
+it has the key."""
 
 from __future__ import annotations
 
@@ -35,7 +36,8 @@ MULTI_STEP, COSINE = ("MultiStepLR", "MultiStepRestartLR"), "CosineAnnealingRest
 
 
 class SchedulerOptions(Registered):
-    """The learning-rate schedule: ``type`` and, beside it, arguments of its constructor; counts optimizer steps."""
+    """The learning-rate schedule: ``type`` and, beside it, arguments of its constructor; counts
+    optimizer steps."""
 
     type: str = Field(
         description="`MultiStepLR` (the same as `MultiStepRestartLR`), `CosineAnnealingRestartLR`, BasicSR's, or a scheduler of torch.optim.lr_scheduler."
@@ -74,14 +76,16 @@ class SchedulerOptions(Registered):
         return len(self.periods or self.restarts or [0])
 
     def arguments(self) -> dict[str, Any]:
-        """See `Registered.arguments`; with a weight for each restart: BasicSR's default is one for one cycle."""
+        """See `Registered.arguments`; with a weight for each restart: BasicSR's default is one for
+        one cycle."""
         given = self.given()
         restarts = self.type in (*MULTI_STEP, COSINE)
         return {"restart_weights": [1.0] * self._cycles, **given} if restarts else given
 
 
 class LossOptions(Registered):
-    """A loss between output and ground truth: ``type`` and, beside it, arguments of its constructor."""
+    """A loss between output and ground truth: ``type`` and, beside it, arguments of its
+    constructor."""
 
     type: str = Field(
         default="L1Loss",
@@ -93,7 +97,8 @@ class LossOptions(Registered):
 
 
 class DistillOptions(Section):
-    """Learning from the float teacher `network_teacher` (QuantSR's losses), or from pictures that another network made."""
+    """Learning from the float teacher `network_teacher` (QuantSR's losses), or from pictures that
+    another network made."""
 
     output_weight: float = Field(
         default=0.0, ge=0, description="Weight of the L1 distance between student's and teacher's output."
@@ -112,7 +117,8 @@ class DistillOptions(Section):
 
 
 class TrainOptions(Section):
-    """Training: stage 1 at full depth, then the ranking of blocks, then stage 2 at all depths together."""
+    """Training: stage 1 at full depth, then the ranking of blocks, then stage 2 at all depths
+    together."""
 
     total_iter: Int = Field(gt=0, description="Optimizer steps of both stages together.")
     stage1_fraction: float = Field(

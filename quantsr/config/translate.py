@@ -17,7 +17,8 @@ from quantsr.config.wording import section_of, takes
 def add_validation_errors(
     error: ValidationError, problems: Problems, schema: type[Section] = Options
 ) -> None:
-    """Note every error of the schema under its dotted key; branches of a union become one problem."""
+    """Note every error of the schema under its dotted key; branches of a union become one
+    problem."""
     for item in error.errors(include_url=False):
         key, field, siblings = _locate(item["loc"], schema)
         if item["type"] == "extra_forbidden":
@@ -64,7 +65,8 @@ def _locate(
 
 
 def _suggest(key: tuple[str, ...], siblings: list[str], schema: type[Section]) -> str:
-    """The nearest key of the same section, or the section in which a key of exactly this name belongs."""
+    """The nearest key of the same section, or the section in which a key of exactly this name
+    belongs."""
     nearest = did_you_mean(key[-1], siblings)
     if nearest.startswith("did you mean"):
         return nearest

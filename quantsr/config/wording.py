@@ -15,7 +15,8 @@ _BOUNDS = (("gt", ">"), ("ge", ">="), ("lt", "<"), ("le", "<="))
 
 
 def section_of(annotation: Any) -> tuple[type[Section] | None, bool]:
-    """The section class an annotation holds, and whether it holds many by name (``dict[str, Section]``)."""
+    """The section class an annotation holds, and whether it holds many by name (``dict[str,
+    Section]``)."""
     if _is_section(annotation):
         return annotation, False
     if get_origin(annotation) is dict:
@@ -32,7 +33,8 @@ def _is_section(annotation: Any) -> bool:
 
 
 def takes(field: FieldInfo) -> str:
-    """What a field takes: ``"a whole number > 0"``, ``"'mean' or 'sum'"``, ``"a list of 2 numbers"``."""
+    """What a field takes: ``"a whole number > 0"``, ``"'mean' or 'sum'"``, ``"a list of 2
+    numbers"``."""
     if isinstance(field.json_schema_extra, dict) and "takes" in field.json_schema_extra:
         return str(field.json_schema_extra["takes"])  # what the file may say shorter
     words = " or ".join(dict.fromkeys(_words(field.annotation))) or "empty"

@@ -1,7 +1,7 @@
 """Reading YAML as data only: no tag runs anything, a key given twice is an error, 1e-4 is a number.
 
-The text is parsed into nodes and the nodes become dicts, lists and scalars here, so that none of the YAML
-library's constructors takes part. Errors are one line and name the file and the line.
+The text is parsed into nodes and the nodes become dicts, lists and scalars here, so that none of
+the YAML library's constructors takes part. Errors are one line and name the file and the line.
 """
 
 from __future__ import annotations
@@ -29,10 +29,11 @@ _FALSE = {"no", "false", "off"}
 
 @dataclass
 class Allowance:
-    """What may still be read for one option file and all that it inherits. Real files need a hundredth of it.
+    """What may still be read for one option file and all that it inherits. Real files need a
+    hundredth of it.
 
-    The same file can be named many times under ``_base_``, and an alias can stand for many values: without limits,
-    a few lines ask for more than a machine can hold.
+    The same file can be named many times under ``_base_``, and an alias can stand for many values:
+    without limits, a few lines ask for more than a machine can hold.
     """
 
     files: int = 100
@@ -42,7 +43,8 @@ class Allowance:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1 without its surprises: no dates, no base-60 or octal numbers; ``1e-4`` is a float."""
+    """YAML 1.1 without its surprises: no dates, no base-60 or octal numbers; ``1e-4`` is a
+    float."""
 
     def __init__(self, text: str, where: str, nodes: int) -> None:
         super().__init__(text)

@@ -1,4 +1,5 @@
 """Pictures in: resizing, data sets, loaders and preparation.
 
-`loader.build_train_loader` and `evaluation.build_eval_dataset` are what training and evaluation ask for.
+`loader.build_train_loader` and `evaluation.build_eval_dataset` are what training and evaluation ask
+for.
 """

@@ -1,4 +1,5 @@
-"""`CroppedImageDataset`: aligned GT/LR training crops that depend on the seed and their number only."""
+"""`CroppedImageDataset`: aligned GT/LR training crops that depend on the seed and their number
+only."""
 
 from __future__ import annotations
 
@@ -20,13 +21,14 @@ from quantsr.data.store import PictureStore, Source
 from quantsr.errors import InputError
 from quantsr.pictures.listing import list_images, pair_up, partner
 
-#: Crops taken from a picture before its window moves on, where not all pictures fit into memory: decoding and
-#: shrinking a 2K picture (some 120 ms) then costs 2 ms a crop.
+#: Crops taken from a picture before its window moves on, where not all pictures fit into memory:
+#: decoding and shrinking a 2K picture (some 120 ms) then costs 2 ms a crop.
 CROPS_PER_DECODE = 64
 
 
 def sample_rng(seed: int, index: int) -> np.random.Generator:
-    """The random numbers of sample ``index``: the same on every rank and worker, whatever was drawn before."""
+    """The random numbers of sample ``index``: the same on every rank and worker, whatever was drawn
+    before."""
     return np.random.Generator(np.random.Philox(key=seed, counter=[0, 0, 0, index]))
 
 
@@ -55,19 +57,22 @@ class Place(NamedTuple):
 class CroppedImageDataset(Dataset[dict[str, torch.Tensor]]):
     """Training crops from pictures of any size, cut from decoded pictures in memory.
 
-    Sample ``i`` is the ``i``-th crop of an endless stream, ``i >= 0``: which picture, where, and how it is turned
-    depends on ``(seed, i)`` and the pictures alone. The length is that of one pass over the pictures.
+    Sample ``i`` is the ``i``-th crop of an endless stream, ``i >= 0``: which picture, where, and
+    how it is turned depends on ``(seed, i)`` and the pictures alone. The length is that of one pass
+    over the pictures.
 
     Args:
-        opt: BasicSR's keys ``dataroot_gt`` (a folder or a list of them), ``dataroot_lq`` (optional, as many), ``scale``,
-            ``dataroot_soft`` (ours, optional, as many: another network's outputs under the names of the pictures),
-            ``gt_size``, ``filename_tmpl``, ``meta_info_file``, ``use_hflip``, ``use_rot`` (vertical flip and
-            transposition), ``use_shuffle``, and ours: ``seed``, ``cache_budget_mb`` (MiB of decoded pictures to keep),
-            ``crop_sampling``: ``area`` (default: every pixel is as likely, so large pictures give more crops) or
-            ``picture`` (each picture once an epoch, as BasicSR).
+        opt: BasicSR's keys ``dataroot_gt`` (a folder or a list of them), ``dataroot_lq`` (optional,
+            as many), ``scale``, ``dataroot_soft`` (ours, optional, as many: another network's
+            outputs under the names of the pictures), ``gt_size``, ``filename_tmpl``,
+            ``meta_info_file``, ``use_hflip``, ``use_rot`` (vertical flip and transposition),
+            ``use_shuffle``, and ours: ``seed``, ``cache_budget_mb`` (MiB of decoded pictures to
+            keep), ``crop_sampling``: ``area`` (default: every pixel is as likely, so large pictures
+            give more crops) or ``picture`` (each picture once an epoch, as BasicSR).
 
     Raises:
-        InputError: a folder is absent or empty, a picture cannot be read or has no LR picture, or all are too small.
+        InputError: a folder is absent or empty, a picture cannot be read or has no LR picture, or
+            all are too small.
     """
 
     def __init__(self, opt: dict[str, Any]) -> None:
@@ -99,19 +104,22 @@ class CroppedImageDataset(Dataset[dict[str, torch.Tensor]]):
 
     @property
     def in_memory(self) -> bool:
-        """Whether all pictures are kept decoded, so that samples may be drawn in several processes."""
+        """Whether all pictures are kept decoded, so that samples may be drawn in several
+        processes."""
         return self.store.in_memory
 
     @property
     def sides(self) -> dict[str, int]:
-        """The side of a crop of each kind, in its pixels: ``lq``, ``gt`` and, if there are, ``soft``."""
+        """The side of a crop of each kind, in its pixels: ``lq``, ``gt`` and, if there are,
+        ``soft``."""
         sides = {"lq": self.gt_size // self.scale, "gt": self.gt_size}
         if self.store.sources[0].soft is not None:
             sides["soft"] = self.gt_size
         return sides
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        """``lq`` ``(3, h, w)``, ``gt`` ``(3, s*h, s*w)`` and, if there are, ``soft`` as ``gt``; float32 in [0, 1], RGB."""
+        """``lq`` ``(3, h, w)``, ``gt`` ``(3, s*h, s*w)`` and, if there are, ``soft`` as ``gt``;
+        float32 in [0, 1], RGB."""
         batch = self.__getitems__([index])
         return {key: value[0] for key, value in batch.items()}
 
@@ -124,7 +132,8 @@ class CroppedImageDataset(Dataset[dict[str, torch.Tensor]]):
         return {key: _to_float(crops, pin_memory) for key, crops in batch.items()}
 
     def _cut(self, index: int, crops: dict[str, U8]) -> None:
-        """Writes sample ``index`` into ``lq`` ``(3, g/s, g/s)``, ``gt`` and ``soft`` ``(3, g, g)``."""
+        """Writes sample ``index`` into ``lq`` ``(3, g/s, g/s)``, ``gt`` and ``soft`` ``(3, g,
+        g)``."""
         place = self.place(index)
         pair = self.store.get(place.picture)
         size = crops["lq"].shape[1]
@@ -141,7 +150,8 @@ class CroppedImageDataset(Dataset[dict[str, torch.Tensor]]):
             out[...] = view
 
     def place(self, index: int) -> Place:
-        """Where sample ``index`` is cut from. In another order than theirs, only where all pictures are in memory."""
+        """Where sample ``index`` is cut from. In another order than theirs, only where all pictures
+        are in memory."""
         rng = sample_rng(self.seed, index)
         picture = self._choose(index, rng)
         height, width = self.store.get(picture).lq.shape[1:]
@@ -201,7 +211,8 @@ def _to_float(levels: U8, pin_memory: bool) -> torch.Tensor:
 
 
 def find_sources(opt: dict[str, Any]) -> list[Source]:
-    """The pictures that ``dataroot_gt``, ``dataroot_lq``, ``dataroot_soft``, ``filename_tmpl`` and ``meta_info_file`` name.
+    """The pictures that ``dataroot_gt``, ``dataroot_lq``, ``dataroot_soft``, ``filename_tmpl`` and
+    ``meta_info_file`` name.
 
     Raises:
         InputError: a folder, a picture or a partner is missing.

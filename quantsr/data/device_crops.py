@@ -1,4 +1,5 @@
-"""Crops cut on the device that trains, from pictures that lie there: only a few integers a crop cross over."""
+"""Crops cut on the device that trains, from pictures that lie there: only a few integers a crop
+cross over."""
 
 from __future__ import annotations
 
@@ -38,7 +39,8 @@ def fits(dataset: CroppedImageDataset, device: torch.device, wanted: bool | Lite
 
 
 class DeviceCrops:
-    """The pictures of a data set on ``device``, and its batches cut there: those of its ``__getitems__``, bit for bit.
+    """The pictures of a data set on ``device``, and its batches cut there: those of its
+    ``__getitems__``, bit for bit.
 
     Args:
         dataset: with all pictures in memory.
@@ -48,10 +50,12 @@ class DeviceCrops:
     def __init__(self, dataset: CroppedImageDataset, device: torch.device) -> None:
         self.dataset, self.device = dataset, device
         self.levels = torch.empty(dataset.store.nbytes, dtype=torch.uint8, device=device)
-        self._white = torch.tensor(255.0, device=device)  # by a number, CUDA multiplies by its reciprocal
+        # by a number, CUDA multiplies by its reciprocal
+        self._white = torch.tensor(255.0, device=device)
         self._channels = torch.arange(3, device=device)[:, None, None]
         self._lines = {key: torch.arange(side, device=device) for key, side in dataset.sides.items()}
-        # Of each kind and picture: where its planes begin in `levels`, their height and their width.
+        # Of each kind and picture: where its planes begin in `levels`, their height and their
+        # width.
         self._tables = {key: np.empty((len(dataset), 3), np.int64) for key in dataset.sides}
         begin = 0
         for number in range(len(dataset)):
@@ -64,8 +68,8 @@ class DeviceCrops:
         logger.info("%d pictures are kept on %s, %d MiB", len(dataset), device, begin >> 20)
 
     def plan(self, indices: Sequence[int]) -> Tensor:
-        """How samples lie in `levels`: (kinds, B, 4) int64, the address of a crop's first pixel and what leads from there to the
-        next plane, to the next row and to the next column."""
+        """How samples lie in `levels`: (kinds, B, 4) int64, the address of a crop's first pixel and
+        what leads from there to the next plane, to the next row and to the next column."""
         places = [self.dataset.place(index) for index in indices]
         picture, top, left, mirror, upset, turn = np.array(places, np.int64).T
         small = self.dataset.sides["lq"]
@@ -83,7 +87,8 @@ class DeviceCrops:
         return torch.from_numpy(plan)
 
     def cut(self, plan: Tensor) -> dict[str, Tensor]:
-        """The batch of a `plan`: float32 in [0, 1] on the device, as `CroppedImageDataset.__getitems__` makes it on the CPU."""
+        """The batch of a `plan`: float32 in [0, 1] on the device, as
+        `CroppedImageDataset.__getitems__` makes it on the CPU."""
         plan = plan.to(self.device, non_blocking=True)
         batch = {}
         for rows, (key, line) in zip(plan, self._lines.items(), strict=True):

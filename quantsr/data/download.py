@@ -1,4 +1,5 @@
-"""Official download addresses of DIV2K, with the MD5 sums of the archives, and a downloader that can go on."""
+"""Official download addresses of DIV2K, with the MD5 sums of the archives, and a downloader that
+can go on."""
 
 from __future__ import annotations
 
@@ -51,7 +52,8 @@ ARCHIVES = {
     ),
 }
 
-#: Sets whose authors offer no lasting address for a plain download: where to look, and what to do then.
+#: Sets whose authors offer no lasting address for a plain download: where to look, and what to do
+#: then.
 BY_HAND = {
     "flickr2k": "https://cv.snu.ac.kr/research/EDSR/Flickr2K.tar (with DIV2K this is DF2K)",
     "benchmarks": "Set5, Set14, B100, Urban100 and Manga109: from their authors; then `quantsr prepare benchmark`",
@@ -61,7 +63,8 @@ BY_HAND = {
 def download(name: str, target: Path, *, force: bool = False, base: str | None = None) -> Path:
     """Downloads, checks and unpacks an archive into ``target``; returns the folder of pictures.
 
-    Goes on with a part that is already there. The archive is unpacked beside its place, renamed into it, and removed.
+    Goes on with a part that is already there. The archive is unpacked beside its place, renamed
+    into it, and removed.
 
     Raises:
         InputError: unknown name, or the folder is there already and ``force`` is not given.

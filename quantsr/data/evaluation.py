@@ -22,7 +22,8 @@ SKIMAGE_PICTURES = ("astronaut", "coffee", "chelsea")
 
 
 LeaveOut = Callable[[str, Exception], None]
-"""Called with the name of a picture that is left out, and the reason; it raises, or returns to go on."""
+"""Called with the name of a picture that is left out, and the reason; it raises, or returns to go
+on."""
 
 
 class EvalItem(TypedDict):
@@ -83,7 +84,8 @@ class EvalDataset(Sequence[EvalItem]):
         else:
             lq = picture_size(lq_path)
             size = (lq[0] * self.scale, lq[1] * self.scale)
-            if not (_fits(gt, size, self.scale) or _fits(gt[::-1], size, self.scale)):  # as EXIF may turn one
+            # as EXIF may turn one
+            if not (_fits(gt, size, self.scale) or _fits(gt[::-1], size, self.scale)):
                 raise _misfit(gt, lq, self.scale, gt_path)
         _check_side(size, least_side, gt_path)
 
@@ -152,7 +154,8 @@ class LmdbEvalDataset(Sequence[EvalItem]):
         """Reads one picture.
 
         Raises:
-            InputError: the LMDB or an entry is missing or damaged, or the sizes do not fit the scale.
+            InputError: the LMDB or an entry is missing or damaged, or the sizes do not fit the
+                scale.
         """
         import lmdb
 
@@ -177,7 +180,8 @@ def crop_to(gt: U8, lq: U8, scale: int, name: Path) -> U8:
     """The ground truth cropped to LR * scale, as BasicSR does.
 
     Raises:
-        InputError: it is smaller than that, or larger by more than ``scale`` and the remainder lost in shrinking.
+        InputError: it is smaller than that, or larger by more than ``scale`` and the remainder lost
+            in shrinking.
     """
     height, width = lq.shape[0] * scale, lq.shape[1] * scale
     if not _fits(gt.shape, (height, width), scale):
@@ -186,7 +190,8 @@ def crop_to(gt: U8, lq: U8, scale: int, name: Path) -> U8:
 
 
 def _fits(gt: Sequence[int], made: Sequence[int], scale: int) -> bool:
-    """Whether a ground truth of that (height, width, ...) is as large as what is made of its LR picture, or a little larger."""
+    """Whether a ground truth of that (height, width, ...) is as large as what is made of its LR
+    picture, or a little larger."""
     return 0 <= gt[0] - made[0] < 2 * scale and 0 <= gt[1] - made[1] < 2 * scale
 
 
@@ -242,10 +247,11 @@ def build_eval_dataset(options: Any, scale: int) -> EvalDataset | LmdbEvalDatase
     """The evaluation set that the options name.
 
     Args:
-        options: the data set's options (``options.datasets["val"]``) or a mapping with the same keys:
-            ``type: SkimageDataset`` needs no folder; every other type takes ``dataroot_gt`` with
-            ``dataroot_lq`` and ``filename_tmpl`` (files or LMDB), or ``dataroot_gt`` alone, from which LR is made;
-            ``meta_info_file`` picks files.
+        options: the data set's options (``options.datasets["val"]``) or a mapping with the same
+            keys: ``type: SkimageDataset`` needs no folder; every other type takes ``dataroot_gt``
+                with
+            ``dataroot_lq`` and ``filename_tmpl`` (files or LMDB), or ``dataroot_gt`` alone, from
+            which LR is made; ``meta_info_file`` picks files.
         scale: upscaling factor.
 
     Raises:

@@ -22,7 +22,8 @@ from quantsr.pictures.whole import is_whole_jpeg
 
 logger = logging.getLogger(__name__)
 
-# Pictures are decoded in threads of our own, and OpenCV's would not survive the fork of a loader process.
+# Pictures are decoded in threads of our own, and OpenCV's would not survive the fork of a loader
+# process.
 cv2.setNumThreads(0)
 
 _BY_PILLOW = ("TIFF", "GIF")
@@ -36,13 +37,16 @@ def as_folders(roots: str | os.PathLike[str] | Sequence[str | os.PathLike[str]])
 
 
 def decode(content: bytes | memoryview, name: str | Path) -> U8:
-    """Decodes a picture file's bytes to ``(H, W, 3)`` uint8 RGB; grey becomes three equal channels, alpha is dropped.
+    """Decodes a picture file's bytes to ``(H, W, 3)`` uint8 RGB; grey becomes three equal channels,
+    alpha is dropped.
 
-    Pixels are OpenCV's, as in BasicSR, but those of TIFFs, of which it gets some kinds wrong, and of GIFs, which it
-    knows since 4.11. Of several pictures in a file the first is taken, with a warning.
+    Pixels are OpenCV's, as in BasicSR, but those of TIFFs, of which it gets some kinds wrong, and
+    of GIFs, which it knows since 4.11. Of several pictures in a file the first is taken, with a
+    warning.
 
     Raises:
-        InputError: it cannot be decoded whole, or is of another format or larger than `quantsr.pictures.formats` allows.
+        InputError: it cannot be decoded whole, or is of another format or larger than
+            `quantsr.pictures.formats` allows.
     """
     if not len(content):
         raise InputError(f"{name}: is empty; replace or remove the file")

@@ -1,4 +1,5 @@
-"""The training loader: an endless stream of batches that can be stopped and taken up again at the same crop."""
+"""The training loader: an endless stream of batches that can be stopped and taken up again at the
+same crop."""
 
 from __future__ import annotations
 
@@ -36,9 +37,11 @@ def _same(batch: Any) -> Any:
 
 
 class SeededSamples(Dataset[Batch]):
-    """Sample ``i`` of an endless stream over a data set that draws from the global random states, as BasicSR's do.
+    """Sample ``i`` of an endless stream over a data set that draws from the global random states,
+    as BasicSR's do.
 
-    The states are seeded from ``(seed, i)`` before, and put back after, so that sample ``i`` is the same in any process.
+    The states are seeded from ``(seed, i)`` before, and put back after, so that sample ``i`` is the
+    same in any process.
     """
 
     def __init__(self, dataset: Dataset[Any], *, seed: int, shuffle: bool = True) -> None:
@@ -79,8 +82,8 @@ class SeededSamples(Dataset[Batch]):
 
 
 class _InWorker(Dataset[Any]):
-    """A data set in a loader process. What the user can mend takes the batch's place there: raised, torch would make its
-    whole traceback the message."""
+    """A data set in a loader process. What the user can mend takes the batch's place there: raised,
+    torch would make its whole traceback the message."""
 
     def __init__(self, dataset: CroppedImageDataset | SeededSamples) -> None:
         self.dataset = dataset
@@ -106,10 +109,12 @@ class _Batches:
 
 
 class _Background:
-    """Runs an iterator in a thread, a few items ahead. An error in it is raised where the item is asked for."""
+    """Runs an iterator in a thread, a few items ahead. An error in it is raised where the item is
+    asked for."""
 
     def __init__(self, source: Iterator[Any], depth: int, finish: Callable[[Any], Batch] = _same) -> None:
-        """``finish``: what is left to do with an item where it is asked for, in the caller's thread."""
+        """``finish``: what is left to do with an item where it is asked for, in the caller's
+        thread."""
         self._items: queue.Queue[Any] = queue.Queue(depth)
         self._finish = finish
         self._stop = threading.Event()
@@ -149,10 +154,12 @@ class _Background:
 
 
 class TrainLoader:
-    """An endless iterator over training batches ``{"lq": (B, 3, h, w), "gt": (B, 3, s*h, s*w)}``, float32 in [0, 1], RGB.
+    """An endless iterator over training batches ``{"lq": (B, 3, h, w), "gt": (B, 3, s*h, s*w)}``,
+    float32 in [0, 1], RGB.
 
-    Batch ``k`` of rank ``r`` consists of the samples ``(k * world_size + r) * batch_size ...`` of one stream that the
-    seed alone determines: the number of workers and interruptions change nothing.
+    Batch ``k`` of rank ``r`` consists of the samples ``(k * world_size + r) * batch_size ...`` of
+    one stream that the seed alone determines: the number of workers and interruptions change
+    nothing.
 
     Attributes:
         position: samples handed out so far, over all ranks.
@@ -176,7 +183,8 @@ class TrainLoader:
         """Nothing is loaded before the first batch is asked for.
 
         Args:
-            dataset: maps any sample number ``>= 0`` to a sample, and ``__getitems__`` of many to a batch.
+            dataset: maps any sample number ``>= 0`` to a sample, and ``__getitems__`` of many to a
+                batch.
             batch_size: samples per rank and batch.
             seed: what the data set was built with; compared when a state is loaded.
             num_workers: loader processes; 0 for a thread of this process.
@@ -184,7 +192,8 @@ class TrainLoader:
             pin_memory: page-locked batches (ignored where there is no CUDA device).
             prefetch: batches kept ready (per worker).
             samples_per_epoch: default the length of the data set.
-            crops: the data set's pictures on a device, where batches are then cut; no loader processes.
+            crops: the data set's pictures on a device, where batches are then cut; no loader
+                processes.
         """
         if not 0 <= rank < world_size:
             raise ValueError(f"rank must be 0..{world_size - 1}, got {rank}")
@@ -245,7 +254,8 @@ class TrainLoader:
         if self.crops is not None:
             return _Background(map(self.crops.plan, batches), self.prefetch, self.crops.cut)
         if self.num_workers == 0:
-            if isinstance(self.dataset, SeededSamples):  # borrows the process's random states: no thread
+            # borrows the process's random states: no thread
+            if isinstance(self.dataset, SeededSamples):
                 return map(self.dataset.__getitems__, batches)
             cropped, pin = self.dataset, self.pin_memory
             source = (cropped.__getitems__(batch, pin_memory=pin) for batch in batches)
@@ -291,7 +301,8 @@ def build_train_loader(
     """Builds the data set that the options name from BasicSR's registry, and its loader.
 
     Args:
-        options: the data set's options (``options.datasets["train"]``), or a mapping with the same keys.
+        options: the data set's options (``options.datasets["train"]``), or a mapping with the same
+            keys.
         scale: upscaling factor.
         seed: determines all crops.
         batch_size: per rank; default ``batch_size_per_gpu``.
@@ -334,7 +345,8 @@ def build_train_loader(
 
 
 def check_training_set(options: Any, scale: int) -> None:
-    """Does what building the loader does, up to decoding: lists the pictures, pairs them, and reads their headers.
+    """Does what building the loader does, up to decoding: lists the pictures, pairs them, and reads
+    their headers.
 
     Raises:
         InputError: as `build_train_loader`, and for pictures that a later batch would stumble over.
@@ -358,7 +370,8 @@ def check_training_set(options: Any, scale: int) -> None:
 
 
 def _build(kind: str, opt: dict[str, Any]) -> Dataset[Any]:
-    """A registered data set, BasicSR's or one's own; its assertions and missing files become one line."""
+    """A registered data set, BasicSR's or one's own; its assertions and missing files become one
+    line."""
     target = DATASET_REGISTRY.get(kind)
     listed = _listed_pairs(opt) if kind == "PairedImageDataset" else None
     if takes_dict(target):
@@ -379,7 +392,8 @@ def _build(kind: str, opt: dict[str, Any]) -> Dataset[Any]:
 
 
 def _listed_pairs(opt: dict[str, Any]) -> list[dict[str, str]] | None:
-    """The pairs of a ``meta_info_file`` in the form of BasicSR's, whose own reader knows no spaces and no byte-order mark.
+    """The pairs of a ``meta_info_file`` in the form of BasicSR's, whose own reader knows no spaces
+    and no byte-order mark.
 
     Raises:
         InputError: one of the pictures is missing.

@@ -30,11 +30,12 @@ def mini_folder() -> Path:
 
 
 def make_mini(source: Path, target: Path) -> int:
-    """Shrinks the ``budgie_*`` photographs of a folder by MATLAB's bicubic and writes them as lossless WebP.
+    """Shrinks the ``budgie_*`` photographs of a folder by MATLAB's bicubic and writes them as
+    lossless WebP.
 
     Args:
-        source: folder with the photographs of Debian's package budgie-backgrounds (CC0-1.0), downscaled to some
-            1920x1080 pixels.
+        source: folder with the photographs of Debian's package budgie-backgrounds (CC0-1.0),
+            downscaled to some 1920x1080 pixels.
         target: folder to write ``*.webp`` to.
 
     Returns:

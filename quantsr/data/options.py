@@ -1,4 +1,5 @@
-"""Data-set sections as complete mappings: every key that the schema knows, with its default where none is given."""
+"""Data-set sections as complete mappings: every key that the schema knows, with its default where
+none is given."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ _FOLDERS = ("dataroot_gt", "dataroot_lq", "meta_info_file")
 
 
 def complete(options: Mapping[str, Any] | DatasetOptions, **extra: Any) -> dict[str, Any]:
-    """A fresh nested dict with every key of the schema; ``extra`` wins, ``~`` in folders is expanded.
+    """A fresh nested dict with every key of the schema; ``extra`` wins, ``~`` in folders is
+    expanded.
 
     Keys that the schema does not know are kept: those of other data sets.
     """
@@ -27,7 +29,8 @@ def complete(options: Mapping[str, Any] | DatasetOptions, **extra: Any) -> dict[
 
 
 def for_basicsr(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The section as BasicSR's classes take it: keys without a value are absent, so that they see their own defaults."""
+    """The section as BasicSR's classes take it: keys without a value are absent, so that they see
+    their own defaults."""
     return {key: value for key, value in options.items() if value is not None}
 
 

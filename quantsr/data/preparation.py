@@ -1,4 +1,5 @@
-"""What ``quantsr prepare`` does, picture by picture. What is done already is skipped; nothing is overwritten unasked."""
+"""What ``quantsr prepare`` does, picture by picture. What is done already is skipped; nothing is
+overwritten unasked."""
 
 from __future__ import annotations
 
@@ -28,7 +29,8 @@ _LMDB_ROOM = 64 << 20
 
 
 def for_each(work: Callable[[Path], int], paths: Sequence[Path], *, jobs: int, label: str) -> int:
-    """Runs ``work`` on every path, in ``jobs`` processes, under a progress bar; returns the sum of the results.
+    """Runs ``work`` on every path, in ``jobs`` processes, under a progress bar; returns the sum of
+    the results.
 
     Raises:
         InputError, WorkError: of the first picture that fails; what the others have written stays.
@@ -91,7 +93,8 @@ def one_per_stem(paths: Sequence[Path]) -> Sequence[Path]:
 
 
 def write_bicubic(path: Path, target: Path, scales: Sequence[int], force: bool) -> int:
-    """Writes ``target/X{s}/{stem}x{s}.png`` for each scale that is missing; returns how many were written."""
+    """Writes ``target/X{s}/{stem}x{s}.png`` for each scale that is missing; returns how many were
+    written."""
     goals = {scale: target / f"X{scale}" / f"{path.stem}x{scale}.png" for scale in scales}
     missing = {scale: goal for scale, goal in goals.items() if force or not is_written(goal)}
     if not missing:
@@ -105,13 +108,15 @@ def write_bicubic(path: Path, target: Path, scales: Sequence[int], force: bool) 
 
 
 def make_bicubic(source: Path, target: Path, scales: Sequence[int], *, jobs: int, force: bool) -> int:
-    """LR folders ``X2``, ``X3``, ... beside each other, from the pictures of a folder; returns the files written."""
+    """LR folders ``X2``, ``X3``, ... beside each other, from the pictures of a folder; returns the
+    files written."""
     work = partial(write_bicubic, target=target, scales=tuple(scales), force=force)
     return for_each(work, one_per_stem(list_images(source)), jobs=jobs, label="bicubic")
 
 
 def write_benchmark(path: Path, target: Path, scales: Sequence[int], force: bool) -> int:
-    """Writes ``HR/{stem}.png``, cropped to multiples of 12, and its LR pictures; returns how many were written."""
+    """Writes ``HR/{stem}.png``, cropped to multiples of 12, and its LR pictures; returns how many
+    were written."""
     goal = target / "HR" / f"{path.stem}.png"
     written = 0
     if force or not is_written(goal):
@@ -133,7 +138,8 @@ def make_benchmark(source: Path, target: Path, scales: Sequence[int], *, jobs: i
 
 
 def starts(length: int, size: int, step: int) -> list[int]:
-    """Where the sub-images begin along one side: every ``step``, and one more that ends at the border."""
+    """Where the sub-images begin along one side: every ``step``, and one more that ends at the
+    border."""
     if length < size:
         return []
     found = list(range(0, length - size + 1, step))
@@ -153,7 +159,8 @@ def write_subimages(
 ) -> int:
     """Cuts one picture, and its LR at the same places; returns the files written.
 
-    Sub-images are called ``{stem}_s001.png`` ... in both folders, in BasicSR's order (from left to right, then down).
+    Sub-images are called ``{stem}_s001.png`` ... in both folders, in BasicSR's order (from left to
+    right, then down).
     """
     path, lq_path = pair
     img = mod_crop(read_rgb(path), scale)
@@ -192,7 +199,8 @@ def make_subimages(
     jobs: int,
     force: bool,
 ) -> int:
-    """Sub-images of a folder, with their LR if ``lq_target`` is given; returns the files written."""
+    """Sub-images of a folder, with their LR if ``lq_target`` is given; returns the files
+    written."""
     if size % scale or step % scale:
         raise InputError(f"--size {size} and --step {step} must be multiples of --scale {scale}; change them")
     paths = one_per_stem(list_images(source))
@@ -229,7 +237,8 @@ def _subimages_of(
 
 
 def lmdb_key(path: Path, strip: str) -> str:
-    """The key of a picture: its name without suffix and without ``strip`` at the end (``x4`` of an LR picture).
+    """The key of a picture: its name without suffix and without ``strip`` at the end (``x4`` of an
+    LR picture).
 
     Raises:
         InputError: BasicSR's reader could not find it again.

@@ -1,6 +1,7 @@
 """MATLAB's ``imresize(img, scale, 'bicubic')`` for uint8 pictures, bit for bit, in numpy.
 
-This is the degradation that every super-resolution benchmark is defined by, and the bicubic baseline beside it.
+This is the degradation that every super-resolution benchmark is defined by, and the bicubic
+baseline beside it.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ import numpy.typing as npt
 
 U8 = npt.NDArray[np.uint8]
 
-#: Sums (float64) worked on at a time: few enough for the processor's cache, many enough to be worth numpy's calls.
+#: Sums (float64) worked on at a time: few enough for the processor's cache, many enough to be worth
+#: numpy's calls.
 _BLOCK = 1 << 16
 
 
@@ -32,11 +34,12 @@ def contributions(length: int, scale: float) -> tuple[npt.NDArray[np.intp], npt.
 
     Args:
         length: number of input samples along the axis.
-        scale: output samples per input sample. Below 1 the kernel is stretched by 1/scale (antialiasing).
+        scale: output samples per input sample. Below 1 the kernel is stretched by 1/scale
+            (antialiasing).
 
     Returns:
-        left: ``(ceil(length * scale),)``, position of the first tap; may lie outside ``0..length-1``, where the
-            picture goes on mirrored, the edge sample repeated.
+        left: ``(ceil(length * scale),)``, position of the first tap; may lie outside
+            ``0..length-1``, where the picture goes on mirrored, the edge sample repeated.
         weights: ``(ceil(length * scale), taps)``, each row of sum 1.
     """
     shrink = min(scale, 1.0)
@@ -47,7 +50,8 @@ def contributions(length: int, scale: float) -> tuple[npt.NDArray[np.intp], npt.
     taps = math.ceil(width) + 2
     offset = centre[:, None] - (left[:, None] + np.arange(taps))
     weights = shrink * cubic(shrink * offset)
-    weights /= reduce(np.add, weights.T)[:, None]  # summed in order: numpy's own sum does not say in which
+    # summed in order: numpy's own sum does not say in which
+    weights /= reduce(np.add, weights.T)[:, None]
     used = np.flatnonzero(np.any(weights != 0, axis=0))
     weights = np.ascontiguousarray(weights[:, used[0] : used[-1] + 1])
     return (left - 1 + used[0]).astype(np.intp), weights
@@ -83,15 +87,16 @@ def _resize_rows(rows: U8, scale: float) -> U8:
 
 
 def imresize_uint8(img: U8, scale: float) -> U8:
-    """Resizes a picture as MATLAB's ``imresize`` does, antialiased bicubic, rounding after each dimension.
+    """Resizes a picture as MATLAB's ``imresize`` does, antialiased bicubic, rounding after each
+    dimension.
 
     Args:
         img: ``(H, W, C)`` or ``(H, W)`` uint8.
         scale: output size over input size, both dimensions; e.g. ``1 / 4`` or ``4``.
 
     Returns:
-        ``(ceil(H * scale), ceil(W * scale), C)`` or without C, uint8. Rows are resized first, then columns, each
-        rounded to uint8, which is what MATLAB does when both have the same scale.
+        ``(ceil(H * scale), ceil(W * scale), C)`` or without C, uint8. Rows are resized first, then
+        columns, each rounded to uint8, which is what MATLAB does when both have the same scale.
 
     Raises:
         ValueError: the picture is not uint8, has no pixels, or the scale is not positive.
@@ -114,6 +119,7 @@ def imresize_uint8(img: U8, scale: float) -> U8:
 
 
 def mod_crop(img: U8, multiple: int) -> U8:
-    """The top left part of ``(H, W, ...)`` whose height and width are multiples of ``multiple``; a view."""
+    """The top left part of ``(H, W, ...)`` whose height and width are multiples of ``multiple``; a
+    view."""
     height, width = img.shape[:2]
     return img[: height - height % multiple, : width - width % multiple]

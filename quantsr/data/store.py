@@ -1,4 +1,5 @@
-"""Decoded GT/LR picture pairs in memory, as ``(3, H, W)`` uint8: all of them, or a moving window of them."""
+"""Decoded GT/LR picture pairs in memory, as ``(3, H, W)`` uint8: all of them, or a moving window of
+them."""
 
 from __future__ import annotations
 
@@ -31,7 +32,8 @@ _kept: dict[tuple[Source, int], Pair] | None = None
 
 @contextlib.contextmanager
 def keep_decoded() -> Iterator[None]:
-    """While entered, pairs that one store keeps in memory serve later ones: trainings on the same pictures decode them once.
+    """While entered, pairs that one store keeps in memory serve later ones: trainings on the same
+    pictures decode them once.
 
     The files must not change meanwhile.
     """
@@ -55,7 +57,8 @@ class Source:
 
 @dataclass(frozen=True)
 class Pair:
-    """A decoded pair: ``gt`` ``(3, s*h, s*w)`` and ``lq`` ``(3, h, w)``, uint8 RGB planes; ``soft`` as ``gt``, or absent."""
+    """A decoded pair: ``gt`` ``(3, s*h, s*w)`` and ``lq`` ``(3, h, w)``, uint8 RGB planes; ``soft``
+    as ``gt``, or absent."""
 
     gt: U8
     lq: U8
@@ -114,7 +117,8 @@ def _planes(picture: U8) -> U8:
 def large_enough(
     sources: Sequence[Source], gt_size: int, threads: int = 4
 ) -> tuple[list[Source], np.ndarray]:
-    """The pictures that a crop fits into, and the pixels of each, (n,) int64; the others are named in the log.
+    """The pictures that a crop fits into, and the pixels of each, (n,) int64; the others are named
+    in the log.
 
     Raises:
         InputError: a header is unreadable, or no picture is large enough.
@@ -132,7 +136,8 @@ def large_enough(
 
 
 def check_partners(sources: Sequence[Source], scale: int) -> None:
-    """Compares the headers of ground truth and LR pictures, as `load_pair` does once both are decoded.
+    """Compares the headers of ground truth and LR pictures, as `load_pair` does once both are
+    decoded.
 
     Raises:
         InputError: two sizes do not fit, whichever way up the pictures are.
@@ -159,10 +164,11 @@ def _no_partner(source: Source, gt: Sequence[int], lq: Sequence[int], scale: int
 class PictureStore:
     """The pairs of a training set, decoded once and kept when they fit the budget.
 
-    Where they do not fit, `windows` of the pictures are kept at a time: a window takes at most half of the budget, and
-    the next one is decoded by background threads meanwhile.
+    Where they do not fit, `windows` of the pictures are kept at a time: a window takes at most half
+    of the budget, and the next one is decoded by background threads meanwhile.
 
-    Forked loader processes share the decoded pictures; for spawned ones they are moved to shared memory when pickled.
+    Forked loader processes share the decoded pictures; for spawned ones they are moved to shared
+    memory when pickled.
 
     Attributes:
         sources: the pictures that are large enough; indices below count them.
@@ -222,7 +228,8 @@ class PictureStore:
         return len(self.sources)
 
     def windows(self, order: Sequence[int]) -> Iterator[list[int]]:
-        """Cuts an order of pictures into consecutive windows of at most half of the budget each (or one picture)."""
+        """Cuts an order of pictures into consecutive windows of at most half of the budget each (or
+        one picture)."""
         window: list[int] = []
         used = 0
         for index in order:
@@ -236,7 +243,8 @@ class PictureStore:
             yield window
 
     def hold(self, now: Sequence[int], soon: Sequence[int]) -> None:
-        """Keeps the pictures of these two windows, starts decoding what is missing, and drops the rest."""
+        """Keeps the pictures of these two windows, starts decoding what is missing, and drops the
+        rest."""
         if self._pool is None:
             self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="decode")
         keep = {*now, *soon}

@@ -44,7 +44,8 @@ class LayerCost:
 
 @dataclass(frozen=True)
 class Cut:
-    """A network's parts without the units that do not run, under their new names, and the shortcuts of the others."""
+    """A network's parts without the units that do not run, under their new names, and the shortcuts
+    of the others."""
 
     layers: Mapping[str, QuantizedLayer]
     shortcuts: tuple[float, ...]
@@ -53,7 +54,8 @@ class Cut:
 
 
 class Architecture(Protocol):
-    """A kind of network. Every method that takes a depth raises InputError for one that there is not."""
+    """A kind of network. Every method that takes a depth raises InputError for one that there is
+    not."""
 
     name: str
     """The network's class."""
@@ -61,11 +63,13 @@ class Architecture(Protocol):
     """Whether integer products take most of its time in any engine."""
 
     def expected(self, model: PackedModel) -> Parts:
-        """The parts that a model with this header must have. Raises ValueError for an impossible header."""
+        """The parts that a model with this header must have. Raises ValueError for an impossible
+        header."""
         ...
 
     def cut(self, model: PackedModel, kept: tuple[int, ...], gaps: Float) -> Cut:
-        """Only the units `kept`, renumbered; `gaps` are the products of dropped shortcuts before the first and behind each, all positive."""
+        """Only the units `kept`, renumbered; `gaps` are the products of dropped shortcuts before
+        the first and behind each, all positive."""
         ...
 
     def reach(self, model: PackedModel, depth: int) -> Reach:

@@ -23,7 +23,8 @@ def measure(
     threads: int | None = None,
     runs: int = 20,
 ) -> dict[str, Any]:
-    """Time `runs` upscalings of a `size` (height, width) picture at `depth`, or at every depth, interleaved. Times in ms."""
+    """Time `runs` upscalings of a `size` (height, width) picture at `depth`, or at every depth,
+    interleaved. Times in ms."""
     image = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
     depths = model.header.depths if depth is None else (model.depth_or_default(depth),)
     upscalers = {str(d): Upscaler(model, engine, d, threads=threads) for d in depths}

@@ -1,9 +1,11 @@
 """Integer codes as bytes: a dense bit stream, or Huffman coding where that is smaller.
 
-*Dense*: code after code, each in two's complement of `bits` bits, lowest bit first, filling bytes from the lowest bit; the last byte is padded with 0.
+*Dense*: code after code, each in two's complement of `bits` bits, lowest bit first, filling bytes
+from the lowest bit; the last byte is padded with 0.
 
-*Huffman*: one byte per code through Deflate with its matching switched off (RFC 1951, `Z_HUFFMAN_ONLY`), so that a code costs about its entropy.
-Quantized weights are bell-shaped; at RLQ's step a 4-bit code carries about 2.8 bits.
+*Huffman*: one byte per code through Deflate with its matching switched off (RFC 1951,
+`Z_HUFFMAN_ONLY`), so that a code costs about its entropy. Quantized weights are bell-shaped; at
+RLQ's step a 4-bit code carries about 2.8 bits.
 """
 
 from __future__ import annotations
@@ -22,7 +24,8 @@ _CODES_PER_BYTE = 8  # Huffman coding without matches takes at least one bit per
 
 
 def encode(codes: Codes, bits: int, coding: str | None = None) -> tuple[str, bytes]:
-    """(coding, bytes) of a flat array of signed codes; without `coding`, the smaller of the two. Raises ValueError for codes beyond `bits`."""
+    """(coding, bytes) of a flat array of signed codes; without `coding`, the smaller of the two.
+    Raises ValueError for codes beyond `bits`."""
     dense = pack(codes, bits)
     if coding == DENSE:
         return DENSE, dense
@@ -32,7 +35,8 @@ def encode(codes: Codes, bits: int, coding: str | None = None) -> tuple[str, byt
 
 
 def decode(data: bytes, bits: int, count: int, coding: str) -> Codes:
-    """The `count` codes in `data`. Raises ValueError where it does not hold exactly that many; allocates nothing beyond what it can hold."""
+    """The `count` codes in `data`. Raises ValueError where it does not hold exactly that many;
+    allocates nothing beyond what it can hold."""
     if coding == DENSE:
         return unpack(data, bits, count)
     if coding != HUFFMAN:
@@ -52,7 +56,8 @@ def decode(data: bytes, bits: int, count: int, coding: str) -> Codes:
 
 
 def pack(codes: Codes, bits: int) -> bytes:
-    """Dense bit stream of a flat array of signed codes, `ceil(len * bits / 8)` bytes. Raises ValueError for codes beyond `bits`."""
+    """Dense bit stream of a flat array of signed codes, `ceil(len * bits / 8)` bytes. Raises
+    ValueError for codes beyond `bits`."""
     codes = np.ascontiguousarray(codes, np.int8).reshape(-1)
     _check_range(codes, bits)
     parts = []
@@ -64,7 +69,8 @@ def pack(codes: Codes, bits: int) -> bytes:
 
 
 def unpack(data: bytes, bits: int, count: int) -> Codes:
-    """The `count` signed codes of a dense bit stream. Raises ValueError unless `data` has exactly their length and zero padding."""
+    """The `count` signed codes of a dense bit stream. Raises ValueError unless `data` has exactly
+    their length and zero padding."""
     if len(data) != -(-count * bits // 8):
         raise ValueError(
             f"{count} codes of {bits} bits take {-(-count * bits // 8)} bytes, there are {len(data)}"

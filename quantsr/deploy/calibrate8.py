@@ -1,11 +1,16 @@
-"""Steps for the layers that training left in float: 8-bit weights and, after equalization, inputs of 16 bits.
+"""Steps for the layers that training left in float: 8-bit weights and, after equalization, inputs
+of 16 bits.
 
-Weights take a step for every output channel, from its largest weight. On the trained QuantSR-C at x4 that costs 79 kB of 885 against one step for a layer, and puts
-99.96 % of the output values within 1 of the training network's, not 99.64; steps of least squared error, which clip, leave fewer of them equal (84, not 89 %).
+Weights take a step for every output channel, from its largest weight. On the trained QuantSR-C at
+x4 that costs 79 kB of 885 against one step for a layer, and puts 99.96 % of the output values
+within 1 of the training network's, not 99.64; steps of least squared error, which clip, leave fewer
+of them equal (84, not 89 %).
 
-Input channels differ in range, so channel c is divided by `equal[c] = sqrt(peak[c] / max(peak))`, which its weights are multiplied by: folding makes that
-free, and half of the difference (on a log scale) goes to either operand. With 16-bit inputs no rounding shows, where 8-bit ones put 0.1 to 0.6 % of the
-output values off by more than 1 of 255; so half of their range is left for values larger than any seen.
+Input channels differ in range, so channel c is divided by `equal[c] = sqrt(peak[c] / max(peak))`,
+which its weights are multiplied by: folding makes that free, and half of the difference (on a log
+scale) goes to either operand. With 16-bit inputs no rounding shows, where 8-bit ones put 0.1 to 0.6
+% of the output values off by more than 1 of 255; so half of their range is left for values larger
+than any seen.
 """
 
 from __future__ import annotations
@@ -62,7 +67,8 @@ def choose_weight_steps(weight: Float) -> Float:
 
 
 def quantize_weight(weight: Float, step: Float) -> Codes:
-    """Signed 8-bit codes of (O, I, kh, kw) with (O,) steps: rounded so that the sum of every kernel is kept to half a step.
+    """Signed 8-bit codes of (O, I, kh, kw) with (O,) steps: rounded so that the sum of every kernel
+    is kept to half a step.
 
     See :func:`~quantsr.deploy.rounding.rounded_with_sums`.
     """
@@ -94,7 +100,8 @@ def choose_input(name: str, values: Float, peaks: Float) -> InputChoice:
 def observe_inputs(
     net: nn.Module, names: Sequence[str], pictures: Sequence[NDArray[np.uint8]], depths: Sequence[int]
 ) -> dict[str, tuple[Float, Float]]:
-    """Inputs of the named convs over uint8 (H, W, 3) `pictures`, at every depth: (C, n) sample of the values, (C,) largest magnitudes."""
+    """Inputs of the named convs over uint8 (H, W, 3) `pictures`, at every depth: (C, n) sample of
+    the values, (C,) largest magnitudes."""
     seen = {name: _Samples() for name in names}
 
     def hook(name: str) -> Callable[..., None]:
@@ -116,7 +123,8 @@ def observe_inputs(
     net.eval()
     try:
         for picture in pictures:
-            x = torch.tensor(picture, device=device).permute(2, 0, 1)[None].float() / 255  # (1, 3, H, W)
+            # (1, 3, H, W)
+            x = torch.tensor(picture, device=device).permute(2, 0, 1)[None].float() / 255
             for depth in depths:
                 net(x, depth=depth)
     finally:

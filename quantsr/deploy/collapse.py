@@ -1,11 +1,14 @@
 """The linear tail of QuantSR-C as one convolution at low resolution. Imports no torch.
 
-Behind `conv_after_body` nothing of QuantSR-C is non-linear but roundings: upsampler, pixel shuffles and `conv_last` compose to one 5x5
-convolution from the features at low resolution to the `scale**2 * 3` values of each low-resolution pixel. At x4 with 64 channels that is
-77k multiplications per low-resolution pixel instead of 766k, and no tensor with many channels exists at high resolution.
+Behind `conv_after_body` nothing of QuantSR-C is non-linear but roundings: upsampler, pixel shuffles
+and `conv_last` compose to one 5x5 convolution from the features at low resolution to the
+`scale**2 * 3` values of each low-resolution pixel. At x4 with 64 channels that is 77k
+multiplications per low-resolution pixel instead of 766k, and no tensor with many channels exists at
+high resolution.
 
-What is not shift-invariant is the picture's border: the network pads every layer's input with zeros, so the outermost ring of
-low-resolution pixels sees other kernels. There are nine in all (first, inner, last row x first, inner, last column).
+What is not shift-invariant is the picture's border: the network pads every layer's input with
+zeros, so the outermost ring of low-resolution pixels sees other kernels. There are nine in all
+(first, inner, last row x first, inner, last column).
 """
 
 from __future__ import annotations
@@ -23,16 +26,19 @@ RADIUS = 2
 MIN_SIZE = RADIUS + 1
 """Height and width from which the nine kernels describe every pixel."""
 
-# (size of the domain, index of the pixel computed) along one axis; beyond the domain is outside the picture, or not seen.
+# (size of the domain, index of the pixel computed) along one axis; beyond the domain is outside the
+# picture, or not seen.
 POSITIONS = {"first": (RADIUS + 1, 0), "inner": (2 * RADIUS + 1, RADIUS), "last": (RADIUS + 1, RADIUS)}
 
 
 @dataclass(frozen=True, eq=False)
 class Kernel:
-    """One region's convolution; P = scale**2 * 3 outputs in the order (row phase, column phase, colour), in pixel values."""
+    """One region's convolution; P = scale**2 * 3 outputs in the order (row phase, column phase,
+    colour), in pixel values."""
 
     weight: NDArray[np.float32]
-    """(P, C, kh, kw); kh and kw are 5 inside and 3 at a border, where the missing rows or columns lie outside the picture."""
+    """(P, C, kh, kw); kh and kw are 5 inside and 3 at a border, where the missing rows or columns
+    lie outside the picture."""
     bias: NDArray[np.float32]
     """(P,)"""
 
@@ -43,13 +49,15 @@ Positions = Mapping[str, tuple[int, int]]
 def collapse(
     tail: Sequence[FoldedConv], rows: Positions = POSITIONS, columns: Positions = POSITIONS
 ) -> dict[tuple[str, str], Kernel]:
-    """Compose the tail's convs, without the roundings and limits between them, into a kernel for every (row, column) position: nine by default."""
+    """Compose the tail's convs, without the roundings and limits between them, into a kernel for
+    every (row, column) position: nine by default."""
     stages = [_Stage.of(conv) for conv in tail]
     return {(y, x): _kernel(stages, rows[y], columns[x]) for y in rows for x in columns}
 
 
 def positions(length: int) -> Positions:
-    """`POSITIONS` of an axis of that length: where it is shorter than `MIN_SIZE`, of its first, first and last pixel in all of it."""
+    """`POSITIONS` of an axis of that length: where it is shorter than `MIN_SIZE`, of its first,
+    first and last pixel in all of it."""
     if length >= MIN_SIZE:
         return POSITIONS
     return {"first": (length, 0), "inner": (length, 0), "last": (length, length - 1)}
@@ -68,11 +76,13 @@ class _Stage:
 
 
 def _kernel(stages: Sequence[_Stage], rows: tuple[int, int], columns: tuple[int, int]) -> Kernel:
-    """Walk back from one low-resolution pixel's outputs to the features: the adjoint of the tail on a small domain."""
+    """Walk back from one low-resolution pixel's outputs to the features: the adjoint of the tail on
+    a small domain."""
     (height, y), (width, x) = rows, columns
     scale = int(np.prod([stage.shuffle for stage in stages]))
     colours = len(stages[-1].bias)
-    # (row phase, column phase, colour of the output; colour, H * scale, W * scale of what it is read from)
+    # (row phase, column phase, colour of the output; colour, H * scale, W * scale of what it is
+    # read from)
     impulses = np.zeros((scale, scale, colours, colours, height * scale, width * scale))
     for p, q, c in np.ndindex(scale, scale, colours):
         impulses[p, q, c, c, y * scale + p, x * scale + q] = 1
@@ -96,7 +106,8 @@ def _unshuffle(grad: NDArray[np.float64], factor: int) -> NDArray[np.float64]:
 
 
 def _conv_adjoint(grad: NDArray[np.float64], weight: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Adjoint of a zero-padded stride-1 conv with weight (O, I, k, k): (P, O, H, W) -> (P, I, H, W)."""
+    """Adjoint of a zero-padded stride-1 conv with weight (O, I, k, k): (P, O, H, W) -> (P, I, H,
+    W)."""
     n, _, h, w = grad.shape
     k = weight.shape[-1]
     pad = k // 2

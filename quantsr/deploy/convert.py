@@ -55,16 +55,19 @@ def convert(
 
     Args:
         net: calibrated; every depth in `net.depths` that its ranking allows is kept.
-        head_tail_bits: bits of the weights of the convs that training left in float. 8 quantizes them, per output channel, and their inputs to 16 bits,
-            over `calib`; 16 keeps float16 weights, 32 float32, both with float inputs. Tables of relative position biases are float16 below 32.
+        head_tail_bits: bits of the weights of the convs that training left in float. 8 quantizes
+            them, per output channel, and their inputs to 16 bits, over `calib`; 16 keeps float16
+            weights, 32 float32, both with float inputs. Tables of relative position biases are
+            float16 below 32.
         calib: uint8 (H, W, 3) low-resolution RGB pictures; needed for 8 bits.
-        first_bits: bits of conv_first's weight (8, 16 or 32). It holds 0.2 % of the weights, but everything behind it quantizes what it gives:
-            at 8 bits so many codes of 4-bit blocks flip that 1.2 % of the output values, not 0.05 %, are off by more than 1 of 255.
+        first_bits: bits of conv_first's weight (8, 16 or 32). It holds 0.2 % of the weights, but
+            everything behind it quantizes what it gives: at 8 bits so many codes of 4-bit blocks
+            flip that 1.2 % of the output values, not 0.05 %, are off by more than 1 of 255.
         provenance: what the file shall say about its origin (plain JSON values).
 
     Raises:
-        InputError: for another architecture, a network that is not calibrated, a quantizer without integer codes, other bits, or
-            8 bits without pictures.
+        InputError: for another architecture, a network that is not calibrated, a quantizer without
+            integer codes, other bits, or 8 bits without pictures.
     """
     if not isinstance(net, QuantSR_C | QuantSR_T):
         raise InputError(
@@ -228,7 +231,8 @@ def _operands(net: nn.Module) -> dict[str, Operand]:
 
 
 def _float_tensors(net: DepthDynamic, head_tail_bits: int) -> dict[str, FloatTensor]:
-    """The parameters of no conv, linear layer, quantizer or unit of depth: LayerNorms and tables, the latter with 16 bits unless all is float."""
+    """The parameters of no conv, linear layer, quantizer or unit of depth: LayerNorms and tables,
+    the latter with 16 bits unless all is float."""
     layers = [m for m in net.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
     elsewhere = {p for m in layers for p in m.parameters()} | set(step_parameters(net).values())
     elsewhere |= {unit.shortcut for unit in net.units()}
@@ -282,12 +286,15 @@ def _pixel_tau(header: Header) -> NDArray[np.float32]:
 
 
 def pixel_offset(layer: QuantizedLayer) -> NDArray[np.float32]:
-    """(O,) what the bias of conv_first gains because its zero point is the mean rounded to a whole pixel value.
+    """(O,) what the bias of conv_first gains because its zero point is the mean rounded to a whole
+    pixel value.
 
-    Inside the picture this makes the layer exact; at the border the padding stands for the rounded mean, off by at most half a pixel value.
+    Inside the picture this makes the layer exact; at the border the padding stands for the rounded
+    mean, off by at most half a pixel value.
     """
     assert layer.act_step is not None
-    shift = layer.act_step.astype(np.float64) * layer.zero_point() - layer.tau().astype(np.float64)  # (I,)
+    # (I,)
+    shift = layer.act_step.astype(np.float64) * layer.zero_point() - layer.tau().astype(np.float64)
     return np.einsum("oikl,i->o", layer.float_weight().astype(np.float64), shift).astype(np.float32)
 
 

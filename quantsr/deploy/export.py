@@ -1,4 +1,5 @@
-"""A converted network as a packed file, an ONNX graph or an OpenVINO IR, and the pictures that conversion needs."""
+"""A converted network as a packed file, an ONNX graph or an OpenVINO IR, and the pictures that
+conversion needs."""
 
 from __future__ import annotations
 
@@ -33,9 +34,11 @@ _CALIBRATION_PICTURES, _CALIBRATION_SIDE = 32, 128
 def write(
     model: PackedModel, output: Path, *, depth: int, int4: bool = False
 ) -> tuple[list[Path], PackedModel]:
-    """Write `model` at `depth` in the format of the file's name; returns the files, and the network they hold as read back.
+    """Write `model` at `depth` in the format of the file's name; returns the files, and the network
+    they hold as read back.
 
-    Raises InputError where the file has no folder or no possible name, WorkError where writing fails.
+    Raises InputError where the file has no folder or no possible name, WorkError where writing
+    fails.
     """
     remove_leftovers(output.parent, below=False)
     if output.suffix == ".safetensors":
@@ -70,7 +73,8 @@ def exported_engine(output: Path, model: PackedModel) -> list[tuple[str, Upscale
 
 
 def calibration_pictures(folder: str | None, scale: int) -> list[np.ndarray]:
-    """Low-resolution uint8 (h, w, 3) pictures: the middle of each picture of `folder`, shrunk by `scale` as training does.
+    """Low-resolution uint8 (h, w, 3) pictures: the middle of each picture of `folder`, shrunk by
+    `scale` as training does.
 
     Raises InputError where there are none.
     """
@@ -90,7 +94,8 @@ def calibration_pictures(folder: str | None, scale: int) -> list[np.ndarray]:
 
 
 def evaluation_set(folder: str | None, scale: int) -> EvalSet:
-    """Pictures for the parity table: three of scikit-image, those of `folder`, or its HR and LR_bicubic/X<scale> where it has them."""
+    """Pictures for the parity table: three of scikit-image, those of `folder`, or its HR and
+    LR_bicubic/X<scale> where it has them."""
     if folder is None:
         options: dict[str, Any] = {"name": "skimage", "type": "SkimageDataset"}
     else:
@@ -105,7 +110,8 @@ def evaluation_set(folder: str | None, scale: int) -> EvalSet:
 
 
 def _write_ir(graph: bytes, output: Path) -> list[Path]:
-    """OpenVINO IR of an ONNX graph: `output` and its .bin beside it, each renamed into place when complete.
+    """OpenVINO IR of an ONNX graph: `output` and its .bin beside it, each renamed into place when
+    complete.
 
     An earlier `output` is removed first: it would not fit the new .bin.
     """

@@ -1,16 +1,22 @@
-"""Folding: what of a converted QuantSR-C can be one multiplication and one addition per conv, and what stays as training computes it.
+"""Folding: what of a converted QuantSR-C can be one multiplication and one addition per conv, and
+what stays as training computes it.
 
-All engines (integer reference, ONNX, OpenVINO) are written from the same `FoldedNet`, so they share every constant to the last bit.
+All engines (integer reference, ONNX, OpenVINO) are written from the same `FoldedNet`, so they share
+every constant to the last bit.
 
-Notation: S the integer sum of a conv, v its input step, w its weight step, tau its input shift, b its bias, k = v * w.
+Notation: S the integer sum of a conv, v its input step, w its weight step, tau its input shift, b
+its bias, k = v * w.
 
-*Skip stream.* It stays in the units of training, and so do the float32 operations on it, in their order: `r = S2 * k2 + b2`, `x' = x * s + r`, `x * s` for a
-skipped block, `(x + tau) / v` before rounding. An engine that rounds each of them as IEEE 754 says gets the codes of the training network's
-evaluation, bit for bit; a single last bit that differs would flip a few codes in every picture, and 16 blocks spread them.
+*Skip stream.* It stays in the units of training, and so do the float32 operations on it, in their
+order: `r = S2 * k2 + b2`, `x' = x * s + r`, `x * s` for a skipped block, `(x + tau) / v` before
+rounding. An engine that rounds each of them as IEEE 754 says gets the codes of the training
+network's evaluation, bit for bit; a single last bit that differs would flip a few codes in every
+picture, and 16 blocks spread them.
 
-*Requantization.* Between conv1 and conv2 nothing but S1 goes in: the code is a staircase of it. It is computed as `clip(rint(S1 * multiplier + bias), low, qmax)`,
-`low = clip(rint(tau2 / v2), qmin, qmax)` being the ReLU, and the bias is moved within a stair, far from every edge, so that the last bits of the
-float operations do not matter: see `staircase_bias`.
+*Requantization.* Between conv1 and conv2 nothing but S1 goes in: the code is a staircase of it. It
+is computed as `clip(rint(S1 * multiplier + bias), low, qmax)`, `low = clip(rint(tau2 / v2), qmin,
+qmax)` being the ReLU, and the bias is moved within a stair, far from every edge, so that the last
+bits of the float operations do not matter: see `staircase_bias`.
 """
 
 from __future__ import annotations
@@ -30,10 +36,11 @@ _FINER = 256.0  # units of the middle part in one of the high part, of inputs an
 
 @dataclass(frozen=True, eq=False)
 class FoldedConv:
-    """`y = multiplier[o] * conv(input - zero_point, weight) + bias[o]`, padded with 0 by k // 2; float32, product rounded before the sum.
+    """`y = multiplier[o] * conv(input - zero_point, weight) + bias[o]`, padded with 0 by k // 2;
+    float32, product rounded before the sum.
 
-    With `codes_out` the result is `clip(rint(max(y, low)), *codes_out)`, integer codes for the next conv; else y (`max(y, 0)` if `relu`).
-    A pixel shuffle by `shuffle` follows (1: none).
+    With `codes_out` the result is `clip(rint(max(y, low)), *codes_out)`, integer codes for the next
+    conv; else y (`max(y, 0)` if `relu`). A pixel shuffle by `shuffle` follows (1: none).
     """
 
     name: str
@@ -46,7 +53,8 @@ class FoldedConv:
     codes_in: tuple[int, int] | None
     """Range of the input's integer codes; None where the input is float."""
     step: Float | None = None
-    """Where the input is float x and its codes are `clip(rint((x + tau) / step), *codes_in)`: (1,) or, equalized, (I,). None: codes come in."""
+    """Where the input is float x and its codes are `clip(rint((x + tau) / step), *codes_in)`: (1,)
+    or, equalized, (I,). None: codes come in."""
     tau: Float | None = None
     """(I,), beside `step`."""
     zero_point: NDArray[np.int32] | None = None
@@ -59,7 +67,8 @@ class FoldedConv:
 
     @property
     def integer(self) -> bool:
-        """True where weight and input are both integer codes, so that the sum is an exact integer."""
+        """True where weight and input are both integer codes, so that the sum is an exact
+        integer."""
         return self.weight.dtype == np.int8 and self.codes_in is not None
 
     @property
@@ -74,7 +83,8 @@ class FoldedConv:
 
 @dataclass(frozen=True, eq=False)
 class FoldedBlock:
-    """`x' = (x * shortcut + conv2(conv1(x))) * gap[0] * gap[1] ...`, multiplied one after the other."""
+    """`x' = (x * shortcut + conv2(conv1(x))) * gap[0] * gap[1] ...`, multiplied one after the
+    other."""
 
     conv1: FoldedConv
     conv2: FoldedConv
@@ -90,7 +100,8 @@ class FromPixels:
     head: FoldedConv
     img_range: np.float32
     mean: Float
-    """The head's input is `(pixel / 255 - mean[c]) * img_range`, unless its codes are the pixels themselves (`pixels_are_codes`)."""
+    """The head's input is `(pixel / 255 - mean[c]) * img_range`, unless its codes are the pixels
+    themselves (`pixels_are_codes`)."""
 
     @property
     def pixels_are_codes(self) -> bool:
@@ -102,7 +113,8 @@ class FromPixels:
 class FoldedNet(FromPixels):
     """The network at one depth, from pixels (0..255) to pixels.
 
-    `x0 = head(input)`; blocks on `x0 * gap[0] * ...`; `T = conv_after_body(x) + x0`; tail convs in order, the last one giving pixels as uint8 codes.
+    `x0 = head(input)`; blocks on `x0 * gap[0] * ...`; `T = conv_after_body(x) + x0`; tail convs in
+    order, the last one giving pixels as uint8 codes.
     """
 
     gap: tuple[np.float32, ...]
@@ -121,15 +133,18 @@ class FoldedNet(FromPixels):
 
 @dataclass(frozen=True, eq=False)
 class SplitHead:
-    """A float head as three convs that give its exact sums, rounded once, in whatever order their products are added.
+    """A float head as three convs that give its exact sums, rounded once, in whatever order their
+    products are added.
 
-    The input is taken apart as x = h + m + l, h and m multiples of 1 / `unit` and of 1 / `finer`, the weights likewise; then
+    The input is taken apart as x = h + m + l, h and m multiples of 1 / `unit` and of 1 / `finer`,
+    the weights likewise; then
 
         a = conv(h, high)    b = conv([h, m], middle)    c = conv([h, m, l], low)    s = a + b
         y = s + (((a - s) + b) + c)
 
-    float32 adds the products of `a` and of `b` without rounding, (a - s) + b is what rounding took from `s`, and `c` is a 2 ** 16th of `a`, so that
-    its own rounding hardly ever reaches the result (of the x4 network, in 1 of 8,000 values).
+    float32 adds the products of `a` and of `b` without rounding, (a - s) + b is what rounding took
+    from `s`, and `c` is a 2 ** 16th of `a`, so that its own rounding hardly ever reaches the result
+    (of the x4 network, in 1 of 8,000 values).
     """
 
     unit: np.float32
@@ -144,7 +159,8 @@ class SplitHead:
 
 
 def split_head(net: FromPixels) -> SplitHead:
-    """Split the float weight of `net.head`; each part of the input is `(pixel / 255 - mean) * img_range`."""
+    """Split the float weight of `net.head`; each part of the input is `(pixel / 255 - mean) *
+    img_range`."""
     weight = net.head.weight.astype(np.float32)
     largest = float(net.img_range) * max(float(np.abs(net.mean).max()), float(np.abs(1 - net.mean).max()))
     unit = np.exp2(np.floor(np.log2(_HIGH_INPUT / largest)))
@@ -168,7 +184,8 @@ def fold(model: PackedModel, depth: int | None = None) -> FoldedNet:
     header, layers = model.header, model.layers
     kept = header.blocks_kept(model.depth_or_default(depth))
     shortcuts = [np.float32(s) for s in header.shortcuts]
-    # gaps[k]: shortcuts of the skipped blocks right before kept block k (last: before conv_after_body).
+    # gaps[k]: shortcuts of the skipped blocks right before kept block k (last: before
+    # conv_after_body).
     ends = (-1, *kept, header.num_block)
     gaps = [tuple(shortcuts[a + 1 : b]) for a, b in itertools.pairwise(ends)]
     blocks = tuple(
@@ -196,24 +213,30 @@ def fold(model: PackedModel, depth: int | None = None) -> FoldedNet:
 
 
 def staircase_bias(layer: QuantizedLayer, reader: QuantizedLayer, multiplier: Float) -> Float:
-    """(O,) bias with which `clip(rint(S * multiplier + bias))` is, above the ReLU, the code that training computes of the integer sum S.
+    """(O,) bias with which `clip(rint(S * multiplier + bias))` is, above the ReLU, the code that
+    training computes of the integer sum S.
 
-    Training's code of S, in float32, `rint(clip((max(S * k + b, 0) + tau) / v))`, never falls with S: for each code c there is a smallest sum T[c]
-    that reaches it. `T[c] * multiplier + bias` must lie above c - 1/2 and `(T[c] - 1) * multiplier + bias` below, for every c; the bias is the middle of what that
-    allows. Its distance to every edge, some hundredth of a code, is far more than float32 rounds, in whatever order it is computed. (With 8 bits
-    the edges leave less room than rounding needs, or none: then a code next to an edge may still fall to either side.)
+    Training's code of S, in float32, `rint(clip((max(S * k + b, 0) + tau) / v))`, never falls with
+    S: for each code c there is a smallest sum T[c] that reaches it. `T[c] * multiplier + bias` must
+    lie above c - 1/2 and `(T[c] - 1) * multiplier + bias` below, for every c; the bias is the
+    middle of what that allows. Its distance to every edge, some hundredth of a code, is far more
+    than float32 rounds, in whatever order it is computed. (With 8 bits the edges leave less room
+    than rounding needs, or none: then a code next to an edge may still fall to either side.)
     """
     k, b, (v, tau) = _multiplier(layer), layer.bias, _units(reader)
     qmin, qmax = reader.act_range
-    edges = np.arange(qmin + 1, qmax + 1, dtype=np.float64) - 0.5  # (n,) edge below each code but the lowest
+    # (n,) edge below each code but the lowest
+    edges = np.arange(qmin + 1, qmax + 1, dtype=np.float64) - 0.5
     column = [np.asarray(part, np.float64).reshape(-1, 1) for part in (k, b, tau, v)]
-    near = np.floor((edges * column[3] - column[2] - column[1]) / column[0])  # (O, n) sum about at the edge
+    # (O, n) sum about at the edge
+    near = np.floor((edges * column[3] - column[2] - column[1]) / column[0])
     sums = near[..., None] + np.arange(-1, 3)  # (O, n, 4)
     k, b, tau, v = (part.astype(np.float32)[..., None] for part in column)
     values = np.maximum(sums.astype(np.float32) * k + b, np.float32(0))
     reached = np.rint(np.clip((values + tau) / v, qmin, qmax)) > edges[:, None]
     first = np.take_along_axis(sums, reached.argmax(2)[..., None], 2)[..., 0]  # T, (O, n)
-    least = np.rint(np.clip(tau / v, qmin, qmax))[..., 0]  # the code of 0, which the ReLU gives at least
+    # the code of 0, which the ReLU gives at least
+    least = np.rint(np.clip(tau / v, qmin, qmax))[..., 0]
     counts = reached.any(2) & ~reached.all(2) & (edges > least) & (np.abs(first) <= _sum_bound(layer) + 1)
     width = multiplier.astype(np.float64)[:, None]  # (O, 1)
     above = np.where(counts, edges - first * width, -np.inf).max(1)
@@ -224,7 +247,8 @@ def staircase_bias(layer: QuantizedLayer, reader: QuantizedLayer, multiplier: Fl
 
 
 def fold_head(header: Header, layer: QuantizedLayer) -> FoldedConv:
-    """conv_first. Where its codes are so close to the pixels that they are the pixels, it reads those."""
+    """conv_first. Where its codes are so close to the pixels that they are the pixels, it reads
+    those."""
     conv = _plain(layer, reads_float=True)
     if conv.step is None:
         return conv
@@ -256,7 +280,8 @@ def _requantized(
     relu: bool = False,
     shuffle: int = 1,
 ) -> FoldedConv:
-    """`layer` giving the codes of `reader` at once; where `layer` or `reader` is float, the float that `reader` reads."""
+    """`layer` giving the codes of `reader` at once; where `layer` or `reader` is float, the float
+    that `reader` reads."""
     conv = replace(_plain(layer, reads_float=reads_float), shuffle=shuffle)
     if not layer.integer or reader.bits_a > _CODE_BITS:
         return replace(conv, relu=relu)
@@ -278,7 +303,8 @@ def _requantized(
 
 
 def _plain(layer: QuantizedLayer, factor: float = 1.0, reads_float: bool = False) -> FoldedConv:
-    """`layer` giving floats, `factor` times what it gives in training; its input is float where `reads_float`, else codes."""
+    """`layer` giving floats, `factor` times what it gives in training; its input is float where
+    `reads_float`, else codes."""
     multiplier, bias = _multiplier(layer), layer.bias
     if factor != 1:
         multiplier, bias = (
@@ -306,7 +332,8 @@ def _units(layer: QuantizedLayer) -> tuple[Float, Float]:
 
 
 def _multiplier(layer: QuantizedLayer) -> Float:
-    """(1,) or (O,) real value of one unit of the conv's sum: the steps' product, in float32 as in training."""
+    """(1,) or (O,) real value of one unit of the conv's sum: the steps' product, in float32 as in
+    training."""
     weight = np.ones(1, np.float32) if layer.weight_step is None else layer.weight_step
     return weight if layer.act_step is None else weight * layer.act_step
 

@@ -1,4 +1,5 @@
-"""The header of a packed network as JSON, and every check on it. A header that passes can be run."""
+"""The header of a packed network as JSON, and every check on it. A header that passes can be
+run."""
 
 from __future__ import annotations
 
@@ -37,7 +38,8 @@ def header_to_json(header: Header, rows: Rows) -> str:
 
 
 def header_from_json(raw: dict[str, Any]) -> tuple[Header, Rows]:
-    """Header (its shortcuts still empty) and rows of a parsed header. Raises ValueError naming the first field that is wrong."""
+    """Header (its shortcuts still empty) and rows of a parsed header. Raises ValueError naming the
+    first field that is wrong."""
     missing = {
         "arch",
         "scale",
@@ -85,7 +87,8 @@ def header_from_json(raw: dict[str, Any]) -> tuple[Header, Rows]:
 
 
 def check_structure(model: PackedModel) -> None:
-    """Raises ValueError unless the parts are those of a network of its architecture with this header, with shapes that fit each other."""
+    """Raises ValueError unless the parts are those of a network of its architecture with this
+    header, with shapes that fit each other."""
     expected = architectures.of(model.header).expected(model)
     found = Parts(
         {name: tuple(layer.weight.shape) for name, layer in model.layers.items()},

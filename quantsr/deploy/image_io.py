@@ -1,4 +1,5 @@
-"""Writing upscaled pictures, whole or in bands, with what travels beside the pixels; reading is `quantsr.pictures`."""
+"""Writing upscaled pictures, whole or in bands, with what travels beside the pixels; reading is
+`quantsr.pictures`."""
 
 from __future__ import annotations
 
@@ -36,14 +37,16 @@ _QUALITY: dict[str, dict[str, Any]] = {
     ".jpeg": {"quality": 95, "subsampling": 0},
     ".webp": {"lossless": True},
 }
-# Longest side, and bytes of uncompressed pixels, that a type can hold: libjpeg's own limit, 14 bits of
-# WebP, 32-bit sizes in BMP and TIFF (signed inside OpenCV, which writes the 16-bit ones), 31 bits of PNG.
+# Longest side, and bytes of uncompressed pixels, that a type can hold: libjpeg's own limit, 14 bits
+# of WebP, 32-bit sizes in BMP and TIFF (signed inside OpenCV, which writes the 16-bit ones), 31
+# bits of PNG.
 _MAX_SIDE = {".jpg": 65500, ".jpeg": 65500, ".webp": 16383, ".png": (1 << 31) - 1}
 _MAX_BYTES = {".bmp": (1 << 32) - (1 << 12), ".tif": (1 << 31) - (1 << 16), ".tiff": (1 << 31) - (1 << 16)}
 
 
 def merge(rgb: Pixels, alpha: Pixels | None, gray: bool) -> Pixels:
-    """The channels to write: gray is the mean of the three outputs, alpha comes last. (h, w), (h, w, 2), (h, w, 3) or (h, w, 4)."""
+    """The channels to write: gray is the mean of the three outputs, alpha comes last. (h, w), (h,
+    w, 2), (h, w, 3) or (h, w, 4)."""
     colour = np.rint(rgb.mean(2, dtype=np.float32, keepdims=True)).astype(rgb.dtype) if gray else rgb
     if alpha is not None:
         return np.concatenate([colour, alpha[..., None]], 2)
@@ -58,7 +61,8 @@ def check_type(path: Path) -> None:
 
 
 def check_size(path: Path, shape: tuple[int, ...], itemsize: int) -> None:
-    """Raises InputError where a file of this type cannot hold an array of this shape; nothing is computed yet."""
+    """Raises InputError where a file of this type cannot hold an array of this shape; nothing is
+    computed yet."""
     suffix = path.suffix.lower()
     height, width = shape[:2]
     bytes_ = int(np.prod(shape, dtype=np.int64)) * (itemsize if suffix in _DEEP else 1)
@@ -101,10 +105,12 @@ def write(
     exif: bytes | None = None,
     dpi: tuple[float, float] | None = None,
 ) -> None:
-    """Write a picture given as bands (first row, rows) from top to bottom, whole or not at all; type by suffix.
+    """Write a picture given as bands (first row, rows) from top to bottom, whole or not at all;
+    type by suffix.
 
-    Large PNGs are written band by band and never held whole. JPEG gets quality 95 without chroma subsampling, WebP is lossless. A type
-    without 16 bits or alpha gets 8 bits and no alpha. `losses` says which types keep profile, EXIF and resolution. Raises WorkError naming the file.
+    Large PNGs are written band by band and never held whole. JPEG gets quality 95 without chroma
+    subsampling, WebP is lossless. A type without 16 bits or alpha gets 8 bits and no alpha.
+    `losses` says which types keep profile, EXIF and resolution. Raises WorkError naming the file.
     """
     path = Path(path)
     suffix = path.suffix.lower()

@@ -1,9 +1,11 @@
 """Convolutions of the integer reference: plain integer arithmetic on PyTorch, exact.
 
-Why float32 matrix products are exact integer sums here: codes and weights are integers of at most 9 bits, so every product is an integer, and
-as long as no partial sum can exceed 2**24 (`FoldedConv.sum_bound`) every one of them is a float32 without rounding, in whatever order and with
-or without fused multiply-add. Otherwise float64 is used, exact to 2**53. The conv is written as unfold and matrix product because a conv
-kernel may transform its operands (Winograd), which would round. TF32 keeps 11 significant bits, so it would be exact as well.
+Why float32 matrix products are exact integer sums here: codes and weights are integers of at most 9
+bits, so every product is an integer, and as long as no partial sum can exceed 2**24
+(`FoldedConv.sum_bound`) every one of them is a float32 without rounding, in whatever order and with
+or without fused multiply-add. Otherwise float64 is used, exact to 2**53. The conv is written as
+unfold and matrix product because a conv kernel may transform its operands (Winograd), which would
+round. TF32 keeps 11 significant bits, so it would be exact as well.
 """
 
 from __future__ import annotations
@@ -39,7 +41,8 @@ def run_folded(net: FoldedNet, image: Image) -> Image:
 
 def head(net: FromPixels, image: Image) -> Tensor:
     """The first conv on a uint8 picture (H, W, 3): (1, C, H, W)."""
-    x = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None].to(torch.float32)  # (1, 3, H, W)
+    # (1, 3, H, W)
+    x = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None].to(torch.float32)
     if not net.pixels_are_codes:
         x = (x / 255 - _channels(net.mean)) * float(net.img_range)
     return conv(net.head, x)
@@ -52,7 +55,8 @@ def _times(x: Tensor, factors: Iterable[np.float32]) -> Tensor:
 
 
 def conv(layer: FoldedConv, x: Tensor) -> Tensor:
-    """One folded conv on (1, I, H, W), float values or integer-valued codes; returns (1, O, H*shuffle, W*shuffle) float32."""
+    """One folded conv on (1, I, H, W), float values or integer-valued codes; returns (1, O,
+    H*shuffle, W*shuffle) float32."""
     if layer.codes_in is not None:
         x = codes(layer, x)
         if layer.zero_point is not None:
@@ -76,9 +80,11 @@ def codes(layer: FoldedConv, x: Tensor) -> Tensor:
 
 
 def sums(x: Tensor, layer: FoldedConv) -> Tensor:
-    """The conv of (1, I, H, W) codes or float values, without multiplier and bias: as float32, exact or rounded to it once.
+    """The conv of (1, I, H, W) codes or float values, without multiplier and bias: as float32,
+    exact or rounded to it once.
 
-    Integer sums are exact. Those of a layer that is not fully integer are taken in float64, so that no order of summation shows.
+    Integer sums are exact. Those of a layer that is not fully integer are taken in float64, so that
+    no order of summation shows.
     """
     exact = torch.float32 if layer.integer and layer.sum_bound < EXACT_FLOAT32 else torch.float64
     weight = torch.tensor(layer.weight).to(exact).flatten(1)  # (O, I*k*k)

@@ -15,7 +15,8 @@ Image = np.ndarray
 
 
 def run(model: PackedModel, image: Image, depth: int | None = None) -> Image:
-    """Upscale a uint8 RGB picture (H, W, 3) to uint8 (H*s, W*s, 3). Raises InputError for an unknown depth."""
+    """Upscale a uint8 RGB picture (H, W, 3) to uint8 (H*s, W*s, 3). Raises InputError for an
+    unknown depth."""
     return reference(model, depth)(image)
 
 

@@ -1,13 +1,15 @@
-"""The converted network: integer codes, steps and architecture as plain numpy data. Imports no torch.
+"""The converted network: integer codes, steps and architecture as plain numpy data. Imports no
+torch.
 
 A layer computes, on its float input `a` of shape (C, H, W) (method: RLQ, `u = (a + tau) / v`):
 
     codes = clip(round_half_even((a + tau[c]) / (act_step * equal[c])), *act_range)   integers
-    S     = sum over taps and channels of (codes - zero_point[c]) * weight_codes   integers, padded with 0
+    S     = sum over taps and channels of (codes - zero_point[c]) * weight_codes  integers, padding 0
     out   = (act_step * weight_step[o]) * S + bias[o]                              float32
 
-Layers that stay in float have `bits_w` 32 (or 16: float16 values held as float32) and no steps. A transformer has two more kinds of parts:
-the quantizers of its attention products (`Operand`) and tensors that are float in any case (`FloatTensor`).
+Layers that stay in float have `bits_w` 32 (or 16: float16 values held as float32) and no steps. A
+transformer has two more kinds of parts: the quantizers of its attention products (`Operand`) and
+tensors that are float in any case (`FloatTensor`).
 """
 
 from __future__ import annotations
@@ -30,7 +32,8 @@ Codes = NDArray[np.int8]
 
 @dataclass(frozen=True, eq=False)
 class QuantizedLayer:
-    """One layer's parameters. O outputs, I inputs; weight (O, I, kh, kw) for a conv, (O, I) for a linear."""
+    """One layer's parameters. O outputs, I inputs; weight (O, I, kh, kw) for a conv, (O, I) for a
+    linear."""
 
     name: str
     weight: Codes | Float
@@ -49,9 +52,11 @@ class QuantizedLayer:
     act_zero_point: NDArray[np.int32] | None = None
     """(I,) code that stands for 0 (and so the padding); None means 0."""
     act_equal: Float | None = None
-    """(I,) equalization: channel c's input step is `act_step * act_equal[c]`, and the weight codes are of `weight * act_equal`. None means 1."""
+    """(I,) equalization: channel c's input step is `act_step * act_equal[c]`, and the weight codes
+    are of `weight * act_equal`. None means 1."""
     act_limits: tuple[int, int] | None = None
-    """(qmin, qmax) of the input codes where they are not all of their bits: fewer, or less a zero point. None: all."""
+    """(qmin, qmax) of the input codes where they are not all of their bits: fewer, or less a zero
+    point. None: all."""
 
     @property
     def integer(self) -> bool:
@@ -142,7 +147,8 @@ class LinearLayer(QuantizedLayer):
 
 @dataclass(frozen=True, eq=False)
 class Operand:
-    """How one operand of a product of two activations is quantized: `codes = clip(round_half_even((x + tau[c]) / step), qmin, qmax)`."""
+    """How one operand of a product of two activations is quantized: `codes =
+    clip(round_half_even((x + tau[c]) / step), qmin, qmax)`."""
 
     name: str
     channels: int
@@ -154,7 +160,8 @@ class Operand:
     """(channels,) or None for 0."""
     signed: bool = True
     limits: tuple[int, int] | None = None
-    """(qmin, qmax) of the codes where they are not all of their bits, as `QuantizedLayer.act_limits`."""
+    """(qmin, qmax) of the codes where they are not all of their bits, as
+    `QuantizedLayer.act_limits`."""
 
     @property
     def range(self) -> tuple[int, int]:
@@ -186,7 +193,8 @@ class Header:
     shortcuts: tuple[float, ...]
     """One learned shortcut scalar s per unit of the full network."""
     ranking: tuple[int, ...] | None = None
-    """Block indices, kept first; None where the blocks were never ranked (then only full depth runs)."""
+    """Block indices, kept first; None where the blocks were never ranked (then only full depth
+    runs)."""
     res_scale: float = 1.0
     img_range: float = 255.0
     rgb_mean: tuple[float, float, float] = (0.4488, 0.4371, 0.4040)
@@ -214,7 +222,8 @@ class Header:
 
 @dataclass(frozen=True, eq=False)
 class PackedModel:
-    """A converted network. All parts are keyed by module or parameter name, layers in order of execution."""
+    """A converted network. All parts are keyed by module or parameter name, layers in order of
+    execution."""
 
     header: Header
     layers: Mapping[str, QuantizedLayer]
@@ -223,7 +232,8 @@ class PackedModel:
 
     @property
     def format_version(self) -> int:
-        """Of a file that holds the network: the header's, or the first that has a place for its ranges of codes."""
+        """Of a file that holds the network: the header's, or the first that has a place for its
+        ranges of codes."""
         limits = [x.act_limits for x in self.layers.values()] + [x.limits for x in self.operands.values()]
         return self.header.format_version if all(x is None for x in limits) else FORMAT_VERSION
 
@@ -234,13 +244,15 @@ class PackedModel:
         return chosen
 
     def with_wide_inputs_in_float(self) -> PackedModel:
-        """The network with every layer that has a 16-bit input dequantized: what these inputs round is below what can be seen."""
+        """The network with every layer that has a 16-bit input dequantized: what these inputs round
+        is below what can be seen."""
         layers = {name: x.dequantized() if x.bits_a == 16 else x for name, x in self.layers.items()}
         return replace(self, layers=layers)
 
     def float_parts(self) -> list[Float]:
-        """What is stored as float32 beside the weights, in the order of the file: shortcuts; each layer's bias, weight step, input step, tau and
-        equalization; each operand's step and tau; float tensors of 32 bits."""
+        """What is stored as float32 beside the weights, in the order of the file: shortcuts; each
+        layer's bias, weight step, input step, tau and equalization; each operand's step and tau;
+        float tensors of 32 bits."""
         parts: list[Float | None] = [np.asarray(self.header.shortcuts, np.float32)]
         for layer in self.layers.values():
             parts += [layer.bias, layer.weight_step, layer.act_step, layer.act_tau, layer.act_equal]
@@ -260,7 +272,8 @@ class PackedModel:
 
 
 def tail_stages(arch: Mapping[str, Any], scale: int) -> list[tuple[str, int]]:
-    """The tail of QuantSR-C: (name of the conv, factor of the pixel shuffle behind it, 1 for none), in order.
+    """The tail of QuantSR-C: (name of the conv, factor of the pixel shuffle behind it, 1 for none),
+    in order.
 
     Raises InputError for another upsampler than these two, or a scale that has no stages.
     """
@@ -275,7 +288,8 @@ def tail_stages(arch: Mapping[str, Any], scale: int) -> list[tuple[str, int]]:
 def upsample_stages(scale: int) -> list[tuple[str, int]]:
     """EDSR's upsampler: (name of the conv, factor of the pixel shuffle behind it), in order.
 
-    Powers of two take one x2 stage each, 3 takes one x3 stage, 1 none. Raises InputError for others.
+    Powers of two take one x2 stage each, 3 takes one x3 stage, 1 none. Raises InputError for
+    others.
     """
     if scale == 3:
         return [("upsample.0", 3)]

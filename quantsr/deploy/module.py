@@ -30,14 +30,17 @@ _CLASSES: dict[str, type[DepthDynamic]] = {
 
 
 def to_module(model: PackedModel, source: str | Path = "model") -> DepthDynamic:
-    """A network in eval mode that computes what `model` does, with fake quantization in float32; for training on and for PyTorch engines.
+    """A network in eval mode that computes what `model` does, with fake quantization in float32;
+    for training on and for PyTorch engines.
 
-    Layers outside the blocks stay plain convs, whose weights are the dequantized codes: 16-bit inputs are left in float. Those with 8-bit inputs (older
-    files) become `QuantConv2d`, equalized by a hook; conv_first, whose input codes are the pixels, does not.
-    A network with an 8-bit head and tail cannot be converted again: convert its checkpoint.
+    Layers outside the blocks stay plain convs, whose weights are the dequantized codes: 16-bit
+    inputs are left in float. Those with 8-bit inputs (older files) become `QuantConv2d`, equalized
+    by a hook; conv_first, whose input codes are the pixels, does not. A network with an 8-bit head
+    and tail cannot be converted again: convert its checkpoint.
 
     Raises:
-        InputError: its header describes no network, or another than its layers are of; names `source`, the file.
+        InputError: its header describes no network, or another than its layers are of; names
+            `source`, the file.
     """
     try:
         return _module(model)
@@ -88,11 +91,13 @@ def _load_layer(module: nn.Module, layer: QuantizedLayer) -> None:
     assert isinstance(module, nn.Conv2d | nn.Linear)
     assert module.bias is not None
     if layer.act_zero_point is not None:
-        # Its codes are the pixels, so quantization is the identity, and only their zero point is left to apply.
+        # Its codes are the pixels, so quantization is the identity, and only their zero point is
+        # left to apply.
         assert layer.act_step is not None
         _prepend(module, np.ones(3, np.float32), layer.tau() - layer.act_step * layer.zero_point())
     elif layer.act_equal is not None and layer.bits_a <= 8:
-        # The module's input step is one number: the channels are equalized before it and in the weight.
+        # The module's input step is one number: the channels are equalized before it and in the
+        # weight.
         _prepend(module, layer.act_equal, np.zeros_like(layer.act_equal))
         layer = replace(layer, act_equal=None)
     module.weight.copy_(torch.from_numpy(layer.float_weight()))
@@ -130,6 +135,7 @@ def _equalize(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def _set_calibrated(quantizer: nn.Module) -> None:
-    """Mark as calibrated by loading the state, which also refreshes what the quantizer derives from it."""
+    """Mark as calibrated by loading the state, which also refreshes what the quantizer derives from
+    it."""
     state = quantizer.state_dict()
     quantizer.load_state_dict({**state, "calibrated": torch.tensor(True)})

@@ -1,9 +1,12 @@
-"""ONNX graphs of a converted network, written node by node; one static depth each, any batch, height and width, uint8 in and out.
+"""ONNX graphs of a converted network, written node by node; one static depth each, any batch,
+height and width, uint8 in and out.
 
-A conv is `DequantizeLinear(codes) * DequantizeLinear(weight codes) -> Conv -> Mul(multiplier) -> Add(bias)` with dequantization scale 1: the Conv
-then adds integers, which float32 does without rounding (see `integer.py`), so that every runtime that computes it in float32 or in integers gives
-the same sums, and the multiplier is applied once behind it, as in the reference. `QuantizeLinear` (scale 1) rounds half to even and saturates,
-`Clip` keeps the codes of fewer bits in their range. Pixel shuffles act on the codes. Signed codes are stored as uint8 with a zero point: of int8 inputs,
+A conv is `DequantizeLinear(codes) * DequantizeLinear(weight codes) -> Conv -> Mul(multiplier) ->
+Add(bias)` with dequantization scale 1: the Conv then adds integers, which float32 does without
+rounding (see `integer.py`), so that every runtime that computes it in float32 or in integers gives
+the same sums, and the multiplier is applied once behind it, as in the reference. `QuantizeLinear`
+(scale 1) rounds half to even and saturates, `Clip` keeps the codes of fewer bits in their range.
+Pixel shuffles act on the codes. Signed codes are stored as uint8 with a zero point: of int8 inputs,
 runtimes on processors without VNNI halve the weights, which rounds odd ones.
 """
 
@@ -88,7 +91,8 @@ class Graph:
         return x
 
     def head_input(self, net: FromPixels, pixels: str) -> str:
-        """What the head conv reads: the pixels themselves, or `(pixel / 255 - mean) * img_range`."""
+        """What the head conv reads: the pixels themselves, or `(pixel / 255 - mean) *
+        img_range`."""
         if net.pixels_are_codes:
             return pixels
         x = self.node("Cast", [pixels], "pixels.float", to=TensorProto.FLOAT)
@@ -134,7 +138,8 @@ class Graph:
         return self.quantize(name, x, reader.codes_in)
 
     def quantize(self, name: str, x: str, limits: tuple[int, int]) -> str:
-        """QuantizeLinear with scale 1, then Clip to `limits` where they are narrower than the 8-bit type; 16-bit codes stay in float32."""
+        """QuantizeLinear with scale 1, then Clip to `limits` where they are narrower than the 8-bit
+        type; 16-bit codes stay in float32."""
         if limits[1] > 255:
             low, high = (self.scalar(v) for v in limits)
             return self.node("Clip", [self.node("Round", [x], f"{name}.wide"), low, high], name)
@@ -147,7 +152,8 @@ class Graph:
         return self.node("Clip", [y, low, high], name)
 
     def dequantize(self, layer: FoldedConv, codes: str) -> str:
-        """The codes that `layer` reads, less its zero point, as float32 integers; 16-bit codes are that already."""
+        """The codes that `layer` reads, less its zero point, as float32 integers; 16-bit codes are
+        that already."""
         assert layer.codes_in is not None
         if layer.codes_in[1] > 255:
             return codes
@@ -167,7 +173,8 @@ class Graph:
         if weight.dtype == np.float32:
             return self.constant(name, weight)
         if self.int4 and weight.min() >= -8 and weight.max() <= 7:
-            nibbles = bitstream.pack(weight.astype(np.int8), 4)  # two codes a byte, as ONNX lays int4 out
+            # two codes a byte, as ONNX lays int4 out
+            nibbles = bitstream.pack(weight.astype(np.int8), 4)
             self.constants[name] = helper.make_tensor(name, TensorProto.INT4, weight.shape, nibbles, raw=True)
         else:
             self.constant(name, weight)
@@ -191,7 +198,8 @@ class Graph:
         return self.constant(f"scalar.{value!r}", np.array(value, np.float32))
 
     def constant(self, name: str, value: NDArray[np.generic]) -> str:
-        """An initialiser of the value's shape and type; the one there is, where the name is taken."""
+        """An initialiser of the value's shape and type; the one there is, where the name is
+        taken."""
         self.constants.setdefault(name, numpy_helper.from_array(value, name))
         return name
 

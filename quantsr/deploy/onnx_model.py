@@ -20,7 +20,8 @@ _OPSET_INT4, _IR_INT4 = 21, 10
 
 
 def build(model: PackedModel, depth: int | None = None, *, int4: bool = False) -> onnx.ModelProto:
-    """The network at `depth` (default: its deepest), uint8 (N, H, W, 3) to uint8 (N, H*s, W*s, 3), RGB; checked.
+    """The network at `depth` (default: its deepest), uint8 (N, H, W, 3) to uint8 (N, H*s, W*s, 3),
+    RGB; checked.
 
     With `int4`, weights of at most 4 bits are int4 tensors (opset 21, half the file).
     Raises InputError for an unknown depth.

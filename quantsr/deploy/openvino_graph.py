@@ -1,10 +1,13 @@
-"""The OpenVINO graph of a converted network, laid out so that the CPU plugin runs it as int8 convolutions. Imports no torch.
+"""The OpenVINO graph of a converted network, laid out so that the CPU plugin runs it as int8
+convolutions. Imports no torch.
 
-It has the integer reference's arithmetic (see `fold`): the stream is held in the units of training and brought into those of a conv's codes
-in front of it, so every quantization is a FakeQuantize from a range of integers to itself, and every weight an int8 constant times one multiplier
-per output. The plugin's low-precision passes make each pair an integer convolution, with the bias, the ReLU and, where nothing else reads
-the result, the next quantization fused into it; a block's skip times its shortcut, its addition and the next block's quantization become one pass over
-the float32 stream.
+It has the integer reference's arithmetic (see `fold`): the stream is held in the units of training
+and brought into those of a conv's codes in front of it, so every quantization is a FakeQuantize
+from a range of integers to itself, and every weight an int8 constant times one multiplier per
+output. The plugin's low-precision passes make each pair an integer convolution, with the bias, the
+ReLU and, where nothing else reads the result, the next quantization fused into it; a block's skip
+times its shortcut, its addition and the next block's quantization become one pass over the float32
+stream.
 """
 
 from __future__ import annotations
@@ -57,13 +60,15 @@ def build_quantsr_c(
 ) -> ov.Model:
     """`openvino_model.build` for QuantSR-C.
 
-    `tail="layers"` runs upsampler and `conv_last` layer by layer, their inputs quantized as in the integer reference. "collapsed" runs
-    their composition (see `collapse`): of a float tail it gives the same picture to float rounding; of an 8-bit tail it keeps the
-    quantization of the first input, drops those inside, and quantizes the composed kernel to 16 bits per output.
-    `saturates=True` is for processors that add two 8-bit products in 16 bits (see `integer_sums_saturate`): convs whose products could
-    exceed that, those of 8-bit codes with 8-bit weights, are then done in float32, on the same codes.
-    `float_io=True` takes and gives float32 in 0..255, and rounds neither the input nor the output to integers (for 16-bit pictures).
-    The integer codes that a conv reads are the value of the node `CONV.input`.
+    `tail="layers"` runs upsampler and `conv_last` layer by layer, their inputs quantized as in the
+    integer reference. "collapsed" runs their composition (see `collapse`): of a float tail it gives
+    the same picture to float rounding; of an 8-bit tail it keeps the quantization of the first
+    input, drops those inside, and quantizes the composed kernel to 16 bits per output.
+    `saturates=True` is for processors that add two 8-bit products in 16 bits (see
+    `integer_sums_saturate`): convs whose products could exceed that, those of 8-bit codes with
+    8-bit weights, are then done in float32, on the same codes. `float_io=True` takes and gives
+    float32 in 0..255, and rounds neither the input nor the output to integers (for 16-bit
+    pictures). The integer codes that a conv reads are the value of the node `CONV.input`.
     """
     net = fold(model, depth)
     limit = PAIR_LIMIT if saturates else None
@@ -103,7 +108,8 @@ def _features(
         if block.conv1.codes_out is None:
             y = input_codes(op.relu(biased(y, block.conv1)), block.conv2, limit)
         else:
-            # ReLU before the shift by tau, so that it fuses: equal to the reference's per-channel lower limit on the codes.
+            # ReLU before the shift by tau, so that it fuses: equal to the reference's per-channel
+            # lower limit on the codes.
             shift = column(taus[block.conv2.name])
             y = op.relu(biased(y, block.conv1, -shift))
             y = quantize(y, block.conv2, limit, shift)
@@ -115,11 +121,13 @@ def _features(
 
 
 def _head(x: Node, net: FromPixels, *, round_input: bool, exact: bool = True) -> Node:
-    """conv_first in float32: integer codes are summed exactly; so are float weights, if `exact`, and rounded once."""
+    """conv_first in float32: integer codes are summed exactly; so are float weights, if `exact`,
+    and rounded once."""
     head = net.head
     pad = head.weight.shape[-1] // 2
     if not net.pixels_are_codes:
-        # Divided by 255: the plugin would multiply by the reciprocal, which rounds otherwise. `large` has 16 bits, so its products are exact.
+        # Divided by 255: the plugin would multiply by the reciprocal, which rounds otherwise.
+        # `large` has 16 bits, so its products are exact.
         large = np.float32(np.rint(2.0**23 / 255) / 2.0**23)
         x = op.add(op.multiply(x, floats(large)), op.multiply(x, floats(1 / 255 - float(large))))
         x = op.multiply(apart(op.subtract(x, floats(column(net.mean)))), floats(net.img_range))
@@ -153,7 +161,8 @@ def _split_sums(x: Node, split: SplitHead, pad: int) -> Node:
 
 
 def _layered_tail(x: Node, net: FoldedNet, limit: int | None) -> Node:
-    """(B, C, H, W) -> (B, 3, H*s, W*s) before its last rounding. Shuffles move codes, not floats."""
+    """(B, C, H, W) -> (B, 3, H*s, W*s) before its last rounding. Shuffles move codes, not
+    floats."""
     x = input_codes(x, net.tail[0], limit)
     for conv, reader in zip(net.tail, [*net.tail[1:], None], strict=True):
         x = biased(multiplied_sums(x, conv), conv)
@@ -165,13 +174,15 @@ def _layered_tail(x: Node, net: FoldedNet, limit: int | None) -> Node:
 
 
 def _collapsed_tail(x: Node, net: FoldedNet, limit: int | None) -> list[list[Node]]:
-    """(B, C, H, W) -> 3 rows of 3 parts (B, s*s*3, ., .), channels in the order (row phase, column phase, colour)."""
+    """(B, C, H, W) -> 3 rows of 3 parts (B, s*s*3, ., .), channels in the order (row phase, column
+    phase, colour)."""
     kernels = collapse.collapse(net.tail)
     inner = kernels["inner", "inner"]
     if net.tail[0].codes_in is None:
         middle = convolution(x, floats(inner.weight), 1)
     else:
-        # The composed kernel to 16 bits: its high byte with all of the input, its low byte with the input's high byte.
+        # The composed kernel to 16 bits: its high byte with all of the input, its low byte with the
+        # input's high byte.
         step = np.maximum(np.abs(inner.weight).max((1, 2, 3)) / LARGEST_PAIR, np.finfo(np.float32).tiny)
         steps = np.rint(inner.weight / step.reshape(-1, 1, 1, 1))
         high = np.floor((steps + 128) / 256)  # leaves -128..127
@@ -216,7 +227,8 @@ def _collapsed_tail(x: Node, net: FoldedNet, limit: int | None) -> list[list[Nod
 
 
 def _cut(x: Node, axis: int, *, first: bool) -> Node:
-    """The first or last three rows (axis 2) or columns (axis 3): what the collapsed tail sees at a border."""
+    """The first or last three rows (axis 2) or columns (axis 3): what the collapsed tail sees at a
+    border."""
     size = collapse.RADIUS + 1
     start, stop = (0, size) if first else (-size, np.iinfo(np.int64).max)
     return op.slice(x, ints(start), ints(stop), ints(1), ints(axis))
@@ -232,6 +244,7 @@ def _pixels(x: Node, float_io: bool) -> Node:
 def _phases_to_space(x: Node, batch: int, height: int, width: int, scale: int) -> Node:
     """(B, s*s*3, H, W) with channels (row phase, column phase, colour) -> (B, H*s, W*s, 3)."""
     x = op.transpose(x, ints(0, 2, 3, 1))  # (B, H, W, s*s*3)
-    x = op.reshape(x, ints(batch, height, width, scale, scale * 3), False)  # (B, H, W, row phase, s*3)
+    # (B, H, W, row phase, s*3)
+    x = op.reshape(x, ints(batch, height, width, scale, scale * 3), False)
     x = op.transpose(x, ints(0, 1, 3, 2, 4))  # (B, H, row phase, W, column phase and colour)
     return op.reshape(x, ints(batch, height * scale, width * scale, 3), False)  # (B, H*s, W*s, 3)

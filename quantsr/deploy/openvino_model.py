@@ -21,11 +21,14 @@ def build(
     wide_inputs: WideInputs = "float",
     **options: Any,
 ) -> ov.Model:
-    """The graph for pictures of `height` x `width`: uint8 (batch, H, W, 3) RGB in, uint8 (batch, H*s, W*s, 3) out.
+    """The graph for pictures of `height` x `width`: uint8 (batch, H, W, 3) RGB in, uint8 (batch,
+    H*s, W*s, 3) out.
 
-    `wide_inputs` says how layers with 16-bit inputs run: in "float", on the dequantized weights and with inputs as they come, or exactly as the
-    integer reference, in "bytes": int8 convolutions of the high and the low byte. Which is faster, see `wide_inputs_run_in`.
-    Options, all with defaults: `batch`, `tail`, `float_io` and `saturates`, as `build_quantsr_c`. Raises InputError for an unknown depth.
+    `wide_inputs` says how layers with 16-bit inputs run: in "float", on the dequantized weights and
+    with inputs as they come, or exactly as the integer reference, in "bytes": int8 convolutions of
+    the high and the low byte. Which is faster, see `wide_inputs_run_in`. Options, all with
+    defaults: `batch`, `tail`, `float_io` and `saturates`, as `build_quantsr_c`. Raises InputError
+    for an unknown depth.
     """
     depth = model.depth_or_default(depth)
     if wide_inputs == "float":

@@ -1,4 +1,5 @@
-"""Pieces of OpenVINO graphs that compute codes as the integer reference does, and run as int8 convolutions. Imports no torch."""
+"""Pieces of OpenVINO graphs that compute codes as the integer reference does, and run as int8
+convolutions. Imports no torch."""
 
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ from quantsr.deploy.reciprocal import LARGEST_CODE, reciprocal
 Node = Any
 """An openvino.Node or one of its outputs."""
 
-# Level counts the plugin's low-precision passes accept (4 and 8 bits); other widths borrow 256 levels behind a Minimum.
+# Level counts the plugin's low-precision passes accept (4 and 8 bits); other widths borrow 256
+# levels behind a Minimum.
 _NATIVE_LEVELS = (16, 256)
 
 WideInputs = Literal["float", "bytes"]
@@ -30,7 +32,8 @@ PAIR_LIMIT = 2**15 - 1  # of the sum of two products, on processors without VNNI
 
 
 def apart(x: Node) -> Node:
-    """`x`, behind a limit that changes nothing, so that the plugin rounds it: it would fuse a product with the next sum, or swap them."""
+    """`x`, behind a limit that changes nothing, so that the plugin rounds it: it would fuse a
+    product with the next sum, or swap them."""
     return op.maximum(x, floats(np.finfo(np.float32).min))
 
 
@@ -77,7 +80,8 @@ def input_codes(x: Node, reader: FoldedConv, limit: int | None) -> Node:
 
 
 def quantize(x: Node, reader: FoldedConv, limit: int | None, shift: ArrayLike = 0.0) -> Node:
-    """clip(rint(x + shift), *reader.codes_in), in a form that makes `reader` an integer conv unless its products exceed `limit`."""
+    """clip(rint(x + shift), *reader.codes_in), in a form that makes `reader` an integer conv unless
+    its products exceed `limit`."""
     assert reader.codes_in is not None
     name = f"{reader.name}.input"
     low, high = reader.codes_in
@@ -96,7 +100,8 @@ def quantize(x: Node, reader: FoldedConv, limit: int | None, shift: ArrayLike = 
 def fake_quantize(
     x: Node, limits: tuple[int, int], name: str, shift: ArrayLike = 0.0, multiplier: ArrayLike = 1.0
 ) -> Node:
-    """clip(rint(x * multiplier + shift), *limits) as a FakeQuantize; `multiplier` > 0 and `shift` are scalars or one per channel of x."""
+    """clip(rint(x * multiplier + shift), *limits) as a FakeQuantize; `multiplier` > 0 and `shift`
+    are scalars or one per channel of x."""
     low, high = limits
     shift, multiplier = np.asarray(shift, np.float64), np.asarray(multiplier, np.float64)
     if high - low + 1 not in _NATIVE_LEVELS:
@@ -112,7 +117,8 @@ def fake_quantize(
 
 
 def multiplied_sums(x: Node, conv: FoldedConv, pad: int | None = None) -> Node:
-    """multiplier * conv(x, weight): integer where the plugin finds x quantized and the weight int8."""
+    """multiplier * conv(x, weight): integer where the plugin finds x quantized and the weight
+    int8."""
     weight = op.constant(conv.weight) if conv.weight.dtype == np.int8 else floats(conv.weight)
     if conv.weight.dtype == np.int8:
         weight = op.convert(weight, "f32")
@@ -121,7 +127,8 @@ def multiplied_sums(x: Node, conv: FoldedConv, pad: int | None = None) -> Node:
 
 
 def code_bytes(x: Node, reader: FoldedConv, limit: int | None) -> list[tuple[Node, float]]:
-    """Codes as (operand of an integer conv, its unit) pairs: as they are, or 16-bit ones as their high and their low bytes."""
+    """Codes as (operand of an integer conv, its unit) pairs: as they are, or 16-bit ones as their
+    high and their low bytes."""
     assert reader.codes_in is not None
     if reader.codes_in[1] <= LARGEST_CODE or limit is not None:
         return [(x, 1.0)]
@@ -158,7 +165,8 @@ def convolution(x: Node, weight: Node, *pad: int) -> Node:
 
 @cache
 def integer_sums_saturate() -> bool:
-    """Whether this processor's integer convs clip the sum of two products to 16 bits, as x86 without VNNI does. Found by trying."""
+    """Whether this processor's integer convs clip the sum of two products to 16 bits, as x86
+    without VNNI does. Found by trying."""
     x = op.parameter([1, 16, 4, 4], np.float32)
     weight = op.multiply(op.convert(op.constant(np.full((16, 16, 1, 1), 127, np.int8)), "f32"), floats(1.0))
     y = convolution(fake_quantize(x, (0, 255), "codes"), weight, 0)
@@ -167,5 +175,6 @@ def integer_sums_saturate() -> bool:
 
 
 def wide_inputs_run_in() -> WideInputs:
-    """How this processor does layers with 16-bit inputs faster: with AMX, whose int8 products are many times as fast as float32's, in bytes."""
+    """How this processor does layers with 16-bit inputs faster: with AMX, whose int8 products are
+    many times as fast as float32's, in bytes."""
     return "bytes" if "amx_int8" in cpu.describe()[1] else "float"

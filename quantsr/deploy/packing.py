@@ -1,10 +1,14 @@
-"""Packed networks: one `.safetensors` file whose size is what the bits promise. Loading runs no code and imports no torch.
+"""Packed networks: one `.safetensors` file whose size is what the bits promise. Loading runs no
+code and imports no torch.
 
 Layout (docs/formats.md has the tables):
-- one tensor `<layer>.weight` per layer: U8 stream of codes (`bitstream.py`), or F16/F32 values of a layer that stays in float
-- one tensor `values`, F32: the shortcuts, then layer by layer bias, weight step, input step, tau, equalization, then what a transformer has
+- one tensor `<layer>.weight` per layer: U8 stream of codes (`bitstream.py`), or F16/F32 values of a
+  layer that stays in float
+- one tensor `values`, F32: the shortcuts, then layer by layer bias, weight step, input step, tau,
+  equalization, then what a transformer has
 - one tensor `halves`, F16: float tensors of 16 bits, where there are any
-- metadata `quantsr`: the header as JSON, layers as rows; `crc32`: checksum of that JSON and of all tensor bytes
+- metadata `quantsr`: the header as JSON, layers as rows; `crc32`: checksum of that JSON and of all
+  tensor bytes
 """
 
 from __future__ import annotations
@@ -41,8 +45,8 @@ _VALUES, _HALVES = "values", "halves"
 def save(model: PackedModel, path: str | Path, coding: str | None = None) -> int:
     """Write `model` to `path`, whole or not at all, and return the size in bytes.
 
-    `coding` forces "dense" or "huffman" codes; by default each layer takes the smaller. Raises InputError where
-    `path` has no folder or no possible name, WorkError where writing fails.
+    `coding` forces "dense" or "huffman" codes; by default each layer takes the smaller. Raises
+    InputError where `path` has no folder or no possible name, WorkError where writing fails.
     """
     data = to_bytes(model, coding)
     write_atomically(path, data)
@@ -71,7 +75,8 @@ def to_bytes(model: PackedModel, coding: str | None = None) -> bytes:
 
 
 def load(path: str | Path) -> PackedModel:
-    """Read a packed network. Raises InputError, one line, for a file that is missing, foreign, truncated, corrupt or of a newer version."""
+    """Read a packed network. Raises InputError, one line, for a file that is missing, foreign,
+    truncated, corrupt or of a newer version."""
     path = Path(path)
     with packed_header.opened(path) as file:
         metadata = file.metadata() or {}
@@ -96,7 +101,8 @@ def load(path: str | Path) -> PackedModel:
 
 
 def counted_bytes(model: PackedModel) -> int:
-    """Sum of the bits of all weights, plus 4 bytes per float value (bias, steps, taus, shortcuts, LayerNorms; tables of 16 bits take 2): what the dense file should take."""
+    """Sum of the bits of all weights, plus 4 bytes per float value (bias, steps, taus, shortcuts,
+    LayerNorms; tables of 16 bits take 2): what the dense file should take."""
     bits = sum(layer.weight.size * layer.bits_w for layer in model.layers.values())
     floats = sum(part.size for part in model.float_parts())
     halves = sum(part.size for part in model.half_parts())

@@ -1,4 +1,5 @@
-"""Does the shipped network give the trained network's picture? PSNR and pixel differences of every engine on real pictures."""
+"""Does the shipped network give the trained network's picture? PSNR and pixel differences of every
+engine on real pictures."""
 
 from __future__ import annotations
 
@@ -70,7 +71,8 @@ def parity(
     network: nn.Module | None = None,
     engines: Sequence[tuple[str, Upscale]] = (),
 ) -> list[ParityRow]:
-    """Run the training network (where given), the integer reference and `engines` on `sets` at `depth` and compare their pictures."""
+    """Run the training network (where given), the integer reference and `engines` on `sets` at
+    `depth` and compare their pictures."""
     depth = model.depth_or_default(depth)
     runs: list[tuple[str, Upscale]] = [(INTEGER, integer_reference.reference(model, depth)), *engines]
     if network is not None:

@@ -1,4 +1,5 @@
-"""QuantSR-C in deployment: its structure, and where its folding, reference and graphs are. Imports no torch."""
+"""QuantSR-C in deployment: its structure, and where its folding, reference and graphs are. Imports
+no torch."""
 
 from __future__ import annotations
 
@@ -41,7 +42,8 @@ class QuantSRC:
         return Parts(layers, {}, {})
 
     def cut(self, model: PackedModel, kept: tuple[int, ...], gaps: Float) -> Cut:
-        """What a dropped block did is folded into the kept block before it (`s`, conv2) or, at the beginning, behind it (input step, tau, conv1, `s`)."""
+        """What a dropped block did is folded into the kept block before it (`s`, conv2) or, at the
+        beginning, behind it (input step, tau, conv1, `s`)."""
         layers: dict[str, QuantizedLayer] = {"conv_first": model.layers["conv_first"]}
         shortcuts = []
         for new, old in enumerate(kept):
@@ -58,7 +60,8 @@ class QuantSRC:
         return Cut({**layers, **tail}, tuple(shortcuts), {}, {})
 
     def reach(self, model: PackedModel, depth: int) -> Reach:
-        """The receptive field: one pixel per 3x3 conv of head, kept blocks and body end, and the tail's."""
+        """The receptive field: one pixel per 3x3 conv of head, kept blocks and body end, and the
+        tail's."""
         tail = RADIUS if len(tail_stages(model.header.arch, model.header.scale)) > 1 else 1
         return Reach(2 + 2 * len(model.header.blocks_kept(depth)) + tail, 1, tiling.MAX_TILE_AREA)
 
@@ -92,7 +95,8 @@ def multiply_output(layer: QuantizedLayer, factor: float) -> QuantizedLayer:
 
 
 def _multiply_input(layer: QuantizedLayer, factor: float) -> QuantizedLayer:
-    """The layer for an input that has not yet been multiplied by `factor`; its codes stay the same."""
+    """The layer for an input that has not yet been multiplied by `factor`; its codes stay the
+    same."""
     if layer.act_step is None or factor == 1:
         return layer
     step = (layer.act_step.astype(np.float64) / factor).astype(np.float32)

@@ -12,10 +12,13 @@ _PAIRS = 1000  # of factors tried
 
 
 def reciprocal(step: NDArray[np.float32], limits: tuple[int, int]) -> list[NDArray[np.float32]]:
-    """What to multiply by, in turn, instead of dividing by `step` (1,), a division being several times as slow, so that codes between `limits` stay the same.
+    """What to multiply by, in turn, instead of dividing by `step` (1,), a division being several
+    times as slow, so that codes between `limits` stay the same.
 
-    `rint(x * (1 / step))` differs from `rint(x / step)` for a few single float32 numbers next to edges between codes. Of the numbers next to `1 / step`
-    and a thousand pairs whose product it is, these are the first with which the fewest differ: with 4 bits none, as a rule. Of several steps, the plain reciprocals.
+    `rint(x * (1 / step))` differs from `rint(x / step)` for a few single float32 numbers next to
+    edges between codes. Of the numbers next to `1 / step` and a thousand pairs whose product it is,
+    these are the first with which the fewest differ: with 4 bits none, as a rule. Of several steps,
+    the plain reciprocals.
     """
     plain = np.float32(1) / step
     if step.size != 1 or max(limits) > LARGEST_CODE:

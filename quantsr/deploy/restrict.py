@@ -1,4 +1,5 @@
-"""Cutting a network down to one of its depths: the file then holds only the blocks that run. Imports no torch."""
+"""Cutting a network down to one of its depths: the file then holds only the blocks that run.
+Imports no torch."""
 
 from __future__ import annotations
 
@@ -17,10 +18,12 @@ from quantsr.errors import InputError
 def restrict(model: PackedModel, depth: int) -> PackedModel:
     """The network of `depth` blocks as one of its own, with the depths below it.
 
-    Blocks that never run are dropped, the others renumbered. What a dropped block did, multiply by its shortcut, is folded into those that stay,
-    which is exact but for the rounding of their constants.
+    Blocks that never run are dropped, the others renumbered. What a dropped block did, multiply by
+    its shortcut, is folded into those that stay, which is exact but for the rounding of their
+    constants.
 
-    Raises InputError for an unknown depth, shortcuts whose product is not positive, or units that cannot be taken out.
+    Raises InputError for an unknown depth, shortcuts whose product is not positive, or units that
+    cannot be taken out.
     """
     header = model.header
     kept = header.blocks_kept(depth)

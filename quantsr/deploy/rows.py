@@ -1,4 +1,5 @@
-"""The parts of a packed network as rows of its header, and every check on a row by itself (docs/formats.md has the table)."""
+"""The parts of a packed network as rows of its header, and every check on a row by itself
+(docs/formats.md has the table)."""
 
 from __future__ import annotations
 
@@ -281,7 +282,8 @@ class Rows:
 
     @property
     def float_counts(self) -> list[int]:
-        """Lengths of the parts of tensor `values` behind the shortcuts, in the order of `PackedModel.float_parts`, 0 for what is not there."""
+        """Lengths of the parts of tensor `values` behind the shortcuts, in the order of
+        `PackedModel.float_parts`, 0 for what is not there."""
         counts = [n for layer in self.layers for n in layer.float_counts]
         counts += [n for operand in self.operands for n in operand.float_counts]
         return counts + [tensor.count for tensor in self.floats if tensor.bits == 32]
@@ -293,7 +295,8 @@ class Rows:
 
 
 def code_limits(values: Any, name: str, bits: int, signed: bool) -> tuple[int, int]:
-    """(qmin, qmax) of codes that 0 is among and that `bits` hold, once a zero point is added. Raises ValueError for others."""
+    """(qmin, qmax) of codes that 0 is among and that `bits` hold, once a zero point is added.
+    Raises ValueError for others."""
     largest = IntRange.of(bits, signed=False, wide=True).qmax
     limits = integers(values, f"{name}: range", -largest, largest)
     if len(limits) != 2 or not limits[0] <= 0 <= limits[1] or limits[1] - limits[0] > largest:

@@ -1,4 +1,5 @@
-"""Randomly initialised networks that stand in for trained ones in tests and timings. Imports no torch."""
+"""Randomly initialised networks that stand in for trained ones in tests and timings. Imports no
+torch."""
 
 from __future__ import annotations
 
@@ -32,10 +33,11 @@ def random_model(
     upsampler: str = "pixelshuffle",
     seed: int = 0,
 ) -> PackedModel:
-    """A QuantSR-C with random weights and plausible steps, taus and shortcuts, for tests and timings (numpy only).
+    """A QuantSR-C with random weights and plausible steps, taus and shortcuts, for tests and
+    timings (numpy only).
 
-    Its features stay within a few hundred, as in a trained network with img_range 255, and its output is a picture, not noise:
-    values span the byte range without saturating everywhere.
+    Its features stay within a few hundred, as in a trained network with img_range 255, and its
+    output is a picture, not noise: values span the byte range without saturating everywhere.
     """
     rng = np.random.default_rng(seed)
     if depths is None:

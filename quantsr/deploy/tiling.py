@@ -1,11 +1,14 @@
-"""Cutting a picture into overlapping tiles whose joined results equal the whole picture's, bit for bit. Imports no torch.
+"""Cutting a picture into overlapping tiles whose joined results equal the whole picture's, bit for
+bit. Imports no torch.
 
-A tile reads `halo` pixels more than it keeps on every side that is not the picture's border, `halo` being the receptive field. At the
-picture's border it has no halo, so the network pads it with zeros there and nowhere else that reaches a kept pixel. All tiles of a picture
-have one shape: those that would reach over the border are shifted inwards and keep less.
+A tile reads `halo` pixels more than it keeps on every side that is not the picture's border, `halo`
+being the receptive field. At the picture's border it has no halo, so the network pads it with zeros
+there and nowhere else that reaches a kept pixel. All tiles of a picture have one shape: those that
+would reach over the border are shifted inwards and keep less.
 
-A network of windows sees the picture on a grid. Its tiles start and end on that grid, so that its windows are those of the whole picture, and
-those that reach over the right or lower border continue the picture by reflection, as the network itself does.
+A network of windows sees the picture on a grid. Its tiles start and end on that grid, so that its
+windows are those of the whole picture, and those that reach over the right or lower border continue
+the picture by reflection, as the network itself does.
 """
 
 from __future__ import annotations
@@ -18,16 +21,19 @@ import numpy as np
 from quantsr.errors import InputError
 
 MAX_TILE_AREA = 3 << 16
-"""Pixels of low resolution computed at once where the tile is not given. About 1.2 kB each at 64 channels: 250 MB per parallel tile.
+"""Pixels of low resolution computed at once where the tile is not given. About 1.2 kB each at 64
+channels: 250 MB per parallel tile.
 
-Smaller tiles are not faster: with the tail collapsed no tensor is larger than the float32 stream, and the halo (36 pixels at 16 blocks)
-costs more than the cache gains; int8 convolutions ran at the same speed from 32 x 32 to 320 x 180.
+Smaller tiles are not faster: with the tail collapsed no tensor is larger than the float32 stream,
+and the halo (36 pixels at 16 blocks) costs more than the cache gains; int8 convolutions ran at the
+same speed from 32 x 32 to 320 x 180.
 """
 
 
 @dataclass(frozen=True)
 class Span:
-    """One axis of a tile: it reads `start .. start + size` and keeps `keep_start .. keep_stop` (picture coordinates)."""
+    """One axis of a tile: it reads `start .. start + size` and keeps `keep_start .. keep_stop`
+    (picture coordinates)."""
 
     start: int
     size: int
@@ -82,9 +88,10 @@ def plan(
 ) -> Plan:
     """The tiles of a `height` x `width` picture.
 
-    `tile` is the side that a tile keeps at most, without its halo. Where it is None, the tiles are those that compute the fewest pixels
-    among all with at most `max_area` pixels each: a single one for a picture that small. On a `grid`, tiles and their halos are multiples of it
-    (a `tile` below it becomes one cell of the grid). Raises InputError for `tile` < 1.
+    `tile` is the side that a tile keeps at most, without its halo. Where it is None, the tiles are
+    those that compute the fewest pixels among all with at most `max_area` pixels each: a single one
+    for a picture that small. On a `grid`, tiles and their halos are multiples of it (a `tile` below
+    it becomes one cell of the grid). Raises InputError for `tile` < 1.
     """
     if tile is not None and tile < 1:
         raise InputError(f"tile: must be at least 1 pixel, got {tile}")
@@ -119,14 +126,16 @@ def plan(
 
 
 def read(image: np.ndarray[Any, Any], row: Span, column: Span) -> np.ndarray[Any, Any]:
-    """What a tile reads of (H, W, 3): (row.size, column.size, 3), beyond the right and lower border reflected."""
+    """What a tile reads of (H, W, 3): (row.size, column.size, 3), beyond the right and lower border
+    reflected."""
     part = image[row.read, column.read]
     missing = (row.size - part.shape[0], column.size - part.shape[1])
     return np.pad(part, [(0, missing[0]), (0, missing[1]), (0, 0)], "reflect") if any(missing) else part
 
 
 def _enlarged(cells: tuple[Span, ...], grid: int, length: int) -> tuple[Span, ...]:
-    """Spans counted in cells of a grid, in pixels of an axis of `length`; the last may read beyond it."""
+    """Spans counted in cells of a grid, in pixels of an axis of `length`; the last may read beyond
+    it."""
     return tuple(
         Span(c.start * grid, c.size * grid, c.keep_start * grid, min(c.keep_stop * grid, length))
         for c in cells
@@ -134,7 +143,8 @@ def _enlarged(cells: tuple[Span, ...], grid: int, length: int) -> tuple[Span, ..
 
 
 def spans(length: int, size: int, halo: int) -> tuple[Span, ...]:
-    """Cover `length` with windows of `size`, each keeping what lies `halo` inside it or at the border."""
+    """Cover `length` with windows of `size`, each keeping what lies `halo` inside it or at the
+    border."""
     if size >= length:
         return (Span(0, length, 0, length),)
     result: list[Span] = []

@@ -1,4 +1,5 @@
-"""`Upscaler`: arrays in, upscaled arrays out, tile by tile. Imports neither torch nor basicsr on the openvino engine."""
+"""`Upscaler`: arrays in, upscaled arrays out, tile by tile. Imports neither torch nor basicsr on
+the openvino engine."""
 
 from __future__ import annotations
 
@@ -45,8 +46,9 @@ class Upscaler:
     depths: tuple[int, ...]
     """Depths this network offers, descending."""
     halo: int
-    """Low-resolution pixels that tiles overlap by on each side: for QuantSR-C the receptive field, so that the result does not depend on the
-    tiles. For QuantSR-T, whose windows pass on what they see from layer to layer, a choice (docs/numerics.md has its effect)."""
+    """Low-resolution pixels that tiles overlap by on each side: for QuantSR-C the receptive field,
+    so that the result does not depend on the tiles. For QuantSR-T, whose windows pass on what they
+    see from layer to layer, a choice (docs/numerics.md has its effect)."""
 
     def __init__(
         self,
@@ -61,19 +63,25 @@ class Upscaler:
     ) -> None:
         """
         Args:
-            name_or_path: a packed `.safetensors` file, the name of a network that comes with quantsr, or a network in memory.
-            engine: "auto", "native", "openvino", "onnxruntime" or "torch"; auto takes native where that is fastest, else the first installed.
+            name_or_path: a packed `.safetensors` file, the name of a network that comes with
+                quantsr, or a network in memory.
+            engine: "auto", "native", "openvino", "onnxruntime" or "torch"; auto takes native where
+                that is fastest, else the first installed.
             depth: one of the network's depths; default: the deepest.
-            tile: side of the tiles in low-resolution pixels, without their overlap; default: as few as memory allows. QuantSR-C's result does
-                not depend on it; QuantSR-T's tiles are whole windows.
+            tile: side of the tiles in low-resolution pixels, without their overlap; default: as few
+                as memory allows. QuantSR-C's result does not depend on it; QuantSR-T's tiles are
+                whole windows.
             threads: CPU threads; default: all this process may use.
-            self_ensemble: average the results of the eight flips and rotations (eight times the work).
-            precision: "f32", or "bf16" for what OpenVINO does not run as integers: faster for QuantSR-T on processors that compute in bf16, and no
-                longer exact (docs/numerics.md).
+            self_ensemble: average the results of the eight flips and rotations (eight times the
+                work).
+            precision: "f32", or "bf16" for what OpenVINO does not run as integers: faster for
+                QuantSR-T on processors that compute in bf16, and no longer exact
+                (docs/numerics.md).
 
         Raises:
-            InputError: no such file or name, not a packed network, an unknown engine or depth, `tile` or `threads` below 1, a package missing, or bf16 on an
-                engine other than openvino.
+            InputError: no such file or name, not a packed network, an unknown engine or depth,
+                `tile` or `threads` below 1, a package missing, or bf16 on an engine other than
+                openvino.
         """
         self._model = (
             name_or_path if isinstance(name_or_path, PackedModel) else packing.load(find_packed(name_or_path))
@@ -112,7 +120,8 @@ class Upscaler:
     def __call__(self, image: Image, out: Image | None = None, progress: bool = False) -> Image:
         """Upscale an RGB picture (H, W, 3) to (H*s, W*s, 3) of the same type, uint8 or uint16.
 
-        uint16 pictures keep their precision on engines that take float pictures (native, openvino, torch); on onnxruntime they pass through 8 bits.
+        uint16 pictures keep their precision on engines that take float pictures (native, openvino,
+        torch); on onnxruntime they pass through 8 bits.
 
         Args:
             out: where to write, e.g. a `numpy.memmap`; made where None.
@@ -133,7 +142,8 @@ class Upscaler:
         return out
 
     def bands(self, image: Image, progress: bool = False) -> Iterator[tuple[int, Image]]:
-        """The upscaled picture from top to bottom as (first row, (rows, W*s, 3)), for pictures too large to hold. See `__call__`."""
+        """The upscaled picture from top to bottom as (first row, (rows, W*s, 3)), for pictures too
+        large to hold. See `__call__`."""
         _check(image)
         width = image.shape[1]
         layout = self._layout(image)
@@ -164,7 +174,8 @@ class Upscaler:
         if layout.count == 1 and not self._self_ensemble:
             yield spans[0], _from_engine(self._engine.run(self._to_engine(image)[None])[0], image.dtype)
             return
-        # A whole picture is turned as it is, not with the reflection by which tiles of whole windows continue it.
+        # A whole picture is turned as it is, not with the reflection by which tiles of whole
+        # windows continue it.
         parts: Iterable[Image] = [image] if layout.count == 1 else (tiling.read(image, *s) for s in spans)
         turns = range(8) if self._self_ensemble else range(1)
         tiles = (
@@ -189,9 +200,11 @@ class Upscaler:
         return values if self._engine.takes_float else np.rint(values).astype(np.uint8)
 
     def choose_depth(self, image: Image, budget_ms: float) -> float:
-        """Take the deepest sub-network that upscales a picture of this size within `budget_ms` on this machine, as measured now.
+        """Take the deepest sub-network that upscales a picture of this size within `budget_ms` on
+        this machine, as measured now.
 
-        Returns the median time measured, in ms. Where not even the smallest keeps the budget, it is used and a warning says so.
+        Returns the median time measured, in ms. Where not even the smallest keeps the budget, it is
+        used and a warning says so.
         """
         known = self._chosen.get((image.shape, budget_ms))
         if known is not None:
@@ -216,7 +229,8 @@ class Upscaler:
         return taken
 
     def measure(self, image: Image, runs: int = 3) -> float:
-        """Median ms of `runs` upscalings of one tile of this picture, after one to warm up, times the tiles."""
+        """Median ms of `runs` upscalings of one tile of this picture, after one to warm up, times
+        the tiles."""
         layout = self._layout(image)
         part = self._to_engine(tiling.read(image, layout.rows[0], layout.columns[0]))[None]
         self._engine.run(part)

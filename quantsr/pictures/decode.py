@@ -1,7 +1,7 @@
 """Decoding a picture file to what the network sees (RGB) and what travels beside it.
 
-Pillow decodes 8-bit files and reads all metadata. 16-bit files, which Pillow would cut to 8 bits in colour,
-are decoded by OpenCV, once Pillow has found nothing wrong with them.
+Pillow decodes 8-bit files and reads all metadata. 16-bit files, which Pillow would cut to 8 bits in
+colour, are decoded by OpenCV, once Pillow has found nothing wrong with them.
 """
 
 from __future__ import annotations
@@ -52,7 +52,8 @@ class Picture:
 def read(path: str | Path, *, limit: int | None = None, accept_truncated: bool = False) -> Picture:
     """`decode` of a file on disk. Raises InputError also where it cannot be opened."""
     path = Path(path)
-    if os.path.exists(path) and not os.path.isfile(path):  # opening a pipe would wait for its writer
+    # opening a pipe would wait for its writer
+    if os.path.exists(path) and not os.path.isfile(path):
         raise InputError(f"{path}: is no regular file; give a picture")
     try:
         with path.open("rb") as file:
@@ -69,7 +70,8 @@ def decode(
     """Decode the first picture of a file, apply its EXIF orientation, expand palettes.
 
     Args:
-        file: seekable. Not a path: Pillow maps uncompressed TIFFs into memory then and leaves them unturned.
+        file: seekable. Not a path: Pillow maps uncompressed TIFFs into memory then and leaves them
+            unturned.
         name: for messages.
         limit: see `formats.opened`.
         accept_truncated: take what can be decoded of a file that ends early, the rest black.
@@ -178,7 +180,8 @@ def _with_format(converted: Image.Image, original: Image.Image) -> Image.Image:
 
 
 def _deep_pixels(image: Image.Image, file: BinaryIO, head: bytes) -> Pixels:
-    from quantsr.pictures import opencv  # on demand: it loads slowly, and most pictures need none of it
+    # on demand: it loads slowly, and most pictures need none of it
+    from quantsr.pictures import opencv
 
     file.seek(0)
     pixels = opencv.decode(file.read(), opencv.AS_STORED)
@@ -188,7 +191,8 @@ def _deep_pixels(image: Image.Image, file: BinaryIO, head: bytes) -> Pixels:
     if is_tiff and tiff.is_white_zero(image.tag_v2):  # type: ignore[attr-defined]
         pixels = ~pixels
     transparent = image.info.get("transparency")
-    if pixels.ndim == 2 and transparent is not None:  # the one such gray of a PNG, which OpenCV drops
+    # the one such gray of a PNG, which OpenCV drops
+    if pixels.ndim == 2 and transparent is not None:
         alpha = np.where(pixels == transparent, 0, np.iinfo(pixels.dtype).max)
         pixels = np.dstack([pixels, alpha.astype(pixels.dtype)])
     elif pixels.ndim == 3:

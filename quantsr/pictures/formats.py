@@ -27,8 +27,8 @@ from PIL import (  # noqa: F401
 from quantsr.errors import InputError
 
 FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "PPM", "GIF")
-"""Pillow's names of the formats that are read, whatever a file's suffix. No decoder among them runs a
-program that the file holds or names, as those of EPS (Ghostscript) and others do."""
+"""Pillow's names of the formats that are read, whatever a file's suffix. No decoder among them runs
+a program that the file holds or names, as those of EPS (Ghostscript) and others do."""
 
 MAX_PIXELS = 1 << 28
 """Default of the largest picture that is read: 268 million pixels, 16384 x 16384."""
@@ -42,11 +42,13 @@ class DamagedError(InputError):
 
 
 class KindError(ValueError):
-    """A kind of picture that is not decoded; `opened` makes it an InputError that names the file."""
+    """A kind of picture that is not decoded; `opened` makes it an InputError that names the
+    file."""
 
 
 def pixel_limit() -> int:
-    """The largest number of pixels that is read: `QUANTSR_MAX_PIXELS` of the environment, or `MAX_PIXELS`.
+    """The largest number of pixels that is read: `QUANTSR_MAX_PIXELS` of the environment, or
+    `MAX_PIXELS`.
 
     Raises:
         InputError: the variable is no positive integer.
@@ -61,7 +63,8 @@ def pixel_limit() -> int:
 
 @contextlib.contextmanager
 def opened(file: BinaryIO, name: str | Path, limit: int | None = None) -> Iterator[Image.Image]:
-    """The picture in an open file, its header read and its size checked, its pixels not yet decoded.
+    """The picture in an open file, its header read and its size checked, its pixels not yet
+    decoded.
 
     Every exception of a decoder, here or in the body, is raised as the InputError of this picture.
 
@@ -104,7 +107,8 @@ def opened(file: BinaryIO, name: str | Path, limit: int | None = None) -> Iterat
 
 
 def _open(file: BinaryIO, limit: int) -> Image.Image:
-    """`Image.open` with our list and limit. Pillow's own limit is a global, which others may rely on."""
+    """`Image.open` with our list and limit. Pillow's own limit is a global, which others may rely
+    on."""
     with _LOCK, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         before = Image.MAX_IMAGE_PIXELS
@@ -116,7 +120,8 @@ def _open(file: BinaryIO, limit: int) -> Image.Image:
 
 
 def number_of_frames(image: Image.Image) -> int:
-    """How many pictures a file holds: frames of an animation, pages of a TIFF; 1 where that cannot be told.
+    """How many pictures a file holds: frames of an animation, pages of a TIFF; 1 where that cannot
+    be told.
 
     Some decoders walk through the file for it: decode `image` before, or not at all.
     """

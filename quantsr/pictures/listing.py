@@ -1,4 +1,5 @@
-"""Which pictures a folder, or a list of names, gives to training, evaluation and upscaling. No torch."""
+"""Which pictures a folder, or a list of names, gives to training, evaluation and upscaling. No
+torch."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ logger = logging.getLogger(__name__)
 
 
 def list_images(folder: Path, meta_info_file: str | None = None) -> list[Path]:
-    """The pictures directly in a folder, without hidden files, in the order of their names, or those that BasicSR's ``meta_info_file`` lists.
+    """The pictures directly in a folder, without hidden files, in the order of their names, or
+    those that BasicSR's ``meta_info_file`` lists.
 
     Raises:
         InputError: there is no such folder, or no picture in it, or a listed one is missing.
@@ -63,7 +65,8 @@ def _named_in(line: str, folder: Path) -> Path:
 
 
 def partner(folder: Path, stem: str, suffix: str) -> Path | None:
-    """The picture called ``stem`` in a folder: with the same suffix if there is one, else with any other."""
+    """The picture called ``stem`` in a folder: with the same suffix if there is one, else with any
+    other."""
     exact = folder / f"{stem}{suffix}"
     if exact.is_file():
         return exact
@@ -76,7 +79,8 @@ def partner(folder: Path, stem: str, suffix: str) -> Path | None:
 
 
 def pair_up(gt_paths: Iterable[Path], lq_folder: Path, filename_tmpl: str = "{}") -> list[tuple[Path, Path]]:
-    """Each ground-truth picture with its low-resolution one, called ``filename_tmpl`` with its name for ``{}``.
+    """Each ground-truth picture with its low-resolution one, called ``filename_tmpl`` with its name
+    for ``{}``.
 
     Raises:
         InputError: one is missing, or the template has not one ``{}``.

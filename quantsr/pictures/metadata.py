@@ -1,4 +1,5 @@
-"""What travels beside the pixels: EXIF without what describes the old pixels, ICC profile, resolution."""
+"""What travels beside the pixels: EXIF without what describes the old pixels, ICC profile,
+resolution."""
 
 from __future__ import annotations
 
@@ -10,7 +11,8 @@ from PIL import Image
 
 ORIENTATION = 0x0112
 _IFDS = (0x8769, 0x8825)  # EXIF, GPS
-# IFD0's entries that describe the photograph. The others describe the file (sizes, offsets, compression).
+# IFD0's entries that describe the photograph. The others describe the file (sizes, offsets,
+# compression).
 _DESCRIPTIVE = frozenset(
     {
         0x010E,  # ImageDescription
@@ -31,7 +33,8 @@ _RESOLUTION_UNIT, _INCH, _CENTIMETRE = 0x0128, 2, 3
 
 
 def exif_of(image: Image.Image) -> tuple[bytes | None, str | None]:
-    """The EXIF block for the upscaled picture, None where there is nothing to keep, and why it is lost, if so.
+    """The EXIF block for the upscaled picture, None where there is nothing to keep, and why it is
+    lost, if so.
 
     Orientation (which is applied), sizes, the thumbnail and a TIFF's own layout are left out.
     """
@@ -69,7 +72,8 @@ def _block(entries: dict[int, Any]) -> bytes:
 
 
 def _stored(value: Any) -> Any:
-    """A text as the bytes that it was read from: Pillow reads Latin-1, and would write ASCII with question marks."""
+    """A text as the bytes that it was read from: Pillow reads Latin-1, and would write ASCII with
+    question marks."""
     return value.encode("latin-1", "replace") if isinstance(value, str) and not value.isascii() else value
 
 
@@ -89,6 +93,7 @@ def dpi_of(image: Image.Image) -> tuple[float, float] | None:
 
 
 def with_resolution(exif: bytes | None, dpi: tuple[float, float]) -> bytes:
-    """The EXIF block with the resolution in it, for formats that have no place of their own for it."""
+    """The EXIF block with the resolution in it, for formats that have no place of their own for
+    it."""
     entries = tiff_entries(exif) if exif else {}
     return _block(entries | dict(zip(_RESOLUTION, dpi, strict=True)) | {_RESOLUTION_UNIT: _INCH})

@@ -10,8 +10,9 @@ SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff",
 
 
 def is_picture_name(name: str) -> bool:
-    """Whether a file of this name is taken for a picture in a folder. Hidden files are not, as in BasicSR:
-    macOS leaves a `._NAME.png`, which is no picture, beside each NAME.png on foreign file systems."""
+    """Whether a file of this name is taken for a picture in a folder. Hidden files are not, as in
+    BasicSR: macOS leaves a `._NAME.png`, which is no picture, beside each NAME.png on foreign file
+    systems."""
     return not name.startswith(".") and os.path.splitext(name)[1].lower() in SUFFIXES
 
 

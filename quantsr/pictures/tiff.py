@@ -46,8 +46,9 @@ def is_deep(tags: Any) -> bool:
 
 
 def has_alpha(tags: Any) -> bool:
-    """Whether the first channel behind the colours is declared to be alpha, or is the fourth of an RGB file that says
-    nothing about it: so OpenCV writes RGBA, and so libtiff and Pillow read it."""
+    """Whether the first channel behind the colours is declared to be alpha, or is the fourth of an
+    RGB file that says nothing about it: so OpenCV writes RGBA, and so libtiff and Pillow read
+    it."""
     if _EXTRA_SAMPLES not in tags:
         return _value(tags, _PHOTOMETRIC, _BLACK_IS_ZERO) == _RGB and _value(tags, _SAMPLES_PER_PIXEL, 1) == 4
     return _value(tags, _EXTRA_SAMPLES, 0) in (_ASSOCIATED_ALPHA, _UNASSOCIATED_ALPHA)

@@ -1,4 +1,5 @@
-"""Colours under full transparency, and transparency itself, which is interpolated and not upscaled by a network."""
+"""Colours under full transparency, and transparency itself, which is interpolated and not upscaled
+by a network."""
 
 from __future__ import annotations
 
@@ -13,8 +14,9 @@ Pixels = NDArray[Any]
 def fill_hidden(rgb: Pixels, alpha: Pixels | None) -> Pixels:
     """`rgb` where it shows, and the colour of the nearest pixel that shows where alpha is 0.
 
-    Editors store any colour there (black, mostly), which the network would mix into the edge. An alpha that
-    is 0 of 255 when rounded counts as 0. A picture of which everything shows, or nothing, comes back as it is.
+    Editors store any colour there (black, mostly), which the network would mix into the edge. An
+    alpha that is 0 of 255 when rounded counts as 0. A picture of which everything shows, or
+    nothing, comes back as it is.
 
     Args:
         rgb: (H, W, 3), uint8 or uint16.
@@ -47,7 +49,8 @@ def scale_alpha(alpha: Pixels, scale: int, first: int = 0, stop: int | None = No
 
     height, width = alpha.shape
     stop = height * scale if stop is None else stop
-    top, bottom = max(0, first // scale - 2), min(height, -(-stop // scale) + 2)  # what four taps reach
+    # what four taps reach
+    top, bottom = max(0, first // scale - 2), min(height, -(-stop // scale) + 2)
     part = alpha[top:bottom]
     large = cv2.resize(part, (width * scale, len(part) * scale), interpolation=cv2.INTER_CUBIC)
     return large[first - top * scale : stop - top * scale]

@@ -1,4 +1,5 @@
-"""Whether the data of a file go on to the last row, for decoders that leave the rest black or gray in silence."""
+"""Whether the data of a file go on to the last row, for decoders that leave the rest black or gray
+in silence."""
 
 from __future__ import annotations
 
@@ -24,8 +25,8 @@ _PART = 1 << 20
 def is_whole_jpeg(content: bytes | memoryview) -> bool:
     """Whether a JPEG file reaches its end marker. OpenCV 4.10 fills what is missing with gray.
 
-    ITU-T T.81, B.1.1: segments up to the first scan have a length; inside a scan, 0xFF is followed by 0 or
-    a restart marker.
+    ITU-T T.81, B.1.1: segments up to the first scan have a length; inside a scan, 0xFF is followed
+    by 0 or a restart marker.
     """
     content, at = bytes(content), 2
     while at + 4 <= len(content):
@@ -42,7 +43,8 @@ def is_whole_jpeg(content: bytes | memoryview) -> bool:
 
 
 def is_whole_png(file: BinaryIO) -> bool:
-    """Whether the compressed pixels of a PNG are as many as its header says; Pillow stops where they end.
+    """Whether the compressed pixels of a PNG are as many as its header says; Pillow stops where
+    they end.
 
     Args:
         file: with a sound header; its position is moved.

@@ -1,7 +1,7 @@
 """Checkpoints: written atomically, read without running code; errors name the file.
 
-A checkpoint ``net_g_*.pth`` is ``{"params", "params_ema"?, "quantsr"}``: BasicSR's tools read the first two keys,
-``quantsr`` says how the network is built (`quantsr.engine.network_file`).
+A checkpoint ``net_g_*.pth`` is ``{"params", "params_ema"?, "quantsr"}``: BasicSR's tools read the
+first two keys, ``quantsr`` says how the network is built (`quantsr.engine.network_file`).
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ FORMAT_VERSION = 1
 
 
 def plain(value: Any) -> Any:
-    """``value`` with only dicts, lists, tensors, strings, numbers, bools and None in it (tuples become lists)."""
+    """``value`` with only dicts, lists, tensors, strings, numbers, bools and None in it (tuples
+    become lists)."""
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple, set, frozenset)):
@@ -78,7 +79,8 @@ def load(path: str | Path) -> dict[str, Any]:
         raise
     except MemoryError as error:
         raise InputError(f"{path}: asks for more memory than there is; use another one") from error
-    except Exception as error:  # torch's reader of old files fails by whatever the damage leads it to
+    # torch's reader of old files fails by whatever the damage leads it to
+    except Exception as error:
         raise InputError(f"{path}: truncated or not a checkpoint; use an earlier one") from error
     if not isinstance(content, dict):
         raise InputError(f"{path}: holds a {type(content).__name__}, not a state dict")
@@ -100,7 +102,8 @@ def shown(value: Any) -> str:
 
 
 def _refuse_compressed(path: Path) -> None:
-    """torch stores its tensors as they are; a compressed archive may unpack to more than a machine can hold.
+    """torch stores its tensors as they are; a compressed archive may unpack to more than a machine
+    can hold.
 
     Raises:
         InputError: it is compressed.
@@ -121,8 +124,9 @@ def parameters(
 ) -> dict[str, Tensor]:
     """The state dict in a loaded network file, without what wrappers of torch add to its names.
 
-    ``param_key`` None takes ``params_ema`` where present, else ``params``, else the root (a bare state dict), else the only
-    entry that is a state dict, as of ``{"state_dict": ..., "epoch": ...}``. As in BasicSR an absent ``params_ema`` falls back to ``params``.
+    ``param_key`` None takes ``params_ema`` where present, else ``params``, else the root (a bare
+    state dict), else the only entry that is a state dict, as of ``{"state_dict": ..., "epoch":
+    ...}``. As in BasicSR an absent ``params_ema`` falls back to ``params``.
 
     Raises:
         InputError: no state dict under ``param_key``, or an entry of it is no tensor of numbers.
@@ -188,7 +192,8 @@ def metadata(content: Mapping[str, Any], path: str | Path) -> dict[str, Any] | N
     """The ``quantsr`` entry, None where the file is not ours.
 
     Raises:
-        InputError: written by a newer quantsr, or an entry of it is of another type than quantsr writes.
+        InputError: written by a newer quantsr, or an entry of it is of another type than quantsr
+            writes.
     """
     entry = content.get("quantsr")
     if not isinstance(entry, dict):
@@ -215,7 +220,8 @@ def metadata(content: Mapping[str, Any], path: str | Path) -> dict[str, Any] | N
 
 
 def _is_plain(value: Any, limit: int = 100_000) -> bool:
-    """Whether only dicts by name, lists, text, numbers, bools and None are in it, and not more of them than ``limit``."""
+    """Whether only dicts by name, lists, text, numbers, bools and None are in it, and not more of
+    them than ``limit``."""
     todo = [value]
     for _ in range(limit):
         if not todo:

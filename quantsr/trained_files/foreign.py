@@ -1,6 +1,8 @@
-"""Checkpoints of other programs: names that wrappers of a network add, and other projects' names of the same layers.
+"""Checkpoints of other programs: names that wrappers of a network add, and other projects' names of
+the same layers.
 
-A state dict is renamed where one reading is certain. Where none is, `naming` says whose names they are.
+A state dict is renamed where one reading is certain. Where none is, `naming` says whose names they
+are.
 """
 
 from __future__ import annotations
@@ -11,19 +13,23 @@ from typing import Any
 
 from torch import Tensor
 
-# torch.compile, FullyShardedDataParallel and activation checkpointing put these anywhere into a name.
+# torch.compile, FullyShardedDataParallel and activation checkpointing put these anywhere into a
+# name.
 _INNER_WRAPPERS = re.compile(r"(?<![^.])(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 
-# Buffers that follow from the constructor's arguments and that SwinIR and its relatives keep in their state dicts.
+# Buffers that follow from the constructor's arguments and that SwinIR and its relatives keep in
+# their state dicts.
 _DERIVED = re.compile(r"(^|\.)(attn_mask|relative_position_index(_\w+)?|relative_coords_table)$")
 
 _MEANS = ("sub_mean.", "add_mean.")
 
 
 def unwrapped(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Without what wrappers of torch add to names, whatever the network: ``module.``, ``_orig_mod.``, ``n_averaged``.
+    """Without what wrappers of torch add to names, whatever the network: ``module.``,
+    ``_orig_mod.``, ``n_averaged``.
 
-    ``module.`` (DataParallel, DistributedDataParallel, AveragedModel) goes where every name begins with it.
+    ``module.`` (DataParallel, DistributedDataParallel, AveragedModel) goes where every name begins
+    with it.
 
     Raises:
         ValueError: two names become one.
@@ -43,15 +49,17 @@ def unwrapped(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def without_prefix(state: Mapping[str, Tensor], own: Collection[str]) -> dict[str, Tensor]:
-    """Without a prefix like ``net_g.`` or ``model.``, under which another program keeps the whole network.
+    """Without a prefix like ``net_g.`` or ``model.``, under which another program keeps the whole
+    network.
 
     Args:
         state: names and tensors.
         own: the names of the network that is to be loaded.
 
     Returns:
-        ``state`` itself where its names begin like the network's. A prefix goes where all names share it, or where the
-        names behind it, and behind no other, are exactly the network's; the other entries (a discriminator, a loss) then go too.
+        ``state`` itself where its names begin like the network's. A prefix goes where all names
+        share it, or where the names behind it, and behind no other, are exactly the network's; the
+        other entries (a discriminator, a loss) then go too.
     """
     found = dict(state)
     beginnings = {name.partition(".")[0] for name in own}
@@ -74,23 +82,27 @@ def without_prefix(state: Mapping[str, Tensor], own: Collection[str]) -> dict[st
 
 
 def is_derived(name: str) -> bool:
-    """Whether an entry is a buffer that follows from how the network is built, such as SwinIR's ``attn_mask``."""
+    """Whether an entry is a buffer that follows from how the network is built, such as SwinIR's
+    ``attn_mask``."""
     return _DERIVED.search(name) is not None
 
 
 def is_edsr_pytorch(state: Mapping[str, Any]) -> bool:
-    """Whether the names are those of EDSR-PyTorch (https://github.com/sanghyun-son/EDSR-PyTorch), in its EDSR."""
+    """Whether the names are those of EDSR-PyTorch (https://github.com/sanghyun-son/EDSR-PyTorch),
+    in its EDSR."""
     return {"head.0.weight", "body.0.body.0.weight", "tail.0.0.weight"} <= state.keys()
 
 
 def from_edsr_pytorch(state: Mapping[str, Tensor], net: Any) -> dict[str, Tensor]:
     """EDSR-PyTorch's EDSR under BasicSR's names, which are QuantSR-C's.
 
-    Its networks see pictures in 0..255 less a mean that is in the file; the factor on residuals (0.1 in its large network) is not.
+    Its networks see pictures in 0..255 less a mean that is in the file; the factor on residuals
+    (0.1 in its large network) is not.
 
     Args:
         state: names and tensors.
-        net: the network to load, whose attributes ``mean`` (1, 3, 1, 1) and ``img_range`` must be those of the file.
+        net: the network to load, whose attributes ``mean`` (1, 3, 1, 1) and ``img_range`` must be
+            those of the file.
 
     Raises:
         ValueError: the file's mean or range is another.

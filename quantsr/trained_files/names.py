@@ -1,4 +1,5 @@
-"""From the name of a trained network to its file: checkpoints, training runs, packed files, shipped networks."""
+"""From the name of a trained network to its file: checkpoints, training runs, packed files, shipped
+networks."""
 
 from __future__ import annotations
 
@@ -21,7 +22,8 @@ PACKED = ".safetensors"
 
 
 def resolve(name_or_path: str | Path) -> Path:
-    """The file of a trained network, given by path, by the name of a training run, or by a shipped network's name.
+    """The file of a trained network, given by path, by the name of a training run, or by a shipped
+    network's name.
 
     Of a run, ``net_g_best.pth`` is taken where it exists, else ``net_g_latest.pth``.
 
@@ -52,7 +54,8 @@ def find_packed(name_or_path: str | Path) -> Path:
     """The file of a packed network, given by path or by a shipped network's name.
 
     Raises:
-        InputError: it is a checkpoint or an exported graph, or there is none; lists the shipped networks.
+        InputError: it is a checkpoint or an exported graph, or there is none; lists the shipped
+            networks.
     """
     path = _path(name_or_path)
     refuse_graph(path)
@@ -84,7 +87,8 @@ def _path(name: str | Path) -> Path:
 
 
 def refuse_graph(path: Path) -> None:
-    """Raises InputError for an exported graph: the network it was made from cannot be read from it."""
+    """Raises InputError for an exported graph: the network it was made from cannot be read from
+    it."""
     if path.suffix in GRAPHS and path.is_file():
         raise InputError(
             f"{path}: is a graph for other runtimes; give the .safetensors file it was made from, or write one with "
@@ -93,7 +97,8 @@ def refuse_graph(path: Path) -> None:
 
 
 def shipped_file(name: str | Path) -> Path | None:
-    """The file of a shipped network; None for any other name, and for a path, whatever its last part is."""
+    """The file of a shipped network; None for any other name, and for a path, whatever its last
+    part is."""
     file = ZOO / f"{name}{PACKED}"
     return file if Path(name).name == str(name) and file.is_file() else None
 

@@ -1,4 +1,5 @@
-"""The header of a packed network: JSON in the metadata of its safetensors file. docs/formats.md has its fields."""
+"""The header of a packed network: JSON in the metadata of its safetensors file. docs/formats.md has
+its fields."""
 
 from __future__ import annotations
 
@@ -23,7 +24,8 @@ def opened(path: Path) -> Iterator[Any]:
     """A safetensors file, open for reading.
 
     Raises:
-        InputError: it is missing, truncated, no safetensors file, or one with a data type that numpy lacks.
+        InputError: it is missing, truncated, no safetensors file, or one with a data type that
+            numpy lacks.
     """
     if not path.is_file():
         raise InputError(f"{path}: there is no such file; give a network written by 'quantsr export'")

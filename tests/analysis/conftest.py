@@ -1,4 +1,5 @@
-"""A comparison file for the tests of this folder: small networks, the scikit-image pictures as test set."""
+"""A comparison file for the tests of this folder: small networks, the scikit-image pictures as test
+set."""
 
 from __future__ import annotations
 
@@ -60,7 +61,8 @@ def training() -> dict[str, Any]:
 
 @pytest.fixture
 def sound(tmp_path: Path) -> dict[str, Any]:
-    """A comparison without a problem, to be changed: ``rlq`` starts from ``float``, which stands behind it."""
+    """A comparison without a problem, to be changed: ``rlq`` starts from ``float``, which stands
+    behind it."""
     return {**copy.deepcopy(COMPARISON), "experiments_root": str(tmp_path / "experiments")}
 
 

@@ -1,4 +1,5 @@
-"""``quantsr compare``: what it does, keeps, goes on with and writes. Trainings are faked but for the last test."""
+"""``quantsr compare``: what it does, keeps, goes on with and writes. Trainings are faked but for
+the last test."""
 
 from __future__ import annotations
 
@@ -164,7 +165,8 @@ def test_a_run_that_fails_does_not_stop_those_that_do_not_build_on_it(
 def test_runs_of_other_options_are_refused_or_set_aside(
     fake: Fake, write: Write, sound: dict[str, Any], folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A change of ``float`` concerns ``rlq`` too, which starts from it; nothing of ``more`` is done again."""
+    """A change of ``float`` concerns ``rlq`` too, which starts from it; nothing of ``more`` is done
+    again."""
     sound["variants"]["more"] = {"train.ema_decay": 0.5}
     file = str(write(sound))
     assert main(["compare", "-opt", file]) == 0
@@ -257,7 +259,8 @@ def _write_real(write: Write, sound: dict[str, Any], training: dict[str, Any]) -
 def test_a_real_comparison_interrupted_and_gone_on_with(
     write: Write, sound: dict[str, Any], training: dict[str, Any], folder: Path, tmp_path: Path
 ) -> None:
-    """Two variants, two seeds, on datasets/mini: SIGINT in the second run, then on to the end; equal to one never stopped."""
+    """Two variants, two seeds, on datasets/mini: SIGINT in the second run, then on to the end;
+    equal to one never stopped."""
     file = _write_real(write, sound, training)
     words = [sys.executable, "-m", "quantsr", "compare", "-opt", str(file)]
     set_here = ["--set", "reference=float"]

@@ -38,7 +38,8 @@ def test_runs_are_the_base_with_the_variants_changes(load: Load, sound: dict[str
 
 
 def test_what_is_evaluated(load: Load, sound: dict[str, Any], training: dict[str, Any]) -> None:
-    """The test sets of the file, all depths, the averaged network where there is one, no teacher, no second baseline."""
+    """The test sets of the file, all depths, the averaged network where there is one, no teacher,
+    no second baseline."""
     sound["variants"]["ema"] = {"train.ema_decay": 0.9}
     sound["val"] = {"depths": [1]}
     comparison = load(sound, base=training)

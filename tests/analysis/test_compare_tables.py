@@ -39,7 +39,8 @@ def test_differences_are_paired_by_seed() -> None:
 
 
 def test_pairing_removes_what_seeds_have_in_common() -> None:
-    """Seeds that spread by 10 dB, a difference of exactly 0.5 in each: no spread of the difference."""
+    """Seeds that spread by 10 dB, a difference of exactly 0.5 in each: no spread of the
+    difference."""
     found = paired_difference({1: 20.5, 2: 30.5}, {1: 20.0, 2: 30.0})
     assert found == Spread(mean=0.5, deviation=0.0, n=2)
 

@@ -1,4 +1,5 @@
-"""``quantsr cost -opt``: files of every kind are counted. The counts themselves are tested in tests/upscale/test_cost.py."""
+"""``quantsr cost -opt``: files of every kind are counted. The counts themselves are tested in
+tests/upscale/test_cost.py."""
 
 from __future__ import annotations
 

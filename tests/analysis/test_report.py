@@ -1,4 +1,5 @@
-"""``quantsr report``: what the page holds, that it needs nothing else, and that nothing in it can break out."""
+"""``quantsr report``: what the page holds, that it needs nothing else, and that nothing in it can
+break out."""
 
 from __future__ import annotations
 
@@ -88,7 +89,8 @@ def truth(tmp_path: Path) -> Path:
 def make_run(
     folder: Path, truth: Path, *, set_name: str = "S", name: str = "net", train: bool = False
 ) -> Path:
-    """A run folder as ``quantsr test`` (or ``train``) leaves it, with one picture at depths 2 and 1."""
+    """A run folder as ``quantsr test`` (or ``train``) leaves it, with one picture at depths 2 and
+    1."""
     options = Options.model_validate(
         {
             "name": name,
@@ -275,7 +277,8 @@ def test_curves_come_from_the_tensorboard_log(tmp_path: Path) -> None:
 
 
 def test_a_chart_places_points_on_its_axes() -> None:
-    """Linear from 0 to 10 over 100 iterations: the middle in the middle. Logarithmic from 0.01 to 1: 0.1 in the middle."""
+    """Linear from 0 to 10 over 100 iterations: the middle in the middle. Logarithmic from 0.01 to
+    1: 0.1 in the middle."""
     for values, log_scale in (((0.0, 5.0, 10.0), False), ((0.01, 0.1, 1.0), True)):
         line = curves.Line("a", tuple(zip((0, 50, 100), values, strict=True)))
         text = curves.chart("t", [line], log_scale=log_scale)

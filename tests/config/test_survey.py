@@ -1,4 +1,5 @@
-"""`quantsr check` finds what the commands find, since it asks the same code; values of `--set` are taken as typed."""
+"""`quantsr check` finds what the commands find, since it asks the same code; values of `--set` are
+taken as typed."""
 
 from __future__ import annotations
 

@@ -14,7 +14,8 @@ Maker = Callable[..., Path]
 
 @pytest.fixture
 def make_pictures(tmp_path: Path) -> Maker:
-    """``make_pictures("name", [(h, w), ...], suffix=".png")`` writes random pictures p0, p1, ... and returns the folder."""
+    """``make_pictures("name", [(h, w), ...], suffix=".png")`` writes random pictures p0, p1, ...
+    and returns the folder."""
 
     def make(name: str, sizes: list[tuple[int, int]], suffix: str = ".png", seed: int = 0) -> Path:
         rng = np.random.default_rng(seed)

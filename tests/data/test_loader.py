@@ -1,4 +1,5 @@
-"""Training crops: aligned, turned alike, and the same whatever the workers, ranks and interruptions."""
+"""Training crops: aligned, turned alike, and the same whatever the workers, ranks and
+interruptions."""
 
 from __future__ import annotations
 
@@ -40,7 +41,8 @@ def assert_same(a: list[dict[str, torch.Tensor]], b: list[dict[str, torch.Tensor
 
 
 def find_crop(crop: np.ndarray, picture: np.ndarray, step: int) -> tuple[int, int, int] | None:
-    """Top, left and turn (0..7) at which a crop ``(g, g, 3)`` lies in a picture ``(H, W, 3)``, corners at multiples of step."""
+    """Top, left and turn (0..7) at which a crop ``(g, g, 3)`` lies in a picture ``(H, W, 3)``,
+    corners at multiples of step."""
     side = crop.shape[0]
     for top in range(0, picture.shape[0] - side + 1, step):
         for left in range(0, picture.shape[1] - side + 1, step):
@@ -75,7 +77,8 @@ def test_crops_are_aligned_and_turned_alike(make_pictures: Maker, scale: int) ->
 
 
 def test_soft_targets_are_cut_as_the_ground_truth(make_pictures: Maker) -> None:
-    """Soft pictures that are the negative of the ground truth stay so in every crop, also across pickling."""
+    """Soft pictures that are the negative of the ground truth stay so in every crop, also across
+    pickling."""
     folder = make_pictures("hr", [(27, 31), (24, 24)])
     soft = folder.parent / "soft"
     soft.mkdir()
@@ -349,7 +352,8 @@ def test_a_damaged_lmdb_is_one_line(tmp_path: Path, workers: int) -> None:
 
 @pytest.mark.parametrize(("pictures", "processes", "batch"), [(12, 3, 2), (7, 2, 2), (5, 4, 3)])
 def test_processes_see_each_picture_once_in_every_epoch(pictures: int, processes: int, batch: int) -> None:
-    """Also where an epoch ends within a batch: sample by sample, the stream is that of one process."""
+    """Also where an epoch ends within a batch: sample by sample, the stream is that of one
+    process."""
 
     class Numbers(Dataset[Any]):
         def __len__(self) -> int:

@@ -1,4 +1,5 @@
-"""What every engine's convolutions read, as codes less their zero point, by the names of the layers: (C, H, W) each."""
+"""What every engine's convolutions read, as codes less their zero point, by the names of the
+layers: (C, H, W) each."""
 
 from __future__ import annotations
 
@@ -21,7 +22,8 @@ from quantsr.quant import QuantConv2d
 def codes_of_training(
     net: QuantSR_C, image: np.ndarray, depth: int
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """What every quantized conv of the network's evaluation reads, as codes (C, H, W), and the picture."""
+    """What every quantized conv of the network's evaluation reads, as codes (C, H, W), and the
+    picture."""
     seen = {}
 
     def record(name: str):
@@ -66,7 +68,8 @@ def assert_equal_codes(got: dict[str, np.ndarray], expected: dict[str, np.ndarra
 
 
 def with_zero_points(model: PackedModel) -> PackedModel:
-    """The network with ranges of codes that are no two's complement: signed ones as with a zero point, unsigned ones without the highest code."""
+    """The network with ranges of codes that are no two's complement: signed ones as with a zero
+    point, unsigned ones without the highest code."""
 
     def limits(bits: int, signed: bool) -> tuple[int, int]:
         low = -(2**bits // 3)

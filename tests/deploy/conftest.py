@@ -26,8 +26,10 @@ def small_model(**options) -> PackedModel:
 
 
 def dyadic_model(**options) -> PackedModel:
-    """A network whose every constant is a multiple of a power of two, so that float32 computes it without rounding."""
-    model = small_model(**{"first_bits": 8, **options})  # pixels / 255, which a float head reads, are rounded
+    """A network whose every constant is a multiple of a power of two, so that float32 computes it
+    without rounding."""
+    # pixels / 255, which a float head reads, are rounded
+    model = small_model(**{"first_bits": 8, **options})
     rng = np.random.default_rng(11)
     layers = {}
     for name, layer in model.layers.items():

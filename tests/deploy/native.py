@@ -29,7 +29,8 @@ def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
 
 
 def assert_within_memory(engine: NativeEngine, isa: str, size: tuple[int, int]) -> None:
-    """The kernels, run by themselves on a picture of that size, write nothing beside their memory and their result."""
+    """The kernels, run by themselves on a picture of that size, write nothing beside their memory
+    and their result."""
     kernels = library.load()
     assert kernels is not None
     network = engine._program.for_size(*size)

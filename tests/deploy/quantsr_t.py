@@ -1,4 +1,5 @@
-"""Small QuantSR-Ts for the tests of deployment: trained ones' likenesses as modules, and packed ones."""
+"""Small QuantSR-Ts for the tests of deployment: trained ones' likenesses as modules, and packed
+ones."""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ PROTOCOLS: dict[str, dict[str, Any]] = {
 
 
 def trained(**options: Any) -> QuantSR_T:
-    """A calibrated network of which everything that training moves has left its start, and every part shows in the picture."""
+    """A calibrated network of which everything that training moves has left its start, and every
+    part shows in the picture."""
     torch.manual_seed(3)
     net = QuantSR_T(**{**SMALL, "num_block": 4, "upscale": 2, "nbits_w": 4, "nbits_a": 4, **options})
     with torch.no_grad():

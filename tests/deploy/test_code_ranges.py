@@ -1,4 +1,5 @@
-"""Codes that do not fill their bits, and codes with a zero point: the same in training's evaluation, files and engines, borders included."""
+"""Codes that do not fill their bits, and codes with a zero point: the same in training's
+evaluation, files and engines, borders included."""
 
 from __future__ import annotations
 
@@ -86,7 +87,8 @@ def network_of(method: str, bits: int, **options):
                 parameter.add_(0.3 * quantizer.step)
     if method in ("MinMax", "Percentile"):
         largest = 2**bits - 1
-        zero_points = itertools.cycle([largest // 3, largest - largest // 3])  # as of lopsided inputs
+        # as of lopsided inputs
+        zero_points = itertools.cycle([largest // 3, largest - largest // 3])
         for block in net.body:
             quantizer, zero_point = block.conv1.input_quantizer, next(zero_points)
             codes = IntRange(-zero_point, largest - zero_point)
@@ -147,7 +149,8 @@ def test_engines_that_take_8_bits_have_the_codes_of_the_reference(engine, method
 
 @pytest.mark.parametrize("bits", BITS)
 def test_of_lsq_plus_only_what_the_padding_stands_for_differs(bits):
-    """Its offset is no multiple of the step: the rest is in the bias, and zero padding stands for it."""
+    """Its offset is no multiple of the step: the rest is in the bias, and zero padding stands for
+    it."""
     net = network_of("LSQPlus", bits, num_block=1, depths=[1])
     model = convert.convert(net, head_tail_bits=32)
     rng = np.random.default_rng(0)
@@ -165,7 +168,8 @@ def test_of_lsq_plus_only_what_the_padding_stands_for_differs(bits):
     with evaluating(net):
         (expected,) = network_upscaler(net, (1,), scale=2)(image)
     got, upscaled = by.codes_of_reference(model, image, 1)
-    # Before the first padding, and a pixel inside of it: but for values that float32 puts on either side of a tie.
+    # Before the first padding, and a pixel inside of it: but for values that float32 puts on either
+    # side of a tie.
     assert (got["body.0.conv1"] != seen["body.0.conv1"]).mean() < 1e-3
     inner = (slice(None), slice(1, -1), slice(1, -1))
     assert (got["body.0.conv2"] != seen["body.0.conv2"])[inner].mean() < 2e-3
@@ -223,7 +227,7 @@ def test_operands_of_lsq_plus_have_their_offset_rounded_to_steps(picture):
     assert (difference <= 1).mean() >= 0.999
 
 
-# --- what is refused ------------------------------------------------------------------------------------------------
+# --- what is refused ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("codes", [IntRange(-8, 8), IntRange(1, 9), IntRange(0, 16)])

@@ -1,4 +1,5 @@
-"""Conversion: codes, steps and folded constants against the training network on the same pictures."""
+"""Conversion: codes, steps and folded constants against the training network on the same
+pictures."""
 
 from __future__ import annotations
 
@@ -188,7 +189,8 @@ def test_weight_steps_are_those_of_the_largest_weights():
 
 @pytest.mark.parametrize("shape", [(6, 5, 3, 3), (4, 3, 5, 5), (3, 4, 1, 1)])
 def test_rounding_keeps_the_sum_of_every_kernel(shape):
-    """Against the slow way: one weight after the other, the one that was rounded farthest away first."""
+    """Against the slow way: one weight after the other, the one that was rounded farthest away
+    first."""
     rng = np.random.default_rng(1)
     weight = rng.uniform(-1, 1, shape).astype(np.float32)
     for steps in (np.array([0.01], np.float32), rng.uniform(0.01, 0.02, len(weight)).astype(np.float32)):
@@ -217,7 +219,7 @@ def test_input_steps():
     assert calibrate8.choose_input("layer", np.zeros((1, 4), np.float32), np.zeros(1, np.float32)).step == 1
 
 
-# --- one depth as a network of its own -----------------------------------------------------------------------------
+# --- one depth as a network of its own ------------------------------------------------------------
 
 
 @pytest.mark.parametrize("head_tail_bits", [8, 32])

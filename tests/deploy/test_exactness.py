@@ -1,4 +1,5 @@
-"""Bit for bit: the codes of the training network's evaluation, of the integer reference and of the engines."""
+"""Bit for bit: the codes of the training network's evaluation, of the integer reference and of the
+engines."""
 
 from __future__ import annotations
 
@@ -103,7 +104,8 @@ def test_weights_of_6_bits_as_well(picture, codes_of):
 
 
 def test_openvino_rounds_the_sums_of_the_first_convolution_once(picture):
-    """A last bit that differs is a code that flips sooner or later; in one float32 convolution most of them do."""
+    """A last bit that differs is a code that flips sooner or later; in one float32 convolution most
+    of them do."""
     ov = pytest.importorskip("openvino")
     from quantsr.deploy.openvino_core import core
 
@@ -159,7 +161,8 @@ def test_factors_instead_of_a_division_give_its_codes():
         factors = openvino_ops.reciprocal(step.reshape(1), (-8, 7))
         assert float(np.prod(factors)) == pytest.approx(1 / step, rel=1e-6)
         near = ((np.arange(-8, 7) + 0.5) * step).astype(np.float32)
-        close = near.view(np.int32)[:, None] + np.arange(-100, 101, dtype=np.int32)  # next to every edge
+        # next to every edge
+        close = near.view(np.int32)[:, None] + np.arange(-100, 101, dtype=np.int32)
         values = close.view(np.float32)
         product = values
         for factor in factors:

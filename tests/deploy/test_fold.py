@@ -23,7 +23,8 @@ from tests.reference import integer as reference
 @pytest.mark.parametrize("head_tail_bits", [8, 32])
 @pytest.mark.parametrize("scale", [1, 2, 3, 4])
 def test_folded_network_is_the_definition_exactly(picture, scale, head_tail_bits, upsampler):
-    # Every constant is dyadic: neither side rounds, so a difference would be an error in the folding.
+    # Every constant is dyadic: neither side rounds, so a difference would be an error in the
+    # folding.
     model = dyadic_model(scale=scale, head_tail_bits=head_tail_bits, upsampler=upsampler)
     for depth in model.header.depths:
         expected = reference.run(model, picture, depth)
@@ -142,7 +143,8 @@ def test_depths_keep_the_first_of_the_ranking():
 @pytest.mark.parametrize("bits", [2, 3, 4, 6])
 @pytest.mark.parametrize("signed", [True, False])
 def test_the_staircase_gives_trainings_codes_with_room_to_spare(bits, signed):
-    # Training's float32 operations, one by one, for every sum there can be; the folded code even when its value is off by many last bits.
+    # Training's float32 operations, one by one, for every sum there can be; the folded code even
+    # when its value is off by many last bits.
     rng = np.random.default_rng(bits)
     outputs, step2 = 64, np.array([0.7310031], np.float32)
     codes = rng.integers(-(2 ** (bits - 1)), 2 ** (bits - 1), (outputs, 16, 3, 3)).astype(np.int8)
@@ -176,7 +178,8 @@ def test_the_staircase_gives_trainings_codes_with_room_to_spare(bits, signed):
 
 
 def test_the_head_in_three_parts_is_the_head():
-    """All products of the first two parts are integers times one number for each output, and float32 holds their sums."""
+    """All products of the first two parts are integers times one number for each output, and
+    float32 holds their sums."""
     net = fold(small_model(num_feat=16, head_tail_bits=32))
     split = split_head(net)
     weight = net.head.weight

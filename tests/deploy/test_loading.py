@@ -1,4 +1,5 @@
-"""`quantsr.load` and `quantsr upscale --model`: what a name or a path stands for, and what it never does."""
+"""`quantsr.load` and `quantsr upscale --model`: what a name or a path stands for, and what it never
+does."""
 
 from __future__ import annotations
 

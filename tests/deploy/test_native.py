@@ -1,4 +1,5 @@
-"""The native engine: the integer reference's codes bit for bit, on every instruction set, size and number of threads."""
+"""The native engine: the integer reference's codes bit for bit, on every instruction set, size and
+number of threads."""
 
 from __future__ import annotations
 
@@ -99,7 +100,8 @@ def test_transforms_of_codes_are_exact(form, matrix, seed: int, bits_a: int, bit
     ("form", "matrix", "most_bits_a"), [(winograd.SMALL, G2, 6), (winograd.LARGE, G4, 4)], ids=["2x2", "4x4"]
 )
 def test_transforms_of_few_bits_are_bytes(form, matrix, most_bits_a: int) -> None:
-    """At every position, for the worst of all tiles and kernels: by the coefficients of each sign."""
+    """At every position, for the worst of all tiles and kernels: by the coefficients of each
+    sign."""
 
     def bounds(rows: np.ndarray, low: int, high: int) -> tuple[int, int]:
         terms = np.einsum("ya,xb->yxab", rows, rows).reshape(len(rows) ** 2, -1)
@@ -114,7 +116,8 @@ def test_transforms_of_few_bits_are_bytes(form, matrix, most_bits_a: int) -> Non
 
 
 def test_the_tails_weights_keep_flat_regions() -> None:
-    """Inputs of 16 bits leave the tail's weights few bits of 32: rounded one by one, nine errors would add up where neighbours are alike."""
+    """Inputs of 16 bits leave the tail's weights few bits of 32: rounded one by one, nine errors
+    would add up where neighbours are alike."""
     rng = np.random.default_rng(4)
     weight, step = rng.normal(0, 0.05, (16, 32, 3, 3)), rng.uniform(1e-3, 4e-3, 32)
     arrays = Arrays()  # what conv points into lives as long
@@ -136,7 +139,8 @@ def test_the_tails_weights_keep_flat_regions() -> None:
 def test_codes_of_2_to_6_bits_are_the_references_bit_for_bit(
     isa: str, bits_w: int, bits_a: int, num_feat: int, zero_points: bool
 ) -> None:
-    """Those that every convolution of every block reads, at every depth; of more bits, the kernels refuse (below)."""
+    """Those that every convolution of every block reads, at every depth; of more bits, the kernels
+    refuse (below)."""
     model = model_of(
         num_feat=num_feat,
         num_block=2,
@@ -221,7 +225,8 @@ def test_every_size_and_scale(scale: int, head_tail_bits: int, upsampler: str) -
         got = engine.run(image[None])[0]
         assert got.shape == expected.shape
         difference = np.abs(got.astype(int) - expected)
-        # The reference rounds the inputs of 16 bits, the kernels to 14, and the tail's stages in between not at all.
+        # The reference rounds the inputs of 16 bits, the kernels to 14, and the tail's stages in
+        # between not at all.
         assert (difference > 1).mean() <= (0.001 if scale < 8 else 0.005), (height, width)
         assert difference.max() <= 2
         assert (difference > 0).mean() <= 0.2

@@ -1,4 +1,5 @@
-"""QuantSR-T in the native engine: the integer reference's picture on every instruction set, protocol, size and number of threads."""
+"""QuantSR-T in the native engine: the integer reference's picture on every instruction set,
+protocol, size and number of threads."""
 
 from __future__ import annotations
 
@@ -35,7 +36,8 @@ SIZES = [(18, 21), (1, 1), (1, 9), (4, 4), (5, 2), (8, 12), (3, 37)]
 
 
 def assert_close(got: np.ndarray, expected: np.ndarray) -> None:
-    """LayerNorm, softmax and GELU are summed in another order, so a code next to a tie may flip; later layers see that."""
+    """LayerNorm, softmax and GELU are summed in another order, so a code next to a tie may flip;
+    later layers see that."""
     assert got.shape == expected.shape
     difference = np.abs(got.astype(int) - expected)
     assert (difference <= 1).mean() >= 0.999, difference.max()
@@ -47,7 +49,8 @@ def assert_close(got: np.ndarray, expected: np.ndarray) -> None:
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
 def test_the_references_picture(isa: str, protocol: str, bits: int) -> None:
-    # One RSTB: deep random networks, unlike trained ones, amplify a flipped code on its way to the output.
+    # One RSTB: deep random networks, unlike trained ones, amplify a flipped code on its way to the
+    # output.
     model = small_model(bits_w=bits, bits_a=bits, num_block=1, **PROTOCOLS[protocol])
     image = picture(21, 27)
     expected = integer_reference.run(model, image)
@@ -89,7 +92,8 @@ class WithRoom(Recording):
 def test_codes_of_2_to_4_bits_of_linear_layers_are_the_references_bit_for_bit(
     bits: int, attention: bool, zero_points: bool
 ) -> None:
-    """Of an RSTB, on pictures of which no value is so near a tie that the order of float32 sums in LayerNorm, softmax and GELU decides."""
+    """Of an RSTB, on pictures of which no value is so near a tie that the order of float32 sums in
+    LayerNorm, softmax and GELU decides."""
     model = small_model(
         num_block=1, bits_w=bits, bits_a=bits, quantize_attention=attention, head_tail_bits=32
     )
@@ -137,8 +141,9 @@ def test_zero_points_give_the_references_picture(isa: str, protocol: str) -> Non
     ids=lambda options: f"{options['embed_dim']} channels",
 )
 def test_channels_heads_and_windows(isa: str, options: dict) -> None:
-    """Vectors of tokens with and without a rest, channels of a head with and without one, channels padded to 16 and not. (Rounding inputs to 16-bit
-    steps in another place flips codes, which some of these networks amplify in every engine: here all outside the layers is float.)"""
+    """Vectors of tokens with and without a rest, channels of a head with and without one, channels
+    padded to 16 and not. (Rounding inputs to 16-bit steps in another place flips codes, which some
+    of these networks amplify in every engine: here all outside the layers is float.)"""
     model = small_model(num_block=1, head_tail_bits=32, **options)
     image = picture(27, 18)
     assert_close(

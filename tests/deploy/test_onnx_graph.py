@@ -42,7 +42,8 @@ def test_onnxruntime_gives_the_integers_exactly(picture, bits):
 
 
 def skip_where_sums_saturate(bits: int) -> None:
-    """OpenVINO adds two 8-bit products in 16 bits on processors without VNNI. The graphs it is given by `openvino_graph` avoid that, ONNX files cannot."""
+    """OpenVINO adds two 8-bit products in 16 bits on processors without VNNI. The graphs it is
+    given by `openvino_graph` avoid that, ONNX files cannot."""
     pytest.importorskip("openvino")
     from quantsr.deploy.openvino_ops import integer_sums_saturate
 
@@ -62,8 +63,8 @@ def test_openvino_gives_the_integers_of_dyadic_networks_exactly(picture, bits):
 @pytest.mark.parametrize("bits", BITS)
 def test_openvino_flips_few_codes_of_any_network(picture, bits):
     skip_where_sums_saturate(bits)
-    # It merges scale and bias in its own order, so a code next to a tie may flip. One block: deep random networks, unlike trained ones,
-    # amplify a flipped code on its way to the output.
+    # It merges scale and bias in its own order, so a code next to a tie may flip. One block: deep
+    # random networks, unlike trained ones, amplify a flipped code on its way to the output.
     model = small_model(bits_w=bits, bits_a=bits, num_block=1)
     got = by_openvino(onnx_model.build(model), picture[None])[0].astype(int)
     difference = np.abs(got - integer_reference.run(model, picture))
@@ -127,7 +128,8 @@ def test_the_graph_is_of_integers():
     onnx.checker.check_model(proto, full_check=True)
     kinds = Counter(node.op_type for node in proto.graph.node)
     assert kinds["Conv"] == 1 + 2 * 2 + 1 + 1 + 1
-    # The weight of every conv, and the input of all but the three whose 16-bit codes are float32 already.
+    # The weight of every conv, and the input of all but the three whose 16-bit codes are float32
+    # already.
     assert kinds["DequantizeLinear"] == 2 * kinds["Conv"] - 3
     weights = {t.name: t for t in proto.graph.initializer if t.name.endswith(".weight")}
     assert len(weights) == kinds["Conv"]
@@ -157,7 +159,8 @@ def test_openvino_runs_the_convs_in_int8():
         info = op.get_rt_info()
         if info["layerType"].value == "Convolution":
             kinds[info["runtimePrecision"].value] += 1
-    # Those of the blocks; the others read floats or 16-bit codes, which only our own OpenVINO graph runs as integers.
+    # Those of the blocks; the others read floats or 16-bit codes, which only our own OpenVINO graph
+    # runs as integers.
     assert kinds["i8"] + kinds["u8"] == 2 * 2
 
 

@@ -1,4 +1,5 @@
-"""Packed files: bit streams against their slow twin, sizes, round trips, and every kind of damage."""
+"""Packed files: bit streams against their slow twin, sizes, round trips, and every kind of
+damage."""
 
 from __future__ import annotations
 
@@ -146,13 +147,14 @@ def test_size_is_the_sum_of_the_bits(bits):
 
 
 def test_quantsr_c_of_16_blocks_takes_less_than_850_kb():
-    # Its 4-bit blocks and 8-bit head and tail are 925,056 bytes of codes; bell-shaped codes take less with Huffman coding.
+    # Its 4-bit blocks and 8-bit head and tail are 925,056 bytes of codes; bell-shaped codes take
+    # less with Huffman coding.
     model = random_model(num_block=16, scale=4, bits_w=4, bits_a=4, head_tail_bits=8)
     assert sum(layer.weight.size * layer.bits_w for layer in model.layers.values()) / 8 == 925_056
     assert len(packing.to_bytes(model)) < 850_000
 
 
-# --- damage --------------------------------------------------------------------------------------------------------
+# --- damage ---------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,5 @@
-"""QuantSR-T packed: conversion against the training network, the file and its damage, one depth as a network, cost."""
+"""QuantSR-T packed: conversion against the training network, the file and its damage, one depth as
+a network, cost."""
 
 from __future__ import annotations
 
@@ -37,7 +38,7 @@ def assert_close(got: np.ndarray, expected: np.ndarray) -> None:
     assert (difference <= 1).mean() >= 0.999, difference.max()
 
 
-# --- integers against the training network -------------------------------------------------------------------------
+# --- integers against the training network --------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -144,7 +145,7 @@ def test_what_cannot_be_converted(picture):
         convert.convert(net, head_tail_bits=32)
 
 
-# --- indices -------------------------------------------------------------------------------------------------------
+# --- indices --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("grid", [(8, 12), (4, 4), (12, 8)])
@@ -170,7 +171,7 @@ def test_reflection_is_that_of_training(size):
     np.testing.assert_array_equal(layout.reflected(size, 8), padded)
 
 
-# --- the file ------------------------------------------------------------------------------------------------------
+# --- the file -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("coding", [None, "dense", "huffman"])
@@ -291,7 +292,7 @@ def test_an_unknown_architecture_is_named():
         architectures.of(foreign.header)
 
 
-# --- one depth as a network of its own, and cost -------------------------------------------------------------------
+# --- one depth as a network of its own, and cost --------------------------------------------------
 
 
 @pytest.mark.parametrize("ranking", [(2, 0, 3, 1), (0, 1, 2, 3), (3, 2, 1, 0)])

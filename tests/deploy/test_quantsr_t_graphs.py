@@ -1,4 +1,5 @@
-"""Graphs of QuantSR-T against the integer reference: bits x protocol x engine, any size, and that products run as integers."""
+"""Graphs of QuantSR-T against the integer reference: bits x protocol x engine, any size, and that
+products run as integers."""
 
 from __future__ import annotations
 
@@ -60,7 +61,8 @@ RUNS = {
 
 
 def assert_close(got: np.ndarray, expected: np.ndarray) -> None:
-    """LayerNorm, softmax and GELU are summed in another order, so a code next to a tie may flip; later layers see that."""
+    """LayerNorm, softmax and GELU are summed in another order, so a code next to a tie may flip;
+    later layers see that."""
     difference = np.abs(got.astype(int) - expected)
     assert (difference <= 1).mean() >= 0.999, difference.max()
     assert difference.max() <= 3
@@ -79,7 +81,8 @@ def test_zero_points_give_the_references_picture(picture, bits, run):
 @pytest.mark.parametrize("options", [{}, EVERYTHING], ids=["QuantSR", "QuantSR+"])
 @pytest.mark.parametrize("bits", range(2, 9))
 def test_engines_give_the_references_picture(picture, bits, options, run):
-    # One RSTB: deep random networks, unlike trained ones, amplify a flipped code on its way to the output.
+    # One RSTB: deep random networks, unlike trained ones, amplify a flipped code on its way to the
+    # output.
     model = small_model(bits_w=bits, bits_a=bits, num_block=1, **options)
     expected = integer_reference.run(model, picture)
     assert expected.std() > 20
@@ -126,7 +129,8 @@ def test_every_depth(picture):
     for depth in model.header.depths:
         expected = integer_reference.run(model, picture, depth)
         assert_close(by_onnxruntime(onnx_model.build(model, depth), picture[None])[0], expected)
-        # OpenVINO leaves 16-bit inputs in float, and the next RSTB of a random network amplifies that.
+        # OpenVINO leaves 16-bit inputs in float, and the next RSTB of a random network amplifies
+        # that.
         unrounded = integer_reference.run(model.with_wide_inputs_in_float(), picture, depth)
         assert_close(by_built_openvino(model, picture[None], depth=depth)[0], unrounded)
 
@@ -158,7 +162,8 @@ def test_the_graph_is_of_integers():
     layers = 2 * 2
     assert kinds["MatMul"] == layers * (3 + 1 + 2 + 2)
     assert kinds["Conv"] == 2 + 2 + 2 + 1  # conv_first is float, in three parts
-    # All operands of products but the inputs and weights of conv_first, and two inputs of 16 bits, whose codes are float32 already.
+    # All operands of products but the inputs and weights of conv_first, and two inputs of 16 bits,
+    # whose codes are float32 already.
     assert kinds["DequantizeLinear"] == 2 * (kinds["MatMul"] + kinds["Conv"] - 3) - 2
     weights = [t for t in graph.initializer if t.name.endswith(".weight") and "norm" not in t.name]
     assert Counter(t.data_type for t in weights) == {onnx.TensorProto.INT8: layers * 6 + 4}
@@ -183,7 +188,8 @@ def test_openvino_runs_linear_layers_as_integers(bits, picture):
             info["layerType"].removesuffix("QuantizedLegacy"), info["runtimePrecision"] in ("i8", "u8")
         ] += 1
     assert (kinds["FullyConnected", True], kinds["FullyConnected", False]) == (2 * 6, 0)
-    assert (kinds["Convolution", True], kinds["Convolution", False]) == (0, 6)  # conv_first has three
+    # conv_first has three
+    assert (kinds["Convolution", True], kinds["Convolution", False]) == (0, 6)
 
 
 @pytest.mark.parametrize(

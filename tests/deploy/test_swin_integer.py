@@ -19,13 +19,16 @@ from tests.reference import swin_integer
 
 GRID = (8, 8)  # windows of four kinds: in the last row or not, in the last column or not
 ROOM = 1e-5
-"""Codes. Nearer to a tie than this, float32 may give the neighbour: what it rounds of a value of up to 16 codes is some 2^-23 * 16 = 2e-6."""
+"""Codes. Nearer to a tie than this, float32 may give the neighbour: what it rounds of a value of up
+to 16 codes is some 2^-23 * 16 = 2e-6."""
 ROUNDED = 2.0**-20
-"""Of the largest value: the float parts are about eight float32 operations from the codes, each rounded to 2^-24 of its result."""
+"""Of the largest value: the float parts are about eight float32 operations from the codes, each
+rounded to 2^-24 of its result."""
 
 
 class Recording(TorchOps):
-    """Keeps the codes of a layer by the name of what reads them, their last dimension as the twin's."""
+    """Keeps the codes of a layer by the name of what reads them, their last dimension as the
+    twin's."""
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
@@ -61,7 +64,8 @@ def by_reference(model: PackedModel, index: int, x: np.ndarray) -> tuple[np.ndar
 
 
 def by_twin(model: PackedModel, index: int) -> tuple[np.ndarray, np.ndarray, dict[str, list[np.ndarray]]]:
-    """The same by the twin, and before it the map: a random one of which no code is float32's to decide."""
+    """The same by the twin, and before it the map: a random one of which no code is float32's to
+    decide."""
     shortcut = model.header.shortcuts[index] if model.header.arch["dqa_unit"] == "layer" else None
     for seed in range(20):
         x = np.random.default_rng(seed).standard_normal((*GRID, 12)).astype(np.float32)

@@ -12,7 +12,8 @@ RNG = np.random.default_rng(0)
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
 def test_hidden_colours_become_the_nearest_visible_one(dtype: type) -> None:
-    """Against a search over all pixels: the colour is one of those at (nearly) the least distance."""
+    """Against a search over all pixels: the colour is one of those at (nearly) the least
+    distance."""
     top = np.iinfo(dtype).max
     rgb = RNG.integers(0, top, (14, 17, 3), dtype)
     alpha = np.where(RNG.random((14, 17)) < 0.1, top, 0).astype(dtype)

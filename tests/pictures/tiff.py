@@ -70,7 +70,8 @@ def tiff(
 
 
 def _blocks(plane: NDArray, tile: int) -> list[NDArray]:
-    """(H, W, C) as tiles, from left to right and then down, those at the border continued with zeros."""
+    """(H, W, C) as tiles, from left to right and then down, those at the border continued with
+    zeros."""
     if not tile:
         return [plane]
     height, width, _ = plane.shape

@@ -37,7 +37,8 @@ class Budget:
 
 @pytest.fixture
 def budget() -> Iterator[Budget]:
-    """The budget of one stress test: QUANTSR_STRESS_SECONDS and QUANTSR_STRESS_SEED, see scripts/check.sh."""
+    """The budget of one stress test: QUANTSR_STRESS_SECONDS and QUANTSR_STRESS_SEED, see
+    scripts/check.sh."""
     given = os.environ.get("QUANTSR_STRESS_SEED")
     seed = int(given) if given else random.SystemRandom().randrange(2**32)
     found = Budget(float(os.environ.get("QUANTSR_STRESS_SECONDS", "60")), seed)

@@ -1,4 +1,5 @@
-"""Random damage to checkpoints, packed files and option files, everything drawn from the generator that is handed in."""
+"""Random damage to checkpoints, packed files and option files, everything drawn from the generator
+that is handed in."""
 
 from __future__ import annotations
 
@@ -70,7 +71,8 @@ def flip_bytes(content: bytes, rng: random.Random) -> bytes:
 
 
 def spoil(value: Any, rng: random.Random) -> Any:
-    """A copy of nested dicts and lists in which one entry is replaced by an odd value, renamed, removed or added."""
+    """A copy of nested dicts and lists in which one entry is replaced by an odd value, renamed,
+    removed or added."""
     value = copy.copy(value)
     keys = list(value) if isinstance(value, dict) else list(range(len(value)))
     if not keys:

@@ -1,4 +1,5 @@
-"""Damaged checkpoints and training states: an answer or one line, from everything that reads them."""
+"""Damaged checkpoints and training states: an answer or one line, from everything that reads
+them."""
 
 from __future__ import annotations
 
@@ -23,7 +24,8 @@ pytestmark = [
 
 
 def one_line(capsys: pytest.CaptureFixture[str], *words: str) -> int:
-    """Run a command in this process; fail unless it ends in an answer, or one line for each problem."""
+    """Run a command in this process; fail unless it ends in an answer, or one line for each
+    problem."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         code = main([*words])

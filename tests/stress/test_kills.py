@@ -1,4 +1,5 @@
-"""SIGKILL at random moments: nothing is lost, nothing half done stands under a final name, and a rerun ends the work."""
+"""SIGKILL at random moments: nothing is lost, nothing half done stands under a final name, and a
+rerun ends the work."""
 
 from __future__ import annotations
 
@@ -39,7 +40,8 @@ _context.set_forkserver_preload(
 
 
 def run_command(words: list[str], log: str, base: str | None, md5: str | None) -> None:
-    """Runs one command in a process of its own, what it says into a file; ``base`` and ``md5`` of a download."""
+    """Runs one command in a process of its own, what it says into a file; ``base`` and ``md5`` of a
+    download."""
     handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(handle, 1)
     os.dup2(handle, 2)
@@ -66,7 +68,8 @@ class Commands:
         self.md5: str | None = None
 
     def run(self, words: list[str], kill_after: float | None = None) -> int | None:
-        """Run a command to its end, or kill it after some seconds; its exit code, None where it was killed."""
+        """Run a command to its end, or kill it after some seconds; its exit code, None where it was
+        killed."""
         process = _context.Process(target=run_command, args=(words, str(self.log), self.base, self.md5))
         process.start()
         process.join(120 if kill_after is None else kill_after)
@@ -151,7 +154,8 @@ def same(a: Any, b: Any) -> bool:
 
 
 def test_killed_trainings_end_with_the_same_bits(budget: Budget, commands: Commands, tmp_path: Path) -> None:
-    """However often one is killed: network, optimizer, random states and the best network are those of one that was not."""
+    """However often one is killed: network, optimizer, random states and the best network are those
+    of one that was not."""
     file = tmp_path / "run.yml"
     file.write_text(yaml.safe_dump({"name": "through", **training(tmp_path)}))
     seconds = commands.seconds(["train", "-opt", str(file)])
@@ -238,7 +242,8 @@ def served(tmp_path: Path, commands: Commands) -> Iterator[None]:
 def test_killed_preparations_and_exports_leave_nothing_half_done(
     budget: Budget, commands: Commands, tmp_path: Path
 ) -> None:
-    """What stands under a final name is whole, whenever the command was killed; a rerun makes the rest."""
+    """What stands under a final name is whole, whenever the command was killed; a rerun makes the
+    rest."""
     from quantsr.deploy.stand_in import random_model
 
     write_pictures(tmp_path / "in", 24, 96)
@@ -282,7 +287,8 @@ def test_killed_preparations_and_exports_leave_nothing_half_done(
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Every file under its final name; of an LMDB, whose pages are not always the same, its list."""
+    """Every file under its final name; of an LMDB, whose pages are not always the same, its
+    list."""
     found = {}
     for path in sorted(folder.rglob("*")):
         name = str(path.relative_to(folder))

@@ -25,7 +25,8 @@ ENGINES_TRIED = ("native", "native", "native", "onnxruntime", "torch")
 
 
 def rewritten(content: bytes, budget: Budget) -> bytes:
-    """A damaged form of a packed file: of its bytes, or of its header with a checksum that is right again."""
+    """A damaged form of a packed file: of its bytes, or of its header with a checksum that is right
+    again."""
     rng = budget.rng
     if rng.random() < 0.4:
         return flip_bytes(content, rng)
@@ -52,7 +53,8 @@ def rewritten(content: bytes, budget: Budget) -> bytes:
 
 @pytest.mark.parametrize("make", [random_model, random_model_t], ids=["quantsr_c", "quantsr_t"])
 def test_damaged_packed_files(budget: Budget, tmp_path: Path, make: Callable[..., PackedModel]) -> None:
-    """A file that is taken also runs, on the native engine, where sizes that do not fit would be memory errors."""
+    """A file that is taken also runs, on the native engine, where sizes that do not fit would be
+    memory errors."""
     whole, bad = tmp_path / "whole.safetensors", tmp_path / "bad.safetensors"
     packing.save(make(), whole)
     content = whole.read_bytes()

@@ -1,4 +1,5 @@
-"""Odd and bad pictures: `quantsr upscale` says one line for each, and the others of the same call are upscaled."""
+"""Odd and bad pictures: `quantsr upscale` says one line for each, and the others of the same call
+are upscaled."""
 
 from __future__ import annotations
 

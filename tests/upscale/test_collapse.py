@@ -48,7 +48,8 @@ def test_against_layer_by_layer(scale: int, size: tuple[int, int]) -> None:
 
 
 def test_border_kernels_differ_from_inner_ones() -> None:
-    """Zero padding between the layers shows at the border: one kernel for all pixels would not do."""
+    """Zero padding between the layers shows at the border: one kernel for all pixels would not
+    do."""
     tail = fold(random_model(num_feat=4, num_block=1, depths=(1,))).tail
     kernels = collapse(tail)
     inside = kernels["inner", "inner"].weight[:, :, 2:, :]  # rows from the pixel downwards

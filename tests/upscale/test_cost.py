@@ -25,8 +25,9 @@ def test_msrresnet_x2() -> None:
 def test_swinir_light() -> None:
     """Published: linear layers and attention's products are 14.34 of 16.74 GMAC at LR 128x128.
 
-    The former is what is counted here. The latter is not: the convolutions have 2.79 GMAC (four of the RSTBs and conv_after_body 0.53 each,
-    conv_first 0.03, the upsampler 0.11), not 2.40, which no selection of them sums up to. Nearest is x3 without conv_after_body: 16.73.
+    The former is what is counted here. The latter is not: the convolutions have 2.79 GMAC (four of
+    the RSTBs and conv_after_body 0.53 each, conv_first 0.03, the upsampler 0.11), not 2.40, which
+    no selection of them sums up to. Nearest is x3 without conv_after_body: 16.73.
     """
     compat = pytest.importorskip("quantsr.basicsr_compat")
     net = compat.SwinIR(

@@ -104,7 +104,8 @@ def test_palette(transparent: bool, tmp_path: Path) -> None:
 @pytest.mark.parametrize("suffix", [".png", ".tif"])
 @pytest.mark.parametrize("deep", [False, True])
 def test_exif_orientation(orientation: int, suffix: str, deep: bool, tmp_path: Path) -> None:
-    """What Pillow makes of the stored pixels is upright; 16-bit pictures are turned the same way."""
+    """What Pillow makes of the stored pixels is upright; 16-bit pictures are turned the same
+    way."""
     upright = Image.fromarray(RGBA[..., 0])
     transpose = {
         2: 0,

@@ -75,7 +75,8 @@ def test_every_code_equals_the_reference(bits: int, picture, monkeypatch) -> Non
 
 
 def test_codes_of_any_network_differ_only_where_float32_rounds(picture, monkeypatch) -> None:
-    """A value on the edge of two codes may fall to the other side, and later layers see that: at most 1 code in 1,000, by 1."""
+    """A value on the edge of two codes may fall to the other side, and later layers see that: at
+    most 1 code in 1,000, by 1."""
     model = random_model(num_feat=16, num_block=4, depths=(4,), head_tail_bits=32)
     image = picture(20, 24)
     expected = _reference_codes(model, image, monkeypatch)
@@ -116,7 +117,8 @@ def test_pictures_of_any_size(size: tuple[int, int], picture) -> None:
 @pytest.mark.parametrize(("bits", "shift"), [(4, 0.0), (3, 0.7), (8, -0.4)])
 def test_codes_are_rounded_half_to_even_then_limited(bits: int, shift: float) -> None:
     limits = {3: (-4, 3), 4: (-8, 7), 8: (-128, 127)}[bits]
-    x = np.linspace(-140, 140, 1121, dtype=np.float32).reshape(1, 1, 1, -1)  # quarters: ties included
+    # quarters: ties included
+    x = np.linspace(-140, 140, 1121, dtype=np.float32).reshape(1, 1, 1, -1)
     parameter = openvino_ops.op.parameter(x.shape, np.float32)
     node = openvino_ops.fake_quantize(parameter, limits, "q", np.float32(shift))
     result = core().compile_model(ov.Model([node], [parameter], "q"), "CPU", EXACT)([x])[0]
@@ -126,8 +128,8 @@ def test_codes_are_rounded_half_to_even_then_limited(bits: int, shift: float) ->
 @pytest.mark.parametrize("wide_inputs", ["float", "bytes"])
 @pytest.mark.parametrize("bits", range(2, 9))
 def test_quantized_convs_run_as_integers(bits: int, wide_inputs: str, picture) -> None:
-    """The convs of blocks take 8-bit operands; in bytes, 16-bit inputs and kernels take two and three such convs. Float
-    are the head and the ring of the collapsed tail (eight)."""
+    """The convs of blocks take 8-bit operands; in bytes, 16-bit inputs and kernels take two and
+    three such convs. Float are the head and the ring of the collapsed tail (eight)."""
     model = random_model(num_feat=16, num_block=2, depths=(2,), bits_w=bits, bits_a=bits)
     runtime = _compiled(model, picture(16, 16), wide_inputs=wide_inputs, saturates=False).get_runtime_model()
     kinds = [
@@ -169,7 +171,8 @@ def test_float_pictures_are_not_rounded(small, picture) -> None:
 
 @pytest.mark.parametrize(("bits", "integers"), [(2, 4), (7, 4), (8, 0)])
 def test_saturating_processors_get_only_convs_that_cannot_overflow(bits: int, integers: int, picture) -> None:
-    """8-bit codes with 8-bit weights leave the integers (body end, tail, and an 8-bit body); the picture stays the same."""
+    """8-bit codes with 8-bit weights leave the integers (body end, tail, and an 8-bit body); the
+    picture stays the same."""
     model = random_model(num_feat=16, num_block=2, depths=(2,), bits_w=bits, bits_a=bits)
     image = picture(16, 16)
     runtime = _compiled(model, image, saturates=True).get_runtime_model()
@@ -187,7 +190,8 @@ def test_saturating_processors_get_only_convs_that_cannot_overflow(bits: int, in
 
 @pytest.mark.parametrize("isa", ["AVX512_CORE", "AVX2", "SSE41"])
 def test_same_picture_without_vnni(isa: str, picture, tmp_path) -> None:
-    """Where OpenVINO is told to do without VNNI, products are added in 16 bits; nothing may overflow."""
+    """Where OpenVINO is told to do without VNNI, products are added in 16 bits; nothing may
+    overflow."""
     model = random_model(num_feat=16, num_block=2, depths=(2,))
     packing.save(model, tmp_path / "n.safetensors")
     np.save(tmp_path / "in.npy", picture(16, 18))

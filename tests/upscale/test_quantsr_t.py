@@ -80,7 +80,8 @@ def test_tiles_continue_the_picture_by_reflection(picture) -> None:
 
 
 def test_tiles_that_see_everything_are_the_whole_picture(picture) -> None:
-    """With a halo as wide as the picture nothing but the reflection at the border can differ, and does not."""
+    """With a halo as wide as the picture nothing but the reflection at the border can differ, and
+    does not."""
     image = picture(29, 42)
     whole = Upscaler(small_model(), "torch")(image)
     np.testing.assert_array_equal(Upscaler(small_model(), "torch", tile=44)(image), whole)

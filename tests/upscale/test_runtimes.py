@@ -1,4 +1,5 @@
-"""Engines behind one interface: the same picture from each, and clear words where one is missing."""
+"""Engines behind one interface: the same picture from each, and clear words where one is
+missing."""
 
 from __future__ import annotations
 
@@ -50,7 +51,8 @@ def test_batches_and_tiles_come_back_in_order(engine: str, small, picture) -> No
 
 
 def test_signals_are_survived_after_engines_that_died_in_any_order() -> None:
-    """OpenVINO's cores exchange the thread's signal stack on processors with AMX; see openvino_core.core."""
+    """OpenVINO's cores exchange the thread's signal stack on processors with AMX; see
+    openvino_core.core."""
     pytest.importorskip("openvino")
     code = (
         "import faulthandler, os, signal, numpy as np\n"

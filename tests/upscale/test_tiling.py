@@ -1,4 +1,5 @@
-"""Tiles cover the picture once, keep only what their halo allows, and change no bit of the result."""
+"""Tiles cover the picture once, keep only what their halo allows, and change no bit of the
+result."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""`quantsr upscale` as a user meets it: what it reads, what it never overwrites, what it says, its exit codes."""
+"""`quantsr upscale` as a user meets it: what it reads, what it never overwrites, what it says, its
+exit codes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""`quantsr upscale` on pictures and names as they come: transparency, metadata, odd names, outputs that fail."""
+"""`quantsr upscale` on pictures and names as they come: transparency, metadata, odd names, outputs
+that fail."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ from quantsr.pictures import transparency
 
 
 def _disc(dtype: type, hidden: int, colour: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """(24, 24, 3) colours and (24, 24) alpha of a disc with a soft edge; `hidden` is the colour where alpha is 0."""
+    """(24, 24, 3) colours and (24, 24) alpha of a disc with a soft edge; `hidden` is the colour
+    where alpha is 0."""
     y, x = np.mgrid[:24, :24]
     cover = np.clip(8.5 - np.hypot(y - 11.5, x - 11.5), 0, 1)
     top = np.iinfo(dtype).max
@@ -163,7 +165,8 @@ def test_names_of_any_spelling(upscale, picture, tmp_path, capsys, monkeypatch) 
     assert sorted(os.listdir(tmp_path / "whole")) == expected
     assert len(capsys.readouterr().out.splitlines()) == len(NAMES)
     assert upscale(f"{folder}/*.png", "-o", tmp_path / "glob") == 0
-    assert sorted(os.listdir(tmp_path / "glob")) == ["*_x4.png"]  # a name that is there is no pattern
+    # a name that is there is no pattern
+    assert sorted(os.listdir(tmp_path / "glob")) == ["*_x4.png"]
     monkeypatch.chdir(folder)
     assert upscale(*NAMES[2:], "b[[]?].png", "./-dash.png", "-o", tmp_path / "single") == 0
     assert sorted(os.listdir(tmp_path / "single")) == expected

@@ -26,7 +26,8 @@ class Line:
 
 
 def read_scalars(folder: Path) -> dict[str, tuple[tuple[int, float], ...]]:
-    """The scalars of a TensorBoard log by tag, without values that are not finite; nothing where there is no log.
+    """The scalars of a TensorBoard log by tag, without values that are not finite; nothing where
+    there is no log.
 
     Points that an interrupted run made again are there once.
     """
@@ -65,7 +66,8 @@ def charts(runs: Sequence[tuple[str, dict[str, tuple[tuple[int, float], ...]]]])
 
 
 def chart(title: str, lines: Sequence[Line], *, log_scale: bool = False) -> str:
-    """A line chart with axes and a legend, as HTML. ``log_scale`` is for the vertical axis, of positive values."""
+    """A line chart with axes and a legend, as HTML. ``log_scale`` is for the vertical axis, of
+    positive values."""
     last = max(line.points[-1][0] for line in lines)
     values = [value for line in lines for _, value in line.points]
     log_scale = log_scale and min(values) > 0

@@ -34,7 +34,8 @@ def report(runs: Sequence[ReportRun], *, title: str = "Results", per_set: int = 
 
 
 def _results(runs: Sequence[ReportRun]) -> str:
-    """A table per set with the rows of all tests and trainings; equal baselines once, under the first run that has them."""
+    """A table per set with the rows of all tests and trainings; equal baselines once, under the
+    first run that has them."""
     rows = [(entry.label, record) for entry in runs if not entry.comparison for record in entry.records]
     tables = []
     for key in dict.fromkeys((record.set, record.scale, record.pictures) for _, record in rows):

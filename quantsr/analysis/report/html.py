@@ -13,7 +13,8 @@ _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-
 
 
 def page(title: str, about: str, sections: Sequence[tuple[str, str]]) -> str:
-    """A whole page of titled sections; ``about`` and the titles are text, the sections' bodies HTML."""
+    """A whole page of titled sections; ``about`` and the titles are text, the sections' bodies
+    HTML."""
     here = files(__package__)
     style, script = (here.joinpath(name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
     body = "".join(f"<section><h2>{escape(name)}</h2>\n{text}</section>\n" for name, text in sections if text)
@@ -27,7 +28,8 @@ def page(title: str, about: str, sections: Sequence[tuple[str, str]]) -> str:
 
 
 def table(caption: str, cells: Sequence[Sequence[str]], left: int = 1) -> str:
-    """A table with its head in the first line; the first ``left`` columns are flush left, the others numbers."""
+    """A table with its head in the first line; the first ``left`` columns are flush left, the
+    others numbers."""
     head = "".join(f'<th scope="col"{_side(i, left)}>{escape(cell)}</th>' for i, cell in enumerate(cells[0]))
     lines = []
     for line in cells[1:]:
@@ -57,7 +59,8 @@ def bullets(items: Sequence[tuple[str, str]]) -> str:
 
 
 def scene(shown: Scene, number: int) -> str:
-    """One picture with its versions: a slider between two of them, or all side by side where scripts do not run."""
+    """One picture with its versions: a slider between two of them, or all side by side where
+    scripts do not run."""
     name = f"{shown.set} / {shown.name}"
     top, left, height, width = shown.box
     where = f"x{shown.scale}, {width}x{height} pixels at column {left}, row {top}"

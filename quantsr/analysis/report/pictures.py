@@ -1,4 +1,5 @@
-"""Crops of the pictures that runs saved, with bicubic and the true picture where the data set is at hand."""
+"""Crops of the pictures that runs saved, with bicubic and the true picture where the data set is at
+hand."""
 
 from __future__ import annotations
 
@@ -72,7 +73,8 @@ def find_saved(sources: Sequence[Source]) -> dict[tuple[str, int], dict[str, lis
 
 
 def scenes(sources: Sequence[Source], *, per_set: int, side: int) -> list[Scene]:
-    """The first ``per_set`` pictures of every set, as crops of at most ``side`` pixels where there is most to see."""
+    """The first ``per_set`` pictures of every set, as crops of at most ``side`` pixels where there
+    is most to see."""
     found = []
     for (set_name, scale), names in find_saved(sources).items():
         wanted = sorted(names)[:per_set]
@@ -132,13 +134,15 @@ def _as_stem(name: str) -> str:
 
 
 def busiest(picture: U8, side: int) -> tuple[int, int, int, int]:
-    """Top, left, height and width of the square of ``side`` pixels (or all there are) with the strongest edges."""
+    """Top, left, height and width of the square of ``side`` pixels (or all there are) with the
+    strongest edges."""
     height, width = min(side, picture.shape[0]), min(side, picture.shape[1])
     gray = picture.astype(np.float64).mean(axis=2)  # (H, W)
     edges = np.zeros_like(gray)
     edges[:, 1:] += np.abs(np.diff(gray, axis=1))
     edges[1:] += np.abs(np.diff(gray, axis=0))
-    total = np.pad(edges.cumsum(0).cumsum(1), ((1, 0), (1, 0)))  # (H + 1, W + 1), sums of all above and left
+    # (H + 1, W + 1), sums of all above and left
+    total = np.pad(edges.cumsum(0).cumsum(1), ((1, 0), (1, 0)))
     sums = (
         total[height:, width:] - total[:-height, width:] - total[height:, :-width] + total[:-height, :-width]
     )

@@ -1,4 +1,5 @@
-"""Arrays in the order that the kernels read them: convolutions in Winograd's form, the first convolution, and what keeps them alive."""
+"""Arrays in the order that the kernels read them: convolutions in Winograd's form, the first
+convolution, and what keeps them alive."""
 
 from __future__ import annotations
 
@@ -25,8 +26,9 @@ G2 = np.array([[2, 0, 0], [1, 1, 1], [1, -1, 1], [0, 0, 2]], np.int64)
 """Twice the matrix G of F(2, 3): the transformed weights are integers."""
 
 G4 = np.array([[4, 0, 0], [1, 1, 1], [1, -1, 1], [2, 0, -2], [0, -2, 0], [1, 1, -1], [0, 0, 4]], np.int64)
-"""Four times G of an F(4, 3) of 7 products: Toom and Cook's at the points 0, 1, -1 and infinity, and modulo x^2 + 1, which takes three
-products (Karatsuba) where two points would make the transformed inputs too large for bytes (Barabasz and Gregg, 2019)."""
+"""Four times G of an F(4, 3) of 7 products: Toom and Cook's at the points 0, 1, -1 and infinity,
+and modulo x^2 + 1, which takes three products (Karatsuba) where two points would make the
+transformed inputs too large for bytes (Barabasz and Gregg, 2019)."""
 
 _WIDE = 4  # steps of a 16-bit input in one of the kernels' 14-bit ones
 
@@ -51,7 +53,8 @@ class Program(Protocol):
         ...
 
     def code_maps(self, height: int, width: int) -> dict[str, CodeMap]:
-        """The codes that `quantsr_run` copies, by the name of the layer that reads them, in the order of `Picture.codes`."""
+        """The codes that `quantsr_run` copies, by the name of the layer that reads them, in the
+        order of `Picture.codes`."""
         ...
 
 
@@ -94,13 +97,15 @@ class Arrays:
         return array.ctypes.data_as(ctypes.POINTER(np.ctypeslib.as_ctypes_type(array.dtype)))
 
     def weight(self, parts: list[Values], dtype: type[np.generic]) -> int:
-        """Address of transformed weights, `parts` being (I, O): [I / g][O][g] each, with g inputs in 4 bytes."""
+        """Address of transformed weights, `parts` being (I, O): [I / g][O][g] each, with g inputs
+        in 4 bytes."""
         group = 4 // np.dtype(dtype).itemsize
         laid_out = [part.reshape(-1, group, part.shape[1]).transpose(0, 2, 1).ravel() for part in parts]
         return int(self.keep(np.ascontiguousarray(np.concatenate(laid_out), dtype)).ctypes.data)
 
     def head(self, net: FromPixels) -> dict[str, Any]:
-        """The first convolution, its outputs padded, as fields of the network. Raises Unsupported where it is quantized."""
+        """The first convolution, its outputs padded, as fields of the network. Raises Unsupported
+        where it is quantized."""
         head = net.head
         if head.codes_in is not None:
             raise Unsupported("conv_first is quantized")
@@ -120,10 +125,12 @@ class Arrays:
         return self.padded_conv(parts, np.ones(len(bias)), bias, library.FLOATS, blocks)
 
     def wide_conv(self, weight: Values, bias: Values, step: Values, blocks: int) -> library.Conv:
-        """The same of 16-bit multiples of `step` (C,). Weights take, for each output, the finest step with which no sum exceeds 32 bits.
+        """The same of 16-bit multiples of `step` (C,). Weights take, for each output, the finest
+        step with which no sum exceeds 32 bits.
 
-        That is sums of the plain convolution: those at single positions may, and wrap around without harm. Weights are rounded
-        with their sums over a kernel, so that flat regions, where errors would add up, change least.
+        That is sums of the plain convolution: those at single positions may, and wrap around
+        without harm. Weights are rounded with their sums over a kernel, so that flat regions, where
+        errors would add up, change least.
         """
         integers, multiplier = self._wide_integers(weight, step, blocks)
         return self.padded_conv(nested(integers, blocks, G2), multiplier / 4, bias, library.WORDS, blocks)
@@ -135,7 +142,8 @@ class Arrays:
         return rounded_with_sums(weight / multiplier.reshape(-1, 1, 1, 1)).astype(np.int64), multiplier
 
     def split_conv(self, weight: Values, bias: Values, step: Values, blocks: int) -> library.Conv:
-        """The convolution of `wide_conv` for AMX: the same integers, each in three signed bytes, and so the same sums.
+        """The convolution of `wide_conv` for AMX: the same integers, each in three signed bytes,
+        and so the same sums.
 
         Raises Unsupported where a weight has more than 14 bits.
         """
@@ -156,14 +164,16 @@ class Arrays:
         )
 
     def tiles(self, planes: list[Values]) -> int:
-        """Address of weights (O, I, k, k) of signed bytes in the order of AMX's tiles: for each plane, 16 outputs and row of the kernel
-        [K / 4][16][4], K being (column, input) padded to a multiple of 64."""
+        """Address of weights (O, I, k, k) of signed bytes in the order of AMX's tiles: for each
+        plane, 16 outputs and row of the kernel [K / 4][16][4], K being (column, input) padded to a
+        multiple of 64."""
         laid_out = []
         for plane in planes:
             outputs, inputs, size, _ = plane.shape
             rows = plane.transpose(0, 2, 3, 1).reshape(outputs, size, size * inputs)  # (O, k, K)
             rows = np.pad(rows, [(0, padded(outputs) - outputs), (0, 0), (0, -rows.shape[2] % _TILE_INPUTS)])
-            parts = rows.reshape(-1, CHANNELS, size, rows.shape[2] // 4, 4)  # (O / 16, 16, k, K / 4, 4)
+            # (O / 16, 16, k, K / 4, 4)
+            parts = rows.reshape(-1, CHANNELS, size, rows.shape[2] // 4, 4)
             laid_out.append(parts.transpose(0, 2, 3, 1, 4).ravel())
         values = np.concatenate(laid_out).astype(np.int8, casting="unsafe")
         memory = self.keep(np.empty(len(values) + _CACHE_LINE, np.uint8))
@@ -196,7 +206,8 @@ class Arrays:
 
 
 def finest_steps(weight: Values, blocks: int) -> NDArray[np.float64]:
-    """(O,) the least step of each output's weights (O, I, k, k) with which no sum of 14-bit inputs exceeds 32 bits, nor a transformed weight 16."""
+    """(O,) the least step of each output's weights (O, I, k, k) with which no sum of 14-bit inputs
+    exceeds 32 bits, nor a transformed weight 16."""
     room = (2**31 - 1) / (4 * library.LARGEST_WORD) - weight[0].size
     peaks = np.max([np.abs(part).max(0) for part in nested(weight, blocks, G2)], 0)
     sums = np.abs(weight).sum((1, 2, 3))
@@ -208,13 +219,15 @@ def finest_steps(weight: Values, blocks: int) -> NDArray[np.float64]:
 
 
 def rounding_error(weight: Values, step: Values, blocks: int) -> float:
-    """Root mean square of what rounding the weights adds to the outputs of `Arrays.wide_conv`, for inputs as large as 14 bits hold."""
+    """Root mean square of what rounding the weights adds to the outputs of `Arrays.wide_conv`, for
+    inputs as large as 14 bits hold."""
     steps = finest_steps(weight * step.reshape(1, -1, 1, 1), blocks)
     return float(np.sqrt((steps**2).mean() * weight[0].size / 12) * library.LARGEST_WORD)
 
 
 def transformed(weight: Values, matrix: Values = G2) -> Values:
-    """(O, I, 3, 3) -> (positions, I, O): G g G^T for `matrix` G, position by position; by default 4 times that of F(2x2, 3x3), of integers."""
+    """(O, I, 3, 3) -> (positions, I, O): G g G^T for `matrix` G, position by position; by default 4
+    times that of F(2x2, 3x3), of integers."""
     u = np.einsum(
         "ya,oiab,xb->yxio", matrix, weight.astype(np.result_type(weight, matrix)), matrix, optimize=True
     )
@@ -222,7 +235,8 @@ def transformed(weight: Values, matrix: Values = G2) -> Values:
 
 
 def nested(weight: Values, blocks: int, matrix: Values) -> list[Values]:
-    """(O, I, k, k) -> for each position its parts (I, O) in turn: a 5x5 kernel is 3x3 ones of its taps 0..2 and (0,) 3, 4 along either axis."""
+    """(O, I, k, k) -> for each position its parts (I, O) in turn: a 5x5 kernel is 3x3 ones of its
+    taps 0..2 and (0,) 3, 4 along either axis."""
     taps = [weight]
     if blocks == 2:
         cuts = [(0, 3), (3, 5)]
@@ -241,7 +255,8 @@ def nested(weight: Values, blocks: int, matrix: Values) -> list[Values]:
 
 
 def wide_step(layer: QuantizedLayer) -> NDArray[np.float64] | None:
-    """(C,) step of the kernels' 14-bit inputs of a layer that has 16-bit ones; None of any other."""
+    """(C,) step of the kernels' 14-bit inputs of a layer that has 16-bit ones; None of any
+    other."""
     if layer.bits_a != 16 or layer.act_step is None or layer.tau().any():
         return None
     equal = np.ones(layer.in_channels) if layer.act_equal is None else layer.act_equal.astype(np.float64)
@@ -254,7 +269,8 @@ def kernel_of(conv: FoldedConv) -> tuple[Values, Values]:
 
 
 def before_shuffle(weight: Values, bias: Values, factor: int) -> tuple[Values, Values]:
-    """Outputs of a convolution before a pixel shuffle to three colours, in the order (row phase, column phase, colour) that the kernels write."""
+    """Outputs of a convolution before a pixel shuffle to three colours, in the order (row phase,
+    column phase, colour) that the kernels write."""
     order = (
         np.arange(len(bias)).reshape(3, factor, factor).transpose(1, 2, 0).ravel()
     )  # (3, r, r) -> (r, r, 3) -> (O,)

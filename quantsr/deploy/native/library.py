@@ -1,4 +1,5 @@
-"""The compiled kernels and the structures they read, which are those of `network.h`. They are compiled when quantsr is installed, where there is a compiler."""
+"""The compiled kernels and the structures they read, which are those of `network.h`. They are
+compiled when quantsr is installed, where there is a compiler."""
 
 from __future__ import annotations
 
@@ -28,9 +29,11 @@ _FOLDER = Path(__file__).parent
 
 F32 = POINTER(c_float)
 
-# The structures of `network.h`, field by field, under C's names: `scale` there is what Python calls a multiplier, the network's `factor` the upscaling
-# factor. Shapes: C inputs and P outputs of a convolution, padded to multiples of 16; I and O of a linear layer; N tokens in a window. Pointers
-# are NULL, and structures all 0, where there is no such part. Arrays are float32 where nothing else is said.
+# The structures of `network.h`, field by field, under C's names: `scale` there is what Python calls
+# a multiplier, the network's `factor` the upscaling factor. Shapes: C inputs and P outputs of a
+# convolution, padded to multiples of 16; I and O of a linear layer; N tokens in a window. Pointers
+# are NULL, and structures all 0, where there is no such part. Arrays are float32 where nothing else
+# is said.
 
 
 class Conv(ctypes.Structure):
@@ -51,7 +54,8 @@ class Conv(ctypes.Structure):
         ("blocks", c_int32),  # 1 or 2, along either axis
         ("outputs", c_int32),  # P
         ("tile", c_int32),  # TILE or LARGE_TILE; only of convolutions in blocks
-        ("offset_sums", c_int32),  # of BYTES: added to the transformed inputs at position (1, 1) ...
+        # of BYTES: added to the transformed inputs at position (1, 1) ...
+        ("offset_sums", c_int32),
         ("offset_mixed", c_int32),  # ... and at the others
         ("is_signed", c_int32),  # of CODES and SPLIT: whether inputs are signed bytes
     )
@@ -69,7 +73,8 @@ class Quantizer(ctypes.Structure):
 
 
 class Block(ctypes.Structure):
-    """`(shortcut * x + conv2(conv1(codes of x))) * gap[0] * gap[1] ...`, x in the units of training."""
+    """`(shortcut * x + conv2(conv1(codes of x))) * gap[0] * gap[1] ...`, x in the units of
+    training."""
 
     _fields_ = (
         ("input", Quantizer),
@@ -84,7 +89,8 @@ class Block(ctypes.Structure):
 
 
 class Ring(ctypes.Structure):
-    """The tail's kernels at the picture's border: first, inner, last row; in each first, inner, last column."""
+    """The tail's kernels at the picture's border: first, inner, last row; in each first, inner,
+    last column."""
 
     _fields_ = (
         ("weight", F32 * 9),  # [kh][kw][C][P] each, in pixel values
@@ -120,7 +126,8 @@ class Linear(ctypes.Structure):
     _fields_ = (
         ("weight", POINTER(c_int8)),  # [O / 4][I / 4][4 outputs][4 inputs] int8
         ("start", POINTER(c_int32)),  # [O] int32, puts back what the bytes lack
-        ("scale", F32),  # [O] real value of one unit of the sum, or in units of codes where it `rounds`
+        # [O] real value of one unit of the sum, or in units of codes where it `rounds`
+        ("scale", F32),
         ("bias", F32),  # [O] likewise
         ("inputs", c_int32),  # I
         ("outputs", c_int32),  # O
@@ -131,7 +138,8 @@ class Linear(ctypes.Structure):
 
 
 class SwinLayer(ctypes.Structure):
-    """`m = x + proj(attention(norm1(x)))`, then `middle_scale * m + input_scale * x + fc2(gelu(fc1(norm2(m))))`."""
+    """`m = x + proj(attention(norm1(x)))`, then `middle_scale * m + input_scale * x +
+    fc2(gelu(fc1(norm2(m))))`."""
 
     _fields_ = (
         ("norm1", Norm),
@@ -249,9 +257,11 @@ def load() -> ctypes.CDLL | None:
 
 
 def _is_current(library: ctypes.CDLL) -> bool:
-    """Whether the kernels are those of the C sources in this folder, or there are none (an installed package).
+    """Whether the kernels are those of the C sources in this folder, or there are none (an
+    installed package).
 
-    Kernels that an editable installation left behind could read other structures, and give garbage in silence.
+    Kernels that an editable installation left behind could read other structures, and give garbage
+    in silence.
     """
     sources = sorted(path for path in _FOLDER.iterdir() if path.suffix in (".c", ".h", ".inc"))
     if not sources:

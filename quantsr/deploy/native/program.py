@@ -1,4 +1,5 @@
-"""A folded QuantSR-C laid out for the kernels: transformed weights, and every constant in the order they read it."""
+"""A folded QuantSR-C laid out for the kernels: transformed weights, and every constant in the order
+they read it."""
 
 from __future__ import annotations
 
@@ -58,7 +59,8 @@ class ConvProgram(Arrays):
         )
 
     def for_size(self, height: int, width: int) -> library.Network:
-        """The network for pictures of that size: a tail of several layers has other kernels at the border."""
+        """The network for pictures of that size: a tail of several layers has other kernels at the
+        border."""
         if self.network.tail.blocks == 2:
             size = (min(height, collapse.MIN_SIZE), min(width, collapse.MIN_SIZE))
             if size not in self._rings:
@@ -103,8 +105,8 @@ class ConvProgram(Arrays):
         )
 
     def _code_conv(self, conv: FoldedConv) -> library.Conv:
-        """On AMX in its plain form; else with large tiles where their transforms fit, else with small ones. Raises Unsupported where those
-        do not either."""
+        """On AMX in its plain form; else with large tiles where their transforms fit, else with
+        small ones. Raises Unsupported where those do not either."""
         if self._isa == "amx":
             return self._plain(conv)
         try:
@@ -113,8 +115,9 @@ class ConvProgram(Arrays):
             return self._tiled(conv, library.TILE)
 
     def _plain(self, conv: FoldedConv) -> library.Conv:
-        """For AMX, whose products of bytes take codes as they are. Raises Unsupported beyond 6 bits, where the float operations
-        between convolutions are no longer known to give the reference's codes."""
+        """For AMX, whose products of bytes take codes as they are. Raises Unsupported beyond 6
+        bits, where the float operations between convolutions are no longer known to give the
+        reference's codes."""
         assert conv.codes_in is not None
         if conv.codes_in[1] - conv.codes_in[0] > 2**_MOST_BITS - 1:
             raise Unsupported(f"{conv.name} has too many bits for its codes to be exact")
@@ -130,8 +133,9 @@ class ConvProgram(Arrays):
         )
 
     def _tiled(self, conv: FoldedConv, tile: int) -> library.Conv:
-        """Transformed codes are sums of 4 (16 in large tiles), or differences of at most half as many and as many: with an offset that makes
-        them positive they are 0..4 (16) * (high - low)."""
+        """Transformed codes are sums of 4 (16 in large tiles), or differences of at most half as
+        many and as many: with an offset that makes them positive they are 0..4 (16) * (high -
+        low)."""
         assert conv.codes_in is not None
         low, high = conv.codes_in
         terms, matrix = (16, G4) if tile == library.LARGE_TILE else (4, G2)
@@ -163,7 +167,8 @@ class ConvProgram(Arrays):
     # conv_after_body and tail
 
     def _outer(self, model: PackedModel) -> dict[str, Any]:
-        """The layers behind the blocks, as fields of the network: on 16-bit integers where their inputs have them, else in float32."""
+        """The layers behind the blocks, as fields of the network: on 16-bit integers where their
+        inputs have them, else in float32."""
         net, (first, _) = self._net, tail_stages(model.header.arch, model.header.scale)[0]
         if len(net.tail) == 1:
             weight, bias = before_shuffle(*kernel_of(net.tail[0]), net.scale)
@@ -195,7 +200,8 @@ class ConvProgram(Arrays):
         }
 
     def _ring(self, height: int, width: int) -> library.Ring:
-        """The nine kernels at the border of pictures of that height and width, 3 standing for all larger ones."""
+        """The nine kernels at the border of pictures of that height and width, 3 standing for all
+        larger ones."""
         kernels = collapse.collapse(self._net.tail, collapse.positions(height), collapse.positions(width))
         ring = library.Ring()
         for i, kernel in enumerate(kernels.values()):

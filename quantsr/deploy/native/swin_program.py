@@ -82,7 +82,8 @@ class SwinProgram(Arrays):
         return self.network
 
     def code_maps(self, height: int, width: int) -> dict[str, CodeMap]:
-        """See `arrays.Program.code_maps`; (height * width, inputs) each, window by window, inside row by row."""
+        """See `arrays.Program.code_maps`; (height * width, inputs) each, window by window, inside
+        row by row."""
         maps = {}
         for layer in (layer for block in self._net.blocks for layer in block.layers):
             attention = layer.attention
@@ -147,7 +148,8 @@ class SwinProgram(Arrays):
         return library.Codes(self.pointer(multiplier), self.pointer(quantize.shift), *quantize.limits)
 
     def _linear(self, linear: FoldedLinear) -> library.Linear:
-        """Inputs are bytes from 0 on: their lowest code is taken off, and put back by what sums start from."""
+        """Inputs are bytes from 0 on: their lowest code is taken off, and put back by what sums
+        start from."""
         if not linear.integer:
             raise Unsupported(f"{linear.name} is not integer")
         assert linear.codes_in is not None
@@ -194,7 +196,8 @@ class SwinProgram(Arrays):
         }
 
     def _conv(self, stage: ConvStage, shuffle: int = 1) -> library.Conv:
-        """On 16-bit integers where all 3x3 convolutions have codes or inputs of 16 bits, else of float32."""
+        """On 16-bit integers where all 3x3 convolutions have codes or inputs of 16 bits, else of
+        float32."""
         conv = stage.conv
         if self._words and conv.integer:
             return self.code_words(conv)

@@ -1,4 +1,5 @@
-"""QuantSR-T in deployment: its structure, its folding, and the network written once over the operations of each engine. Imports no torch."""
+"""QuantSR-T in deployment: its structure, its folding, and the network written once over the
+operations of each engine. Imports no torch."""
 
 from __future__ import annotations
 
@@ -14,8 +15,9 @@ from quantsr.deploy.quantsr_t.structure import Structure, used_units
 from quantsr.errors import InputError
 
 OVERLAP = 32
-"""Low-resolution pixels that a tile reads beyond what it keeps: whole windows, at least. The receptive field is the whole picture, so this is a
-choice; docs/numerics.md has the measured effect."""
+"""Low-resolution pixels that a tile reads beyond what it keeps: whole windows, at least. The
+receptive field is the whole picture, so this is a choice; docs/numerics.md has the measured
+effect."""
 MAX_TILE_AREA = 1 << 16
 
 
@@ -32,7 +34,8 @@ class QuantSRT:
         )
 
     def cut(self, model: PackedModel, kept: tuple[int, ...], gaps: Float) -> Cut:
-        """What a dropped RSTB did is folded into the conv that ends the RSTB before it, or into the first LayerNorm."""
+        """What a dropped RSTB did is folded into the conv that ends the RSTB before it, or into the
+        first LayerNorm."""
         structure = Structure.of(model.header)
         if structure.counts_layers:
             raise InputError(
@@ -69,7 +72,8 @@ class QuantSRT:
         return Reach(-(-OVERLAP // window) * window, window, MAX_TILE_AREA)
 
     def costs(self, model: PackedModel, depth: int, size: tuple[int, int]) -> list[LayerCost]:
-        """On the padded picture: convs and linear layers, and both products of each window attention."""
+        """On the padded picture: convs and linear layers, and both products of each window
+        attention."""
         structure = Structure.of(model.header)
         units = set(model.header.blocks_kept(depth))
         pixels = int(np.prod([-(-n // structure.window) * structure.window for n in size]))

@@ -1,9 +1,12 @@
-"""Folding of a converted QuantSR-T: steps, taus, shortcuts and LayerNorm's factors become one multiplication and one addition per layer.
+"""Folding of a converted QuantSR-T: steps, taus, shortcuts and LayerNorm's factors become one
+multiplication and one addition per layer.
 
-The result, a `folded.FoldedSwin`, is what all engines run. Each identity is exact in real numbers; constants are computed in float64 and rounded once to float32.
+The result, a `folded.FoldedSwin`, is what all engines run. Each identity is exact in real numbers;
+constants are computed in float64 and rounded once to float32.
 
-A quantizer `clip(rint((x + tau) / v))` is `clip(rint(x * multiplier + shift))` with multiplier 1/v and shift tau/v. Behind LayerNorm it is merged into its
-weight and bias, so that normalizing gives values in units of codes; q, k and v of quantized attention come from qkv in units of codes.
+A quantizer `clip(rint((x + tau) / v))` is `clip(rint(x * multiplier + shift))` with multiplier 1/v
+and shift tau/v. Behind LayerNorm it is merged into its weight and bias, so that normalizing gives
+values in units of codes; q, k and v of quantized attention come from qkv in units of codes.
 """
 
 from __future__ import annotations
@@ -132,7 +135,8 @@ _ROLES = ("scores.left", "scores.right", "mixture.left", "mixture.right")
 def _part_of_qkv(
     layer: QuantizedLayer, part: int, dim: int, operand: Operand | None, factor: float
 ) -> FoldedLinear:
-    """The third of qkv that gives q, k or v: in units of the operand's codes where there is one, else times `factor`."""
+    """The third of qkv that gives q, k or v: in units of the operand's codes where there is one,
+    else times `factor`."""
     rows = slice(part * dim, (part + 1) * dim)
     step = layer.weight_step
     third = replace(
@@ -211,10 +215,12 @@ def _norm(model: PackedModel, name: str, reader: QuantizedLayer | None, factor: 
 
 
 def _quantize(layer: QuantizedLayer, factor: float = 1.0) -> Quantize | None:
-    """The quantizer of a layer's input, which comes as `input / factor`; None where it reads floats."""
+    """The quantizer of a layer's input, which comes as `input / factor`; None where it reads
+    floats."""
     if layer.act_step is None:
         return None
-    step = layer.act_step.astype(np.float64) * layer.equal()  # (I,), equal numbers where not equalized
+    # (I,), equal numbers where not equalized
+    step = layer.act_step.astype(np.float64) * layer.equal()
     multiplier = factor / (
         step if layer.act_equal is not None else layer.act_step.astype(np.float64).reshape(())
     )

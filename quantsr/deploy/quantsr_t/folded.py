@@ -15,7 +15,8 @@ from quantsr.deploy.model import Float
 NORM_EPS = 1e-5
 """Added to the variance in LayerNorm."""
 MASKED = -100.0
-"""Added to the score of two tokens that were no neighbours before the cyclic shift, as in SwinIR."""
+"""Added to the score of two tokens that were no neighbours before the cyclic shift, as in
+SwinIR."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,7 +33,8 @@ class Quantize:
 
 @dataclass(frozen=True, eq=False)
 class Norm:
-    """LayerNorm over channels; with `limits`, weight and bias give units of codes, and the result is rounded and clipped to them."""
+    """LayerNorm over channels; with `limits`, weight and bias give units of codes, and the result
+    is rounded and clipped to them."""
 
     name: str
     weight: Float
@@ -46,7 +48,8 @@ class FoldedLinear(FoldedConv):
 
 @dataclass(frozen=True, eq=False)
 class ConvStage:
-    """A conv on a map: its input quantized first, LeakyReLU and a pixel shuffle behind it, each where there is one."""
+    """A conv on a map: its input quantized first, LeakyReLU and a pixel shuffle behind it, each
+    where there is one."""
 
     quantize: Quantize | None
     conv: FoldedConv
@@ -56,7 +59,8 @@ class ConvStage:
 
 @dataclass(frozen=True, eq=False)
 class Attention:
-    """`proj(softmax(q k^T * score_multiplier + bias) v * mix)`, the operands codes (of `codes_out` of q, k, v) or floats."""
+    """`proj(softmax(q k^T * score_multiplier + bias) v * mix)`, the operands codes (of `codes_out`
+    of q, k, v) or floats."""
 
     name: str
     heads: int
@@ -69,7 +73,8 @@ class Attention:
     probabilities: Quantize | None
     """Its shift is one per position in the window, (N,)."""
     mix: Quantize | np.float32
-    """From the sums of the mixture to the input of proj: its codes, or a factor where proj reads floats."""
+    """From the sums of the mixture to the input of proj: its codes, or a factor where proj reads
+    floats."""
     proj: FoldedLinear
 
     @property
@@ -80,9 +85,11 @@ class Attention:
 
 @dataclass(frozen=True, eq=False)
 class SwinLayer:
-    """`m = x + attention(norm1(x)); out = middle_multiplier * m + input_multiplier * x + fc2(gelu(fc1(norm2(m))))`.
+    """`m = x + attention(norm1(x)); out = middle_multiplier * m + input_multiplier * x +
+    fc2(gelu(fc1(norm2(m))))`.
 
-    As a unit of depth with shortcut s, followed by skipped units of product p, middle_multiplier is p and input_multiplier p * (s - 1).
+    As a unit of depth with shortcut s, followed by skipped units of product p, middle_multiplier is
+    p and input_multiplier p * (s - 1).
     """
 
     norm1: Norm
@@ -112,7 +119,8 @@ class Rstb:
 class FoldedSwin(FromPixels):
     """The network at one depth, from pixels (0..255) to pixels.
 
-    shallow = head(input); blocks on norm_first(shallow); tail(closing(norm(.)) + shallow), in pixel values.
+    shallow = head(input); blocks on norm_first(shallow); tail(closing(norm(.)) + shallow), in pixel
+    values.
     """
 
     window: int

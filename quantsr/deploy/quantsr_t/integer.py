@@ -1,6 +1,8 @@
-"""The integer reference of QuantSR-T: products of codes as exact integers, LayerNorm, softmax and GELU in float32.
+"""The integer reference of QuantSR-T: products of codes as exact integers, LayerNorm, softmax and
+GELU in float32.
 
-Why float32 matrix products of codes are exact is said in `quantsr.deploy.integer`, whose convs these are.
+Why float32 matrix products of codes are exact is said in `quantsr.deploy.integer`, whose convs
+these are.
 """
 
 from __future__ import annotations
@@ -58,7 +60,8 @@ class TorchOps:
             for t in (q, k, v)
         )  # (G, h, N, d)
         bound = 2**16 * self.window**2 if attention.quantized else None
-        scores = _product(q, k.transpose(-2, -1), bound) * float(attention.score_multiplier)  # (G, h, N, N)
+        # (G, h, N, N)
+        scores = _product(q, k.transpose(-2, -1), bound) * float(attention.score_multiplier)
         scores = scores + _vector(attention.bias)  # (h, N, N) to every window
         if shift:
             scores = scores + torch.from_numpy(layout.mask(self.grid, self.window, shift))

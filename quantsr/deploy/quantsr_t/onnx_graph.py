@@ -1,8 +1,9 @@
 """The operations of `program` as ONNX nodes, for any batch, height and width.
 
-Products of codes are those of `quantsr.deploy.onnx_graph`: dequantized by 1, summed, and multiplied by one constant per output behind. What depends on the size (the reflected
-rows and columns, the order of tokens in windows, the mask of shifted windows) is computed once in the graph, from the shape of its input, on
-index tensors; tokens then move by one Gather.
+Products of codes are those of `quantsr.deploy.onnx_graph`: dequantized by 1, summed, and multiplied
+by one constant per output behind. What depends on the size (the reflected rows and columns, the
+order of tokens in windows, the mask of shifted windows) is computed once in the graph, from the
+shape of its input, on index tensors; tokens then move by one Gather.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ class OnnxOps:
         self.graph, self.window, self.scale = graph, net.window, net.scale
         self.known: dict[object, str] = {}
         shape = self._node("Shape", [INPUT])
-        self.batch, height, width = (self._node("Gather", [shape, self._ints([i])]) for i in range(3))  # (1,)
+        # (1,)
+        self.batch, height, width = (self._node("Gather", [shape, self._ints([i])]) for i in range(3))
         self.size = (height, width)
         cell = self._ints([net.window])
         rounded = [self._node("Add", [size, self._ints([net.window - 1])]) for size in self.size]
@@ -42,7 +44,7 @@ class OnnxOps:
         self.grid = tuple(self._node("Mul", [count, cell]) for count in self.cells)  # (H,), (W,)
         self.places = self._node("Mul", list(self.grid))  # (1,), L
 
-    # --- the network's operations ----------------------------------------------------------------------------------
+    # --- the network's operations -----------------------------------------------------------------
 
     def head(self, net: FoldedSwin) -> str:
         x = INPUT
@@ -58,7 +60,8 @@ class OnnxOps:
         graph, name = self.graph, linear.name
         if linear.codes_in is not None:
             x = graph.dequantize(linear, x)
-        weight = graph.weight(replace(linear, weight=np.ascontiguousarray(linear.weight.T)))  # (I, O)
+        # (I, O)
+        weight = graph.weight(replace(linear, weight=np.ascontiguousarray(linear.weight.T)))
         y = graph.node("MatMul", [x, weight], f"{name}.sum")
         y = graph.node("Mul", [y, graph.constant(f"{name}.scale", linear.multiplier)], f"{name}.scaled")
         y = graph.node("Add", [y, graph.constant(f"{name}.bias", linear.bias)], f"{name}.out")
@@ -103,7 +106,8 @@ class OnnxOps:
             weights = self._dequantize(weights, attention.probabilities.limits)
         mixed = self._node("MatMul", [weights, v])  # (B * G, h, N, d)
         mixed = self._node("Transpose", [mixed], perm=[0, 2, 1, 3])  # (B * G, N, h, d)
-        mixed = self._node("Reshape", [mixed, self._shape([-1], self.places, [channels])])  # (B, L, C)
+        # (B, L, C)
+        mixed = self._node("Reshape", [mixed, self._shape([-1], self.places, [channels])])
         if isinstance(attention.mix, Quantize):
             return self.quantize(attention.mix, mixed, channels_last=True)
         return mixed if attention.mix == 1 else self.multiply(mixed, attention.mix)
@@ -144,7 +148,7 @@ class OnnxOps:
         axes = [self._ints([0, 0]), self._node("Concat", ends, axis=0), self._ints([1, 2])]
         return self.graph.node("Slice", [x, *axes], OUTPUT)
 
-    # --- codes -----------------------------------------------------------------------------------------------------
+    # --- codes ------------------------------------------------------------------------------------
 
     def _value(self, x: str, linear: FoldedLinear) -> str:
         return x if linear.codes_out is None else self._dequantize(x, linear.codes_out)
@@ -152,7 +156,7 @@ class OnnxOps:
     def _dequantize(self, codes: str, limits: tuple[int, int]) -> str:
         return self._node("DequantizeLinear", [codes, self.graph.scalar(1), self.graph.zero(limits)])
 
-    # --- what follows from the size, once per graph ----------------------------------------------------------------
+    # --- what follows from the size, once per graph -----------------------------------------------
 
     def _reflected(self, axis: int) -> str:
         """Index of each padded row or column in the picture: 0, 1, ..., size - 1, size - 2, ..."""
@@ -212,7 +216,8 @@ class OnnxOps:
         return self.known["mask", shift]
 
     def _rolled(self, grid: str, shift: int) -> str:
-        """(H, W) shifted cyclically up and to the left by `shift`, or down and to the right by `-shift`."""
+        """(H, W) shifted cyclically up and to the left by `shift`, or down and to the right by
+        `-shift`."""
         if shift == 0:
             return grid
         for axis in (0, 1):
@@ -230,7 +235,7 @@ class OnnxOps:
         split = self._node("Transpose", [split], perm=[0, 2, 1, 3])  # (H / w, W / w, w, w)
         return self._node("Reshape", [split, self._ints([-1, self.window**2])])  # (G, N)
 
-    # --- nodes -----------------------------------------------------------------------------------------------------
+    # --- nodes ------------------------------------------------------------------------------------
 
     def _node(self, op: str, inputs: list[str], **attributes: object) -> str:
         """A node with a name of its own."""

@@ -1,9 +1,12 @@
-"""The operations of `program` as an OpenVINO graph for one size of picture, laid out so that the CPU plugin runs it fast.
+"""The operations of `program` as an OpenVINO graph for one size of picture, laid out so that the
+CPU plugin runs it fast.
 
-As in `quantsr.deploy.openvino_graph`, every quantization is a FakeQuantize to a range of integers and every weight an int8 constant times one
-multiplier per output, which the plugin makes 8-bit products. Window attention is written as the plugin's fused attention kernel expects it (one
-loop over windows and heads, no tensor of scores in memory). Tokens stay in the order of the windows of the layer that reads them and
-move by one Gather between layers; indices and masks are constants of the size.
+As in `quantsr.deploy.openvino_graph`, every quantization is a FakeQuantize to a range of integers
+and every weight an int8 constant times one multiplier per output, which the plugin makes 8-bit
+products. Window attention is written as the plugin's fused attention kernel expects it (one loop
+over windows and heads, no tensor of scores in memory). Tokens stay in the order of the windows of
+the layer that reads them and move by one Gather between layers; indices and masks are constants of
+the size.
 """
 
 from __future__ import annotations
@@ -43,8 +46,8 @@ def build(
     float_io: bool = False,
     saturates: bool = False,
 ) -> ov.Model:
-    """`openvino_graph.build` for QuantSR-T. Convs with 16-bit inputs run in float on every processor; there is one form of the tail, so `tail`
-    changes nothing."""
+    """`openvino_graph.build` for QuantSR-T. Convs with 16-bit inputs run in float on every
+    processor; there is one form of the tail, so `tail` changes nothing."""
     net = fold(model.with_wide_inputs_in_float(), depth)
     ops = OpenVinoOps(net, (batch, height, width), float_io=float_io, saturates=saturates)
     result = op.result(program.upscale(net, ops), name="upscaled")
@@ -66,7 +69,7 @@ class OpenVinoOps:
         self.image = op.parameter([*shape, 3], np.float32 if float_io else np.uint8, name="image")
         self.known: dict[Any, Node] = {}
 
-    # --- the network's operations ----------------------------------------------------------------------------------
+    # --- the network's operations -----------------------------------------------------------------
 
     def head(self, net: FoldedSwin) -> Node:
         x = self.image
@@ -100,7 +103,8 @@ class OpenVinoOps:
         if not channels_last:
             multiplier, shift = ops.column(quantize.multiplier), ops.column(quantize.shift)
             return self._codes(quantize.name, x, quantize.limits, multiplier, shift)
-        # Without its own kernels for it (below AVX2), the plugin refuses a FakeQuantize with one range per last channel.
+        # Without its own kernels for it (below AVX2), the plugin refuses a FakeQuantize with one
+        # range per last channel.
         x = op.add(op.multiply(x, ops.floats(quantize.multiplier)), ops.floats(quantize.shift))
         return self._codes(quantize.name, x, quantize.limits)
 
@@ -113,7 +117,8 @@ class OpenVinoOps:
             """(B, L, C) as (B * G, N, h, d), its axes then in that order."""
             return op.transpose(op.reshape(x, split, False), ops.ints(*axes))
 
-        scores = op.matmul(part(q, 0, 2, 1, 3), part(k, 0, 2, 3, 1), False, False)  # (B * G, h, N, N)
+        # (B * G, h, N, N)
+        scores = op.matmul(part(q, 0, 2, 1, 3), part(k, 0, 2, 3, 1), False, False)
         if attention.score_multiplier != 1:
             scores = op.multiply(scores, ops.floats(attention.score_multiplier))
         scores = op.add(scores, ops.floats(attention.bias[None]))
@@ -171,12 +176,13 @@ class OpenVinoOps:
                 x = op.slice(x, ops.ints(0), stop, ops.ints(1), ops.ints(axis + 1))
         return x
 
-    # --- codes and constants ---------------------------------------------------------------------------------------
+    # --- codes and constants ----------------------------------------------------------------------
 
     def _codes(
         self, name: str, x: Node, limits: tuple[int, int], multiplier: Any = 1.0, shift: Any = 0.0
     ) -> Node:
-        """clip(rint(x * multiplier + shift), *limits), in a form that makes what reads it 8-bit products, unless those could overflow."""
+        """clip(rint(x * multiplier + shift), *limits), in a form that makes what reads it 8-bit
+        products, unless those could overflow."""
         if name not in self.overflowing:
             return ops.fake_quantize(x, limits, name, shift, multiplier)
         y = op.add(op.multiply(x, ops.floats(multiplier)), ops.floats(shift))

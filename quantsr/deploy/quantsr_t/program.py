@@ -1,6 +1,8 @@
-"""QuantSR-T written once, over the operations that each engine provides: PyTorch's (reference), ONNX's and OpenVINO's. Imports no torch.
+"""QuantSR-T written once, over the operations that each engine provides: PyTorch's (reference),
+ONNX's and OpenVINO's. Imports no torch.
 
-Shapes: B pictures, C channels, H and W of the padded picture, L = H * W tokens, N tokens in a window, h heads.
+Shapes: B pictures, C channels, H and W of the padded picture, L = H * W tokens, N tokens in a
+window, h heads.
 """
 
 from __future__ import annotations
@@ -27,7 +29,8 @@ Value = Any
 """A tensor or a node of a graph."""
 
 Order = int | None
-"""Of tokens: None row by row; s window by window (rows of windows, inside row by row), after a cyclic shift by s up and to the left."""
+"""Of tokens: None row by row; s window by window (rows of windows, inside row by row), after a
+cyclic shift by s up and to the left."""
 
 
 class Ops(Protocol):
@@ -54,7 +57,8 @@ class Ops(Protocol):
         ...
 
     def attend(self, attention: Attention, q: Value, k: Value, v: Value, shift: int) -> Value:
-        """Window attention without its linear layers: tokens, window by window, to the input of `proj`."""
+        """Window attention without its linear layers: tokens, window by window, to the input of
+        `proj`."""
         ...
 
     def reorder(self, x: Value, old: Order, new: Order) -> Value:
@@ -90,7 +94,8 @@ class Ops(Protocol):
         ...
 
     def finish(self, x: Value, shuffle: int) -> Value:
-        """The last map, in pixel values, rounded and limited, shuffled, cropped to the picture's size: (B, h*s, w*s, 3)."""
+        """The last map, in pixel values, rounded and limited, shuffled, cropped to the picture's
+        size: (B, h*s, w*s, 3)."""
         ...
 
 
@@ -130,7 +135,8 @@ def _swin_layer(layer: SwinLayer, ops: Ops, x: Value) -> Value:
 
 
 def _closing(stages: Sequence[ConvStage], ops: Ops, x: Value) -> Value:
-    """Convs from tokens, row by row, to a map. The first one's input is quantized as tokens: codes are quicker to move than floats."""
+    """Convs from tokens, row by row, to a map. The first one's input is quantized as tokens: codes
+    are quicker to move than floats."""
     first, *rest = stages
     if first.quantize is not None:
         x = ops.quantize(first.quantize, x, channels_last=True)

@@ -1,4 +1,5 @@
-"""A randomly initialised QuantSR-T that stands in for a trained one in tests and timings. Imports no torch."""
+"""A randomly initialised QuantSR-T that stands in for a trained one in tests and timings. Imports
+no torch."""
 
 from __future__ import annotations
 
@@ -43,9 +44,11 @@ def random_model(
     seed: int = 0,
     **arch: Any,
 ) -> PackedModel:
-    """A QuantSR-T with random weights and plausible steps, taus and shortcuts (numpy only); `arch` are further arguments of the network.
+    """A QuantSR-T with random weights and plausible steps, taus and shortcuts (numpy only); `arch`
+    are further arguments of the network.
 
-    Its features stay near 1, as in a trained network with img_range 1, and its output is a picture, not noise.
+    Its features stay near 1, as in a trained network with img_range 1, and its output is a picture,
+    not noise.
     """
     rng = np.random.default_rng(seed)
     options = {

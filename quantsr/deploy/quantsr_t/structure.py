@@ -1,4 +1,5 @@
-"""What a packed QuantSR-T consists of: names and shapes of its parts, and the units that run at a depth. Imports no torch."""
+"""What a packed QuantSR-T consists of: names and shapes of its parts, and the units that run at a
+depth. Imports no torch."""
 
 from __future__ import annotations
 
@@ -94,7 +95,8 @@ class Structure:
         return self.window**2
 
     def plan(self, units: tuple[int, ...] | set[int]) -> list[tuple[int, tuple[int, ...]]]:
-        """(index, its Swin layers) of each RSTB that runs where `units` do; where units are layers, all RSTBs run, if only their conv."""
+        """(index, its Swin layers) of each RSTB that runs where `units` do; where units are layers,
+        all RSTBs run, if only their conv."""
         if not self.counts_layers:
             return [(i, tuple(range(self.layers))) for i in sorted(units)]
         return [
@@ -103,7 +105,8 @@ class Structure:
         ]
 
     def closing(self, prefix: str) -> list[ConvPlace]:
-        """The conv or three at the end of an RSTB (`layers.0.conv`) or the body (`conv_after_body`)."""
+        """The conv or three at the end of an RSTB (`layers.0.conv`) or the body
+        (`conv_after_body`)."""
         if not self.three_convs:
             return [ConvPlace(prefix, (self.dim, self.dim, 3, 3))]
         narrow = self.dim // 4
@@ -141,7 +144,8 @@ class Structure:
         return shapes | {conv.name: conv.shape for conv in [*self.closing("conv_after_body"), *self.tail()]}
 
     def float_shapes(self, units: set[int]) -> dict[str, tuple[int, ...]]:
-        """Shape of every LayerNorm tensor and table of relative position biases where `units` run."""
+        """Shape of every LayerNorm tensor and table of relative position biases where `units`
+        run."""
         norms = ["norm_first"]
         tables: dict[str, tuple[int, ...]] = {}
         for i, layers in self.plan(units):
