@@ -4,7 +4,7 @@ torch.
 A layer computes, on its float input `a` of shape (C, H, W) (method: RLQ, `u = (a + tau) / v`):
 
     codes = clip(round_half_even((a + tau[c]) / (act_step * equal[c])), *act_range)   integers
-    S     = sum over taps and channels of (codes - zero_point[c]) * weight_codes  integers, padding 0
+    S     = sum over taps and channels of (codes - zero_point[c]) * weight_codes  integers, 0-padded
     out   = (act_step * weight_step[o]) * S + bias[o]                              float32
 
 Layers that stay in float have `bits_w` 32 (or 16: float16 values held as float32) and no steps. A
