@@ -31,7 +31,7 @@ def main() -> None:
         "picture", nargs="+", type=Path, help="low-resolution pictures that fit into memory whole"
     )
     args = parser.parse_args()
-    model = bench.load(args.model)
+    model = bench.load_packed(args.model)
     whole, tiled = Upscaler(model), Upscaler(model, tile=args.tile)
     print("| picture | overlap | largest | mean | above 1 |\n|---|---|---|---|---|")
     for path in args.picture:

@@ -93,6 +93,8 @@ class DepthDynamic(nn.Module):
     ranking: tuple[int, ...] | None
     """Indices of units, kept first; None until :meth:`rank_blocks` or :meth:`set_ranking`."""
     depth_rule: DepthRule
+    head_tail_converted: bool = False
+    """Whether conversion brought the layers outside the units to 8 bits, which it does once only."""
     _options: dict[str, Any]
 
     def _set_depths(

@@ -17,8 +17,8 @@ from quantsr.archs.load_float import FloatStart, LoadReport, copy_float, spread_
 from quantsr.basicsr_compat import ARCH_REGISTRY, Upsample
 from quantsr.depth import DepthRule
 from quantsr.quant.autograd import shortcut_add
+from quantsr.quant.layer_rules import Rule, quantize_layers
 from quantsr.quant.layers import FirstConv2d, QuantConv2d, compute_dtype
-from quantsr.quant.prepare import Rule, prepare
 from quantsr.quant.quantizers import Granularity
 
 Upsampler = Literal["pixelshuffle", "pixelshuffledirect"]
@@ -144,7 +144,7 @@ class QuantSR_C(DepthDynamic):
                 nn.Conv2d(num_feat, num_out_ch * upscale**2, 3, padding=1), nn.PixelShuffle(upscale)
             )
             self.conv_last = nn.Identity()
-        prepare(self, [Rule("body.*.conv[12]", nbits_w, nbits_a, quantizer, weight_granularity)])
+        quantize_layers(self, [Rule("body.*.conv[12]", nbits_w, nbits_a, quantizer, weight_granularity)])
 
     @property
     def num_block(self) -> int:

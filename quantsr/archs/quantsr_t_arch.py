@@ -18,8 +18,8 @@ from quantsr.archs.swin import RSTB, SwinShape, to_map, to_tokens
 from quantsr.archs.swinir import convert_swinir, is_swinir
 from quantsr.archs.windows import reflect_pad
 from quantsr.basicsr_compat import ARCH_REGISTRY, Upsample
+from quantsr.quant.layer_rules import Rule, quantize_layers
 from quantsr.quant.layers import FirstConv2d
-from quantsr.quant.prepare import Rule, prepare
 from quantsr.quant.quantizers import Granularity
 from quantsr.ranges import FLOAT_BITS, check_bits
 
@@ -167,7 +167,7 @@ class QuantSR_T(DepthDynamic):
         patterns = [f"layers.*.blocks.*.{name}" for name in names]
         if quantize_conv:
             patterns.append("layers.*.conv" if resi_connection == "1conv" else "layers.*.conv.*")
-        prepare(self, [Rule(p, nbits_w, nbits_a, quantizer, weight_granularity) for p in patterns])
+        quantize_layers(self, [Rule(p, nbits_w, nbits_a, quantizer, weight_granularity) for p in patterns])
 
     def _check(self) -> None:
         o = self._options

@@ -6,7 +6,7 @@ import argparse
 import json
 
 from quantsr.commands.sizes import parse_size
-from quantsr.deploy.bench import load, measure
+from quantsr.deploy.bench import load_packed, measure
 from quantsr.deploy.engines.base import ENGINES
 from quantsr.errors import InputError
 
@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
     if args.runs < 1:
         raise InputError(f"--runs: must be at least 1, got {args.runs}")
     record = measure(
-        load(args.model), args.engine, args.size, depth=args.depth, threads=args.threads, runs=args.runs
+        load_packed(args.model), args.engine, args.size, depth=args.depth, threads=args.threads, runs=args.runs
     )
     if args.json:
         print(json.dumps(record, indent=2))

@@ -9,7 +9,7 @@ from typing import Any
 
 from quantsr.analysis.cost import SIZES, cost_of_packed
 from quantsr.commands.sizes import parse_size
-from quantsr.deploy.bench import STAND_INS, load
+from quantsr.deploy.bench import STAND_INS, load_packed
 from quantsr.trained_files.names import find_packed
 
 
@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
 
         record = cost_of_options(args.opt, sizes)
     else:
-        record = cost_of_packed(load(args.model), sizes)
+        record = cost_of_packed(load_packed(args.model), sizes)
     if args.model and args.model not in STAND_INS:
         record["storage"]["file_bytes"] = find_packed(args.model).stat().st_size
     print(json.dumps(record, indent=2) if args.json else _table(record))

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-from quantsr.deploy.model import Float, FloatTensor, Operand, PackedModel, QuantizedLayer
+from quantsr.deploy.model import Float, FloatTensor, Operand, PackedLayer, PackedModel
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Cut:
     """A network's parts without the units that do not run, under their new names, and the shortcuts
     of the others."""
 
-    layers: Mapping[str, QuantizedLayer]
+    layers: Mapping[str, PackedLayer]
     shortcuts: tuple[float, ...]
     operands: Mapping[str, Operand]
     floats: Mapping[str, FloatTensor]

@@ -55,7 +55,7 @@ STAND_INS = {"random": "quantsr.deploy.stand_in", "random_t": "quantsr.deploy.qu
 """Names that stand for a network with random weights, and the modules that make it."""
 
 
-def load(name: str) -> PackedModel:
+def load_packed(name: str) -> PackedModel:
     """A packed network by name or file, or one of STAND_INS."""
     if name in STAND_INS:
         model: PackedModel = import_module(STAND_INS[name]).random_model()

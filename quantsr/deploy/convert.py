@@ -28,13 +28,13 @@ from quantsr.deploy.model import (
     Header,
     LinearLayer,
     Operand,
+    PackedLayer,
     PackedModel,
-    QuantizedLayer,
 )
 from quantsr.errors import InputError
 from quantsr.quant.attention import QuantOperand
 from quantsr.quant.kernels import MIN_STEP
-from quantsr.quant.layers import QuantizedLayer as QuantizedModule
+from quantsr.quant.layers import QuantizedLayer
 from quantsr.quant.quantizers import step_parameters
 from quantsr.ranges import IntRange
 
@@ -89,8 +89,8 @@ def convert(
         )
     header = _header(net, head_tail_bits, provenance or {})
     modules = {name: m for name, m in net.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)}
-    floats = [name for name, m in modules.items() if not isinstance(m, QuantizedModule)]
-    if getattr(net, "head_tail_converted", False):
+    floats = [name for name, m in modules.items() if not isinstance(m, QuantizedLayer)]
+    if net.head_tail_converted:
         raise InputError(
             "model: its head and tail were converted to 8 bits before; convert the checkpoint it comes from"
         )
@@ -135,11 +135,11 @@ def _header(net: DepthDynamic, head_tail_bits: int, provenance: Mapping[str, Any
     )
 
 
-def _trained_layer(name: str, conv: nn.Conv2d | nn.Linear) -> QuantizedLayer:
+def _trained_layer(name: str, conv: nn.Conv2d | nn.Linear) -> PackedLayer:
     """A layer as training quantized it; one that is float (32 bits) stays so."""
     kind = LinearLayer if isinstance(conv, nn.Linear) else ConvLayer
-    layer: QuantizedLayer = kind(name, _array(conv.weight), _bias(conv))
-    if not isinstance(conv, QuantizedModule):
+    layer: PackedLayer = kind(name, _array(conv.weight), _bias(conv))
+    if not isinstance(conv, QuantizedLayer):
         return layer
     if conv.weight_quantizer is not None:
         try:
@@ -182,7 +182,7 @@ class _InputCodes(NamedTuple):
         return None if self.range == whole else self.range.bounds
 
 
-def _input_codes(name: str, module: QuantizedModule) -> _InputCodes:
+def _input_codes(name: str, module: QuantizedLayer) -> _InputCodes:
     quantizer = module.input_quantizer
     assert quantizer is not None
     try:
@@ -204,7 +204,7 @@ def _input_codes(name: str, module: QuantizedModule) -> _InputCodes:
     return _InputCodes(step, _array(spec.tau).reshape(-1), spec.centred, integers.offset)
 
 
-def _offset_output(layer: QuantizedLayer, offset: float) -> Float:
+def _offset_output(layer: PackedLayer, offset: float) -> Float:
     """(O,) what an offset of all of its inputs adds to a layer's outputs."""
     weight = layer.float_weight().astype(np.float64)
     return (offset * weight.reshape(len(weight), -1).sum(1)).astype(np.float32)
@@ -285,7 +285,7 @@ def _pixel_tau(header: Header) -> NDArray[np.float32]:
     return (header.img_range * np.asarray(header.rgb_mean)).astype(np.float32)
 
 
-def pixel_offset(layer: QuantizedLayer) -> NDArray[np.float32]:
+def pixel_offset(layer: PackedLayer) -> NDArray[np.float32]:
     """(O,) what the bias of conv_first gains because its zero point is the mean rounded to a whole
     pixel value.
 

@@ -27,7 +27,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from quantsr.deploy.model import Codes, Float, Header, PackedModel, QuantizedLayer, tail_stages
+from quantsr.deploy.model import Codes, Float, Header, PackedLayer, PackedModel, tail_stages
 
 _CODE_BITS = 16  # beyond, inputs are float
 _HIGH_INPUT = 256.0  # largest integer that the head's input is split into
@@ -212,7 +212,7 @@ def fold(model: PackedModel, depth: int | None = None) -> FoldedNet:
     )
 
 
-def staircase_bias(layer: QuantizedLayer, reader: QuantizedLayer, multiplier: Float) -> Float:
+def staircase_bias(layer: PackedLayer, reader: PackedLayer, multiplier: Float) -> Float:
     """(O,) bias with which `clip(rint(S * multiplier + bias))` is, above the ReLU, the code that
     training computes of the integer sum S.
 
@@ -246,7 +246,7 @@ def staircase_bias(layer: QuantizedLayer, reader: QuantizedLayer, multiplier: Fl
     return np.where(room, (np.where(room, above, 0) + np.where(room, below, 0)) / 2, plain).astype(np.float32)
 
 
-def fold_head(header: Header, layer: QuantizedLayer) -> FoldedConv:
+def fold_head(header: Header, layer: PackedLayer) -> FoldedConv:
     """conv_first. Where its codes are so close to the pixels that they are the pixels, it reads
     those."""
     conv = _plain(layer, reads_float=True)
@@ -261,7 +261,7 @@ def fold_head(header: Header, layer: QuantizedLayer) -> FoldedConv:
     return replace(conv, step=None, tau=None) if exact else conv
 
 
-def _fold_tail(header: Header, tail: list[QuantizedLayer], factors: list[int]) -> tuple[FoldedConv, ...]:
+def _fold_tail(header: Header, tail: list[PackedLayer], factors: list[int]) -> tuple[FoldedConv, ...]:
     convs: list[FoldedConv] = []
     for i, factor in enumerate(factors[:-1]):
         reads_float = not convs or convs[-1].codes_out is None
@@ -273,8 +273,8 @@ def _fold_tail(header: Header, tail: list[QuantizedLayer], factors: list[int]) -
 
 
 def _requantized(
-    layer: QuantizedLayer,
-    reader: QuantizedLayer,
+    layer: PackedLayer,
+    reader: PackedLayer,
     *,
     reads_float: bool,
     relu: bool = False,
@@ -302,7 +302,7 @@ def _requantized(
     )
 
 
-def _plain(layer: QuantizedLayer, factor: float = 1.0, reads_float: bool = False) -> FoldedConv:
+def _plain(layer: PackedLayer, factor: float = 1.0, reads_float: bool = False) -> FoldedConv:
     """`layer` giving floats, `factor` times what it gives in training; its input is float where
     `reads_float`, else codes."""
     multiplier, bias = _multiplier(layer), layer.bias
@@ -324,19 +324,19 @@ def _plain(layer: QuantizedLayer, factor: float = 1.0, reads_float: bool = False
     )
 
 
-def _units(layer: QuantizedLayer) -> tuple[Float, Float]:
+def _units(layer: PackedLayer) -> tuple[Float, Float]:
     """(v, tau) of a layer's quantized input: v (1,) or, equalized, (I,); tau (I,)."""
     assert layer.act_step is not None
     step = layer.act_step if layer.act_equal is None else layer.act_step * layer.act_equal
     return step.astype(np.float32), layer.tau()
 
 
-def _multiplier(layer: QuantizedLayer) -> Float:
+def _multiplier(layer: PackedLayer) -> Float:
     """(1,) or (O,) real value of one unit of the conv's sum: the steps' product, in float32 as in
     training."""
     weight = np.ones(1, np.float32) if layer.weight_step is None else layer.weight_step
     return weight if layer.act_step is None else weight * layer.act_step
 
 
-def _sum_bound(layer: QuantizedLayer) -> int:
+def _sum_bound(layer: PackedLayer) -> int:
     return FoldedConv(layer.name, layer.weight, layer.bias, layer.bias, layer.act_range).sum_bound

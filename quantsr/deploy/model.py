@@ -31,7 +31,7 @@ Codes = NDArray[np.int8]
 
 
 @dataclass(frozen=True, eq=False)
-class QuantizedLayer:
+class PackedLayer:
     """One layer's parameters. O outputs, I inputs; weight (O, I, kh, kw) for a conv, (O, I) for a
     linear."""
 
@@ -108,7 +108,7 @@ class QuantizedLayer:
             else weight / self.act_equal.reshape(-1, *[1] * (self.weight.ndim - 2))
         )
 
-    def dequantized(self) -> QuantizedLayer:
+    def dequantized(self) -> PackedLayer:
         """The same layer with its weight as float32 and its input in float."""
         return replace(
             self,
@@ -137,11 +137,11 @@ class QuantizedLayer:
         }
 
 
-class ConvLayer(QuantizedLayer):
+class ConvLayer(PackedLayer):
     """A conv with stride 1 and padding k // 2; weight (O, I, k, k)."""
 
 
-class LinearLayer(QuantizedLayer):
+class LinearLayer(PackedLayer):
     """A linear layer; weight (O, I)."""
 
 
@@ -161,7 +161,7 @@ class Operand:
     signed: bool = True
     limits: tuple[int, int] | None = None
     """(qmin, qmax) of the codes where they are not all of their bits, as
-    `QuantizedLayer.act_limits`."""
+    `PackedLayer.act_limits`."""
 
     @property
     def range(self) -> tuple[int, int]:
@@ -226,7 +226,7 @@ class PackedModel:
     execution."""
 
     header: Header
-    layers: Mapping[str, QuantizedLayer]
+    layers: Mapping[str, PackedLayer]
     operands: Mapping[str, Operand] = field(default_factory=dict)
     floats: Mapping[str, FloatTensor] = field(default_factory=dict)
 

@@ -15,11 +15,11 @@ from quantsr.archs import QuantSR_C, QuantSR_T
 from quantsr.archs.dqa import DepthDynamic
 from quantsr.config.networks import check_network
 from quantsr.config.problems import Problems
-from quantsr.deploy.model import Float, PackedModel, QuantizedLayer
+from quantsr.deploy.model import Float, PackedLayer, PackedModel
 from quantsr.errors import InputError
-from quantsr.quant import Rule, prepare
+from quantsr.quant import Rule, quantize_layers
 from quantsr.quant.attention import QuantOperand
-from quantsr.quant.layers import QuantizedLayer as QuantizedModule
+from quantsr.quant.layers import QuantizedLayer
 from quantsr.ranges import IntRange
 
 _CLASSES: dict[str, type[DepthDynamic]] = {
@@ -65,10 +65,10 @@ def _module(model: PackedModel) -> DepthDynamic:
         if layer.integer
         and layer.bits_a <= 8
         and name != "conv_first"
-        and not isinstance(net.get_submodule(name), QuantizedModule)
+        and not isinstance(net.get_submodule(name), QuantizedLayer)
     ]
     if eight:
-        prepare(net, [Rule(name, 8, model.layers[name].bits_a, "RLQ", "channel") for name in eight])
+        quantize_layers(net, [Rule(name, 8, model.layers[name].bits_a, "RLQ", "channel") for name in eight])
     if header.ranking is not None:
         net.set_ranking(header.ranking)
     with torch.no_grad():
@@ -83,11 +83,11 @@ def _module(model: PackedModel) -> DepthDynamic:
             _load_input_quantizer(module, operand.step, tau, operand.range)
         for name, tensor in model.floats.items():
             net.get_parameter(name).copy_(torch.from_numpy(tensor.values))
-    net.head_tail_converted = header.head_tail_bits == 8  # type: ignore[assignment]
+    net.head_tail_converted = header.head_tail_bits == 8
     return net.eval()
 
 
-def _load_layer(module: nn.Module, layer: QuantizedLayer) -> None:
+def _load_layer(module: nn.Module, layer: PackedLayer) -> None:
     assert isinstance(module, nn.Conv2d | nn.Linear)
     assert module.bias is not None
     if layer.act_zero_point is not None:
@@ -102,7 +102,7 @@ def _load_layer(module: nn.Module, layer: QuantizedLayer) -> None:
         layer = replace(layer, act_equal=None)
     module.weight.copy_(torch.from_numpy(layer.float_weight()))
     module.bias.copy_(torch.from_numpy(layer.bias))
-    if not isinstance(module, QuantizedModule):
+    if not isinstance(module, QuantizedLayer):
         return
     if module.weight_quantizer is not None:
         assert layer.weight_step is not None
@@ -115,7 +115,7 @@ def _load_layer(module: nn.Module, layer: QuantizedLayer) -> None:
         _load_input_quantizer(module, layer.act_step, layer.tau(), layer.act_range)
 
 
-def _load_input_quantizer(module: QuantizedModule, step: Float, tau: Float, limits: tuple[int, int]) -> None:
+def _load_input_quantizer(module: QuantizedLayer, step: Float, tau: Float, limits: tuple[int, int]) -> None:
     assert module.input_quantizer is not None
     step_and_tau = {"step": torch.from_numpy(step), "tau": torch.from_numpy(tau)}
     module.input_quantizer.load_integers(**step_and_tau, codes=IntRange(*limits))

@@ -30,8 +30,8 @@ from quantsr.deploy.model import (
     FloatTensor,
     LinearLayer,
     Operand,
+    PackedLayer,
     PackedModel,
-    QuantizedLayer,
 )
 from quantsr.deploy.rows import FloatRow, LayerRow, OperandRow, Rows
 from quantsr.errors import InputError
@@ -137,7 +137,7 @@ def _float_streams(
     return streams[0], streams[1]
 
 
-def _layer(row: LayerRow, stored: np.ndarray[Any, Any], values: Iterator[Float]) -> QuantizedLayer:
+def _layer(row: LayerRow, stored: np.ndarray[Any, Any], values: Iterator[Float]) -> PackedLayer:
     bias, weight_step, act_step, tau, equal = (
         part.copy() if part.size else None for part in (next(values) for _ in range(5))
     )

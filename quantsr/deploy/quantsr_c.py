@@ -10,7 +10,7 @@ import numpy as np
 from quantsr.deploy import tiling
 from quantsr.deploy.architecture import Cut, LayerCost, Parts, Reach
 from quantsr.deploy.collapse import RADIUS
-from quantsr.deploy.model import Float, PackedModel, QuantizedLayer, tail_stages
+from quantsr.deploy.model import Float, PackedLayer, PackedModel, tail_stages
 from quantsr.errors import InputError
 
 
@@ -44,7 +44,7 @@ class QuantSRC:
     def cut(self, model: PackedModel, kept: tuple[int, ...], gaps: Float) -> Cut:
         """What a dropped block did is folded into the kept block before it (`s`, conv2) or, at the
         beginning, behind it (input step, tau, conv1, `s`)."""
-        layers: dict[str, QuantizedLayer] = {"conv_first": model.layers["conv_first"]}
+        layers: dict[str, PackedLayer] = {"conv_first": model.layers["conv_first"]}
         shortcuts = []
         for new, old in enumerate(kept):
             before, after = (float(gaps[0]) if new == 0 else 1.0), float(gaps[new + 1])
@@ -80,7 +80,7 @@ class QuantSRC:
         return costs
 
 
-def multiply_weight(layer: QuantizedLayer, factor: float) -> QuantizedLayer:
+def multiply_weight(layer: PackedLayer, factor: float) -> PackedLayer:
     """The layer with its weight multiplied by `factor` > 0; its codes stay the same."""
     if factor == 1:
         return layer
@@ -89,12 +89,12 @@ def multiply_weight(layer: QuantizedLayer, factor: float) -> QuantizedLayer:
     return replace(layer, weight_step=(layer.weight_step.astype(np.float64) * factor).astype(np.float32))
 
 
-def multiply_output(layer: QuantizedLayer, factor: float) -> QuantizedLayer:
+def multiply_output(layer: PackedLayer, factor: float) -> PackedLayer:
     """The layer with its result multiplied by `factor` > 0; its codes stay the same."""
     return replace(multiply_weight(layer, factor), bias=(layer.bias * np.float64(factor)).astype(np.float32))
 
 
-def _multiply_input(layer: QuantizedLayer, factor: float) -> QuantizedLayer:
+def _multiply_input(layer: PackedLayer, factor: float) -> PackedLayer:
     """The layer for an input that has not yet been multiplied by `factor`; its codes stay the
     same."""
     if layer.act_step is None or factor == 1:

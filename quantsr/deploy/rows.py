@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from quantsr.deploy.bitstream import DENSE, HUFFMAN
-from quantsr.deploy.model import FloatTensor, Operand, PackedModel, QuantizedLayer
+from quantsr.deploy.model import FloatTensor, Operand, PackedLayer, PackedModel
 from quantsr.ranges import IntRange
 
 _MAX_CHANNELS, _MAX_KERNEL = 1 << 14, 15
@@ -41,7 +41,7 @@ class LayerRow:
     """Smallest and largest input code; None where they are those of its bits."""
 
     @classmethod
-    def of(cls, layer: QuantizedLayer) -> LayerRow:
+    def of(cls, layer: PackedLayer) -> LayerRow:
         """The row of a layer whose codes are dense."""
 
         def size(part: Any) -> int:

@@ -12,8 +12,8 @@ import numpy as np
 from quantsr.deploy.model import (
     ConvLayer,
     Header,
+    PackedLayer,
     PackedModel,
-    QuantizedLayer,
     tail_stages,
 )
 from quantsr.ranges import IntRange
@@ -119,7 +119,7 @@ def _outer(num_feat: int, scale: int, upsampler: str, bits: tuple[int, int]) -> 
     ]
 
 
-def _reading_pixels(conv_first: QuantizedLayer) -> QuantizedLayer:
+def _reading_pixels(conv_first: PackedLayer) -> PackedLayer:
     """With the pixels as its 8-bit codes."""
     return replace(
         conv_first,
@@ -131,7 +131,7 @@ def _reading_pixels(conv_first: QuantizedLayer) -> QuantizedLayer:
     )
 
 
-def _random_layer(rng: np.random.Generator, place: _Place, per_channel: bool) -> QuantizedLayer:
+def _random_layer(rng: np.random.Generator, place: _Place, per_channel: bool) -> PackedLayer:
     """Quantized with RLQ's initial step (8 bits: the largest value per channel)."""
     bits_w, bits_a = place.bits
     out, inp = place.channels

@@ -11,8 +11,8 @@ from quantsr.quant.calibrate import calibrate, calibrating, layer_steps, uncalib
 from quantsr.quant.dead import dead_quantizers, describe_dead
 from quantsr.quant.functional import set_processes
 from quantsr.quant.kernels import get_compile, set_compile
+from quantsr.quant.layer_rules import Rule, manifest, manifest_table, quantize_layers
 from quantsr.quant.layers import QuantConv2d, QuantizedLayer, QuantLinear, quantized_layers, set_exact_fp32
-from quantsr.quant.prepare import Rule, manifest, manifest_table, prepare
 from quantsr.quant.quantizers import (
     QUANTIZER_REGISTRY,
     ActivationQuantizer,
@@ -49,7 +49,7 @@ __all__ = [
     "layer_steps",
     "manifest",
     "manifest_table",
-    "prepare",
+    "quantize_layers",
     "quantized_layers",
     "quantizer_names",
     "set_compile",

@@ -280,7 +280,7 @@ def test_convolutions_for_other_instruction_sets_are_refused() -> None:
     kernels = library.load()
     assert kernels is not None
     image, out = np.zeros((4, 4, 3), np.uint8), np.zeros((16, 16, 3), np.uint8)
-    data = library.Picture(image.ctypes.data, out.ctypes.data, 4, 4, 0, 1)
+    data = library.PictureBuffers(image.ctypes.data, out.ctypes.data, 4, 4, 0, 1)
     assert kernels.quantsr_run(program.for_size(4, 4), data, library.ISAS["plain"], ctypes.c_void_p(0)) == 1
 
 
@@ -379,7 +379,7 @@ def test_the_kernels_refuse_arguments_out_of_range(field: str, value: int) -> No
     kernels = library.load()
     assert kernels is not None
     image, out = np.zeros((4, 4, 3), np.uint8), np.zeros((16, 16, 3), np.uint8)
-    picture = library.Picture(image.ctypes.data, out.ctypes.data, 4, 4, 0, 1)
+    picture = library.PictureBuffers(image.ctypes.data, out.ctypes.data, 4, 4, 0, 1)
     setattr(picture, field, value)
     assert kernels.quantsr_run(engine._program.for_size(4, 4), picture, 1, ctypes.c_void_p(0)) == 1
 

@@ -232,7 +232,7 @@ def test_the_kernels_refuse_parts_of_windows() -> None:
     engine = NativeEngine(small_model(num_block=1), 1)
     image, out = np.zeros((8, 8, 3), np.uint8), np.zeros((16, 16, 3), np.uint8)
     for height, width in ((8, 6), (5, 8)):
-        data = library.Picture(image.ctypes.data, out.ctypes.data, height, width, 0, 1)
+        data = library.PictureBuffers(image.ctypes.data, out.ctypes.data, height, width, 0, 1)
         network = engine._program.for_size(height, width)
         assert kernels.quantsr_run(network, data, library.ISAS[HERE], ctypes.c_void_p(0)) == 1
 

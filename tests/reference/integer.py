@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from quantsr.deploy.model import PackedModel, QuantizedLayer, upsample_stages
+from quantsr.deploy.model import PackedLayer, PackedModel, upsample_stages
 
 
-def conv(layer: QuantizedLayer, x: np.ndarray) -> np.ndarray:
+def conv(layer: PackedLayer, x: np.ndarray) -> np.ndarray:
     """(I, H, W) to (O, H, W) float: quantize, pad codes with 0, sum, multiply, add bias."""
     weight = layer.weight.astype(np.float64)
     multiplier = np.ones(1)

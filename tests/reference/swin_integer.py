@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from quantsr.deploy.model import Operand, PackedModel, QuantizedLayer
+from quantsr.deploy.model import Operand, PackedLayer, PackedModel
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -32,7 +32,7 @@ class Quantized:
     room: float = math.inf
     """Distance of the value that lies nearest to a tie between two codes, in units of codes."""
 
-    def quantize(self, reader: QuantizedLayer | Operand, x: Floats) -> Integers:
+    def quantize(self, reader: PackedLayer | Operand, x: Floats) -> Integers:
         """`clip(round_half_even((x + tau) / step), qmin, qmax)` of one token (I,)."""
         if isinstance(reader, Operand):
             step, tau, (low, high) = reader.step, reader.tau, reader.range
@@ -138,7 +138,7 @@ def _norm(model: PackedModel, name: str, token: Floats) -> Floats:
     return (token - mean) / math.sqrt(variance + NORM_EPS) * weight + bias
 
 
-def _linear(layer: QuantizedLayer, token: Floats, quantized: Quantized) -> Floats:
+def _linear(layer: PackedLayer, token: Floats, quantized: Quantized) -> Floats:
     """`act_step * weight_step[o] * sum(codes * weight_codes[o]) + bias[o]`, the sum of integers."""
     assert layer.integer
     assert layer.weight_step is not None

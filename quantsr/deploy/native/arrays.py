@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantsr.deploy.fold import FoldedConv, FromPixels
-from quantsr.deploy.model import QuantizedLayer
+from quantsr.deploy.model import PackedLayer
 from quantsr.deploy.native import library
 from quantsr.deploy.rounding import rounded_with_sums
 
@@ -54,7 +54,7 @@ class Program(Protocol):
 
     def code_maps(self, height: int, width: int) -> dict[str, CodeMap]:
         """The codes that `quantsr_run` copies, by the name of the layer that reads them, in the
-        order of `Picture.codes`."""
+        order of `PictureBuffers.codes`."""
         ...
 
 
@@ -254,7 +254,7 @@ def nested(weight: Values, blocks: int, matrix: Values) -> list[Values]:
     ]
 
 
-def wide_step(layer: QuantizedLayer) -> NDArray[np.float64] | None:
+def wide_step(layer: PackedLayer) -> NDArray[np.float64] | None:
     """(C,) step of the kernels' 14-bit inputs of a layer that has 16-bit ones; None of any
     other."""
     if layer.bits_a != 16 or layer.act_step is None or layer.tau().any():

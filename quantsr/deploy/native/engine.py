@@ -98,7 +98,7 @@ class NativeEngine(OneByOne):
         with self._lock:
             network = self._program.for_size(height, width)
             for image, result in zip(images, results, strict=True):
-                picture = library.Picture(
+                picture = library.PictureBuffers(
                     image=image.ctypes.data,
                     out=result.ctypes.data,
                     height=height,

@@ -49,7 +49,7 @@ typedef struct {
     float *x, *q, *k, *v, *mixed;
     int32_t *codes, *hidden; /* four channels each */
     float *scores;           /* [key][2 vectors of queries] */
-    uint8_t *const *copies;  /* of the layer's inputs' codes in Picture.codes, or NULL */
+    uint8_t *const *copies;  /* of the layer's inputs' codes in PictureBuffers.codes, or NULL */
     size_t number;           /* of the window in its picture */
 } Window;
 
@@ -278,7 +278,7 @@ typedef int32_t Ints16 __attribute__((vector_size(64)));
 #endif
 #endif
 
-typedef void (*Work)(const Network *, const Picture *, const Maps *, int phase, int unit, Scratch *);
+typedef void (*Work)(const Network *, const PictureBuffers *, const Maps *, int phase, int unit, Scratch *);
 
 enum { PLAIN = 1, AVX2 = 2, AVX512_VNNI = 3, AMX = 4 };
 
@@ -346,7 +346,7 @@ static int phases_of(const Network *net) {
     return net->swin ? swin_phases(net->swin) : 2 * net->blocks + (net->ring.weight[0] ? 4 : 3);
 }
 
-static int units_of(const Network *net, const Picture *picture, int phase) {
+static int units_of(const Network *net, const PictureBuffers *picture, int phase) {
     const Swin *swin = net->swin;
     if (!swin) return (picture->height + rows_of(net, phase) - 1) / rows_of(net, phase);
     const int kind = step_of(swin, phase).kind;
@@ -355,7 +355,7 @@ static int units_of(const Network *net, const Picture *picture, int phase) {
 }
 
 /* The units of the phase before that one needs: in a QuantSR-C those that make, or last read, the rows that it reads or writes. */
-static void needs_of(const Network *net, const Picture *picture, Unit unit, int *from, int *to) {
+static void needs_of(const Network *net, const PictureBuffers *picture, Unit unit, int *from, int *to) {
     *from = 0, *to = units_of(net, picture, unit.phase - 1);
     if (net->swin) return;
     const int rows = rows_of(net, unit.phase), top = unit.number * rows, before = rows_of(net, unit.phase - 1);
@@ -365,7 +365,7 @@ static void needs_of(const Network *net, const Picture *picture, Unit unit, int 
 
 /* Few threads take a QuantSR-C a few phases at a time, each some rows behind the one before it: rows are still in the cache when they are read
    again. Many would wait for each other; they take phase by phase, as a QuantSR-T is taken. */
-static void make_plan(const Network *net, const Picture *picture, Plan *plan) {
+static void make_plan(const Network *net, const PictureBuffers *picture, Plan *plan) {
     enum { TOGETHER = 8, LAG = 8, MOST_THREADS = 4 };
     const int together = net->swin || picture->threads > MOST_THREADS ? 1 : TOGETHER, height = picture->height;
     Unit *next = plan->order;
@@ -391,7 +391,7 @@ static void make_plan(const Network *net, const Picture *picture, Plan *plan) {
 }
 
 /* Copies the codes that a unit of a QuantSR-C gave to where the picture wants them. */
-static void copy_codes(const Network *net, const Picture *picture, const Maps *maps, Unit unit) {
+static void copy_codes(const Network *net, const PictureBuffers *picture, const Maps *maps, Unit unit) {
     if (net->swin || unit.phase >= 2 * net->blocks) return;
     const int rows = rows_of(net, unit.phase), top = unit.number * rows;
     const size_t bytes = (size_t)picture->width * net->channels;
@@ -405,7 +405,7 @@ static void copy_codes(const Network *net, const Picture *picture, const Maps *m
 /* Work of one picture that its threads share. */
 typedef struct {
     const Network *net;
-    const Picture *picture;
+    const PictureBuffers *picture;
     Maps maps;
     Work work;
     Plan plan;
@@ -457,7 +457,7 @@ static void *take(char **free, size_t bytes) {
 static size_t whole_tiles(int pixels) { return (pixels + LARGE_TILE - 1) / LARGE_TILE * LARGE_TILE; }
 
 /* Lays out maps, plan and scratch from `memory` on, and gives the number of bytes that takes. */
-static size_t lay_out(const Network *net, const Picture *picture, char *memory, Maps *maps, Plan *plan, Scratch *scratch) {
+static size_t lay_out(const Network *net, const PictureBuffers *picture, char *memory, Maps *maps, Plan *plan, Scratch *scratch) {
     const size_t channels = net->channels, widest = MAX(net->channels, net->tail.outputs);
     const size_t tall = whole_tiles(picture->height), wide = whole_tiles(picture->width);
     char *end = memory;
@@ -512,7 +512,7 @@ static size_t lay_out(const Network *net, const Picture *picture, char *memory, 
 }
 
 /* Zeros around a map of `size` bytes a pixel and at its right and bottom where its last tiles reach beyond the picture. */
-static void clear_border(void *map, size_t border, size_t row, const Picture *picture, size_t size) {
+static void clear_border(void *map, size_t border, size_t row, const PictureBuffers *picture, size_t size) {
     const size_t rows = whole_tiles(picture->height) + 2 * border;
     for (size_t y = 0; y < rows; y++) {
         char *line = (char *)map + y * row * size;
@@ -526,7 +526,7 @@ static void clear_border(void *map, size_t border, size_t row, const Picture *pi
 static float head_input(const Network *net, float pixel, int colour) { return (pixel / 255 - net->mean[colour]) * net->range; }
 
 /* The head's input, float32 values as doubles, with a border of zeros. */
-static void read_pixels(const Network *net, const Picture *picture, double *pixels) {
+static void read_pixels(const Network *net, const PictureBuffers *picture, double *pixels) {
     const int height = picture->height, width = picture->width;
     double of_byte[256][3];
     for (int i = 0; i < 256 * 3; i++) of_byte[i / 3][i % 3] = head_input(net, i / 3, i % 3);
@@ -545,7 +545,7 @@ static void read_pixels(const Network *net, const Picture *picture, double *pixe
 unsigned quantsr_abi(void) { return QUANTSR_ABI; }
 
 /* Bytes of memory that `quantsr_run` needs. */
-size_t quantsr_memory(const Network *net, const Picture *picture) {
+size_t quantsr_memory(const Network *net, const PictureBuffers *picture) {
     Maps maps;
     Plan plan;
     Scratch scratch[MAX_THREADS];
@@ -553,7 +553,7 @@ size_t quantsr_memory(const Network *net, const Picture *picture) {
 }
 
 /* Upscales a picture in `memory`, aligned to 64 bytes. 0: done; 1: arguments out of range. */
-int quantsr_run(const Network *net, const Picture *picture, int isa, void *memory) {
+int quantsr_run(const Network *net, const PictureBuffers *picture, int isa, void *memory) {
     const Swin *swin = net->swin;
     if (swin && (swin->dim % 4 || swin->hidden % 4 || swin->window * swin->window % 16 || swin->dim > net->channels ||
                  picture->height % swin->window || picture->width % swin->window || net->ring.weight[0]))

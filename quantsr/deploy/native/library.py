@@ -98,7 +98,7 @@ class Ring(ctypes.Structure):
     )
 
 
-class Codes(ctypes.Structure):
+class Requantizer(ctypes.Structure):
     """`clip(rint(x * scale[c] + shift[c]), low, high)`; x itself where `scale` is NULL."""
 
     _fields_ = (
@@ -152,9 +152,9 @@ class SwinLayer(ctypes.Structure):
         ("fc2", Linear),
         ("bias", F32),  # [heads][N keys][N queries] added to the scores
         ("score_scale", c_float),  # real value of one unit of q k^T
-        ("probabilities", Codes),  # [N keys], where attention is quantized
-        ("mix", Codes),  # of proj's input
-        ("gelu", Codes),  # of fc2's input
+        ("probabilities", Requantizer),  # [N keys], where attention is quantized
+        ("mix", Requantizer),  # of proj's input
+        ("gelu", Requantizer),  # of fc2's input
         ("shift", c_int32),  # of the windows, in pixels
         ("middle_scale", c_float),
         ("input_scale", c_float),
@@ -169,7 +169,7 @@ class Rstb(ctypes.Structure):
         ("stream_scale", c_float),
         ("layers", c_int32),
         ("layer", POINTER(SwinLayer)),  # [layers]
-        ("codes", Codes),  # of the closing convolution's input, where it is quantized
+        ("codes", Requantizer),  # of the closing convolution's input, where it is quantized
         ("closing", Conv),
         ("factor", F32),  # [C] 16-bit integers per unit of that input
     )
@@ -217,7 +217,7 @@ class Network(ctypes.Structure):
     )
 
 
-class Picture(ctypes.Structure):
+class PictureBuffers(ctypes.Structure):
     """One picture to upscale, and where the result goes."""
 
     _fields_ = (
@@ -250,8 +250,8 @@ def load() -> ctypes.CDLL | None:
                 )
                 continue
             library.quantsr_memory.restype = c_size_t
-            library.quantsr_memory.argtypes = [POINTER(Network), POINTER(Picture)]
-            library.quantsr_run.argtypes = [POINTER(Network), POINTER(Picture), c_int32, c_void_p]
+            library.quantsr_memory.argtypes = [POINTER(Network), POINTER(PictureBuffers)]
+            library.quantsr_run.argtypes = [POINTER(Network), POINTER(PictureBuffers), c_int32, c_void_p]
             return library
     return None
 

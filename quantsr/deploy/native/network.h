@@ -63,7 +63,7 @@ typedef struct {
 typedef struct {
     const float *scale, *shift;
     float low, high;
-} Codes;
+} Requantizer;
 
 /* LayerNorm over channels; with low < high it gives codes, weight and bias being in their units. */
 typedef struct {
@@ -87,9 +87,9 @@ typedef struct {
     Linear q, k, v, proj, fc1, fc2;
     const float *bias; /* [heads][N keys][N queries] */
     float score_scale;
-    Codes probabilities; /* [N keys], each where attention is quantized */
-    Codes mix;           /* proj's input */
-    Codes gelu;          /* fc2's */
+    Requantizer probabilities; /* [N keys], each where attention is quantized */
+    Requantizer mix;           /* proj's input */
+    Requantizer gelu;          /* fc2's */
     int32_t shift;       /* of the windows, in pixels */
     float middle_scale, input_scale;
 } SwinLayer;
@@ -99,7 +99,7 @@ typedef struct {
     float start_scale, stream_scale;
     int32_t layers;
     const SwinLayer *layer;
-    Codes codes;
+    Requantizer codes;
     Conv closing;        /* of the network's after_body's kind */
     const float *factor; /* [C] as after_body_factor */
 } Rstb;
@@ -144,7 +144,7 @@ typedef struct {
        [height][width][C], the inputs of conv1 and conv2 of each block; of a QuantSR-T [4 * layers], the inputs of qkv, proj, fc1 and fc2 of
        each Swin layer less their lowest code, [window][I / 4][token][4 inputs]. */
     uint8_t *const *codes;
-} Picture;
+} PictureBuffers;
 
 /* Feature maps: pixel (y, x) starts at ((y + border) * row + x + border) * C. */
 typedef struct {

@@ -26,10 +26,10 @@ from quantsr.deploy.quantsr_t.folded import (
     ConvStage,
     FoldedLinear,
     FoldedSwin,
+    FoldedSwinLayer,
     Norm,
     Quantize,
     Rstb,
-    SwinLayer,
 )
 
 _ROUND_CHANNELS = 4
@@ -108,12 +108,12 @@ class SwinProgram(Arrays):
             stream_scale=float(block.stream_multiplier),
             layers=len(layers),
             layer=self.keep((library.SwinLayer * len(layers))(*layers)),
-            codes=library.Codes() if stage.quantize is None else self._codes(stage.quantize),
+            codes=library.Requantizer() if stage.quantize is None else self._codes(stage.quantize),
             closing=self._conv(stage),
             factor=self._factor(stage),
         )
 
-    def _layer(self, layer: SwinLayer) -> library.SwinLayer:
+    def _layer(self, layer: FoldedSwinLayer) -> library.SwinLayer:
         attention = layer.attention
         if layer.gelu is None or not isinstance(attention.mix, Quantize):
             raise Unsupported("its linear layers are not integer")
@@ -135,7 +135,7 @@ class SwinProgram(Arrays):
         return {
             "bias": self.pointer(attention.bias.transpose(0, 2, 1)),
             "score_scale": float(attention.score_multiplier),
-            "probabilities": library.Codes() if codes is None else self._codes(codes),
+            "probabilities": library.Requantizer() if codes is None else self._codes(codes),
             "mix": self._codes(attention.mix),
         }
 
@@ -143,9 +143,9 @@ class SwinProgram(Arrays):
         low, high = norm.limits or (0, 0)
         return library.Norm(self.pointer(norm.weight), self.pointer(norm.bias), low, high)
 
-    def _codes(self, quantize: Any) -> library.Codes:
+    def _codes(self, quantize: Any) -> library.Requantizer:
         multiplier = np.broadcast_to(quantize.multiplier, quantize.shift.shape)
-        return library.Codes(self.pointer(multiplier), self.pointer(quantize.shift), *quantize.limits)
+        return library.Requantizer(self.pointer(multiplier), self.pointer(quantize.shift), *quantize.limits)
 
     def _linear(self, linear: FoldedLinear) -> library.Linear:
         """Inputs are bytes from 0 on: their lowest code is taken off, and put back by what sums

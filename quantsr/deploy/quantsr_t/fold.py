@@ -20,16 +20,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantsr.deploy.fold import FoldedConv, fold_head
-from quantsr.deploy.model import Float, Operand, PackedModel, QuantizedLayer
+from quantsr.deploy.model import Float, Operand, PackedLayer, PackedModel
 from quantsr.deploy.quantsr_t.folded import (
     Attention,
     ConvStage,
     FoldedLinear,
     FoldedSwin,
+    FoldedSwinLayer,
     Norm,
     Quantize,
     Rstb,
-    SwinLayer,
 )
 from quantsr.deploy.quantsr_t.structure import ConvPlace, Structure
 
@@ -80,11 +80,13 @@ def _gaps(shortcuts: Float64, kept: Sequence[int]) -> tuple[float, Float64]:
     return float(np.prod(shortcuts[: ends[0]])), np.asarray(behind, np.float64)
 
 
-def _swin_layer(model: PackedModel, structure: Structure, i: int, j: int, s: float, p: float) -> SwinLayer:
+def _swin_layer(
+    model: PackedModel, structure: Structure, i: int, j: int, s: float, p: float
+) -> FoldedSwinLayer:
     prefix = f"layers.{i}.blocks.{j}"
     layers = model.layers
     fc1, fc2 = layers[f"{prefix}.mlp.fc1"], layers[f"{prefix}.mlp.fc2"]
-    return SwinLayer(
+    return FoldedSwinLayer(
         norm1=_norm(model, f"{prefix}.norm1", layers[f"{prefix}.attn.qkv"]),
         attention=_attention(model, structure, f"{prefix}.attn"),
         norm2=_norm(model, f"{prefix}.norm2", fc1),
@@ -133,7 +135,7 @@ _ROLES = ("scores.left", "scores.right", "mixture.left", "mixture.right")
 
 
 def _part_of_qkv(
-    layer: QuantizedLayer, part: int, dim: int, operand: Operand | None, factor: float
+    layer: PackedLayer, part: int, dim: int, operand: Operand | None, factor: float
 ) -> FoldedLinear:
     """The third of qkv that gives q, k or v: in units of the operand's codes where there is one,
     else times `factor`."""
@@ -154,7 +156,7 @@ def _part_of_qkv(
 
 
 def _linear(
-    layer: QuantizedLayer,
+    layer: PackedLayer,
     *,
     factor: float = 1.0,
     shift: Float64 | float = 0.0,
@@ -198,7 +200,7 @@ def _tail(model: PackedModel, structure: Structure) -> tuple[ConvStage, ...]:
     return _stages(model, places, 255.0 / header.img_range, mean)
 
 
-def _norm(model: PackedModel, name: str, reader: QuantizedLayer | None, factor: float = 1.0) -> Norm:
+def _norm(model: PackedModel, name: str, reader: PackedLayer | None, factor: float = 1.0) -> Norm:
     """LayerNorm for a reader; `factor` for what follows it."""
     weight = model.floats[f"{name}.weight"].values.astype(np.float64) * factor
     bias = model.floats[f"{name}.bias"].values.astype(np.float64) * factor
@@ -214,7 +216,7 @@ def _norm(model: PackedModel, name: str, reader: QuantizedLayer | None, factor: 
     )
 
 
-def _quantize(layer: QuantizedLayer, factor: float = 1.0) -> Quantize | None:
+def _quantize(layer: PackedLayer, factor: float = 1.0) -> Quantize | None:
     """The quantizer of a layer's input, which comes as `input / factor`; None where it reads
     floats."""
     if layer.act_step is None:
@@ -238,7 +240,7 @@ def _quantize_operand(operand: Operand) -> Quantize:
     )
 
 
-def _multiplier_and_bias(layer: QuantizedLayer, factor: float) -> tuple[Float, Float64]:
+def _multiplier_and_bias(layer: PackedLayer, factor: float) -> tuple[Float, Float64]:
     """(O,) real value of one unit of the sum, and bias, both times `factor`."""
     multiplier = np.full(layer.out_channels, factor)
     for step in (layer.weight_step, layer.act_step):
@@ -247,7 +249,7 @@ def _multiplier_and_bias(layer: QuantizedLayer, factor: float) -> tuple[Float, F
     return multiplier.astype(np.float32), layer.bias.astype(np.float64) * factor
 
 
-def _weight(layer: QuantizedLayer) -> Any:
+def _weight(layer: PackedLayer) -> Any:
     return layer.weight.astype(np.float16) if layer.bits_w == 16 else layer.weight
 
 

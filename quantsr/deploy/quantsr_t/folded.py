@@ -84,7 +84,7 @@ class Attention:
 
 
 @dataclass(frozen=True, eq=False)
-class SwinLayer:
+class FoldedSwinLayer:
     """`m = x + attention(norm1(x)); out = middle_multiplier * m + input_multiplier * x +
     fc2(gelu(fc1(norm2(m))))`.
 
@@ -110,7 +110,7 @@ class Rstb:
     """`stream_multiplier * x + closing(layers(start_multiplier * x))`."""
 
     start_multiplier: np.float32
-    layers: tuple[SwinLayer, ...]
+    layers: tuple[FoldedSwinLayer, ...]
     closing: tuple[ConvStage, ...]
     stream_multiplier: np.float32
 

@@ -19,10 +19,10 @@ from quantsr.deploy.quantsr_t.folded import (
     ConvStage,
     FoldedLinear,
     FoldedSwin,
+    FoldedSwinLayer,
     Norm,
     Quantize,
     Rstb,
-    SwinLayer,
 )
 
 Value = Any
@@ -121,7 +121,7 @@ def _rstb(block: Rstb, ops: Ops, x: Value) -> Value:
     return ops.add(_times(ops, x, block.stream_multiplier), branch)
 
 
-def _swin_layer(layer: SwinLayer, ops: Ops, x: Value) -> Value:
+def _swin_layer(layer: FoldedSwinLayer, ops: Ops, x: Value) -> Value:
     attention = layer.attention
     y = ops.norm(layer.norm1, x)
     q, k, v = (ops.linear(part, y) for part in (attention.q, attention.k, attention.v))

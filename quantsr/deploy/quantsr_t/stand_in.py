@@ -16,8 +16,8 @@ from quantsr.deploy.model import (
     Header,
     LinearLayer,
     Operand,
+    PackedLayer,
     PackedModel,
-    QuantizedLayer,
 )
 from quantsr.deploy.quantsr_t.structure import TAIL_FEATURES, Structure
 from quantsr.ranges import IntRange
@@ -113,7 +113,7 @@ def _header(
     )
 
 
-def _reading_pixels(conv_first: QuantizedLayer, header: Header) -> QuantizedLayer:
+def _reading_pixels(conv_first: PackedLayer, header: Header) -> PackedLayer:
     """With the pixels as its 8-bit codes, as `convert` makes them."""
     mean = np.asarray(header.arch["rgb_mean"], np.float32)
     return replace(
@@ -161,7 +161,7 @@ def _layer(
     bits: tuple[int, int],
     trained: bool,
     options: Mapping[str, Any],
-) -> QuantizedLayer:
+) -> PackedLayer:
     end = name.rpartition(".")[2]
     out, inputs = shape[0], int(np.prod(shape[1:]))
     weight = (rng.standard_normal(shape) * _GAINS.get(end, 0.7) / math.sqrt(inputs)).astype(np.float32)

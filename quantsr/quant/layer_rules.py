@@ -33,7 +33,7 @@ class Rule:
     weight_granularity: Granularity = "tensor"
 
 
-def prepare(net: nn.Module, rules: Sequence[Rule]) -> nn.Module:
+def quantize_layers(net: nn.Module, rules: Sequence[Rule]) -> nn.Module:
     """Replace each ``nn.Conv2d`` and ``nn.Linear`` that a rule matches by its quantized form.
 
     Parameters are kept.
