@@ -94,7 +94,7 @@ class DepthDynamic(nn.Module):
     """Indices of units, kept first; None until :meth:`rank_blocks` or :meth:`set_ranking`."""
     depth_rule: DepthRule
     head_tail_converted: bool = False
-    """Whether conversion brought the layers outside the units to 8 bits, which it does once only."""
+    """Whether conversion brought the layers outside the units to 8 bits, which it does once."""
     _options: dict[str, Any]
 
     def _set_depths(
