@@ -3,6 +3,7 @@ docs/options.md``."""
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -46,7 +47,7 @@ def options_page() -> str:
 
 def _section(prefix: str, section: type[Section]) -> Iterator[str]:
     """The table of a section, then those of the sections in it."""
-    doc = (section.__doc__ or "").strip().split("\n")[0]
+    doc = " ".join(inspect.cleandoc(section.__doc__ or "").split("\n\n")[0].split())
     title = f"`{prefix}`" if prefix else "The file"
     yield f"\n## {title}\n\n{_TOP_DOC if not prefix else _cell(doc)}\n"
     yield from _table(section)
