@@ -19,7 +19,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from quantsr.deploy.model import PackedModel, QuantizedLayer
+from quantsr.deploy.model import PackedModel, PackedLayer
 from quantsr.deploy.packing import load
 from quantsr.engine.results import Record, read_results, write_records
 from quantsr.errors import InputError
@@ -65,7 +65,7 @@ def layers_table(model: PackedModel) -> list[str]:
     return rows
 
 
-def weight_bits(layer: QuantizedLayer) -> str:
+def weight_bits(layer: PackedLayer) -> str:
     """How a layer's weights are stored."""
     if layer.bits_w > 8:
         return f"float{layer.bits_w}"
@@ -73,7 +73,7 @@ def weight_bits(layer: QuantizedLayer) -> str:
     return f"{layer.bits_w} bit, a step per {per}"
 
 
-def input_bits(layer: QuantizedLayer) -> str:
+def input_bits(layer: PackedLayer) -> str:
     """What a layer's inputs are rounded to."""
     return "float" if layer.bits_a > 16 else f"{layer.bits_a} bit"
 

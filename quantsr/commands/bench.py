@@ -41,7 +41,12 @@ def run(args: argparse.Namespace) -> int:
     if args.runs < 1:
         raise InputError(f"--runs: must be at least 1, got {args.runs}")
     record = measure(
-        load_packed(args.model), args.engine, args.size, depth=args.depth, threads=args.threads, runs=args.runs
+        load_packed(args.model),
+        args.engine,
+        args.size,
+        depth=args.depth,
+        threads=args.threads,
+        runs=args.runs,
     )
     if args.json:
         print(json.dumps(record, indent=2))
