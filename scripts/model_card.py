@@ -19,7 +19,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from quantsr.deploy.model import PackedModel, PackedLayer
+from quantsr.deploy.model import PackedLayer, PackedModel
 from quantsr.deploy.packing import load
 from quantsr.engine.results import Record, read_results, write_records
 from quantsr.errors import InputError
