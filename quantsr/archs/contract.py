@@ -54,17 +54,17 @@ class Contract:
     @property
     def depths(self) -> tuple[int, ...]:
         """Depths that are trained and evaluated, deepest first; empty if there is only one."""
-        return self.module.depths if isinstance(self.module, DepthDynamic) else ()
+        return () if self.depth_dynamic is None else self.depth_dynamic.depths
 
     @property
     def ranking(self) -> tuple[int, ...] | None:
         """Indices of units, most important first; None if unranked or without depths."""
-        return self.module.ranking if isinstance(self.module, DepthDynamic) else None
+        return None if self.depth_dynamic is None else self.depth_dynamic.ranking
 
     @property
     def protocol(self) -> str | None:
         """The published protocol of what is quantized, where there are several."""
-        return self.module.protocol if isinstance(self.module, DepthDynamic) else None
+        return None if self.depth_dynamic is None else self.depth_dynamic.protocol
 
     @property
     def scale(self) -> int | None:

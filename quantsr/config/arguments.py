@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from quantsr.config import registries
-from quantsr.config.base import Registered
+from quantsr.config.base import Registered, section_at
 from quantsr.config.binding import bind, parameters
 from quantsr.config.problems import KeyPath, Problems, did_you_mean
 from quantsr.config.sections import DatasetOptions, MetricOptions
@@ -23,34 +23,30 @@ _PICTURES = ("img", "img2")
 def check_arguments(options: Mapping[str, Any], problems: Problems) -> None:
     """Note what is wrong with the sections of losses, metrics, data sets, optimizer and
     schedule."""
-    train, val = _section(options, "train"), _section(options, "val")
-    check = _Check(problems)
+    train, val = section_at(options, "train"), section_at(options, "val")
     if "losses" in train and "pixel_opt" in train:
         problems.add(("train", "pixel_opt"), "train.losses is given too; make it one of them, or remove it")
+    path: KeyPath
     loss = ("pixel loss", registries.losses, LossOptions)
-    check(("train", "pixel_opt"), train.get("pixel_opt"), *loss)
-    for name, section in _section(train, "losses").items():
+    _check(problems, ("train", "pixel_opt"), train.get("pixel_opt"), *loss)
+    for name, section in section_at(train, "losses").items():
+        path = ("train", "losses", str(name))
         if not str(name).isidentifier():
-            problems.add(("train", "losses", str(name)), "must be a name of letters, digits and '_'")
-        check(("train", "losses", str(name)), section, *loss)
-    optimizer = _section(train, "optim_g")
+            problems.add(path, "must be a name of letters, digits and '_'")
+        _check(problems, path, section, *loss)
+    optimizer = section_at(train, "optim_g")
     muon = ("betas",) if optimizer.get("type") == "Muon" else ()  # of the Adam beside it
-    check(
-        ("train", "optim_g"), optimizer, "optimizer", registries.optimizers, OptimizerOptions,
-        supplied=("params",), section_only=muon,
-    )  # fmt: skip
-    check(
-        ("train", "scheduler"), train.get("scheduler"), "schedule", registries.schedulers, SchedulerOptions,
-        supplied=("optimizer", "last_epoch"),
-    )  # fmt: skip
-    for key, section in _section(val, "metrics").items():
-        path = ("val", "metrics", str(key))
+    path, named = ("train", "optim_g"), ("optimizer", registries.optimizers, OptimizerOptions)
+    _check(problems, path, optimizer, *named, supplied=("params",), section_only=muon)
+    path, schedule = ("train", "scheduler"), ("schedule", registries.schedulers, SchedulerOptions)
+    _check(problems, path, train.get("scheduler"), *schedule, supplied=("optimizer", "last_epoch"))
+    metric = ("metric", registries.metrics, MetricOptions)
+    for key, section in section_at(val, "metrics").items():
         # Keys of every metric's section; a metric gets those that it takes (`metric_arguments`).
         only = ("better", "crop_border", *(("test_y_channel",) if _flag_is_off(section) else ()))
-        check(
-            path, section, "metric", registries.metrics, MetricOptions, supplied=_PICTURES, section_only=only
-        )
-    for key, section in _section(options, "datasets").items():
+        path = ("val", "metrics", str(key))
+        _check(problems, path, section, *metric, supplied=_PICTURES, section_only=only)
+    for key, section in section_at(options, "datasets").items():
         _check_dataset(("datasets", str(key)), section, problems)
 
 
@@ -58,39 +54,30 @@ def _flag_is_off(section: Any) -> bool:
     return not (isinstance(section, dict) and section.get("test_y_channel"))
 
 
-class _Check:
-    """Checks one section against what it names."""
-
-    def __init__(self, problems: Problems) -> None:
-        self._problems = problems
-
-    def __call__(
-        self,
-        key: KeyPath,
-        section: Any,
-        what: str,
-        known: Callable[[], Mapping[str, Callable[..., Any]]],
-        schema: type[Registered],
-        *,
-        supplied: Collection[str] = (),
-        section_only: Collection[str] = (),
-    ) -> None:
-        """Note an unknown type and arguments that do not fit; `section_only` are keys that no
-        constructor gets."""
-        if not isinstance(section, dict):
-            return
-        kind = section.get("type", schema.model_fields["type"].default)
-        if not isinstance(kind, str):
-            return  # the schema has said so
-        found = known()
-        if kind not in found:
-            self._problems.add(
-                (*key, "type"), f"no {what} {kind!r} is registered; {did_you_mean(kind, found)}"
-            )
-            return
-        given = {word: v for word, v in section.items() if word != "type" and word not in section_only}
-        declared = [name for name in schema.model_fields if name != "type"]
-        bind(key, kind, found[kind], given, self._problems, supplied=supplied, declared=declared)
+def _check(
+    problems: Problems,
+    key: KeyPath,
+    section: Any,
+    what: str,
+    known: Callable[[], Mapping[str, Callable[..., Any]]],
+    schema: type[Registered],
+    *,
+    supplied: Collection[str] = (),
+    section_only: Collection[str] = (),
+) -> None:
+    """Note an unknown type and arguments that do not fit; no constructor gets `section_only`."""
+    if not isinstance(section, dict):
+        return
+    kind = section.get("type", schema.model_fields["type"].default)
+    if not isinstance(kind, str):
+        return  # the schema has said so
+    found = known()
+    if kind not in found:
+        problems.add((*key, "type"), f"no {what} {kind!r} is registered; {did_you_mean(kind, found)}")
+        return
+    given = {word: v for word, v in section.items() if word != "type" and word not in section_only}
+    declared = [name for name in schema.model_fields if name != "type"]
+    bind(key, kind, found[kind], given, problems, supplied=supplied, declared=declared)
 
 
 def _check_dataset(key: KeyPath, section: Any, problems: Problems) -> None:
@@ -115,8 +102,3 @@ def _check_dataset(key: KeyPath, section: Any, problems: Problems) -> None:
 def takes_dict(target: Callable[..., Any]) -> bool:
     """Whether a data set's class is made with one dict of options."""
     return list(parameters(target)) == ["opt"]
-
-
-def _section(options: Mapping[str, Any], key: str) -> dict[str, Any]:
-    value = options.get(key)
-    return value if isinstance(value, dict) else {}

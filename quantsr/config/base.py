@@ -3,6 +3,7 @@ loading."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict
@@ -40,6 +41,12 @@ class Section(BaseModel):
     model_config = ConfigDict(
         extra="forbid", frozen=True, strict=True, allow_inf_nan=False, protected_namespaces=()
     )
+
+
+def section_at(options: Mapping[str, Any], key: str) -> dict[str, Any]:
+    """The section under ``key`` of options as read; empty where there is none or something else."""
+    value = options.get(key)
+    return value if isinstance(value, dict) else {}
 
 
 class Registered(Section):

@@ -7,7 +7,7 @@ from typing import Any
 
 from quantsr.config import registries
 from quantsr.config.arguments import check_arguments
-from quantsr.config.base import whole_number
+from quantsr.config.base import section_at, whole_number
 from quantsr.config.folders import is_checkpoint
 from quantsr.config.networks import check_depth_list, check_network, depth_units, network_depths
 from quantsr.config.problems import Problems, did_you_mean
@@ -16,7 +16,7 @@ from quantsr.config.schema import dataset_phase
 
 def check_rules(options: dict[str, Any], is_train: bool, problems: Problems) -> None:
     """Note every breach."""
-    datasets = _section(options, "datasets")
+    datasets = section_at(options, "datasets")
     scale = whole_number(options.get("scale"))
     scale = scale if type(scale) is int else None
     for key, dataset in datasets.items():
@@ -44,7 +44,7 @@ def _check_names(datasets: dict[str, Any], is_train: bool, problems: Problems) -
     """Tables and folders of results know a set by its name alone."""
     seen: dict[Any, str] = {}
     for key in evaluated_keys(datasets, is_train):
-        name = _section(datasets, key).get("name")
+        name = section_at(datasets, key).get("name")
         if not isinstance(name, str) or dataset_phase(key) == "train":
             continue
         if seen.setdefault(name, key) != key:
@@ -52,11 +52,6 @@ def _check_names(datasets: dict[str, Any], is_train: bool, problems: Problems) -
                 ("datasets", key, "name"),
                 f"{name!r} is the name of datasets.{seen[name]} too; give each its own",
             )
-
-
-def _section(options: dict[str, Any], key: str) -> dict[str, Any]:
-    value = options.get(key)
-    return value if isinstance(value, dict) else {}
 
 
 def _check_dataset(key: str, dataset: Any, scale: Any, problems: Problems) -> None:
@@ -75,7 +70,7 @@ def _check_dataset(key: str, dataset: Any, scale: Any, problems: Problems) -> No
     if isinstance(kind, str) and kind not in (known := registries.dataset_types()):
         problems.add((*path, "type"), f"no data set type {kind!r}; {did_you_mean(kind, known)}")
     paired = kind == "PairedImageDataset"
-    lmdb = _section(dataset, "io_backend").get("type") == "lmdb"
+    lmdb = section_at(dataset, "io_backend").get("type") == "lmdb"
     needed = ["dataroot_gt"] if paired or kind == "CroppedImageDataset" else []
     if paired and (lmdb or phase not in ("val", "test")):
         needed.append("dataroot_lq")
@@ -121,7 +116,7 @@ def _folder_count(roots: Any) -> int:
 
 
 def _check_training(options: dict[str, Any], problems: Problems) -> None:
-    datasets = _section(options, "datasets")
+    datasets = section_at(options, "datasets")
     if "slimmable_version" in options:
         problems.add(
             ("slimmable_version",),
@@ -132,12 +127,12 @@ def _check_training(options: dict[str, Any], problems: Problems) -> None:
     if "train" not in datasets:
         problems.add(("datasets", "train"), "missing; add the pictures to train on")
     if any(dataset_phase(key) == "val" for key in datasets):
-        if "val_freq" not in _section(options, "val"):
+        if "val_freq" not in section_at(options, "val"):
             problems.add(("val", "val_freq"), "missing; say after how many iterations to validate")
         _check_metrics(options, problems)
-    train = _section(options, "train")
+    train = section_at(options, "train")
     total = train.get("total_iter")
-    scheduler = _section(train, "scheduler")
+    scheduler = section_at(train, "scheduler")
     periods = scheduler.get("periods")
     if (
         isinstance(periods, list)
@@ -148,12 +143,12 @@ def _check_training(options: dict[str, Any], problems: Problems) -> None:
             ("train", "scheduler", "periods"),
             f"end at {sum(periods)}, before total_iter {total}; lengthen them",
         )
-    distill = _section(train, "distill")
+    distill = section_at(train, "distill")
     learns = any(
         isinstance(distill.get(key), (int, float)) and distill[key] > 0
         for key in ("output_weight", "feature_weight")
     )
-    path = _section(options, "path")
+    path = section_at(options, "path")
     if learns and "network_teacher" not in options:
         problems.add(("network_teacher",), "missing; train.distill needs a teacher (type: EDSR, ...)")
     if learns and "pretrain_network_teacher" not in path:
@@ -165,7 +160,7 @@ def _check_training(options: dict[str, Any], problems: Problems) -> None:
             ("train", "distill"),
             "missing or all zero although there is a teacher; set output_weight or remove network_teacher",
         )
-    weighed, given = bool(distill.get("soft_weight")), "dataroot_soft" in _section(datasets, "train")
+    weighed, given = bool(distill.get("soft_weight")), "dataroot_soft" in section_at(datasets, "train")
     if weighed and not given:
         problems.add(
             ("datasets", "train", "dataroot_soft"), "missing; train.distill.soft_weight needs the pictures"
@@ -178,13 +173,13 @@ def _check_training(options: dict[str, Any], problems: Problems) -> None:
 
 
 def _check_test(options: dict[str, Any], problems: Problems) -> None:
-    datasets, path = _section(options, "datasets"), _section(options, "path")
+    datasets, path = section_at(options, "datasets"), section_at(options, "path")
     if not any(dataset_phase(key) in ("val", "test") for key in datasets):
         problems.add(("datasets",), "no test set; add one under the key test_1 (or val)")
     if "pretrain_network_g" not in path:
         problems.add(("path", "pretrain_network_g"), "missing; name the checkpoint to test")
     _check_metrics(options, problems)
-    engine = _section(options, "val").get("engine", "torch")
+    engine = section_at(options, "val").get("engine", "torch")
     if isinstance(engine, str) and engine != "torch" and is_checkpoint(path.get("pretrain_network_g")):
         problems.add(
             ("val", "engine"),
@@ -194,7 +189,7 @@ def _check_test(options: dict[str, Any], problems: Problems) -> None:
 
 
 def _check_metrics(options: dict[str, Any], problems: Problems) -> None:
-    if _section(options, "val").get("metrics", {}) == {}:
+    if section_at(options, "val").get("metrics", {}) == {}:
         problems.add(
             ("val", "metrics"), "missing; name what to measure, for example psnr: {type: calculate_psnr}"
         )
@@ -212,13 +207,13 @@ def _check_registered(options: dict[str, Any], problems: Problems) -> None:
 
 def _check_depths(options: dict[str, Any], bound: dict[str, Any], problems: Problems) -> None:
     depths, blocks = network_depths(bound), depth_units(bound)
-    wanted = _section(options, "val").get("depths")
+    wanted = section_at(options, "val").get("depths")
     if isinstance(wanted, list) and isinstance(blocks, int):
         if depths is None:
             problems.add(("val", "depths"), "this network has one depth only; remove the key")
         else:
             check_depth_list(("val", "depths"), wanted, blocks, problems)
-    weights = _section(options, "train").get("depth_weights")
+    weights = section_at(options, "train").get("depth_weights")
     if isinstance(weights, list) and depths is not None and len(weights) != len(depths):
         problems.add(
             ("train", "depth_weights"),

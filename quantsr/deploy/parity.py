@@ -15,12 +15,11 @@ from torch import nn
 from quantsr.deploy import integer_reference
 from quantsr.deploy.engines import select
 from quantsr.deploy.model import PackedModel
-from quantsr.engine.evaluate import EvalSet, Upscale, evaluate, evaluating, network_upscaler
+from quantsr.engine.evaluate import EvalSet, Picture, Upscale, evaluate, evaluating, network_upscaler
 from quantsr.errors import InputError
 
 logger = logging.getLogger(__name__)
 
-Picture = NDArray[np.uint8]
 NETWORK, INTEGER = "network", "integer"
 
 

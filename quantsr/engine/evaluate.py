@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from quantsr import __version__
@@ -26,7 +25,7 @@ from quantsr.archs import contract
 from quantsr.config.folders import is_left_out
 from quantsr.data.evaluation import build_eval_dataset
 from quantsr.data.resize import imresize_uint8
-from quantsr.engine.measure import least_side, measure
+from quantsr.engine.measure import Picture, least_side, measure
 from quantsr.engine.results import Record, source_commit
 from quantsr.engine.saved_pictures import LeaveOut, Saving, save_outputs, unique_names
 from quantsr.engine.selfensemble import self_ensemble
@@ -36,9 +35,6 @@ from quantsr.hardware import processes
 from quantsr.hardware.processes import World
 
 logger = logging.getLogger(__name__)
-
-Picture = NDArray[np.uint8]
-"""uint8 ``(H, W, 3)``, RGB."""
 
 Values = dict[int | None, dict[str, list[float]]]
 """By depth and metric, a number for each picture."""

@@ -8,16 +8,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
 from quantsr.data.images import encode_png
+from quantsr.engine.measure import Picture
 from quantsr.errors import WorkError
 from quantsr.files import write_bytes
 from quantsr.temporary import fitting_name
-
-Picture = NDArray[np.uint8]
-"""uint8 ``(H, W, 3)``, RGB."""
 
 LeaveOut = Callable[[str, Exception], None]
 """Called with the name of a picture that is left out, or not written, and the reason; it raises, or

@@ -169,10 +169,9 @@ class Validation:
         """The new best if ``records`` beat ``best``, else None.
 
         Counted is the first metric of the options, averaged over sets and evaluated depths. Stage 2
-        begins a new
-        count: its networks serve all depths, which stage 1's do not; so does another metric, after
-        a resumption. Where pictures were left out, the values of two iterations may be of different
-        pictures.
+        begins a new count: its networks serve all depths, which stage 1's do not; so does another
+        metric, after a resumption. Where pictures were left out, the values of two iterations may
+        be of different pictures.
         """
         assert self.options.val is not None
         metric = next(iter(self.metrics))

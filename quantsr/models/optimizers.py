@@ -43,14 +43,14 @@ def build_optimizers(net: nn.Module, train: TrainOptions) -> list[torch.optim.Op
         group["lr"] = group["rate"] * group["unit"]
     if optim.type != "Muon":
         return [registries.optimizers()[optim.type](groups, **_arguments(optim))]
-    given = optim.arguments()
+    beta1, beta2 = optim.betas
     adam = torch.optim.Adam(
-        groups, **_arguments(OptimizerOptions(lr=optim.lr, **_only(given, "betas", "weight_decay")))
+        groups, lr=optim.lr, betas=(beta1, beta2), weight_decay=optim.weight_decay, fused=True
     )
     if not by_muon:
         return [adam]
-    others_given = {key: value for key, value in given.items() if key not in ("lr", "betas", "weight_decay")}
-    muon = KernelMuon(by_muon, lr=optim.lr, weight_decay=optim.weight_decay, **others_given)
+    own = {key: v for key, v in optim.arguments().items() if key not in ("lr", "betas", "weight_decay")}
+    muon = KernelMuon(by_muon, lr=optim.lr, weight_decay=optim.weight_decay, **own)
     muon.param_groups[0].update(rate=optim.lr, unit=1.0)
     return [adam, muon]
 
@@ -74,10 +74,6 @@ def _arguments(options: OptimizerOptions) -> dict[str, Any]:
         for key, value in given.items()
         if key in accepted
     }
-
-
-def _only(given: Mapping[str, Any], *keys: str) -> dict[str, Any]:
-    return {key: given[key] for key in keys if key in given}
 
 
 def restore(

@@ -2,6 +2,6 @@
 holds.
 
 `formats` has the one list of formats and the size limit, `names` which files of a folder count,
- `decode` decodes a file, `metadata` has EXIF and resolution, `transparency` what
-belongs to alpha. Imports no torch.
+`listing` those that a folder or a list gives, `decode` decodes a file, `metadata` has EXIF and
+resolution, `transparency` what belongs to alpha. Imports no torch.
 """

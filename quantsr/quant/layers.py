@@ -211,8 +211,7 @@ class FirstConv2d(nn.Conv2d):
     """``torch.nn.Conv2d`` whose FP32 evaluation does not depend on the order of summation.
 
     Later layers quantize its output, so a difference in the last bit between engines could change a
-    code. Without gradients the sums are taken in FP64, rounded once, and
-    the bias is added in FP32.
+    code. Without gradients the sums are taken in FP64, rounded once, and the bias is added in FP32.
     """
 
     def forward(self, x: Tensor) -> Tensor:
