@@ -1,5 +1,5 @@
-"""Who may import whom: the table of docs/design.md, held against every import, those inside
-functions included."""
+"""The layers of the package: every import, also inside functions, is compared with the table of
+docs/design.md."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LAZY = {
     ("quantsr.data.preparation", "quantsr.basicsr_compat"),  # torch
     ("quantsr.pictures.decode", "quantsr.pictures.opencv"),  # OpenCV loads slowly
 }
-"""Imports inside functions, each for the sake of what need not be loaded."""
+"""The allowed imports inside functions, each with the package that it avoids loading."""
 
 
 def modules() -> dict[str, Path]:
@@ -37,8 +37,8 @@ MODULES = modules()
 
 @cache
 def imports(name: str) -> tuple[tuple[str, bool], ...]:
-    """The package's modules that a module imports, and whether inside a function; not those for
-    type checkers."""
+    """The package's modules that a module imports, and whether inside a function; imports for type
+    checkers are ignored."""
     tree = ast.parse(MODULES[name].read_text(encoding="utf-8"))
     functions = [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)]
     inside = {id(node) for function in functions for node in ast.walk(function)}
@@ -93,7 +93,7 @@ def test_a_module_imports_only_its_own_layer_and_lower_ones(module: str) -> None
     assert [word for word, _ in imports(module) if layer_of(word) > own] == []
 
 
-def test_imports_inside_functions_are_the_few_that_save_loading() -> None:
+def test_imports_inside_functions_are_those_listed() -> None:
     found = {(name, word) for name in MODULES for word, lazy in imports(name) if lazy}
     assert found == LAZY
 
@@ -114,7 +114,7 @@ def test_no_modules_import_each_other_in_a_circle() -> None:
 
 
 def test_no_packages_import_each_other_in_a_circle() -> None:
-    """A layer may hold several parts; they import one another in one direction at most."""
+    """A layer may have several parts; between two of them imports go in one direction only."""
     pairs = {
         (name.split(".")[1], word.split(".")[1])
         for name in MODULES

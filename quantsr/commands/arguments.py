@@ -1,4 +1,4 @@
-"""The command-line arguments that name and change an option file, the same for every command."""
+"""The command-line arguments for option files and changes of options, shared by the commands."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def add_option_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_import_argument(parser: argparse.ArgumentParser) -> None:
-    """Add ``--import``, which imports while arguments are parsed."""
+    """Add ``--import``; the imports run while arguments are parsed."""
     parser.add_argument(
         "--import",
         dest="imports",
@@ -53,13 +53,13 @@ def add_launcher_arguments(parser: argparse.ArgumentParser) -> None:
         "--launcher",
         choices=("none", "pytorch", "slurm"),
         default="none",
-        help="who started the processes; torchrun is noticed without it",
+        help="launcher of the processes; torchrun is detected without it",
     )
     parser.add_argument("--local_rank", "--local-rank", type=int, default=0, help=argparse.SUPPRESS)
 
 
 def options_from(args: argparse.Namespace, *, is_train: bool, check_paths: bool = True) -> Options:
-    """Load the options that the arguments of :func:`add_option_arguments` ask for.
+    """Load the options given by the arguments of :func:`add_option_arguments`.
 
     Raises:
         OptionsError: with every problem found.
@@ -68,13 +68,13 @@ def options_from(args: argparse.Namespace, *, is_train: bool, check_paths: bool 
 
 
 def import_words(args: argparse.Namespace) -> list[str]:
-    """The arguments of ``--import``, as they were given."""
+    """The ``--import`` arguments as given on the command line."""
     return [word for name in args.imports for word in ("--import", name)]
 
 
 def resume_command(command: str, args: argparse.Namespace, *more: str) -> str:
-    """The line that runs ``quantsr COMMAND`` with the same option file and changes, quoted for the
-    shell."""
+    """The command line that runs ``quantsr COMMAND`` with the same option file and changes, quoted
+    for the shell."""
     words = ["quantsr", command, "-opt", args.opt]
     words += import_words(args)
     for flag, entries in (("--set", args.set), ("--force_yml", args.force_yml)):

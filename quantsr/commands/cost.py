@@ -1,4 +1,4 @@
-"""``quantsr cost``: what a network costs to store and to run."""
+"""``quantsr cost``: counts the storage and the operations of a network."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from typing import Any
 from quantsr.analysis.cost import SIZES, cost_of_packed
 from quantsr.commands.sizes import parse_size
 from quantsr.deploy.bench import STAND_INS, load_packed
+from quantsr.deploy.packed.header import described_program
+from quantsr.errors import InputError
 from quantsr.trained_files.names import find_packed
 
 
@@ -23,12 +25,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--size", type=parse_size, metavar="HxW", help="input picture (default: 180x320 and 256x256)"
     )
-    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    shown = parser.add_mutually_exclusive_group()
+    shown.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    shown.add_argument(
+        "--program",
+        action="store_true",
+        help="print the operations of a packed network, with shapes and bits, instead of a table",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     """Print the counts as JSON or as a table. Raises InputError for a network or an option file
     that cannot be read."""
+    if args.program:
+        if not args.model:
+            raise InputError("--program: only a packed network has one; name it by -m")
+        print(described_program(load_packed(args.model)))
+        return 0
     sizes = [args.size] if args.size else list(SIZES)
     if args.opt:
         from quantsr.analysis.module_cost import cost_of_options  # imports torch

@@ -4,6 +4,7 @@ parity table."""
 from __future__ import annotations
 
 import argparse
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,17 +13,21 @@ from torch import nn
 
 from quantsr import __version__
 from quantsr.archs import contract
-from quantsr.config import load_options
-from quantsr.deploy import packing, parity
+from quantsr.commands.arguments import add_import_argument
+from quantsr.config import load_options, registries
+from quantsr.deploy import parity
 from quantsr.deploy.convert import convert
 from quantsr.deploy.export import SUFFIXES, calibration_pictures, evaluation_set, exported_engine, write
-from quantsr.deploy.model import PackedModel
 from quantsr.deploy.module import to_module
+from quantsr.deploy.packed import packing
+from quantsr.deploy.packed.model import PackedModel
 from quantsr.engine import build
 from quantsr.errors import InputError
 from quantsr.loading import from_checkpoint
 from quantsr.trained_files import checkpoint
 from quantsr.trained_files.names import PACKED, resolve
+
+logger = logging.getLogger(__name__)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,6 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="option file, for checkpoints that do not say how their network is built",
     )
+    add_import_argument(parser)
     parser.add_argument(
         "--depth",
         type=int,
@@ -59,7 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--first-bits",
         type=int,
         choices=(8, 16, 32),
-        help="bits of conv_first's weight (default: 32; 8 saves 5 kB and lets more pixels differ)",
+        help="bits of the weight of the convolution that reads the picture (default: 32; 8 lets more pixels differ)",
     )
     parser.add_argument(
         "--calib", metavar="DIR", help="pictures to calibrate the 16-bit inputs on (default: datasets/mini)"
@@ -94,9 +100,10 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def read(args: argparse.Namespace) -> tuple[PackedModel, nn.Module]:
-    """The converted network of a checkpoint, run or packed file, and the network it shall match (of
-    a packed file: its own module)."""
+def read(args: argparse.Namespace) -> tuple[PackedModel, nn.Module | None]:
+    """The converted network of a checkpoint, run or packed file, and the torch module to compare it
+    with (for a packed file the module of the file itself; None where its type is not
+    registered)."""
     source = resolve(args.model)
     if source.suffix == PACKED:
         model = packing.load(source)
@@ -109,11 +116,12 @@ def read(args: argparse.Namespace) -> tuple[PackedModel, nn.Module]:
                 raise InputError(
                     f"--{option}: {source} is converted already; leave it out, or export from the checkpoint"
                 )
+        if model.written is not None and model.header.arch.get("type") not in registries.networks():
+            logger.info("parity leaves the network out: no Python file of it was named by --import")
+            return model, None
         return model, to_module(model, source)
     content = checkpoint.load(source)
-    network = (
-        from_checkpoint(content, source) if args.opt is None else _from_options(content, source, args.opt)
-    )
+    network = read_network(content, source, args.opt)
     scale = contract.of(network).scale or 1
     bits: int = args.head_tail_bits or 8
     model = convert(
@@ -121,14 +129,20 @@ def read(args: argparse.Namespace) -> tuple[PackedModel, nn.Module]:
         head_tail_bits=bits,
         calib=calibration_pictures(args.calib, scale) if bits == 8 else [],
         first_bits=args.first_bits or 32,
-        provenance=_provenance(content, source, args.calib, bits),
+        provenance=provenance(content, source, args.calib, bits),
     )
     return model, network
 
 
+def read_network(content: Mapping[str, Any], source: Path, opt: str | None) -> nn.Module:
+    """The network of a checkpoint, as the checkpoint describes it or, where one is given, an option
+    file."""
+    return from_checkpoint(content, source) if opt is None else _from_options(content, source, opt)
+
+
 def _from_options(content: Mapping[str, Any], source: Path, opt: str) -> nn.Module:
-    """The network of an option file with the parameters of a checkpoint (the released ones do not
-    describe themselves)."""
+    """The network of an option file with the parameters of a checkpoint, for checkpoints such as
+    the released ones, which have no description of their network."""
     network = build.build_for_options(load_options(opt, is_train=False))
     build.load_content(network, content, str(source), None)
     build.require_steps(network, source)
@@ -136,7 +150,9 @@ def _from_options(content: Mapping[str, Any], source: Path, opt: str) -> nn.Modu
     return network.eval()
 
 
-def _provenance(content: Mapping[str, Any], source: Path, calib: str | None, bits: int) -> dict[str, Any]:
+def provenance(content: Mapping[str, Any], source: Path, calib: str | None, bits: int) -> dict[str, Any]:
+    """What a packed file says of its origin: the checkpoint, its training, the pictures that 8 bits
+    were calibrated on."""
     ours = checkpoint.metadata(content, source) or {}
     options = ours.get("options") or {}
     facts = {
@@ -152,7 +168,7 @@ def _provenance(content: Mapping[str, Any], source: Path, calib: str | None, bit
 
 
 def _text(options: Any, *keys: str) -> str | None:
-    """The text under ``keys`` in nested dicts; None where there is none."""
+    """The string under ``keys`` in nested dicts; None where there is none."""
     for key in keys:
         options = options.get(key) if isinstance(options, dict) else None
     return options if isinstance(options, str) else None

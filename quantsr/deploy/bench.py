@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from quantsr import timing
-from quantsr.deploy import packing
-from quantsr.deploy.model import PackedModel
-from quantsr.deploy.upscaler import Upscaler
+from quantsr.deploy.packed import packing
+from quantsr.deploy.packed.model import PackedModel
+from quantsr.deploy.upscale.upscaler import Upscaler
 from quantsr.trained_files.names import find_packed
 
 
@@ -51,7 +51,10 @@ def measure(
     }
 
 
-STAND_INS = {"random": "quantsr.deploy.stand_in", "random_t": "quantsr.deploy.quantsr_t.stand_in"}
+STAND_INS = {
+    "random": "quantsr.deploy.stand_ins.convolutional",
+    "random_t": "quantsr.deploy.stand_ins.transformer",
+}
 """Names that stand for a network with random weights, and the modules that make it."""
 
 

@@ -23,8 +23,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from quantsr.deploy.model import Codes, Float
-from quantsr.deploy.rounding import rounded_with_sums
+from quantsr.archs.dqa import DepthDynamic
+from quantsr.deploy.packed.model import Codes, Float
+from quantsr.deploy.passes.rounding import rounded_with_sums
 from quantsr.ranges import IntRange
 
 _QMIN, _QMAX = IntRange.of(8, signed=True).bounds
@@ -70,7 +71,7 @@ def quantize_weight(weight: Float, step: Float) -> Codes:
     """Signed 8-bit codes of (O, I, kh, kw) with (O,) steps: rounded so that the sum of every kernel
     is kept to half a step.
 
-    See :func:`~quantsr.deploy.rounding.rounded_with_sums`.
+    See :func:`~quantsr.deploy.passes.rounding.rounded_with_sums`.
     """
     codes = rounded_with_sums(weight / step.reshape(-1, *[1] * (weight.ndim - 1)))
     return np.clip(codes, _QMIN, _QMAX).astype(np.int8)
@@ -126,7 +127,7 @@ def observe_inputs(
             # (1, 3, H, W)
             x = torch.tensor(picture, device=device).permute(2, 0, 1)[None].float() / 255
             for depth in depths:
-                net(x, depth=depth)
+                net(x, depth=depth) if isinstance(net, DepthDynamic) else net(x)
     finally:
         net.train(was_training)
         for handle in handles:

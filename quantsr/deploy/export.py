@@ -15,10 +15,11 @@ from quantsr.data.evaluation import build_eval_dataset
 from quantsr.data.images import read_rgb
 from quantsr.data.mini import mini_folder
 from quantsr.data.resize import imresize_uint8
-from quantsr.deploy import integer_reference, onnx_model, packing
-from quantsr.deploy.model import PackedModel
-from quantsr.deploy.openvino_core import core
-from quantsr.deploy.restrict import restrict
+from quantsr.deploy.engines import onnx_model, reference
+from quantsr.deploy.engines.openvino_core import core
+from quantsr.deploy.packed import packing
+from quantsr.deploy.packed.model import PackedModel
+from quantsr.deploy.packed.restrict import restrict
 from quantsr.engine.evaluate import EvalSet, Upscale
 from quantsr.errors import InputError
 from quantsr.files import failures_named
@@ -54,7 +55,7 @@ def write(
 def exported_engine(output: Path, model: PackedModel) -> list[tuple[str, Upscale]]:
     """The exported file itself, run by what can read it; nothing where that is not installed."""
     if output.suffix == ".safetensors":
-        return [(f"{output.name} (integer)", integer_reference.reference(model))]
+        return [(f"{output.name} (integer)", reference.reference(model))]
     if output.suffix == ".onnx":
         try:
             import onnxruntime

@@ -11,39 +11,43 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from quantsr.archs import QuantSR_C, QuantSR_T
-from quantsr.archs.dqa import DepthDynamic
+from quantsr.archs import contract
+from quantsr.config import registries
 from quantsr.config.networks import check_network
 from quantsr.config.problems import Problems
-from quantsr.deploy.model import Float, PackedLayer, PackedModel
+from quantsr.deploy.lower import lower
+from quantsr.deploy.packed.model import Float, PackedLayer, PackedModel
+from quantsr.engine.build import build_network
 from quantsr.errors import InputError
 from quantsr.quant import Rule, quantize_layers
 from quantsr.quant.attention import QuantOperand
 from quantsr.quant.layers import QuantizedLayer
 from quantsr.ranges import IntRange
 
-_CLASSES: dict[str, type[DepthDynamic]] = {
-    "QuantSR_C": QuantSR_C,
-    "QEDSR_Ours": QuantSR_C,
-    "QuantSR_T": QuantSR_T,
-}
 
-
-def to_module(model: PackedModel, source: str | Path = "model") -> DepthDynamic:
+def to_module(model: PackedModel, source: str | Path = "model") -> nn.Module:
     """A network in eval mode that computes what `model` does, with fake quantization in float32;
     for training on and for PyTorch engines.
 
     Layers outside the blocks stay plain convs, whose weights are the dequantized codes: 16-bit
     inputs are left in float. Those with 8-bit inputs (older files) become `QuantConv2d`, equalized
-    by a hook; conv_first, whose input codes are the pixels, does not. A network with an 8-bit head
+    by a hook; the one whose input codes are the pixels does not. A network with an 8-bit head
     and tail cannot be converted again: convert its checkpoint.
 
     Raises:
-        InputError: its header describes no network, or another than its layers are of; names
-            `source`, the file.
+        InputError: its type is not registered, or its header describes another network than its
+            program and its layers are of; names `source`, the file.
     """
+    kind = model.header.arch.get("type")
+    if kind not in registries.networks():
+        raise InputError(
+            f"{source}: its network {kind!r} is not registered, so no torch module can be made of it; name its "
+            "Python file by --import FILE, from Python import it first"
+        )
     try:
         return _module(model)
+    except InputError as error:
+        raise InputError(f"{source}: {error}") from error
     except (AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(
@@ -51,31 +55,30 @@ def to_module(model: PackedModel, source: str | Path = "model") -> DepthDynamic:
         ) from error
 
 
-def _module(model: PackedModel) -> DepthDynamic:
+def _module(model: PackedModel) -> nn.Module:
     header = model.header
-    options = {key: value for key, value in header.arch.items() if key != "type"}
     problems = Problems("arch")
     check_network("arch", dict(header.arch), None, problems)
     if problems.lines:
         raise ValueError(next(iter(problems.lines)))
-    net = _CLASSES[str(header.arch["type"])](**options)
-    eight = [
+    net = build_network(header.arch["type"], {k: v for k, v in header.arch.items() if k != "type"})
+    plain = [
         name
         for name, layer in model.layers.items()
         if layer.integer
         and layer.bits_a <= 8
-        and name != "conv_first"
+        and layer.act_zero_point is None
         and not isinstance(net.get_submodule(name), QuantizedLayer)
     ]
-    if eight:
-        quantize_layers(net, [Rule(name, 8, model.layers[name].bits_a, "RLQ", "channel") for name in eight])
-    if header.ranking is not None:
-        net.set_ranking(header.ranking)
+    if plain:  # which the constructor leaves in float
+        layers = [model.layers[name] for name in plain]
+        quantize_layers(net, [Rule(x.name, x.bits_w, x.bits_a, "RLQ", "channel") for x in layers])
     with torch.no_grad():
-        for unit, shortcut in zip(net.units(), header.shortcuts, strict=True):
-            unit.shortcut.fill_(shortcut)
-        for name, layer in model.layers.items():
-            _load_layer(net.get_submodule(name), layer)
+        if (dynamic := contract.of(net).depth_dynamic) is not None:
+            if header.ranking is not None:
+                dynamic.set_ranking(header.ranking)
+            for unit, shortcut in zip(dynamic.units(), header.shortcuts, strict=True):
+                unit.shortcut.fill_(shortcut)
         for name, operand in model.operands.items():
             module = net.get_submodule(name)
             assert isinstance(module, QuantOperand)
@@ -83,13 +86,19 @@ def _module(model: PackedModel) -> DepthDynamic:
             _load_input_quantizer(module, operand.step, tau, operand.range)
         for name, tensor in model.floats.items():
             net.get_parameter(name).copy_(torch.from_numpy(tensor.values))
-    net.head_tail_converted = header.head_tail_bits == 8
+        if model.written is not None and lower(net) != model.written.renumbered():
+            raise ValueError(
+                "its program is not that of the network of this name: the network was changed, or has parameters that the "
+                "program holds as numbers"
+            )
+        for name, layer in model.layers.items():
+            _load_layer(net.get_submodule(name), layer)
+    net.head_tail_converted = header.head_tail_bits == 8  # type: ignore[assignment]
     return net.eval()
 
 
 def _load_layer(module: nn.Module, layer: PackedLayer) -> None:
     assert isinstance(module, nn.Conv2d | nn.Linear)
-    assert module.bias is not None
     if layer.act_zero_point is not None:
         # Its codes are the pixels, so quantization is the identity, and only their zero point is
         # left to apply.
@@ -101,7 +110,10 @@ def _load_layer(module: nn.Module, layer: PackedLayer) -> None:
         _prepend(module, layer.act_equal, np.zeros_like(layer.act_equal))
         layer = replace(layer, act_equal=None)
     module.weight.copy_(torch.from_numpy(layer.float_weight()))
-    module.bias.copy_(torch.from_numpy(layer.bias))
+    if module.bias is not None:
+        module.bias.copy_(torch.from_numpy(layer.bias))
+    elif layer.bias.any():  # what an offset of the input's codes adds
+        module.bias = nn.Parameter(torch.from_numpy(layer.bias).to(module.weight.device))
     if not isinstance(module, QuantizedLayer):
         return
     if module.weight_quantizer is not None:

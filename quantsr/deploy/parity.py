@@ -4,6 +4,7 @@ engine on real pictures."""
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from quantsr.deploy import integer_reference
-from quantsr.deploy.engines import select
-from quantsr.deploy.model import PackedModel
+from quantsr.archs import contract
+from quantsr.deploy.engines import reference, select
+from quantsr.deploy.packed.model import PackedModel
 from quantsr.engine.evaluate import EvalSet, Picture, Upscale, evaluate, evaluating, network_upscaler
 from quantsr.errors import InputError
 
@@ -41,6 +42,12 @@ class Difference:
     def equal(self) -> float:
         """Share of equal values."""
         return float(self.counts[0] / self.counts.sum())
+
+    @property
+    def psnr(self) -> float:
+        """dB between them, over all values of all pictures; infinite where they are equal."""
+        squares = float(self.counts @ np.arange(256.0) ** 2)
+        return math.inf if squares == 0 else 10 * math.log10(255.0**2 * self.counts.sum() / squares)
 
     @property
     def within_one(self) -> float:
@@ -73,9 +80,10 @@ def parity(
     """Run the training network (where given), the integer reference and `engines` on `sets` at
     `depth` and compare their pictures."""
     depth = model.depth_or_default(depth)
-    runs: list[tuple[str, Upscale]] = [(INTEGER, integer_reference.reference(model, depth)), *engines]
+    runs: list[tuple[str, Upscale]] = [(INTEGER, reference.reference(model, depth)), *engines]
     if network is not None:
-        upscale = network_upscaler(network, (depth,), scale=model.header.scale)
+        depths = (None,) if contract.of(network).depth_dynamic is None else (depth,)
+        upscale = network_upscaler(network, depths, scale=model.header.scale)
         runs.insert(0, (NETWORK, lambda picture: upscale(picture)[0]))
         with evaluating(network):
             return _rows(runs, sets, model.header.scale)
@@ -102,8 +110,8 @@ def _one_by_one(engine: select.Engine) -> Upscale:
 def table(rows: Sequence[ParityRow], title: str = "") -> str:
     """The rows as a Markdown table."""
     head = ["set", "engine", "PSNR (Y)"]
-    for reference in ("network", "integer"):
-        head += [f"largest difference to {reference}", "equal", "within 1"]
+    for other in ("network", "integer"):
+        head += [f"largest difference to {other}", "equal", "within 1"]
     lines = [head, ["---"] * len(head)]
     for row in rows:
         cells = [row.set, row.engine, f"{row.psnr:.3f}"]

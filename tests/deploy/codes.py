@@ -7,14 +7,16 @@ from dataclasses import replace
 
 import numpy as np
 import onnx
-import pytest
 
 from quantsr.archs.quantsr_c_arch import QuantSR_C
-from quantsr.deploy import integer, onnx_graph, onnx_model, openvino_model
-from quantsr.deploy.fold import fold
-from quantsr.deploy.model import PackedModel
+from quantsr.deploy.engines import onnx_graph, onnx_model, openvino_model
+from quantsr.deploy.engines import reference as integer_reference
+from quantsr.deploy.folded import FirstConv, FoldedConv
 from quantsr.deploy.module import to_module
 from quantsr.deploy.native.engine import NativeEngine
+from quantsr.deploy.packed.model import PackedModel
+from quantsr.deploy.passes.fold import fold
+from quantsr.deploy.passes.layout import lay_out
 from quantsr.engine.evaluate import evaluating, network_upscaler
 from quantsr.quant import QuantConv2d
 
@@ -48,16 +50,21 @@ def codes_of_reference(
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """The same of the integer reference."""
     seen = {}
-    conv = integer.conv
+    program = lay_out(fold(model, depth))
+    values: dict[int, np.ndarray] = {}
 
-    def record(layer, x):
-        if layer.codes_in is not None:
-            seen[layer.name] = integer.codes(layer, x)[0].numpy()
-        return conv(layer, x)
+    def record(step, result):
+        values[step.output] = result[0].numpy()
+        head = step.op.head if isinstance(step.op, FirstConv) else step.op
+        if isinstance(head, FoldedConv) and head.codes_in is not None and step.inputs[0]:
+            seen[head.name] = values[step.inputs[0]]
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(integer, "conv", record)
-        return seen, integer.run_folded(fold(model, depth), image)
+    return seen, integer_reference.run_folded(program, image, record)
+
+
+def block_convs(model: PackedModel, depth: int) -> list[str]:
+    """Names of the convolutions in the blocks of a QuantSR-C, in order."""
+    return [conv.name for conv in fold(model, depth).convs() if conv.name.startswith("body.")]
 
 
 def assert_equal_codes(got: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
@@ -90,9 +97,9 @@ def codes_of_openvino(
     model: PackedModel, image: np.ndarray, depth: int
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """The same of OpenVINO's graph."""
-    from quantsr.deploy.openvino_core import core
+    from quantsr.deploy.engines.openvino_core import core
 
-    names = [conv.name for block in fold(model, depth).blocks for conv in (block.conv1, block.conv2)]
+    names = block_convs(model, depth)
     graph = openvino_model.build(model, depth, height=image.shape[0], width=image.shape[1])
     graph.add_outputs([(f"{name}.input", 0) for name in names])
     settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
@@ -107,7 +114,7 @@ def codes_of_onnx(
     """The same of the ONNX file in ONNX Runtime."""
     import onnxruntime
 
-    names = [conv.name for block in fold(model, depth).blocks for conv in (block.conv1, block.conv2)]
+    names = block_convs(model, depth)
     proto = onnx_model.build(model, depth)
     values = [f"{name}.input.value" for name in names]
     proto.graph.output.extend(onnx.helper.make_empty_tensor_value_info(value) for value in values)

@@ -7,8 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from quantsr.deploy.model import PackedModel
-from quantsr.deploy.stand_in import random_model
+from quantsr.deploy.packed.model import PackedModel
+from quantsr.deploy.stand_ins.convolutional import random_model
 
 
 @pytest.fixture(scope="session")

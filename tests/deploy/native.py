@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from quantsr.deploy.engines import select
-from quantsr.deploy.model import PackedModel
 from quantsr.deploy.native import library
 from quantsr.deploy.native.engine import NativeEngine
+from quantsr.deploy.packed.model import PackedModel
 from quantsr.errors import InputError
 
 HERE = library.best_isa()

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 from quantsr.archs import QuantSR_T
-from quantsr.deploy.model import PackedModel
-from quantsr.deploy.quantsr_t.stand_in import random_model
+from quantsr.deploy.packed.model import PackedModel
+from quantsr.deploy.stand_ins.transformer import random_model
 from quantsr.quant import calibrate
 
 SMALL = {"embed_dim": 12, "layers_per_block": 2, "num_heads": 3, "window_size": 4}

@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 import torch
 
-from quantsr.deploy import convert, integer_reference, packing
+from quantsr.deploy import convert
+from quantsr.deploy.engines import reference as integer_reference
 from quantsr.deploy.engines import select
-from quantsr.deploy.model import PackedModel
 from quantsr.deploy.module import to_module
+from quantsr.deploy.packed import packing
+from quantsr.deploy.packed.model import PackedModel
 from quantsr.engine.evaluate import evaluating, network_upscaler
 from quantsr.errors import InputError
 from quantsr.quant import QUANTIZER_REGISTRY, QuantConv2d, Quantizer, calibrate, quantizer_names
@@ -194,7 +196,7 @@ def test_only_files_with_ranges_have_the_new_version(tmp_path):
 
 
 def test_a_restricted_network_keeps_its_ranges(picture, tmp_path):
-    from quantsr.deploy import restrict
+    from quantsr.deploy.packed import restrict
 
     net = network_of("MinMax", 4)
     with torch.no_grad():

@@ -10,9 +10,11 @@ import pytest
 import torch
 
 from quantsr.archs.quantsr_c_arch import QuantSR_C
-from quantsr.deploy import calibrate8, convert, integer_reference, packing, restrict
-from quantsr.deploy.model import PackedModel
+from quantsr.deploy import calibrate8, convert
+from quantsr.deploy.engines import reference as integer_reference
 from quantsr.deploy.module import to_module
+from quantsr.deploy.packed import packing, restrict
+from quantsr.deploy.packed.model import PackedModel
 from quantsr.errors import InputError
 from quantsr.quant import QuantConv2d, calibrate, manifest
 from tests.deploy.conftest import dyadic_model, small_model
@@ -110,7 +112,7 @@ def test_conv_first_reads_the_pixels_themselves(picture):
         expected = torch.nn.functional.conv2d((x - net.mean) * 255, rounded, net.conv_first.bias, padding=1)[
             0
         ].numpy()
-    from tests.reference import integer as reference
+    from tests.reference import program as reference
 
     a = (picture.transpose(2, 0, 1) / 255 - np.reshape(model.header.rgb_mean, (3, 1, 1))) * 255
     got = reference.conv(layer, a)
@@ -152,8 +154,8 @@ def test_to_module_and_convert_are_inverse():
 def test_what_cannot_be_converted(picture):
     with pytest.raises(InputError, match="converted to 8 bits before"):
         convert.convert(to_module(small_model()), calib=[picture])
-    with pytest.raises(InputError, match="only QuantSR_C"):
-        convert.convert(torch.nn.Conv2d(3, 3, 3))
+    with pytest.raises(InputError, match=r"has padding \(0, 0\)"):
+        convert.convert(torch.nn.Sequential(torch.nn.Conv2d(3, 3, 3)), head_tail_bits=32)
     net = QuantSR_C(num_feat=8, num_block=1, upscale=2)
     with pytest.raises(InputError, match="not calibrated"):
         convert.convert(net, head_tail_bits=32)

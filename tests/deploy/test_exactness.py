@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from quantsr.archs.quantsr_c_arch import QuantSR_C
-from quantsr.deploy import convert, integer, openvino_graph, openvino_ops
-from quantsr.deploy.engines import select
-from quantsr.deploy.fold import fold
+from quantsr.deploy import convert
+from quantsr.deploy.engines import openvino_ops, select
+from quantsr.deploy.engines import reference as integer_reference
+from quantsr.deploy.passes.fold import fold
 from quantsr.quant import calibrate
 from tests.deploy.codes import (
     assert_equal_codes,
@@ -107,17 +108,19 @@ def test_openvino_rounds_the_sums_of_the_first_convolution_once(picture):
     """A last bit that differs is a code that flips sooner or later; in one float32 convolution most
     of them do."""
     ov = pytest.importorskip("openvino")
-    from quantsr.deploy.openvino_core import core
+    from quantsr.deploy.engines.openvino_core import core
+    from quantsr.deploy.engines.openvino_first import first_conv
 
-    net = fold(convert.convert(network(num_feat=32), head_tail_bits=32))
+    first = fold(convert.convert(network(num_feat=32), head_tail_bits=32)).steps[0].op
     shape = [1, *picture.shape]
     image = ov.opset13.parameter(shape, np.float32, name="image")
     pixels = ov.opset13.transpose(image, openvino_ops.ints(0, 3, 1, 2))
-    expected = integer.head(net, picture).numpy()
+    shaped = torch.from_numpy(picture).permute(2, 0, 1)[None].float()
+    expected = integer_reference.ReferenceOps(picture.shape[:2])(first, shaped).numpy()
     wrong = {}
     for exact in (True, False):
         graph = ov.Model(
-            [ov.opset13.result(openvino_graph._head(pixels, net, round_input=True, exact=exact))], [image], ""
+            [ov.opset13.result(first_conv(pixels, first, round_input=True, exact=exact))], [image], ""
         )
         settings = {"INFERENCE_PRECISION_HINT": "f32"}
         (got,) = core().compile_model(graph, "CPU", settings)([picture[None].astype(np.float32)]).values()

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 
 from quantsr import cli
-from quantsr.deploy import export, integer_reference, packing, parity
+from quantsr.deploy import export, parity
+from quantsr.deploy.engines import reference as integer_reference
+from quantsr.deploy.packed import packing
 from quantsr.engine.evaluate import EvalSet
 from quantsr.engine.network_file import network_file
 from quantsr.errors import InputError

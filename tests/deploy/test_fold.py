@@ -10,13 +10,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quantsr.deploy import integer, integer_reference
-from quantsr.deploy.fold import _requantized, fold, split_head
-from quantsr.deploy.model import ConvLayer, PackedModel
+from quantsr.deploy.engines import reference as integer_reference
+from quantsr.deploy.folded import FirstConv
+from quantsr.deploy.packed.model import ConvLayer, PackedModel
+from quantsr.deploy.passes.constants import requantized
+from quantsr.deploy.passes.first import split_head
+from quantsr.deploy.passes.fold import fold
 from quantsr.errors import InputError
 from quantsr.quant import IntRange
 from tests.deploy.conftest import dyadic_model, small_model
-from tests.reference import integer as reference
+from tests.reference import program as reference
 
 
 @pytest.mark.parametrize("upsampler", ["pixelshuffle", "pixelshuffledirect"])
@@ -54,7 +57,7 @@ def test_res_scale_and_img_range_fold(picture):
     )
     header = replace(model.header, res_scale=0.25, img_range=1.0)
     scaled = PackedModel(header, {**model.layers, "conv_first": first})
-    assert fold(scaled).pixels_are_codes
+    assert first_conv(scaled).pixels_are_codes
     # 1/255 is not dyadic: a code may fall to the other side of a tie, and nothing more.
     difference = integer_reference.run(scaled, picture).astype(int) - reference.run(scaled, picture, 4)
     assert np.abs(difference).max() <= 1
@@ -75,13 +78,19 @@ def test_requantization_with_relu_is_the_unfolded_one(total, bias, tau, bits, si
     step, weight_step, next_step = 0.5, 0.25, 2.0**shift
     layer = _one_weight(bits_a=8, step=step, weight_step=weight_step, bias=bias / 8)
     reader = _one_weight(bits_a=bits, step=next_step, weight_step=1.0, bias=0.0, tau=tau / 16, signed=signed)
-    folded = _requantized(layer, reader, relu=True, reads_float=True)
+    folded = requantized(layer, reader, relu=True, shuffle=1)
     got = float(np.float32(total) * folded.multiplier[0] + folded.bias[0])
     if folded.low is not None:
         got = max(got, float(folded.low[0]))
     got = np.clip(np.rint(got), *folded.codes_out)
     value = max(total * step * weight_step + bias / 8, 0)
     assert got == np.clip(np.rint((value + tau / 16) / next_step), *reader.act_range)
+
+
+def first_conv(model: PackedModel) -> FirstConv:
+    op = fold(model).steps[0].op
+    assert isinstance(op, FirstConv)
+    return op
 
 
 def _one_weight(*, bits_a, step, weight_step, bias, tau=0.0, signed=True):
@@ -102,10 +111,10 @@ def test_sums_are_exact_at_the_float32_limit():
     # 8-bit codes over 64 channels: sums near 2**24 are still those of int64.
     rng = np.random.default_rng(0)
     model = small_model(num_feat=64, num_block=1, bits_w=8, bits_a=8)
-    layer = fold(model, 1).blocks[0].conv2
+    (layer,) = (conv for conv in fold(model, 1).convs() if conv.name == "body.0.conv2")
     layer = replace(layer, weight=rng.integers(-128, 128, layer.weight.shape).astype(np.int8))
     codes = rng.integers(200, 256, (1, 64, 6, 5))
-    got = integer.sums(torch.from_numpy(codes.astype(np.float32)), layer)
+    got = integer_reference.sums(torch.from_numpy(codes.astype(np.float32)), layer)
     padded = np.pad(codes[0], ((0, 0), (1, 1), (1, 1)))
     expected = sum(
         np.tensordot(layer.weight[:, :, dy, dx].astype(np.int64), padded[:, dy : dy + 6, dx : dx + 5], 1)
@@ -118,7 +127,7 @@ def test_sums_are_exact_at_the_float32_limit():
 def test_strips_do_not_change_the_sums(monkeypatch, picture):
     model = small_model()
     whole = integer_reference.run(model, picture)
-    monkeypatch.setattr(integer, "_STRIP_VALUES", 1)
+    monkeypatch.setattr(integer_reference, "_STRIP_VALUES", 1)
     np.testing.assert_array_equal(integer_reference.run(model, picture), whole)
 
 
@@ -159,7 +168,7 @@ def test_the_staircase_gives_trainings_codes_with_room_to_spare(bits, signed):
     )
     tau = rng.normal(0, 1, outputs).astype(np.float32)
     reader = replace(layer, name="conv2", act_step=step2, act_tau=tau, act_signed=signed)
-    folded = _requantized(layer, reader, relu=True, reads_float=True)
+    folded = requantized(layer, reader, relu=True, shuffle=1)
     assert folded.codes_out == IntRange.of(bits, signed).bounds
     sums = torch.arange(-folded.sum_bound, folded.sum_bound + 1, dtype=torch.float32)  # (n,)
     multiplier, bias, shift = (
@@ -180,9 +189,9 @@ def test_the_staircase_gives_trainings_codes_with_room_to_spare(bits, signed):
 def test_the_head_in_three_parts_is_the_head():
     """All products of the first two parts are integers times one number for each output, and
     float32 holds their sums."""
-    net = fold(small_model(num_feat=16, head_tail_bits=32))
-    split = split_head(net)
-    weight = net.head.weight
+    first = first_conv(small_model(num_feat=16, head_tail_bits=32))
+    split = split_head(first)
+    weight = first.head.weight
     high, (middle, high_again), rest = split.high, np.split(split.middle, 2, 1), np.split(split.low, 3, 1)
     np.testing.assert_array_equal(high, high_again)
     np.testing.assert_array_equal(high + middle + rest[0], weight)

@@ -10,7 +10,7 @@ import pytest
 
 import quantsr
 from quantsr import cli
-from quantsr.deploy import packing
+from quantsr.deploy.packed import packing
 from quantsr.errors import InputError
 from quantsr.trained_files import names
 from tests.deploy.conftest import small_model

@@ -7,7 +7,6 @@ import ctypes
 import itertools
 import shutil
 from dataclasses import replace
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,13 +15,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quantsr import Upscaler
-from quantsr.deploy import integer_reference
+from quantsr.deploy.engines import reference as integer_reference
 from quantsr.deploy.engines import select
 from quantsr.deploy.native import library
 from quantsr.deploy.native.arrays import G2, G4, Arrays, rounding_error, transformed
 from quantsr.deploy.native.engine import NativeEngine
 from quantsr.deploy.native.program import ConvProgram
-from quantsr.deploy.stand_in import random_model
+from quantsr.deploy.stand_ins.convolutional import random_model
 from quantsr.errors import InputError
 from tests.deploy.codes import (
     assert_equal_codes,
@@ -53,31 +52,6 @@ def test_the_kernels_are_compiled_where_there_is_a_compiler() -> None:
     if not any(shutil.which(name) for name in ("cc", "gcc")):
         pytest.skip("no C compiler here")
     assert library.load() is not None
-
-
-@needs_kernels
-@pytest.mark.parametrize("stale", [None, "network.h", "swin.inc"])
-def test_kernels_of_other_sources_are_left_out(stale: str | None, tmp_path, monkeypatch, caplog) -> None:
-    """They may read other structures than library.py writes."""
-    for file in library._FOLDER.glob("*.[chis]*"):
-        shutil.copy(file, tmp_path)
-    monkeypatch.setattr(library, "_FOLDER", tmp_path)
-    if stale is None:
-        assert library.load.__wrapped__() is not None
-        assert not caplog.records
-        return
-    with (tmp_path / stale).open("a") as file:
-        file.write("\n")
-    assert library.load.__wrapped__() is None
-    assert "compile it anew with: pip install" in caplog.text
-
-
-def test_kernels_without_a_checksum_are_left_out_and_installed_ones_without_sources_kept(
-    tmp_path, monkeypatch
-) -> None:
-    assert not library._is_current(SimpleNamespace())
-    monkeypatch.setattr(library, "_FOLDER", tmp_path)
-    assert library._is_current(SimpleNamespace())
 
 
 @pytest.mark.parametrize(("form", "matrix"), [(winograd.SMALL, G2), (winograd.LARGE, G4)], ids=["2x2", "4x4"])
@@ -275,16 +249,6 @@ def test_amx_runs_weights_of_up_to_8_bits(bits_w: int, bits_a: int) -> None:
 
 
 @needs_kernels
-def test_convolutions_for_other_instruction_sets_are_refused() -> None:
-    program = ConvProgram(model_of(), 3, "amx")
-    kernels = library.load()
-    assert kernels is not None
-    image, out = np.zeros((4, 4, 3), np.uint8), np.zeros((16, 16, 3), np.uint8)
-    data = library.PictureBuffers(image.ctypes.data, out.ctypes.data, 4, 4, 0, 1)
-    assert kernels.quantsr_run(program.for_size(4, 4), data, library.ISAS["plain"], ctypes.c_void_p(0)) == 1
-
-
-@needs_kernels
 @pytest.mark.parametrize("upsampler", ["pixelshuffle", "pixelshuffledirect"])
 @pytest.mark.parametrize("scale", [2, 3, 4])
 def test_tiled_equals_whole_bit_for_bit(scale: int, upsampler: str) -> None:
@@ -370,18 +334,6 @@ def test_without_kernels_the_remedy_is_named(monkeypatch) -> None:
 def test_an_instruction_set_that_there_is_not() -> None:
     with pytest.raises(InputError, match="isa: 'sse9' is not one that this processor has"):
         select.create("native", model_of(), isa="sse9")
-
-
-@needs_kernels
-@pytest.mark.parametrize(("field", "value"), [("threads", 0), ("threads", 65), ("height", 0), ("width", -3)])
-def test_the_kernels_refuse_arguments_out_of_range(field: str, value: int) -> None:
-    engine = NativeEngine(model_of(), 3)
-    kernels = library.load()
-    assert kernels is not None
-    image, out = np.zeros((4, 4, 3), np.uint8), np.zeros((16, 16, 3), np.uint8)
-    picture = library.PictureBuffers(image.ctypes.data, out.ctypes.data, 4, 4, 0, 1)
-    setattr(picture, field, value)
-    assert kernels.quantsr_run(engine._program.for_size(4, 4), picture, 1, ctypes.c_void_p(0)) == 1
 
 
 @needs_kernels

@@ -3,26 +3,22 @@ protocol, size and number of threads."""
 
 from __future__ import annotations
 
-import ctypes
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from quantsr import Upscaler
-from quantsr.deploy import integer_reference
-from quantsr.deploy.native import library
+from quantsr.deploy.engines import reference as integer_reference
+from quantsr.deploy.engines.reference import ReferenceOps
+from quantsr.deploy.folded import FoldedLinear, Norm, Requantize
 from quantsr.deploy.native.engine import NativeEngine
-from quantsr.deploy.quantsr_t import program
-from quantsr.deploy.quantsr_t.fold import fold
-from quantsr.deploy.quantsr_t.folded import FoldedLinear, Norm, Quantize
-from quantsr.deploy.quantsr_t.integer import TorchOps
+from quantsr.deploy.passes.fold import fold
+from quantsr.deploy.passes.layout import lay_out
 from quantsr.errors import InputError
 from tests.deploy.codes import with_zero_points
 from tests.deploy.native import (
-    HERE,
     ISAS,
     assert_left_to_others,
     assert_within_memory,
@@ -30,7 +26,7 @@ from tests.deploy.native import (
     picture,
 )
 from tests.deploy.quantsr_t import PROTOCOLS, small_model, with_eight_bit_inputs
-from tests.deploy.test_swin_integer import ROOM, Recording
+from tests.deploy.test_swin_integer import ROOM, Recording, run
 
 SIZES = [(18, 21), (1, 1), (1, 9), (4, 4), (5, 2), (8, 12), (3, 37)]
 
@@ -61,28 +57,30 @@ def test_the_references_picture(isa: str, protocol: str, bits: int) -> None:
 class WithRoom(Recording):
     """Beside the codes, how near a value lies to a tie between two of them, in units of codes."""
 
-    def __init__(self, *arguments: Any) -> None:
-        super().__init__(*arguments)
+    def __init__(self, grid: tuple[int, int]) -> None:
+        super().__init__(grid)
         self.room = 0.5
 
     def _see(self, units: torch.Tensor) -> None:
         self.room = min(self.room, float((units - units.floor() - 0.5).abs().min()))
 
-    def norm(self, norm: Norm, x: torch.Tensor) -> torch.Tensor:
-        if norm.limits is not None:
-            self._see(TorchOps.norm(self, replace(norm, limits=None), x))
-        return super().norm(norm, x)
+    def norm(self, op: Norm, x: torch.Tensor) -> torch.Tensor:
+        if op.limits is not None:
+            self._see(ReferenceOps.norm(self, replace(op, limits=None), x))
+        return super().norm(op, x)
 
-    def linear(self, linear: FoldedLinear, x: torch.Tensor) -> torch.Tensor:
-        if linear.codes_out is not None:
-            self._see(TorchOps.linear(self, replace(linear, codes_out=None), x))
-        return super().linear(linear, x)
+    def linear(self, op: FoldedLinear, x: torch.Tensor) -> torch.Tensor:
+        if op.codes_out is not None:
+            self._see(ReferenceOps.linear(self, replace(op, codes_out=None), x))
+        return super().linear(op, x)
 
-    def quantize(self, quantize: Quantize, x: torch.Tensor, **options: Any) -> torch.Tensor:
-        shape = (-1,) if options["channels_last"] else (-1, 1, 1)
-        multiplier, shift = (torch.tensor(part).view(shape) for part in (quantize.multiplier, quantize.shift))
-        self._see(x * multiplier + shift)
-        return super().quantize(quantize, x, **options)
+    def requantize(self, op: Requantize, x: torch.Tensor) -> torch.Tensor:
+        self._see(x * self._along(op.multiplier, x) + self._along(op.shift, x))
+        return super().requantize(op, x)
+
+    def requantize_last(self, op: Requantize, x: torch.Tensor) -> torch.Tensor:
+        self._see(x * self.constant(op.multiplier) + self.constant(op.shift))
+        return super().requantize_last(op, x)
 
 
 @needs_kernels
@@ -98,12 +96,12 @@ def test_codes_of_2_to_4_bits_of_linear_layers_are_the_references_bit_for_bit(
         num_block=1, bits_w=bits, bits_a=bits, quantize_attention=attention, head_tail_bits=32
     )
     model = with_zero_points(model) if zero_points else model
-    net, compared = fold(model), 0
+    steps, compared = lay_out(fold(model)).steps, 0
     for seed in range(12):
         image = picture(8, 12, seed)
-        ops = WithRoom(net, image)
+        ops = WithRoom(image.shape[:2])
         with torch.inference_mode():
-            program.upscale(net, ops)
+            run(ops, steps, {0: torch.from_numpy(image).permute(2, 0, 1)[None].float()})
         if ops.room < ROOM:
             continue
         for isa in ISAS:
@@ -202,12 +200,15 @@ def test_sixteen_bits_are_kept() -> None:
         (small_model(embed_dim=18, num_heads=2), "18 channels are not a multiple of 4"),
         (small_model(window_size=6), "windows of 6x6 are not of a multiple of 4"),
         (small_model(upsampler="pixelshuffle"), "its tail has several layers"),
-        (small_model(resi_connection="3conv"), "its RSTBs end with three convolutions"),
+        (small_model(resi_connection="3conv"), "Activation leaky_relu comes where its kernels have Binary"),
         (small_model(first_bits=8), "conv_first is quantized"),
         (small_model(bits_w=32), "attn.qkv.q is not integer"),
         (small_model(bits_w=32, bits_a=32), "its linear layers are not integer"),
         (small_model(mlp_ratio=1.5), "18 outputs, not multiples of 4"),
-        (with_eight_bit_inputs(small_model()), "inputs of the layers outside the blocks have 8 bits"),
+        (
+            with_eight_bit_inputs(small_model()),
+            "Requantize upsample.0.input comes where its kernels have the tail",
+        ),
     ],
 )
 def test_what_it_cannot_run_is_said_and_left_to_others(model, why: str) -> None:
@@ -223,18 +224,6 @@ def test_sums_of_two_products_stay_within_16_bits_on_avx2() -> None:
     layers = {**model.layers, layer.name: replace(layer, weight=np.full_like(layer.weight, -128))}
     with pytest.raises(InputError, match=r"blocks.1.mlp.fc1 do not fit in this processor's 16 bits"):
         NativeEngine(replace(model, layers=layers), 1, isa="avx2")
-
-
-@needs_kernels
-def test_the_kernels_refuse_parts_of_windows() -> None:
-    kernels = library.load()
-    assert kernels is not None
-    engine = NativeEngine(small_model(num_block=1), 1)
-    image, out = np.zeros((8, 8, 3), np.uint8), np.zeros((16, 16, 3), np.uint8)
-    for height, width in ((8, 6), (5, 8)):
-        data = library.PictureBuffers(image.ctypes.data, out.ctypes.data, height, width, 0, 1)
-        network = engine._program.for_size(height, width)
-        assert kernels.quantsr_run(network, data, library.ISAS[HERE], ctypes.c_void_p(0)) == 1
 
 
 @needs_kernels

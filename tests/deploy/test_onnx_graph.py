@@ -8,8 +8,9 @@ import numpy as np
 import onnx
 import pytest
 
-from quantsr.deploy import integer_reference, onnx_model
-from quantsr.deploy.onnx_graph import INPUT
+from quantsr.deploy.engines import onnx_model
+from quantsr.deploy.engines import reference as integer_reference
+from quantsr.deploy.engines.onnx_graph import INPUT
 from quantsr.errors import InputError
 from tests.deploy.conftest import dyadic_model, small_model
 
@@ -26,7 +27,7 @@ def by_onnxruntime(proto: onnx.ModelProto, pictures: np.ndarray) -> np.ndarray:
 
 def by_openvino(proto: onnx.ModelProto, pictures: np.ndarray) -> np.ndarray:
     pytest.importorskip("openvino")
-    from quantsr.deploy.openvino_core import core
+    from quantsr.deploy.engines.openvino_core import core
 
     settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
     compiled = core().compile_model(core().read_model(proto.SerializeToString()), "CPU", settings)
@@ -45,7 +46,7 @@ def skip_where_sums_saturate(bits: int) -> None:
     """OpenVINO adds two 8-bit products in 16 bits on processors without VNNI. The graphs it is
     given by `openvino_graph` avoid that, ONNX files cannot."""
     pytest.importorskip("openvino")
-    from quantsr.deploy.openvino_ops import integer_sums_saturate
+    from quantsr.deploy.engines.openvino_ops import integer_sums_saturate
 
     if bits == 8 and integer_sums_saturate():
         pytest.skip("without VNNI, OpenVINO's sums of 8-bit codes with 8-bit weights saturate")
@@ -150,7 +151,7 @@ def test_the_graph_is_of_integers():
 @pytest.mark.integration
 def test_openvino_runs_the_convs_in_int8():
     pytest.importorskip("openvino")
-    from quantsr.deploy.openvino_core import core
+    from quantsr.deploy.engines.openvino_core import core
 
     model = small_model(num_feat=32, num_block=2)
     compiled = core().compile_model(core().read_model(onnx_model.build(model).SerializeToString()), "CPU")

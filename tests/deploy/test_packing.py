@@ -15,10 +15,12 @@ from hypothesis import strategies as st
 from safetensors.numpy import load as parse
 from safetensors.numpy import save as serialize
 
-from quantsr.deploy import bitstream, packing
-from quantsr.deploy.model import FORMAT_VERSION, PackedModel
-from quantsr.deploy.rows import LayerRow
-from quantsr.deploy.stand_in import random_model
+from quantsr.deploy import operations
+from quantsr.deploy.packed import bitstream, packing
+from quantsr.deploy.packed.model import FORMAT_VERSION, PackedModel
+from quantsr.deploy.packed.rows import LayerRow
+from quantsr.deploy.passes.fold import fold
+from quantsr.deploy.stand_ins.convolutional import random_model
 from quantsr.errors import InputError, WorkError
 from tests.deploy.conftest import small_model
 from tests.reference import packing as reference
@@ -280,6 +282,125 @@ FORGERIES = {
 @pytest.mark.parametrize("name", FORGERIES)
 def test_forged_headers_are_refused(tmp_path, good, name):
     refused(tmp_path, forged(good, FORGERIES[name]), "is corrupt")
+
+
+@pytest.fixture(scope="module")
+def written() -> bytes:
+    """The file of a network with a program of its own."""
+    model = small_model(num_feat=4, num_block=2)
+    return packing.to_bytes(replace(model, written=model.program))
+
+
+def operation(place, *row):
+    """Puts a row in place of an operation of the program."""
+    return lambda h: h["program"]["operations"].__setitem__(place, list(row))
+
+
+COLOURS = {"mean": [0.4, 0.4, 0.4], "range": 255.0}
+
+PROGRAM_FORGERIES = {
+    "null": (lambda h: h.update(program=None), "is not a table"),
+    "list": (lambda h: h.update(program=[]), "is not a table"),
+    "key": (lambda h: h["program"].update(code="x"), "is not a table"),
+    "old version": (lambda h: h.update(format_version=2), "format version 3"),
+    "multiple 0": (lambda h: h["program"].update(multiple=0), "multiple"),
+    "multiple text": (lambda h: h["program"].update(multiple="8"), "multiple"),
+    "huge multiple": (lambda h: h["program"].update(multiple=10**9), "multiple"),
+    "empty": (lambda h: h["program"].update(operations=[]), "operations"),
+    "endless": (lambda h: h["program"].update(operations=[["relu", [0]]] * 20_000), "operations"),
+    "no row": (operation(2, 7), "is malformed"),
+    "long row": (operation(2, "relu", [2], None, {}, 1), "is malformed"),
+    "kind 5": (operation(2, 5, [2]), "is malformed"),
+    "unknown kind": (operation(2, "exec", [2]), "is not an operation"),
+    "long kind": (operation(2, "e" * 10_000, [2]), "is not an operation"),
+    "own value": (operation(2, "relu", [3]), "inputs"),
+    "value -1": (operation(2, "relu", [-1]), "inputs"),
+    "value true": (operation(2, "relu", [True]), "inputs"),
+    "inputs text": (operation(2, "relu", "2"), "inputs"),
+    "two inputs": (operation(2, "relu", [2, 2]), "reads 2 values"),
+    "no input": (operation(2, "concat", []), "reads 0 values"),
+    "name of relu": (operation(3, "relu", [3], "x"), "has a name"),
+    "conv without name": (operation(2, "conv", [2]), "has no name"),
+    "name list": (operation(2, "conv", [2], ["x"]), "malformed"),
+    "long name": (operation(2, "conv", [2], "x" * 1000), "malformed"),
+    "no such layer": (operation(2, "conv", [2], "body.7.conv1"), "there is no 'body.7.conv1'"),
+    "wrong channels": (operation(2, "conv", [0], "body.0.conv1"), "has a weight of shape"),
+    "attributes list": (operation(0, "normalize", [0], None, [1]), "malformed"),
+    "attribute missing": (operation(0, "normalize", [0], None, {"range": 1}), "attributes"),
+    "attribute more": (operation(3, "relu", [3], None, {"x": 1}), "attributes"),
+    "mean nan": (operation(0, "normalize", [0], None, {**COLOURS, "mean": [float("nan")] * 3}), "attributes"),
+    "range 0": (operation(0, "normalize", [0], None, {**COLOURS, "range": 0}), "attributes"),
+    "range huge": (operation(0, "normalize", [0], None, {**COLOURS, "range": 10**400}), "attributes"),
+    "unit 7": (operation(5, "shortcut", [2, 5], None, {"unit": 7}), "body.0.conv1: is not read"),
+    "unit text": (operation(5, "shortcut", [2, 5], None, {"unit": "0"}), "attributes"),
+    "unit list": (operation(5, "shortcut", [2, 5], None, {"unit": [0]}), "attributes"),
+    "no unit": (operation(5, "shortcut", [2, 5]), "attributes"),
+    "shuffle 16": (lambda h: h["program"]["operations"][-3][3].update(factor=16), "multiple of 256"),
+    "picture twice": (
+        lambda h: h["program"]["operations"].append(
+            ["picture", [len(h["program"]["operations"])], None, COLOURS]
+        ),
+        "only operation 'picture'",
+    ),
+    "no picture": (lambda h: h["program"]["operations"].pop(), "'picture'"),
+    "attention": (
+        operation(3, "window_attention", [3], "x", {"heads": 1, "window": 8, "shift": 0, "quantized": 0}),
+        "multiples of its window",
+    ),
+    "scale": (lambda h: h.update(scale=3), "scale: 3"),
+}
+
+
+@pytest.mark.parametrize("name", PROGRAM_FORGERIES)
+def test_forged_programs_are_refused(tmp_path, written, name):
+    change, match = PROGRAM_FORGERIES[name]
+    refused(tmp_path, forged(written, change), match)
+
+
+def test_programs_round_trip(tmp_path, written):
+    model = load_bytes(tmp_path, written)
+    assert model.header.format_version == 3
+    assert model.written == small_model(num_feat=4, num_block=2).program
+    packing.save(model, tmp_path / "again.safetensors")
+    assert packing.load(tmp_path / "again.safetensors").written == model.written
+
+
+def test_a_program_needs_no_known_type(tmp_path, written):
+    model = load_bytes(tmp_path, forged(written, lambda h: h.update(arch={"type": "NobodyKnows"})))
+    assert model.program == model.written
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@settings(deadline=None, max_examples=150)
+@given(st.data())
+def test_any_change_of_a_program_is_refused_or_can_be_run(tmp_path_factory, written, data):
+    """Whatever stands in one place of the program: one line, or a program that folds."""
+
+    def change(header):
+        rows = header["program"]["operations"]
+        row = data.draw(st.integers(0, len(rows) - 1))
+        known = st.sampled_from(sorted(operations.KINDS)) | st.sampled_from([list(r) for r in rows])
+        place = data.draw(st.integers(-1, len(rows[row]) - 1))
+        value = data.draw(json_values | known | st.integers(0, 20).map(lambda i: [i]))
+        if place < 0:
+            rows[row] = value
+        else:
+            rows[row][place] = value
+
+    folder = tmp_path_factory.mktemp("forged")
+    file = forged(written, change)
+    try:
+        model = load_bytes(folder, file)
+    except InputError:
+        refused(folder, file)
+    else:
+        fold(model)
 
 
 def test_forged_values_are_refused(tmp_path, good):

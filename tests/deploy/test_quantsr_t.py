@@ -14,13 +14,16 @@ import torch
 from quantsr import cli, load
 from quantsr.analysis import cost, module_cost
 from quantsr.archs import windows
-from quantsr.deploy import architectures, convert, integer, integer_reference, packing, restrict
-from quantsr.deploy.model import PackedModel
+from quantsr.deploy import convert
+from quantsr.deploy import windows as layout
+from quantsr.deploy.engines import reference as integer_reference
 from quantsr.deploy.module import to_module
 from quantsr.deploy.native import library
-from quantsr.deploy.quantsr_t import layout
-from quantsr.deploy.quantsr_t.fold import fold, relative_positions
-from quantsr.deploy.quantsr_t.stand_in import random_model
+from quantsr.deploy.packed import packing, restrict
+from quantsr.deploy.packed.header import check_structure
+from quantsr.deploy.packed.model import PackedModel
+from quantsr.deploy.passes.fold import fold, relative_positions
+from quantsr.deploy.stand_ins.transformer import random_model
 from quantsr.engine.network_file import network_file
 from quantsr.errors import InputError
 from quantsr.quant import manifest
@@ -120,7 +123,7 @@ def test_eight_bit_head_and_tail_are_close_to_float(picture, name):
 
 
 def test_sums_of_16_bit_inputs_are_exact():
-    conv = fold(small_model()).closing[0].conv
+    (conv,) = (conv for conv in fold(small_model()).convs() if conv.name == "conv_after_body")
     assert conv.codes_in == (-32768, 32767)
     codes = np.random.default_rng(0).choice([-32768, 32767, 32766], (1, conv.weight.shape[1], 6, 7))
     conv = replace(conv, weight=np.where(conv.weight < 0, -127, 127).astype(np.int8))
@@ -130,7 +133,7 @@ def test_sums_of_16_bit_inputs_are_exact():
     for y, x in itertools.product(range(6), range(7)):
         taps = conv.weight.astype(np.int64) * padded[:, y : y + 3, x : x + 3]
         expected[:, y, x] = taps.sum((1, 2, 3))
-    got = integer.sums(torch.tensor(codes, dtype=torch.float32), conv)[0].numpy()
+    got = integer_reference.sums(torch.tensor(codes, dtype=torch.float32), conv)[0].numpy()
     np.testing.assert_array_equal(got, expected.astype(np.float32))
 
 
@@ -288,8 +291,8 @@ def test_truncation(tmp_path, good):
 def test_an_unknown_architecture_is_named():
     model = small_model()
     foreign = PackedModel(replace(model.header, arch={"type": "SwinIR"}), model.layers)
-    with pytest.raises(ValueError, match="architecture 'SwinIR' is unknown"):
-        architectures.of(foreign.header)
+    with pytest.raises(ValueError, match="architecture 'SwinIR' is unknown, and the file has no program"):
+        check_structure(foreign)
 
 
 # --- one depth as a network of its own, and cost --------------------------------------------------
@@ -313,7 +316,7 @@ def test_a_restricted_network_is_the_same_network(tmp_path, picture, ranking):
 
 def test_single_layers_cannot_be_taken_out():
     model = small_model(dqa_unit="layer")
-    with pytest.raises(InputError, match="units of this network are Swin layers"):
+    with pytest.raises(InputError, match="units of this network cannot be taken out"):
         restrict.restrict(model, model.header.depths[1])
 
 

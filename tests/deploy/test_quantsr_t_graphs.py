@@ -14,9 +14,13 @@ import numpy as np
 import onnx
 import pytest
 
-from quantsr.deploy import integer_reference, onnx_model, packing
-from quantsr.deploy.model import PackedModel
-from quantsr.deploy.quantsr_t.fold import fold
+from quantsr.deploy.engines import onnx_model
+from quantsr.deploy.engines import reference as integer_reference
+from quantsr.deploy.folded import Attention, FoldedConv, Norm, Requantize
+from quantsr.deploy.packed import packing
+from quantsr.deploy.packed.model import PackedModel
+from quantsr.deploy.passes.fold import fold
+from quantsr.deploy.passes.layout import lay_out
 from tests.deploy.codes import with_zero_points
 from tests.deploy.quantsr_t import PROTOCOLS, small_model, with_eight_bit_inputs
 from tests.deploy.test_onnx_graph import by_onnxruntime, by_openvino
@@ -27,8 +31,8 @@ EVERYTHING = PROTOCOLS["QuantSR+"]
 def by_built_openvino(model: PackedModel, pictures: np.ndarray, **options) -> np.ndarray:
     """The graph that the upscaler builds, not the imported ONNX one."""
     pytest.importorskip("openvino")
-    from quantsr.deploy import openvino_model, openvino_ops
-    from quantsr.deploy.openvino_core import core
+    from quantsr.deploy.engines import openvino_model, openvino_ops
+    from quantsr.deploy.engines.openvino_core import core
 
     batch, height, width, _ = pictures.shape
     depth, settings = options.pop("depth", None), options.pop("settings", {})
@@ -40,12 +44,30 @@ def by_built_openvino(model: PackedModel, pictures: np.ndarray, **options) -> np
 
 def by_imported_openvino(model: PackedModel, pictures: np.ndarray) -> np.ndarray:
     pytest.importorskip("openvino")
-    from quantsr.deploy.openvino_ops import integer_sums_saturate
-    from quantsr.deploy.quantsr_t.openvino_graph import overflowing
+
+    from quantsr.deploy.engines.openvino_ops import integer_sums_saturate
 
     if integer_sums_saturate() and overflowing(fold(model.with_wide_inputs_in_float())):
         pytest.skip("sums of this processor's integer convs saturate, which an ONNX graph cannot prevent")
     return by_openvino(onnx_model.build(model), pictures)
+
+
+def overflowing(model: PackedModel) -> set[str]:
+    """Names of the codes of which two products, added in 16 bits, could exceed them."""
+    from quantsr.deploy.engines.openvino_graph import OpenVinoOps
+
+    program = lay_out(fold(model, wide_inputs=False))
+    ops = OpenVinoOps(program, (1, 8, 8), tail="collapsed", float_io=False, saturates=True)
+    limits = {}
+    for step in program.steps:
+        op = step.op
+        if isinstance(op, FoldedConv) and op.codes_out is not None:
+            limits[step.output] = op.codes_name, op.codes_out
+        elif isinstance(op, Norm | Requantize) and op.limits is not None:
+            limits[step.output] = op.name, op.limits
+        elif isinstance(op, Attention) and isinstance(op.mix, Requantize):
+            limits[step.output] = op.mix.name, op.mix.limits
+    return {name for value, (name, codes) in limits.items() if ops.overflows(codes, value)}
 
 
 def has_avx512() -> bool:
@@ -175,8 +197,8 @@ def test_the_graph_is_of_integers():
 @pytest.mark.parametrize("bits", [2, 4, 7, 8])
 def test_openvino_runs_linear_layers_as_integers(bits, picture):
     pytest.importorskip("openvino")
-    from quantsr.deploy import openvino_model
-    from quantsr.deploy.openvino_core import core
+    from quantsr.deploy.engines import openvino_model
+    from quantsr.deploy.engines.openvino_core import core
 
     model = small_model(embed_dim=24, num_block=1, bits_w=bits, bits_a=bits)
     graph = openvino_model.build(model, height=16, width=16)
@@ -197,7 +219,6 @@ def test_openvino_runs_linear_layers_as_integers(bits, picture):
 )
 def test_saturating_processors_get_the_same_picture(picture, options):
     pytest.importorskip("openvino")
-    from quantsr.deploy.quantsr_t.openvino_graph import overflowing
 
     model = small_model(num_block=1, **options)
     layers = dict(model.layers)
@@ -207,9 +228,9 @@ def test_saturating_processors_get_the_same_picture(picture, options):
             weight[:, :2] = 127
             layers[name] = replace(layer, weight=weight, weight_step=layer.weight_step / 4)
     model = replace(model, layers=layers)
-    assert len(overflowing(fold(model))) >= 2 * 4
+    assert len(overflowing(model)) >= 2 * 4
     # Weights of 4 bits cannot overflow 16; 8-bit convs outside the blocks can.
-    four = overflowing(fold(with_eight_bit_inputs(small_model(num_block=1))))
+    four = overflowing(with_eight_bit_inputs(small_model(num_block=1)))
     assert four == {"layers.0.conv.input", "conv_after_body.input", "upsample.0.input"}
     assert_close(
         by_built_openvino(model, picture[None], saturates=True)[0], integer_reference.run(model, picture)
@@ -251,7 +272,7 @@ def test_same_picture_without_vnni(isa, picture, tmp_path):
     packing.save(model, tmp_path / "n.safetensors")
     np.save(tmp_path / "in.npy", picture)
     code = (
-        "import numpy as np; from quantsr.deploy import packing; from quantsr.deploy.engines import select\n"
+        "import numpy as np; from quantsr.deploy.packed import packing; from quantsr.deploy.engines import select\n"
         f"e = select.create('openvino', packing.load({str(tmp_path / 'n.safetensors')!r}), threads=1, cache=False)\n"
         f"np.save({str(tmp_path / 'out.npy')!r}, e.run(np.load({str(tmp_path / 'in.npy')!r})[None]))"
     )

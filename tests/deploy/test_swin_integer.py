@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
 
-from quantsr.deploy.model import PackedModel
-from quantsr.deploy.quantsr_t import program
-from quantsr.deploy.quantsr_t.fold import fold
-from quantsr.deploy.quantsr_t.folded import FoldedLinear, Norm, Quantize
-from quantsr.deploy.quantsr_t.integer import TorchOps
+from quantsr.deploy import windows
+from quantsr.deploy.engines.reference import ReferenceOps
+from quantsr.deploy.folded import FoldedConv, FoldedLinear, Norm, Reorder, Requantize, Step, ToMap
+from quantsr.deploy.packed.model import PackedModel
+from quantsr.deploy.passes.fold import fold
+from quantsr.deploy.passes.layout import lay_out
 from tests.deploy.codes import with_zero_points
 from tests.deploy.quantsr_t import small_model
 from tests.reference import swin_integer
@@ -26,12 +25,12 @@ ROUNDED = 2.0**-20
 rounded to 2^-24 of its result."""
 
 
-class Recording(TorchOps):
+class Recording(ReferenceOps):
     """Keeps the codes of a layer by the name of what reads them, their last dimension as the
     twin's."""
 
-    def __init__(self, *arguments: Any) -> None:
-        super().__init__(*arguments)
+    def __init__(self, grid: tuple[int, int]) -> None:
+        super().__init__(grid)
         self.codes: dict[str, np.ndarray] = {}
 
     def _keep(self, name: str, y: torch.Tensor, limits: tuple[int, int] | None) -> torch.Tensor:
@@ -39,27 +38,50 @@ class Recording(TorchOps):
             self.codes[name.removesuffix(".input")] = y.double().numpy()
         return y
 
-    def norm(self, norm: Norm, x: torch.Tensor) -> torch.Tensor:
-        return self._keep(norm.name, super().norm(norm, x), norm.limits)
+    def norm(self, op: Norm, x: torch.Tensor) -> torch.Tensor:
+        return self._keep(op.name, super().norm(op, x), op.limits)
 
-    def linear(self, linear: FoldedLinear, x: torch.Tensor) -> torch.Tensor:
-        head, _, part = linear.name.rpartition(".qkv.")
+    def linear(self, op: FoldedLinear, x: torch.Tensor) -> torch.Tensor:
+        head, _, part = op.name.rpartition(".qkv.")
         role = {"q": "scores.left", "k": "scores.right", "v": "mixture.right"}.get(part)
-        return self._keep(f"{head}.{role}", super().linear(linear, x), linear.codes_out)
+        return self._keep(f"{head}.{role}", super().linear(op, x), op.codes_out)
 
-    def quantize(self, quantize: Quantize, x: torch.Tensor, **options: Any) -> torch.Tensor:
-        return self._keep(quantize.name, super().quantize(quantize, x, **options), quantize.limits)
+    def requantize(self, op: Requantize, x: torch.Tensor) -> torch.Tensor:
+        return self._keep(op.name, super().requantize(op, x), op.limits)
+
+    def requantize_last(self, op: Requantize, x: torch.Tensor) -> torch.Tensor:
+        return self._keep(op.name, super().requantize_last(op, x), op.limits)
+
+
+def run(ops: ReferenceOps, steps: tuple[Step, ...], values: dict[int, torch.Tensor]) -> torch.Tensor:
+    """The result of the last step."""
+    for step in steps:
+        values[step.output] = ops(step.op, *(values[value] for value in step.inputs))
+    return values[steps[-1].output]
+
+
+def steps_of_layer(model: PackedModel, index: int) -> tuple[Step, ...]:
+    """Those of Swin layer `index` of the first RSTB, tokens in the order of its windows."""
+    steps = lay_out(fold(model)).steps
+    names = [step.op.name if isinstance(step.op, Norm | FoldedConv) else "" for step in steps]
+    first = names.index(f"layers.0.blocks.{index}.attn.qkv.input")
+    last = names.index(f"layers.0.blocks.{index}.mlp.fc2")
+    behind = (Norm, Reorder, ToMap, Requantize)
+    end = next(i for i in range(last, len(steps)) if isinstance(steps[i].op, behind))
+    return steps[first:end]
 
 
 def by_reference(model: PackedModel, index: int, x: np.ndarray) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Layer `index` of the first RSTB on (H, W, C): the map behind it, and its codes."""
-    net = fold(model)
-    layer = net.blocks[0].layers[index]
-    ops = Recording(net, np.zeros((*GRID, 3), np.uint8))
+    window, shift = model.header.arch["window_size"], 2 * index
+    ops, steps = Recording(GRID), steps_of_layer(model, index)
+    there, back = (
+        torch.from_numpy(windows.order_index(GRID, window, *orders))
+        for orders in ((None, shift), (shift, None))
+    )
     tokens = torch.from_numpy(x).view(1, -1, x.shape[-1])  # (1, L, C)
     with torch.inference_mode():
-        y = program._swin_layer(layer, ops, ops.reorder(tokens, None, layer.shift))
-        y = ops.reorder(y, layer.shift, None)
+        y = run(ops, steps, {steps[0].inputs[0]: tokens[:, there]})[:, back]
     return y.numpy().reshape(x.shape), ops.codes
 
 

@@ -1,8 +1,7 @@
 """Reference baseline quantizers: one number at a time, in double precision.
 
-Each function takes a Python float and gives the quantized value and, written out by hand, its
-derivatives. ``round`` is Python's, half to even; where a formula rounds, its straight-through
-derivative is 1.
+Each function takes a Python float and returns the quantized value and its derivatives. ``round`` is
+Python's, half to even; where a formula rounds, its straight-through derivative is 1.
 """
 
 from __future__ import annotations
@@ -62,7 +61,7 @@ def lsq_plus_activation(a: float, s: float, beta: float, bits: int) -> tuple[flo
 def pams_activation(a: float, alpha: float, bits: int, signed: bool) -> tuple[float, float, float]:
     """PAMS: value, derivatives by ``a`` and ``alpha`` (chain rule through both ``alpha``).
 
-    In the range that the package gives PAMS: to one step below ``-alpha``, or unsigned.
+    In the package's range of PAMS: signed to one step below ``-alpha``, or unsigned.
     """
     top = 2 ** (bits - 1) - 1 if signed else 2**bits - 1
     bottom = -(2 ** (bits - 1)) if signed else 0
@@ -97,7 +96,7 @@ def min_max_weight(w: float, smallest: float, largest: float, bits: int) -> tupl
 
 
 def percentile(values: list[float], share: float) -> float:
-    """Between the neighbours of the place ``share`` of the way along the sorted values."""
+    """The percentile by linear interpolation between sorted values; ``share`` is in 0..1."""
     ordered = sorted(values)
     place = share * (len(ordered) - 1)
     below = int(place)

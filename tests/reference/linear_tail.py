@@ -1,4 +1,4 @@
-"""Reference of `quantsr.deploy.collapse`: QuantSR-C's tail by layers in float64."""
+"""Reference of `quantsr.deploy.passes.collapse`: a linear tail by layers in float64."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from quantsr.deploy.fold import FoldedConv
+from quantsr.deploy.passes.collapse import Stage
 
 
 def conv(
@@ -32,9 +32,10 @@ def pixel_shuffle(x: NDArray[np.float64], r: int) -> NDArray[np.float64]:
     return y
 
 
-def run(tail: Sequence[FoldedConv], x: NDArray[np.float64]) -> NDArray[np.float64]:
+def run(tail: Sequence[Stage], x: NDArray[np.float64]) -> NDArray[np.float64]:
     """(C, H, W) features -> (3, H*s, W*s) pixel values."""
-    for layer in tail:
+    for stage in tail:
+        layer = stage.conv
         weight = layer.weight.astype(np.float64) * layer.multiplier.astype(np.float64)[:, None, None, None]
-        x = pixel_shuffle(conv(x, weight, layer.bias.astype(np.float64)), layer.shuffle)
+        x = pixel_shuffle(conv(x, weight, layer.bias.astype(np.float64)), stage.shuffle)
     return x

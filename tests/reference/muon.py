@@ -1,4 +1,4 @@
-"""One step of Muon on a matrix in FP32, with Newton and Schulz's quintic iteration."""
+"""Reference of one step of Muon on a matrix in FP32, with the quintic Newton-Schulz iteration."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import math
 from torch import Tensor
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-"""K. Jordan, "Muon" (2024): chosen for the slope at zero, not for convergence to 1."""
+"""K. Jordan, "Muon" (2024): chosen for a large slope at zero, not for convergence to 1."""
 
 
 def orthogonal(matrix: Tensor) -> Tensor:
-    """(A, B): every singular value moved to about 1."""
+    """(A, B) with every singular value at about 1."""
     a, b, c = COEFFICIENTS
     x = matrix / matrix.norm()
     for _ in range(5):
@@ -23,7 +23,7 @@ def orthogonal(matrix: Tensor) -> Tensor:
 def muon_step(
     weight: Tensor, grad: Tensor, momentum: Tensor, *, lr: float, weight_decay: float
 ) -> tuple[Tensor, Tensor]:
-    """New weight and momentum, (A, B); rate on Adam's scale (arXiv:2502.16982, equation 4)."""
+    """New weight and momentum, (A, B); updates as large as Adam's (arXiv:2502.16982, eq. 4)."""
     momentum = 0.95 * momentum + 0.05 * grad
     update = orthogonal(0.95 * momentum + 0.05 * grad)
     return weight * (1 - lr * weight_decay) - lr * 0.2 * math.sqrt(max(weight.shape)) * update, momentum

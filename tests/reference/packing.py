@@ -1,4 +1,4 @@
-"""Bit streams the slow, obvious way: one bit at a time."""
+"""Reference of bit streams: one bit at a time."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Reference of the released QuantSR-C: its operations, parameter names and depth rule.
 
-Written from a reading of https://github.com/htqin/QuantSR (``ours_operator.py``, ``arch_util.py``,
-``q_edsr_arch.py`` and ``test_slimmable_4bit_x4.py``), without its device-bound lines. Serves as the
-reference for numbers, and as the other side of the speed comparisons.
+Written after https://github.com/htqin/QuantSR (``ours_operator.py``, ``arch_util.py``,
+``q_edsr_arch.py`` and ``test_slimmable_4bit_x4.py``), without its lines for one device. It is the
+reference of values, and a contender in the benchmarks.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class Conv2dOurs(nn.Conv2d):
 
 
 class LinearOurs(nn.Linear):
-    """The same for a linear layer, which no released network uses.
+    """`Conv2dOurs` for a linear layer, which no released network has.
 
     ``channel_threshold`` is (1, C).
     """
@@ -121,7 +121,7 @@ class Block(nn.Module):
 class ReleasedQuantSRC(nn.Module):
     """The released network.
 
-    ``version`` is None or 0 (full), 1 (half), 2 (quarter); ``order`` as in its test script.
+    ``version`` is None or 0 (full), 1 (half), 2 (quarter); ``order`` is as in the test script.
     """
 
     def __init__(

@@ -31,7 +31,7 @@ def resize_line(line: list[int], scale: float) -> list[int]:
         for weight in weights:  # not sum(), which compensates from Python 3.12 on
             weight_sum += weight
         for j, weight in zip(range(first, last + 1), weights, strict=True):
-            k = (j - 1) % (2 * n)  # the line, then the line mirrored, for ever
+            k = (j - 1) % (2 * n)  # symmetric padding: the line, then the reversed line, ...
             value += weight / weight_sum * line[k if k < n else 2 * n - 1 - k]
         rounded = math.floor(abs(value) + 0.5)
         result.append(0 if value < 0 else min(255, rounded))

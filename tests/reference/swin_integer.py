@@ -1,4 +1,4 @@
-"""Reference of the Swin layers in `quantsr.deploy.quantsr_t`, nothing folded.
+"""Reference of the Swin layers of folded programs, nothing folded.
 
 One layer of a converted QuantSR-T (docs/formats.md, docs/numerics.md), by window and token, with
 codes as int64 and all other values as float64.
@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from quantsr.deploy.model import Operand, PackedLayer, PackedModel
+from quantsr.deploy.packed.model import Operand, PackedLayer, PackedModel
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]

@@ -7,12 +7,12 @@ from torch import Tensor
 
 
 def shifted_window_mask(height: int, width: int, window: int, shift: int) -> Tensor:
-    """(windows, N, N): 0 for tokens from the same side of the picture's seam, else -100."""
+    """(windows, N, N): 0 for tokens that were neighbours before the cyclic shift, else -100."""
     masks = []
     for top in range(0, height, window):
         for left in range(0, width, window):
             places = [(top + y, left + x) for y in range(window) for x in range(window)]
-            # Where each token stood before the picture was rolled by `shift` up and left.
+            # Whether each token wraps around when the picture is rolled by `shift` up and left.
             wrapped = [(y + shift >= height, x + shift >= width) for y, x in places]
             masks.append([[0.0 if a == b else -100.0 for b in wrapped] for a in wrapped])
     return torch.tensor(masks)

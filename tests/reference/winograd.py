@@ -1,4 +1,4 @@
-"""Winograd convolutions, number by number: twin of the transforms in quantsr/deploy/native."""
+"""Reference of the Winograd transforms in quantsr/deploy/native, number by number."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 
 
 class Form(NamedTuple):
-    """Transposed matrices of inputs and outputs, and that of weights."""
+    """Transposed transform matrices of inputs (b) and outputs (a), and that of weights (g)."""
 
     b: np.ndarray
     g: np.ndarray
@@ -65,7 +65,7 @@ def tile_of_outputs(tile: np.ndarray, weight: np.ndarray, form: Form) -> np.ndar
 
 
 def plain_tile(tile: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """The same as sums of nine products."""
+    """The convolution as sums of nine products; shapes as `tile_of_outputs`."""
     side = tile.shape[1] - 2
     result = np.zeros((len(weight), side, side), tile.dtype)
     for o, y, x in np.ndindex(result.shape):

@@ -10,7 +10,7 @@ import numpy as np
 
 
 def code(a: float, tau: float, s: float, z: int, low: int, high: int) -> int:
-    """``round`` is Python's, half to even, before the zero point is added."""
+    """The code of ``a``; rounded half to even, before the zero point is added."""
     return min(max(round((a + tau) / s) + z, low), high)
 
 

@@ -11,9 +11,9 @@ import pytest
 from numpy.typing import NDArray
 
 from quantsr import cli
-from quantsr.deploy import packing
-from quantsr.deploy.model import PackedModel
-from quantsr.deploy.stand_in import random_model
+from quantsr.deploy.packed import packing
+from quantsr.deploy.packed.model import PackedModel
+from quantsr.deploy.stand_ins.convolutional import random_model
 
 
 @pytest.fixture(autouse=True)

@@ -6,10 +6,18 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from quantsr.deploy.collapse import MIN_SIZE, collapse
-from quantsr.deploy.fold import fold
-from quantsr.deploy.stand_in import random_model
-from tests.reference import linear_tail
+from quantsr.deploy.packed.model import PackedModel
+from quantsr.deploy.passes.collapse import MIN_SIZE, Stage, collapse
+from quantsr.deploy.passes.fold import fold
+from quantsr.deploy.passes.tail import linear_tail
+from quantsr.deploy.stand_ins.convolutional import random_model
+from tests.reference import linear_tail as by_layers
+
+
+def tail_of(model: PackedModel) -> tuple[Stage, ...]:
+    tail = linear_tail(fold(model))
+    assert tail is not None
+    return tail.stages
 
 
 def _by_kernels(kernels: dict, x: NDArray[np.float64], scale: int) -> NDArray[np.float64]:
@@ -41,16 +49,16 @@ def _window(index: int, length: int) -> slice:
 @pytest.mark.parametrize("size", [(MIN_SIZE, MIN_SIZE), (4, 7), (6, 5)])
 @pytest.mark.parametrize("scale", [2, 3, 4])
 def test_against_layer_by_layer(scale: int, size: tuple[int, int]) -> None:
-    tail = fold(random_model(num_feat=4, num_block=1, scale=scale, depths=(1,))).tail
+    tail = tail_of(random_model(num_feat=4, num_block=1, scale=scale, depths=(1,)))
     x = np.random.default_rng(0).normal(0, 30, (4, *size))
-    expected = linear_tail.run(tail, x)
+    expected = by_layers.run(tail, x)
     np.testing.assert_allclose(_by_kernels(collapse(tail), x, scale), expected, atol=1e-3)
 
 
 def test_border_kernels_differ_from_inner_ones() -> None:
     """Zero padding between the layers shows at the border: one kernel for all pixels would not
     do."""
-    tail = fold(random_model(num_feat=4, num_block=1, depths=(1,))).tail
+    tail = tail_of(random_model(num_feat=4, num_block=1, depths=(1,)))
     kernels = collapse(tail)
     inside = kernels["inner", "inner"].weight[:, :, 2:, :]  # rows from the pixel downwards
     assert np.abs(inside - kernels["first", "inner"].weight).max() > 1e-3

@@ -8,8 +8,8 @@ import pytest
 
 from quantsr import cli
 from quantsr.analysis import cost, module_cost
-from quantsr.deploy import packing
-from quantsr.deploy.stand_in import random_model
+from quantsr.deploy.packed import packing
+from quantsr.deploy.stand_ins.convolutional import random_model
 from quantsr.trained_files import names
 
 

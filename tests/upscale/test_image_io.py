@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from quantsr.deploy import image_io
+from quantsr.deploy.upscale import image_io
 from quantsr.errors import InputError, WorkError
 from quantsr.pictures import transparency
 

@@ -12,11 +12,13 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from quantsr.deploy import integer, integer_reference, openvino_model, openvino_ops, packing
-from quantsr.deploy.fold import fold
-from quantsr.deploy.model import PackedModel
-from quantsr.deploy.openvino_core import core
-from quantsr.deploy.stand_in import random_model
+from quantsr.deploy.engines import openvino_model, openvino_ops
+from quantsr.deploy.engines import reference as integer_reference
+from quantsr.deploy.engines.openvino_core import core
+from quantsr.deploy.packed import packing
+from quantsr.deploy.packed.model import PackedModel
+from quantsr.deploy.stand_ins.convolutional import random_model
+from tests.deploy.codes import codes_of_reference
 from tests.deploy.conftest import dyadic_model
 
 EXACT = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
@@ -34,27 +36,17 @@ def _run(model: PackedModel, image: NDArray, **options) -> NDArray:
     return _compiled(model, image, **options)([image[None]])[0][0]
 
 
-def _reference_codes(model: PackedModel, image: NDArray, monkeypatch) -> dict[str, NDArray]:
+def _reference_codes(model: PackedModel, image: NDArray) -> dict[str, NDArray]:
     """What every integer conv of the reference reads."""
-    seen: dict[str, NDArray] = {}
-    conv = integer.conv
-
-    def record(layer, x):
-        if layer.codes_in is not None:
-            seen[layer.name] = integer.codes(layer, x)[0].numpy()
-        return conv(layer, x)
-
-    monkeypatch.setattr(integer, "conv", record)
-    integer.run_folded(fold(model), image)
-    return seen
+    return codes_of_reference(model, image, model.header.depths[0])[0]
 
 
 @pytest.mark.parametrize("bits", range(2, 9))
-def test_every_code_equals_the_reference(bits: int, picture, monkeypatch) -> None:
+def test_every_code_equals_the_reference(bits: int, picture) -> None:
     """Bit for bit, in a network whose constants leave nothing to round but the codes themselves."""
     model = dyadic_model(bits_w=bits, bits_a=bits)
     image = picture(20, 24)
-    expected = _reference_codes(model, image, monkeypatch)
+    expected = _reference_codes(model, image)
     saturates = openvino_ops.integer_sums_saturate()
     graph = openvino_model.build(
         model, height=20, width=24, tail="layers", wide_inputs="bytes", saturates=saturates
@@ -74,12 +66,12 @@ def test_every_code_equals_the_reference(bits: int, picture, monkeypatch) -> Non
     np.testing.assert_array_equal(result[0][0], integer_reference.run(model, image))
 
 
-def test_codes_of_any_network_differ_only_where_float32_rounds(picture, monkeypatch) -> None:
+def test_codes_of_any_network_differ_only_where_float32_rounds(picture) -> None:
     """A value on the edge of two codes may fall to the other side, and later layers see that: at
     most 1 code in 1,000, by 1."""
     model = random_model(num_feat=16, num_block=4, depths=(4,), head_tail_bits=32)
     image = picture(20, 24)
-    expected = _reference_codes(model, image, monkeypatch)
+    expected = _reference_codes(model, image)
     graph = openvino_model.build(model, height=20, width=24, wide_inputs="bytes")
     graph.add_outputs([(f"{name}.input", 0) for name in expected])
     result = core().compile_model(graph, "CPU", EXACT)([image[None]])
@@ -196,7 +188,7 @@ def test_same_picture_without_vnni(isa: str, picture, tmp_path) -> None:
     packing.save(model, tmp_path / "n.safetensors")
     np.save(tmp_path / "in.npy", picture(16, 18))
     code = (
-        "import numpy as np; from quantsr.deploy import packing; from quantsr.deploy.engines import select\n"
+        "import numpy as np; from quantsr.deploy.packed import packing; from quantsr.deploy.engines import select\n"
         f"e = select.create('openvino', packing.load({str(tmp_path / 'n.safetensors')!r}), tail='layers', threads=1)\n"
         f"np.save({str(tmp_path / 'out.npy')!r}, e.run(np.load({str(tmp_path / 'in.npy')!r})[None]))"
     )

@@ -13,8 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quantsr import Upscaler, cli
-from quantsr.deploy import integer_reference, packing, tiling
+from quantsr.deploy.engines import reference as integer_reference
 from quantsr.deploy.engines import select
+from quantsr.deploy.packed import packing
+from quantsr.deploy.upscale import tiling
 from quantsr.errors import InputError
 from tests.deploy.quantsr_t import small_model
 

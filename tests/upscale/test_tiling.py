@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quantsr import Upscaler
-from quantsr.deploy import tiling
-from quantsr.deploy.stand_in import random_model
+from quantsr.deploy.stand_ins.convolutional import random_model
+from quantsr.deploy.upscale import tiling
 from quantsr.errors import InputError
 
 

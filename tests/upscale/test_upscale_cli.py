@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from quantsr import Upscaler, cli
-from quantsr.deploy import image_io, tiling
+from quantsr.deploy.upscale import image_io, tiling
 from quantsr.pictures import transparency
 
 
@@ -172,8 +172,8 @@ def test_a_process_of_its_own_upscales_a_picture(tmp_path, picture) -> None:
     import subprocess
     import sys
 
-    from quantsr.deploy import packing
-    from quantsr.deploy.stand_in import random_model
+    from quantsr.deploy.packed import packing
+    from quantsr.deploy.stand_ins.convolutional import random_model
 
     packing.save(random_model(), tmp_path / "n.safetensors")
     Image.fromarray(picture(64, 64)).save(tmp_path / "a.png")

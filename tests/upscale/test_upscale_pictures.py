@@ -14,7 +14,7 @@ from PIL import Image
 
 from quantsr import Upscaler
 from quantsr.commands.upscale_files import find_pictures
-from quantsr.deploy import image_io, upscaler
+from quantsr.deploy.upscale import image_io, upscaler
 from quantsr.pictures import transparency
 
 
@@ -105,7 +105,7 @@ def test_truncated_pictures_are_refused_or_accepted(upscale, picture, tmp_path, 
     Image.fromarray(picture(40, 30)).save(whole, "JPEG", quality=95)
     (tmp_path / "a.jpg").write_bytes(whole.getvalue()[: len(whole.getvalue()) * 3 // 4])
     assert upscale(tmp_path / "a.jpg", "-o", tmp_path / "o.png") == 1
-    assert "--accept-truncated takes what can be decoded" in capsys.readouterr().out
+    assert "--accept-truncated upscales a truncated one" in capsys.readouterr().out
     assert upscale(tmp_path / "a.jpg", "-o", tmp_path / "o.png", "--accept-truncated") == 0
     assert "a.jpg: is truncated or damaged" in caplog.text
     assert image_io.read(tmp_path / "o.png").rgb[:16].any()

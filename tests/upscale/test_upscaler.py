@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from quantsr import Upscaler
-from quantsr.deploy import integer_reference, upscaler
-from quantsr.deploy.stand_in import random_model
+from quantsr.deploy.engines import reference as integer_reference
+from quantsr.deploy.stand_ins.convolutional import random_model
+from quantsr.deploy.upscale import upscaler
 from quantsr.errors import InputError
 from quantsr.trained_files import names
 from tests.deploy import quantsr_t

@@ -1,13 +1,20 @@
-"""ONNX Runtime, on CUDA where its provider is installed, else on the CPU."""
+"""ONNX Runtime: on CUDA where its provider is installed, else in integers on the CPU."""
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import numpy as np
+import onnx
 import onnxruntime
 
-from quantsr.deploy import onnx_model
+from quantsr.deploy.engines import onnx_model
 from quantsr.deploy.engines.base import Images, OneByOne
-from quantsr.deploy.model import PackedModel
+from quantsr.deploy.engines.onnx_graph import INPUT
+from quantsr.deploy.packed.model import PackedModel
+from quantsr.deploy.passes.collapse import MIN_SIZE
+
+_CUDA, _CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
 
 
 class OnnxEngine(OneByOne):
@@ -16,18 +23,31 @@ class OnnxEngine(OneByOne):
     takes_float = False
 
     def __init__(self, model: PackedModel, depth: int, *, threads: int | None = None) -> None:
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
+        self._model, self._depth = model, depth
+        self._options = onnxruntime.SessionOptions()
+        self._options.log_severity_level = 3
         if threads:
-            options.intra_op_num_threads = threads
-        wanted = ["CUDAExecutionProvider", "CPUExecutionProvider"]
-        providers = [name for name in wanted if name in onnxruntime.get_available_providers()]
-        graph = onnx_model.build(model, depth).SerializeToString()
-        self._session = onnxruntime.InferenceSession(graph, options, providers=providers)
-        self.name = (
-            "onnxruntime:cuda" if self._session.get_providers()[0].startswith("CUDA") else "onnxruntime"
-        )
+            self._options.intra_op_num_threads = threads
+        self._cuda: onnxruntime.InferenceSession | None = None
+        if _CUDA in onnxruntime.get_available_providers():
+            session = self._session(onnx_model.build(model, depth), _CUDA, _CPU)
+            # Without a device ONNX Runtime falls back to the CPU.
+            self._cuda = session if session.get_providers()[0] == _CUDA else None
+        if self._cuda is None:
+            self._large = self._session(onnx_model.build_integer(model, depth, tail="collapsed"), _CPU)
+        self.name = "onnxruntime" if self._cuda is None else "onnxruntime:cuda"
 
     def run(self, images: Images) -> Images:
         """See `Engine.run`; (N, h, w, 3) uint8."""
-        return self._session.run(None, {self._session.get_inputs()[0].name: np.ascontiguousarray(images)})[0]
+        session = self._cuda or (self._large if min(images.shape[1:3]) >= MIN_SIZE else self._small)
+        return session.run(None, {INPUT: np.ascontiguousarray(images)})[0]
+
+    @cached_property
+    def _small(self) -> onnxruntime.InferenceSession:
+        """For pictures that are too small for the collapsed tail."""
+        return self._session(onnx_model.build_integer(self._model, self._depth, tail="layers"), _CPU)
+
+    def _session(self, graph: onnx.ModelProto, *providers: str) -> onnxruntime.InferenceSession:
+        return onnxruntime.InferenceSession(
+            graph.SerializeToString(), self._options, providers=list(providers)
+        )

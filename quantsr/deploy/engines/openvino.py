@@ -13,10 +13,10 @@ import numpy as np
 
 from quantsr import cpu
 from quantsr.cache import private_folder
-from quantsr.deploy import openvino_model, openvino_ops
+from quantsr.deploy.engines import openvino_model, openvino_ops
 from quantsr.deploy.engines.base import Images, Key
-from quantsr.deploy.model import PackedModel
-from quantsr.deploy.openvino_core import core
+from quantsr.deploy.engines.openvino_core import core
+from quantsr.deploy.packed.model import PackedModel
 
 log = logging.getLogger(__name__)
 

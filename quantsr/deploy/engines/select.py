@@ -9,10 +9,10 @@ from importlib.util import find_spec
 from typing import Any
 
 from quantsr import cpu
-from quantsr.deploy import architectures
+from quantsr.deploy.costs import has_attention
 from quantsr.deploy.engines.base import ENGINES, Engine
-from quantsr.deploy.model import PackedModel
 from quantsr.deploy.native import library
+from quantsr.deploy.packed.model import PackedModel
 from quantsr.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -83,6 +83,4 @@ def native_is_fastest(model: PackedModel) -> bool:
     best = library.best_isa()
     if best in (None, "plain"):
         return False
-    return best == "amx" or not (
-        architectures.of(model.header).mostly_products and "amx_int8" in cpu.describe()[1]
-    )
+    return best == "amx" or not (not has_attention(model) and "amx_int8" in cpu.describe()[1])

@@ -10,10 +10,11 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from quantsr.deploy.fold import FoldedConv, FromPixels
-from quantsr.deploy.model import PackedLayer
+from quantsr.deploy.folded import FirstConv, FoldedConv
 from quantsr.deploy.native import library
-from quantsr.deploy.rounding import rounded_with_sums
+from quantsr.deploy.native.match import Unsupported
+from quantsr.deploy.packed.model import PackedLayer
+from quantsr.deploy.passes.rounding import rounded_with_sums
 
 CHANNELS = 16
 """The kernels take multiples of this many channels and outputs."""
@@ -34,10 +35,6 @@ _WIDE = 4  # steps of a 16-bit input in one of the kernels' 14-bit ones
 
 Values = NDArray[Any]
 """Integers or floats."""
-
-
-class Unsupported(ValueError):
-    """A network that the kernels cannot run; the message says why."""
 
 
 class Program(Protocol):
@@ -103,7 +100,7 @@ class Arrays:
         laid_out = [part.reshape(-1, group, part.shape[1]).transpose(0, 2, 1).ravel() for part in parts]
         return int(self.keep(np.ascontiguousarray(np.concatenate(laid_out), dtype)).ctypes.data)
 
-    def head(self, net: FromPixels) -> dict[str, Any]:
+    def head(self, net: FirstConv) -> dict[str, Any]:
         """The first convolution, its outputs padded, as fields of the network. Raises Unsupported
         where it is quantized."""
         head = net.head

@@ -5,21 +5,21 @@ from __future__ import annotations
 import ctypes
 import math
 import threading
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from quantsr import cpu
-from quantsr.deploy import architectures
+from quantsr.deploy import windows
 from quantsr.deploy.engines.base import OneByOne
-from quantsr.deploy.model import PackedModel
 from quantsr.deploy.native import library
-from quantsr.deploy.native.arrays import Program, Unsupported
+from quantsr.deploy.native.arrays import Program
+from quantsr.deploy.native.match import Unsupported, has_windows
 from quantsr.deploy.native.program import ConvProgram
 from quantsr.deploy.native.swin_program import SwinProgram
-from quantsr.deploy.quantsr_t import layout
+from quantsr.deploy.packed.model import PackedModel
+from quantsr.deploy.passes.fold import fold
 from quantsr.errors import InputError
 
 Images = NDArray[Any]
@@ -29,8 +29,8 @@ _MAX_THREADS = 64
 
 
 class NativeEngine(OneByOne):
-    """A QuantSR-C with blocks of few bits or a QuantSR-T; all threads work on one picture. Calls
-    from several threads wait for each other."""
+    """A network of residual blocks of few bits or of Swin layers (`match.py`); all threads work on
+    one picture. Calls from several threads wait for each other."""
 
     name = "native"
     takes_float = True
@@ -49,11 +49,9 @@ class NativeEngine(OneByOne):
         if isa not in library.ISAS or library.ISAS[isa] > library.ISAS[best]:
             raise InputError(f"isa: {isa!r} is not one that this processor has ({best} is its best)")
         try:
-            programs: dict[str, Callable[[PackedModel, int, str], Program]] = {
-                "QuantSR_C": ConvProgram,
-                "QuantSR_T": SwinProgram,
-            }
-            self._program = programs[architectures.of(model.header).name](model, depth, isa)
+            program = fold(model, depth, wide_inputs=False)
+            kind = SwinProgram if has_windows(program) else ConvProgram
+            self._program: Program = kind(program, model, isa)
         except Unsupported as error:
             raise InputError(
                 f"engine native: cannot run this network, {error}; use --engine openvino"
@@ -90,7 +88,7 @@ class NativeEngine(OneByOne):
         assert kernels is not None
         kept_height, kept_width = images.shape[1:3]
         if self._program.multiple > 1:
-            rows, columns = (layout.reflected(size, self._program.multiple) for size in images.shape[1:3])
+            rows, columns = (windows.reflected(size, self._program.multiple) for size in images.shape[1:3])
             images = images[:, rows[:, None], columns]
         images = np.ascontiguousarray(images)
         count, height, width, _ = images.shape
@@ -107,12 +105,12 @@ class NativeEngine(OneByOne):
                     threads=self._threads,
                     codes=codes,
                 )
-                address = self._room(kernels.quantsr_memory(network, picture))
+                address = self._memory_of(kernels.quantsr_memory(network, picture))
                 if kernels.quantsr_run(network, picture, self._isa, address):
                     raise AssertionError("the kernels refuse their arguments")
         return results[:, : kept_height * self._scale, : kept_width * self._scale]
 
-    def _room(self, size: int) -> int:
+    def _memory_of(self, size: int) -> int:
         """An aligned address with that much memory, kept between calls."""
         if len(self._memory) < size + _ALIGNMENT:
             self._memory = np.empty(size + _ALIGNMENT, np.uint8)

@@ -5,13 +5,16 @@ from __future__ import annotations
 
 import ctypes
 import logging
-from ctypes import POINTER, c_double, c_float, c_int8, c_int32, c_size_t, c_uint32, c_void_p
+from ctypes import POINTER, c_char_p, c_double, c_float, c_int8, c_int32, c_size_t, c_void_p
 from functools import cache
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
-from zlib import crc32
 
 log = logging.getLogger(__name__)
+
+ABI = 1
+"""The number of the interface between this file and the kernels: `QUANTSR_ABI` of `network.h`. Add
+one to both whenever a structure, the meaning of a field or an entry point changes."""
 
 ISAS = {"plain": 1, "avx2": 2, "avx512_vnni": 3, "amx": 4}
 """Instruction sets that the kernels are written for."""
@@ -232,9 +235,39 @@ class PictureBuffers(ctypes.Structure):
     )
 
 
+STRUCTURES: tuple[type[ctypes.Structure], ...] = (
+    Conv,
+    Quantizer,
+    Block,
+    Ring,
+    Requantizer,
+    Norm,
+    Linear,
+    SwinLayer,
+    Rstb,
+    Swin,
+    Network,
+    PictureBuffers,
+)
+"""All of them."""
+
+Layout = dict[tuple[str, str | None], tuple[int, int]]
+"""Offset and size in bytes by the names of a structure and of its field, None being the whole."""
+
+
+class _LayoutEntry(ctypes.Structure):
+    _fields_ = (
+        ("structure", c_char_p),  # None behind the last
+        ("field", c_char_p),
+        ("offset", c_int32),
+        ("size", c_int32),
+    )
+
+
 @cache
 def load() -> ctypes.CDLL | None:
-    """The library; None where it was not compiled, or from other sources than those beside it."""
+    """The library; None where it was not compiled, or with other structures or entry points than
+    those of this file."""
     for suffix in EXTENSION_SUFFIXES:
         file = _FOLDER / f"kernels{suffix}"
         if file.is_file():
@@ -242,9 +275,9 @@ def load() -> ctypes.CDLL | None:
                 library = ctypes.CDLL(str(file))
             except OSError:  # of another machine
                 continue
-            if not _is_current(library):
+            if not is_current(library):
                 log.warning(
-                    "%s: left out, compiled from other sources than those beside it; compile it anew with: "
+                    "%s: left out, compiled from another version of quantsr; compile it anew with: "
                     "pip install --no-build-isolation --no-deps -e .",
                     file,
                 )
@@ -256,21 +289,36 @@ def load() -> ctypes.CDLL | None:
     return None
 
 
-def _is_current(library: ctypes.CDLL) -> bool:
-    """Whether the kernels are those of the C sources in this folder, or there are none (an
-    installed package).
-
-    Kernels that an editable installation left behind could read other structures, and give garbage
-    in silence.
-    """
-    sources = sorted(path for path in _FOLDER.iterdir() if path.suffix in (".c", ".h", ".inc"))
-    if not sources:
-        return True
+def is_current(library: ctypes.CDLL) -> bool:
+    """Whether compiled kernels have this file's structures and entry points. Those that an editable
+    installation left behind could read other structures, and silently give wrong pictures."""
     try:
-        library.quantsr_abi.restype = c_uint32
-        return library.quantsr_abi() == crc32(b"".join(path.read_bytes() for path in sources))
-    except AttributeError:  # from before there was a checksum
+        return library.quantsr_abi() == ABI and compiled_layout(library) == layout()
+    except AttributeError:  # from before there was an ABI number or a layout
         return False
+
+
+def compiled_layout(library: ctypes.CDLL) -> Layout:
+    """The layout of the structures that the library was compiled with."""
+    library.quantsr_layout.restype = POINTER(_LayoutEntry)
+    layout: Layout = {}
+    for entry in library.quantsr_layout():
+        if entry.structure is None:
+            break
+        field = None if entry.field is None else entry.field.decode()
+        layout[entry.structure.decode(), field] = (entry.offset, entry.size)
+    return layout
+
+
+def layout() -> Layout:
+    """The layout of the structures of this file."""
+    layout: Layout = {}
+    for structure in STRUCTURES:
+        layout[structure.__name__, None] = (0, ctypes.sizeof(structure))
+        for name, *_ in structure._fields_:
+            field = getattr(structure, name)
+            layout[structure.__name__, name] = (field.offset, field.size)
+    return layout
 
 
 def best_isa() -> str | None:

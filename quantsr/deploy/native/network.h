@@ -1,16 +1,15 @@
-/* What Python hands to the kernels (library.py has the same structures), and the feature maps of one picture. */
+/* What Python hands to the kernels: library.py has the same structures, and abi.c lists their fields. */
 #ifndef QUANTSR_NETWORK_H
 #define QUANTSR_NETWORK_H
 
 #include <stddef.h>
 #include <stdint.h>
 
-/* Of a Winograd convolution F(2x2, 3x3): a tile of 4x4 inputs gives 2x2 outputs by products at 16 positions. Of F(4x4, 3x3): 6x6
-   inputs give 4x4 outputs by products at 49. A chunk of tiles is computed at once. */
-enum { POSITIONS = 16, TILE = 2, LARGE_POSITIONS = 49, LARGE_TILE = 4, CHUNK = 12, BORDER = 2 };
+/* The number of this interface, which library.py has as well. Add one whenever a structure, the meaning of a field or an entry point changes. */
+#define QUANTSR_ABI 1
 
-/* Pixels that the first convolution takes at once. */
-enum { HEAD = 4 };
+/* Sides of a Winograd convolution's tile of outputs: F(2x2, 3x3) and F(4x4, 3x3). */
+enum { TILE = 2, LARGE_TILE = 4 };
 
 /* What the inputs and weights of a convolution are: unsigned bytes and signed ones, 16-bit integers, or float32, all in Winograd's form. Or, for
    AMX (amx.inc), in their plain form: codes of a byte, or 14-bit integers in three bytes. */
@@ -29,7 +28,7 @@ typedef struct {
     int32_t kind;
     int32_t blocks;
     int32_t outputs;      /* P, a multiple of 16 */
-    int32_t tile;         /* of the convolutions in blocks: TILE or LARGE_TILE; of CODES the rows that are computed at once */
+    int32_t tile;         /* of the convolutions in blocks: TILE or LARGE_TILE; of CODES the 1..4 rows that are computed at once */
     int32_t offset_sums;  /* of BYTES: added to the transformed inputs at position (1, 1), all of whose terms are added ... */
     int32_t offset_mixed; /* ... and at the others, so that they are unsigned */
     int32_t is_signed;    /* of CODES and SPLIT: whether inputs are signed bytes */
@@ -90,7 +89,7 @@ typedef struct {
     Requantizer probabilities; /* [N keys], each where attention is quantized */
     Requantizer mix;           /* proj's input */
     Requantizer gelu;          /* fc2's */
-    int32_t shift;       /* of the windows, in pixels */
+    int32_t shift;             /* of the windows, in pixels */
     float middle_scale, input_scale;
 } SwinLayer;
 
@@ -128,7 +127,7 @@ typedef struct {
     const float *gap;  /* [gaps] shortcuts of the skipped blocks before the first */
     const Block *body;
     Conv after_body, tail;          /* FLOATS, or both WORDS, or both SPLIT */
-    const float *after_body_factor; /* of WORDS and SPLIT: [C] a 16-bit input is clip(rint(x * factor[c])), within -8191..8191 */
+    const float *after_body_factor; /* of WORDS and SPLIT, and with swin: [C] a 16-bit input is clip(rint(x * factor[c])), within -8191..8191 */
     const float *tail_factor;
     Ring ring;
     const Swin *swin; /* NULL: a QuantSR-C */
@@ -146,22 +145,30 @@ typedef struct {
     uint8_t *const *codes;
 } PictureBuffers;
 
-/* Feature maps: pixel (y, x) starts at ((y + border) * row + x + border) * C. */
+/* One field of a structure, or, where `field` is NULL, a whole structure. */
 typedef struct {
-    double *pixels;      /* the head's input, 3 colours; border 1, HEAD on the right */
-    float *start;        /* the head's output, then the tail's input */
-    float *stream;       /* between blocks */
-    int16_t *body_words; /* conv_after_body's input, of WORDS */
-    int16_t *tail_words; /* the tail's */
-    uint8_t *body_planes, *tail_planes; /* the same of SPLIT, [3][plane bytes] */
-    size_t plane;
-    uint8_t *codes1;     /* conv1's input; border 1 */
-    uint8_t *codes2;     /* conv2's */
-    float *tokens;       /* of a QuantSR-T instead, [y][channel][x]: what goes from RSTB to RSTB ... */
-    float *inner;        /* ... and from layer to layer in one */
-    size_t token_row;    /* floats in a row of one channel of those */
-    size_t row;          /* pixels in a row of the maps with border 2 */
-    size_t code_row;     /* the same with border 1 */
-} Maps;
+    const char *structure, *field;
+    int32_t offset, size; /* in bytes */
+} LayoutEntry;
+
+/* Instruction sets. */
+enum { PLAIN = 1, AVX2 = 2, AVX512_VNNI = 3, AMX = 4 };
+
+#define EXPORT __attribute__((visibility("default")))
+
+/* QUANTSR_ABI when the library was compiled. */
+EXPORT int quantsr_abi(void);
+
+/* The layout of the structures above when the library was compiled; the last entry's `structure` is NULL. */
+EXPORT const LayoutEntry *quantsr_layout(void);
+
+/* The best instruction set of this processor. */
+EXPORT int quantsr_best_isa(void);
+
+/* Bytes of memory that quantsr_run needs for a picture; 0: the arguments are out of range. */
+EXPORT size_t quantsr_memory(const Network *net, const PictureBuffers *picture);
+
+/* Upscales a picture in `memory`, aligned to 64 bytes. 0: done; 1: the arguments are out of range, and nothing is written. */
+EXPORT int quantsr_run(const Network *net, const PictureBuffers *picture, int isa, void *memory);
 
 #endif

@@ -1,5 +1,5 @@
-"""A folded QuantSR-C laid out for the kernels: transformed weights, and every constant in the order
-they read it."""
+"""A network of residual blocks laid out for the kernels: transformed weights, and every constant in
+the order they read it."""
 
 from __future__ import annotations
 
@@ -8,9 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from quantsr.deploy import collapse
-from quantsr.deploy.fold import FoldedBlock, FoldedConv, fold
-from quantsr.deploy.model import PackedModel, tail_stages
+from quantsr.deploy.folded import FoldedConv, FoldedProgram
 from quantsr.deploy.native import library
 from quantsr.deploy.native.arrays import (
     CHANNELS,
@@ -19,14 +17,16 @@ from quantsr.deploy.native.arrays import (
     MAX_OUTPUTS,
     Arrays,
     CodeMap,
-    Unsupported,
     before_shuffle,
     kernel_of,
     padded,
     transformed,
     wide_step,
 )
-from quantsr.deploy.reciprocal import reciprocal
+from quantsr.deploy.native.match import Block, Unsupported, conv_net
+from quantsr.deploy.packed.model import PackedModel
+from quantsr.deploy.passes import collapse
+from quantsr.deploy.passes.reciprocal import reciprocal
 
 _MOST_BITS = 6  # of activations on AMX
 
@@ -36,27 +36,40 @@ class ConvProgram(Arrays):
 
     multiple = 1
 
-    def __init__(self, model: PackedModel, depth: int, isa: str) -> None:
+    def __init__(self, program: FoldedProgram, model: PackedModel, isa: str) -> None:
         """`isa` is one of `library.ISAS`. Raises Unsupported."""
         super().__init__()
         self._rings: dict[tuple[int, int], library.Ring] = {}
         self._isa = isa
-        self._net = net = fold(model.with_wide_inputs_in_float(), depth)
-        head, outer = net.head, (net.conv_after_body, *net.tail)
+        self._net = net = conv_net(program)
+        head, outer = net.first.head, (net.after_body, *(stage.conv for stage in net.tail))
         if len(head.weight) % CHANNELS:
             raise Unsupported(f"its {len(head.weight)} channels are not a multiple of {CHANNELS}")
         if any(conv.codes_in is not None for conv in outer):
             raise Unsupported("inputs of the layers outside the blocks have 8 bits")
+        self._check_shapes(len(head.weight))
         body = self.keep((library.Block * len(net.blocks))(*(self._block(block) for block in net.blocks)))
         self.network = library.Network(
             blocks=len(net.blocks),
             gaps=len(net.gap),
-            factor=net.scale,
+            factor=program.scale,
             gap=self.pointer(np.array(net.gap, np.float32)),
             body=body,
-            **self.head(net),
-            **self._outer(model),
+            **self.head(net.first),
+            **self._outer(model, program.scale),
         )
+
+    def _check_shapes(self, channels: int) -> None:
+        """Raises Unsupported unless all convolutions are 3x3, those of the body of so many
+        channels."""
+        net = self._net
+        square = (channels, channels, 3, 3)
+        body = [net.after_body, *(conv for block in net.blocks for conv in (block.conv1, block.conv2))]
+        for conv in body:
+            if conv.weight.shape != square:
+                raise Unsupported(f"{conv.name} has a weight of shape {conv.weight.shape}, not {square}")
+        if net.first.head.weight.shape[1:] != (3, 3, 3) or len(net.tail[-1].conv.weight) % 3:
+            raise Unsupported("its first or last convolution is not 3x3, from or to three colours")
 
     def for_size(self, height: int, width: int) -> library.Network:
         """The network for pictures of that size: a tail of several layers has other kernels at the
@@ -79,18 +92,17 @@ class ConvProgram(Arrays):
 
     # Blocks
 
-    def _block(self, block: FoldedBlock) -> library.Block:
+    def _block(self, block: Block) -> library.Block:
         conv1, conv2 = block.conv1, block.conv2
-        if not conv1.integer or not conv2.integer or conv1.codes_out is None:
-            raise Unsupported("its blocks are not integer")
-        assert conv1.codes_in is not None
-        assert conv1.step is not None
-        factors = [float(factor[0]) for factor in reciprocal(conv1.step, conv1.codes_in)]
-        low, high = conv1.codes_in
+        low, high = block.quantize.limits
+        if block.quantize.step.size != 1:
+            raise Unsupported(f"{conv1.name} has a step for each input channel")
+        factors = [float(factor[0]) for factor in reciprocal(block.quantize.step, (low, high))]
+        assert conv1.codes_out is not None
         least = np.full(len(conv1.bias), conv1.codes_out[0]) if conv1.low is None else conv1.low
         return library.Block(
             input=library.Quantizer(
-                tau=self.pointer(conv1.tau),
+                tau=self.pointer(block.quantize.tau),
                 factor=(ctypes.c_float * 2)(*factors, *[1.0] * (2 - len(factors))),
                 low=low,
                 high=high,
@@ -166,21 +178,21 @@ class ConvProgram(Arrays):
 
     # conv_after_body and tail
 
-    def _outer(self, model: PackedModel) -> dict[str, Any]:
+    def _outer(self, model: PackedModel, scale: int) -> dict[str, Any]:
         """The layers behind the blocks, as fields of the network: on 16-bit integers where their
         inputs have them, else in float32."""
-        net, (first, _) = self._net, tail_stages(model.header.arch, model.header.scale)[0]
+        net, first = self._net, self._net.tail[0].conv.name
         if len(net.tail) == 1:
-            weight, bias = before_shuffle(*kernel_of(net.tail[0]), net.scale)
+            weight, bias = before_shuffle(*kernel_of(net.tail[0].conv), scale)
             blocks = 1
         else:
             position = {"inner": collapse.POSITIONS["inner"]}
             (inner,) = collapse.collapse(net.tail, position, position).values()
             weight, bias, blocks = inner.weight, inner.bias, 2
         if padded(len(bias)) > MAX_OUTPUTS:
-            raise Unsupported(f"upscaling by {net.scale} takes too many outputs a pixel")
-        body_step, tail_step = (wide_step(model.layers[name]) for name in ("conv_after_body", first))
-        body_weight, body_bias = kernel_of(net.conv_after_body)
+            raise Unsupported(f"upscaling by {scale} takes too many outputs a pixel")
+        body_step, tail_step = (wide_step(model.layers[name]) for name in (net.after_body.name, first))
+        body_weight, body_bias = kernel_of(net.after_body)
         if body_step is None or tail_step is None:
             return {
                 "after_body": self.float_conv(body_weight, body_bias, 1),

@@ -1,4 +1,4 @@
-"""A folded QuantSR-T laid out for the kernels."""
+"""A network of Swin layers laid out for the kernels."""
 
 from __future__ import annotations
 
@@ -7,30 +7,27 @@ from typing import Any
 
 import numpy as np
 
-from quantsr.deploy.model import PackedModel
+from quantsr.deploy import windows
+from quantsr.deploy.folded import Attention, FoldedLinear, FoldedProgram, Norm, Requantize
 from quantsr.deploy.native import library
 from quantsr.deploy.native.arrays import (
     MAX_OUTPUTS,
     Arrays,
     CodeMap,
-    Unsupported,
     before_shuffle,
     kernel_of,
     padded,
     wide_step,
 )
-from quantsr.deploy.quantsr_t import layout
-from quantsr.deploy.quantsr_t.fold import fold
-from quantsr.deploy.quantsr_t.folded import (
-    Attention,
+from quantsr.deploy.native.match import (
     ConvStage,
-    FoldedLinear,
-    FoldedSwin,
-    FoldedSwinLayer,
-    Norm,
-    Quantize,
     Rstb,
+    SwinLayer,
+    SwinNet,
+    Unsupported,
+    swin_net,
 )
+from quantsr.deploy.packed.model import PackedModel
 
 _ROUND_CHANNELS = 4
 """Linear layers have multiples of this many inputs and outputs."""
@@ -39,43 +36,55 @@ _ROUND_CHANNELS = 4
 class SwinProgram(Arrays):
     """See `arrays.Program`."""
 
-    def __init__(self, model: PackedModel, depth: int, isa: str) -> None:
+    def __init__(self, program: FoldedProgram, model: PackedModel, isa: str) -> None:
         """`isa` is one of `library.ISAS`. Raises Unsupported."""
         super().__init__()
         self._isa = isa
-        self._net = net = fold(model.with_wide_inputs_in_float(), depth)
+        self.multiple = window = program.multiple
+        self._net = net = swin_net(program)
         dim = len(net.norm_first.weight)
-        if net.window % 4:
-            raise Unsupported(f"windows of {net.window}x{net.window} are not of a multiple of 4")
+        if window % 4:
+            raise Unsupported(f"windows of {window}x{window} are not of a multiple of 4")
         if dim % _ROUND_CHANNELS:
             raise Unsupported(f"its {dim} channels are not a multiple of {_ROUND_CHANNELS}")
-        if len(net.tail) != 1:
-            raise Unsupported("its tail has several layers")
-        self.multiple = net.window
-        stages = [*(stage for block in net.blocks for stage in block.closing), *net.closing, *net.tail]
+        stages = [*(group.closing for group in net.groups), net.after_body, net.tail]
         self._steps = {stage.conv.name: wide_step(model.layers[stage.conv.name]) for stage in stages}
         self._words = all(stage.conv.integer or self._steps[stage.conv.name] is not None for stage in stages)
-        groups = [self._rstb(block) for block in net.blocks]
-        layers = [layer for block in net.blocks for layer in block.layers]
+        layers = [layer for group in net.groups for layer in group.layers]
+        self._check_shapes(dim, layers)
+        groups = [self._rstb(group) for group in net.groups]
         swin = library.Swin(
             dim=dim,
             heads=layers[0].attention.heads if layers else 1,
             hidden=len(layers[0].fc1.bias) if layers else _ROUND_CHANNELS,
-            window=net.window,
+            window=window,
             groups=len(groups),
             group=self.keep((library.Rstb * len(groups))(*groups)),
             first=self._norm(net.norm_first),
             last=self._norm(net.norm),
-            mask=self.pointer(_masks(net.window)),
+            mask=self.pointer(_masks(window)),
         )
         self.network = library.Network(
             blocks=0,
             gaps=0,
-            factor=net.scale,
-            **self._outer(net),
+            factor=program.scale,
+            **self._outer(net, program.scale),
             swin=ctypes.pointer(self.keep(swin)),
-            **self.head(net),
+            **self.head(net.first),
         )
+
+    def _check_shapes(self, dim: int, layers: list[SwinLayer]) -> None:
+        """Raises Unsupported unless all convolutions are 3x3 and all layers have the shape of the
+        first."""
+        net = self._net
+        for stage in (*(group.closing for group in net.groups), net.after_body):
+            if stage.conv.weight.shape != (dim, dim, 3, 3):
+                raise Unsupported(f"{stage.conv.name} is no 3x3 convolution of {dim} channels")
+        if net.first.head.weight.shape[1:] != (3, 3, 3) or net.tail.conv.weight.shape[1:] != (dim, 3, 3):
+            raise Unsupported("its first or last convolution is not 3x3")
+        shapes = {(x.attention.heads, x.attention.window, len(x.fc1.bias)) for x in layers}
+        if len(shapes) > 1 or any(x.attention.shift not in (0, self.multiple // 2) for x in layers):
+            raise Unsupported("its Swin layers differ in shape")
 
     def for_size(self, height: int, width: int) -> library.Network:
         """The network for pictures of that size: the same for all."""
@@ -85,16 +94,15 @@ class SwinProgram(Arrays):
         """See `arrays.Program.code_maps`; (height * width, inputs) each, window by window, inside
         row by row."""
         maps = {}
-        for layer in (layer for block in self._net.blocks for layer in block.layers):
-            attention = layer.attention
+        for layer in (layer for group in self._net.groups for layer in group.layers):
             for name, linear in (
-                (attention.q.name.removesuffix(".q"), attention.q),
-                (attention.proj.name, attention.proj),
+                (layer.q.name.removesuffix(".q"), layer.q),
+                (layer.proj.name, layer.proj),
                 (layer.fc1.name, layer.fc1),
                 (layer.fc2.name, layer.fc2),
             ):
                 assert linear.codes_in is not None
-                tokens, inputs = self._net.window**2, linear.weight.shape[1]
+                tokens, inputs = self.multiple**2, linear.weight.shape[1]
                 shape = (height * width // tokens, inputs // 4, tokens, 4)
                 result = (height * width, inputs)
                 maps[name] = CodeMap(shape, (0, 2, 1, 3), result, linear.codes_in, linear.codes_in[0])
@@ -102,7 +110,7 @@ class SwinProgram(Arrays):
 
     def _rstb(self, block: Rstb) -> library.Rstb:
         layers = [self._layer(layer) for layer in block.layers]
-        stage = _only(block.closing)
+        stage = block.closing
         return library.Rstb(
             start_scale=float(block.start_multiplier),
             stream_scale=float(block.stream_multiplier),
@@ -113,19 +121,18 @@ class SwinProgram(Arrays):
             factor=self._factor(stage),
         )
 
-    def _layer(self, layer: FoldedSwinLayer) -> library.SwinLayer:
-        attention = layer.attention
-        if layer.gelu is None or not isinstance(attention.mix, Quantize):
+    def _layer(self, layer: SwinLayer) -> library.SwinLayer:
+        if not isinstance(layer.attention.mix, Requantize):
             raise Unsupported("its linear layers are not integer")
         return library.SwinLayer(
             norm1=self._norm(layer.norm1),
             norm2=self._norm(layer.norm2),
-            **{name: self._linear(getattr(attention, name)) for name in ("q", "k", "v", "proj")},
+            **{name: self._linear(getattr(layer, name)) for name in ("q", "k", "v", "proj")},
             fc1=self._linear(layer.fc1),
             fc2=self._linear(layer.fc2),
-            **self._attention(attention),
+            **self._attention(layer.attention),
             gelu=self._codes(layer.gelu),
-            shift=layer.shift,
+            shift=layer.attention.shift,
             middle_scale=float(layer.middle_multiplier),
             input_scale=float(layer.input_multiplier),
         )
@@ -181,16 +188,16 @@ class SwinProgram(Arrays):
             high=limits[1],
         )
 
-    def _outer(self, net: FoldedSwin) -> dict[str, Any]:
+    def _outer(self, net: SwinNet, scale: int) -> dict[str, Any]:
         """The layers behind the blocks, as fields of the network."""
-        after_body, (tail,) = _only(net.closing), net.tail
+        after_body, tail = net.after_body, net.tail
         if any(stage.conv.codes_in is not None for stage in (after_body, tail)):
             raise Unsupported("inputs of the layers outside the blocks have 8 bits")
         if padded(len(tail.conv.bias)) > MAX_OUTPUTS:
-            raise Unsupported(f"upscaling by {net.scale} takes too many outputs a pixel")
+            raise Unsupported(f"upscaling by {scale} takes too many outputs a pixel")
         return {
             "after_body": self._conv(after_body),
-            "tail": self._conv(tail, net.scale),
+            "tail": self._conv(tail, scale),
             "after_body_factor": self._factor(after_body),
             "tail_factor": self._factor(tail),
         }
@@ -217,15 +224,9 @@ class SwinProgram(Arrays):
         return self.pointer(np.pad(factor, (0, padded(len(factor)) - len(factor))))
 
 
-def _only(stages: tuple[ConvStage, ...]) -> ConvStage:
-    if len(stages) != 1:
-        raise Unsupported("its RSTBs end with three convolutions")
-    return stages[0]
-
-
 def _masks(window: int) -> Any:
     """(3, N keys, N queries) for shifted windows in the last column, in the last row, in both."""
     grid, shift = (2 * window, 2 * window), window // 2
     last_row_first, both = 2, 3
-    windows = layout.mask(grid, window, shift)[:, 0]
-    return np.stack([windows[1], windows[last_row_first], windows[both]]).transpose(0, 2, 1)
+    masks = windows.mask(grid, window, shift)[:, 0]
+    return np.stack([masks[1], masks[last_row_first], masks[both]]).transpose(0, 2, 1)

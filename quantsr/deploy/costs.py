@@ -1,0 +1,99 @@
+"""What runs of a packed network, and the tiles that its pictures can be cut into. Imports no
+torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from quantsr.deploy import operations
+from quantsr.deploy.operations import OPERANDS, Parts, Shape
+from quantsr.deploy.packed.model import PackedModel
+from quantsr.deploy.passes import units
+from quantsr.deploy.program import Program
+
+OVERLAP = 32
+"""Low-resolution pixels that a tile reads beyond what it keeps where a pixel of the result depends
+on the whole picture, as in transformers: whole windows, at least. So this is a choice;
+docs/numerics.md has the measured effect."""
+MAX_TILE_AREA = 3 << 16
+"""Pixels of low resolution computed at once where the tile is not given. About 1.2 kB each at 64
+channels: 250 MB per parallel tile.
+
+Smaller tiles are not faster: with the tail collapsed no tensor is larger than the float32 stream,
+and the halo (36 pixels at 16 blocks) costs more than the cache gains; int8 convolutions ran at the
+same speed from 32 x 32 to 320 x 180.
+"""
+_MAX_WINDOWS_AREA = 1 << 16  # the same of transformers
+
+
+@dataclass(frozen=True)
+class Reach:
+    """What tiles of a picture need."""
+
+    halo: int
+    """Low-resolution pixels that a tile reads beyond what it keeps."""
+    grid: int
+    """Tiles start and end at multiples of this many pixels."""
+    max_area: int
+    """Pixels of low resolution to compute at once where the tile is not given."""
+
+
+@dataclass(frozen=True)
+class LayerCost:
+    """One layer, or one pair of attention operands, at one picture size."""
+
+    name: str
+    kind: str
+    """conv, linear or product (of two activations)."""
+    macs: int
+    bits_w: int
+    bits_a: int
+
+
+def at_depth(model: PackedModel, depth: int) -> tuple[Program, dict[int, Shape]]:
+    """The operations that run at `depth`, and the shapes of their values. Raises InputError for an
+    unknown depth."""
+    program = units.without(model.program, model.header.blocks_kept(depth))
+    named = {op.name for op in program.operations}
+    floats = {n: t.values.shape for n, t in model.floats.items() if n.rpartition(".")[0] in named}
+    operands = {n: o.channels for n, o in model.operands.items() if n.rsplit(".", 2)[0] in named}
+    layers = {n: layer.weight.shape for n, layer in model.layers.items() if n in named}
+    return program, operations.check(program, Parts(layers, operands, floats, model.header.num_block))
+
+
+def reach(model: PackedModel, depth: int) -> Reach:
+    """How to cut pictures into tiles."""
+    program, shapes = at_depth(model, depth)
+    sides = {name: layer.weight.shape[-1] for name, layer in model.layers.items()}
+    halo, grid = operations.halo(program, shapes, sides), program.multiple
+    if halo is None:
+        return Reach(-(-OVERLAP // grid) * grid, grid, _MAX_WINDOWS_AREA)
+    return Reach(halo, grid, MAX_TILE_AREA)
+
+
+def costs(model: PackedModel, depth: int, size: tuple[int, int]) -> list[LayerCost]:
+    """What runs on a (height, width) picture, padded to whole windows, in order: convs and linear
+    layers, and both products of each window attention."""
+    program, shapes = at_depth(model, depth)
+    height, width = (-(-n // program.multiple) * program.multiple for n in size)
+    found = []
+    for op in program.operations:
+        if op.kind in ("conv", "linear"):
+            layer, factor = model.layers[op.name], shapes[op.output].factor
+            pixels = height * width * factor**2 if factor else 1
+            macs = layer.weight.size * pixels
+            found.append(LayerCost(op.name, layer.kind, macs, layer.bits_w, layer.bits_a))
+        elif op.kind == "window_attention":
+            macs = op.attributes["window"] ** 2 * shapes[op.output].channels * height * width
+            bits = [
+                model.operands[f"{op.name}.{role}"].bits if f"{op.name}.{role}" in model.operands else 32
+                for role in OPERANDS
+            ]
+            found.append(LayerCost(f"{op.name}.scores", "product", macs, bits[1], bits[0]))
+            found.append(LayerCost(f"{op.name}.mixture", "product", macs, bits[3], bits[2]))
+    return found
+
+
+def has_attention(model: PackedModel) -> bool:
+    """Whether the network has any."""
+    return any(op.kind == "window_attention" for op in model.program.operations)

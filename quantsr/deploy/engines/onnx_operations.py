@@ -1,0 +1,334 @@
+"""The operations of folded programs as ONNX nodes, for any batch, height and width.
+
+Products of codes are those of `onnx_graph`: dequantized by 1, summed, and multiplied
+by one constant per output behind. What depends on the size (the reflected rows and columns, the
+order of tokens in windows, the mask of shifted windows) is computed once in the graph, from the
+shape of its input, on index tensors; tokens then move by one Gather.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quantsr.deploy.engines.onnx_graph import INPUT, OUTPUT, Graph
+from quantsr.deploy.engines.onnx_sizes import Sizes
+from quantsr.deploy.folded import (
+    NORM_EPS,
+    Activation,
+    Attention,
+    Binary,
+    Concat,
+    FirstConv,
+    FoldedConv,
+    FoldedLinear,
+    FoldedProgram,
+    Limits,
+    Mean,
+    Norm,
+    Normalize,
+    Offset,
+    Pixels,
+    PixelShuffle,
+    Quantize,
+    Reorder,
+    Requantize,
+    Scale,
+    Slice,
+    Step,
+    ToMap,
+    ToTokens,
+    UpsampleBilinear,
+    UpsampleNearest,
+)
+
+
+class OnnxOps(Sizes):
+    """The operations in a graph; values are names."""
+
+    methods: ClassVar[dict[type, Callable[..., str]]]
+    """Of each operation."""
+
+    def __init__(self, graph: Graph, program: FoldedProgram) -> None:
+        super().__init__(graph, program)
+        self.names: dict[int, str] = {}
+
+    def run(self) -> None:
+        """All steps, from INPUT to OUTPUT."""
+        self.run_steps()
+        self.pixels_out(self.names[self.program.steps[-1].output])
+
+    def run_steps(self) -> None:
+        """All steps, from INPUT on."""
+        self.names[0] = self.pixels_in()
+        for step in self.program.steps:
+            self.run_step(step)
+
+    def run_step(self, step: Step) -> None:
+        """One step, its inputs known by name."""
+        run_op = self.methods[type(step.op)]
+        self.names[step.output] = run_op(self, step, *(self.names[value] for value in step.inputs))
+
+    def on_tokens(self, step: Step) -> bool:
+        """Whether a step's first input is tokens."""
+        return step.inputs[0] in self.program.tokens
+
+    def channel_axis(self, step: Step) -> int:
+        """Of a step's first input."""
+        return -1 if self.on_tokens(step) else self.graph.axis
+
+    def shape_along(self, step: Step) -> tuple[int, ...]:
+        """Of (C,) constants that go with a step's first input."""
+        return (-1,) if self.on_tokens(step) else self.graph.shape_of_channels
+
+    def along(self, step: Step, name: str, values: NDArray[np.float32]) -> str:
+        """(C,) or one number as a constant to go with a step's first input."""
+        values = np.asarray(values, np.float32)
+        return self.graph.constant(name, values.reshape(self.shape_along(step)))
+
+    # --- the picture ------------------------------------------------------------------------------
+
+    def pixels_in(self) -> str:
+        """The picture (B, 3, H, W), continued by reflection where the program says so."""
+        x = INPUT
+        if self.program.multiple > 1:
+            for axis in (0, 1):
+                x = self._node("Gather", [x, self._reflected(axis)], axis=axis + 1)
+        if self.graph.channels_last:
+            return self.graph.node("Identity", [x], "pixels")
+        return self.graph.node("Transpose", [x], "pixels", perm=[0, 3, 1, 2])  # (B, 3, H, W)
+
+    def pixels_out(self, x: str) -> None:
+        """The result as the graph's output (B, h * s, w * s, 3)."""
+        cropped = self.program.multiple > 1
+        if not self.graph.channels_last:  # to (B, H*s, W*s, 3)
+            x = self.graph.node("Transpose", [x], "pixels.last" if cropped else OUTPUT, perm=[0, 2, 3, 1])
+        elif not cropped:
+            self.graph.node("Identity", [x], OUTPUT)
+        if not cropped:
+            return
+        ends = [self._node("Mul", [size, self._ints([self.program.scale])]) for size in self.sizes]
+        axes = [self._ints([0, 0]), self._node("Concat", ends, axis=0), self._ints([1, 2])]
+        self.graph.node("Slice", [x, *axes], OUTPUT)
+
+    def first_conv(self, step: Step, x: str) -> str:
+        assert isinstance(step.op, FirstConv)
+        return self.graph.first_conv(step.op, x)
+
+    def normalize(self, step: Step, x: str) -> str:
+        assert isinstance(step.op, Normalize)
+        return self.graph.normalized(step.op, x)
+
+    def pixels(self, step: Step, x: str) -> str:
+        return self.graph.quantize("pixels.upscaled", x, (0, 255))
+
+    # --- layers -----------------------------------------------------------------------------------
+
+    def conv(self, step: Step, x: str) -> str:
+        assert isinstance(step.op, FoldedConv)
+        return self.graph.conv(step.op, x)
+
+    def linear(self, step: Step, x: str) -> str:
+        linear, graph = step.op, self.graph
+        assert isinstance(linear, FoldedLinear)
+        if not self.on_tokens(step):
+            return graph.conv(as_conv(linear), x)
+        name = linear.name
+        if linear.codes_in is not None:
+            x = graph.dequantize(linear, x)
+        # (I, O)
+        weight = graph.weight(replace(linear, weight=np.ascontiguousarray(linear.weight.T)))
+        y = graph.node("MatMul", [x, weight], f"{name}.sum")
+        y = graph.node("Mul", [y, graph.constant(f"{name}.scale", linear.multiplier)], f"{name}.scaled")
+        y = graph.node("Add", [y, graph.constant(f"{name}.bias", linear.bias)], f"{name}.out")
+        if linear.low is not None:
+            y = graph.node("Max", [y, graph.constant(f"{name}.low", linear.low)], f"{name}.limited")
+        return y if linear.codes_out is None else graph.quantize(linear.codes_name, y, linear.codes_out)
+
+    def norm(self, step: Step, x: str) -> str:
+        norm = step.op
+        assert isinstance(norm, Norm)
+        vectors = [
+            self.graph.constant(f"{norm.name}.norm.{part}", values)
+            for part, values in (("weight", norm.weight), ("bias", norm.bias))
+        ]
+        y = self._node("LayerNormalization", [x, *vectors], axis=-1, epsilon=NORM_EPS)
+        return y if norm.limits is None else self.graph.quantize(norm.name, y, norm.limits)
+
+    def quantize(self, step: Step, x: str) -> str:
+        op = step.op
+        assert isinstance(op, Quantize)
+        if not self.on_tokens(step):
+            return self.graph.codes(op, x)
+        x = self._node("Add", [x, self.graph.constant(f"{op.name}.tau", op.tau)])
+        x = self._node("Div", [x, self.graph.constant(f"{op.name}.step", op.step)])
+        return self.graph.quantize(op.name, x, op.limits)
+
+    def requantize(self, step: Step, x: str) -> str:
+        assert isinstance(step.op, Requantize)
+        return self._requantized(step.op, x, self.shape_along(step))
+
+    def _requantized(self, op: Requantize, x: str, shape: tuple[int, ...]) -> str:
+        for node, part, values in (("Mul", "scale", op.multiplier), ("Add", "shift", op.shift)):
+            x = self._node(node, [x, self.graph.constant(f"{op.name}.{part}", values.reshape(shape))])
+        return self.graph.quantize(op.name, x, op.limits)
+
+    def attention(self, step: Step, q: str, k: str, v: str) -> str:
+        attention = step.op
+        assert isinstance(attention, Attention)
+        name, heads, shift = attention.name, attention.heads, attention.shift
+        split = self._ints([-1, attention.window**2, heads, self.channels_of(step.inputs[0]) // heads])
+        q, k, v = (
+            self._node("Transpose", [self._node("Reshape", [self._value(x, limits), split])], perm=list(perm))
+            for x, limits, perm in zip(
+                (q, k, v), attention.operands, ((0, 2, 1, 3), (0, 2, 3, 1), (0, 2, 1, 3)), strict=True
+            )
+        )  # (B * G, h, N, d), k as (B * G, h, d, N)
+        scores = self._node("MatMul", [q, k])  # (B * G, h, N, N)
+        if attention.score_multiplier != 1:
+            scores = self._node("Mul", [scores, self.graph.scalar(attention.score_multiplier)])
+        scores = self._node("Add", [scores, self.graph.constant(f"{name}.bias", attention.bias)])
+        if shift:
+            scores = self._node("Add", [scores, self._mask(attention.window, shift)])
+        weights = self._node("Softmax", [scores], axis=-1)
+        if attention.probabilities is not None:
+            weights = self._requantized(attention.probabilities, weights, (-1,))
+            weights = self._dequantize(weights, attention.probabilities.limits)
+        mixed = self._node("MatMul", [weights, v])  # (B * G, h, N, d)
+        mixed = self._node("Transpose", [mixed], perm=[0, 2, 1, 3])  # (B * G, N, h, d)
+        # (B, L, C)
+        mixed = self._node(
+            "Reshape", [mixed, self._shape([-1], self.places, [self.channels_of(step.inputs[0])])]
+        )
+        if isinstance(attention.mix, Requantize):
+            return self._requantized(attention.mix, mixed, (-1,))
+        return mixed if attention.mix == 1 else self._node("Mul", [mixed, self.graph.scalar(attention.mix)])
+
+    def channels_of(self, value: int) -> int:
+        """Outputs of the linear layer that gives `value`."""
+        op = next(step.op for step in self.program.steps if step.output == value)
+        assert isinstance(op, FoldedConv)
+        return len(op.bias)
+
+    # --- element by element -----------------------------------------------------------------------
+
+    def activation(self, step: Step, x: str) -> str:
+        op = step.op
+        assert isinstance(op, Activation)
+        if op.kind == "gelu":
+            inner = self._node("Erf", [self._node("Mul", [x, self.graph.scalar(1 / math.sqrt(2))])])
+            half = self._node("Mul", [x, self.graph.scalar(0.5)])
+            return self._node("Mul", [half, self._node("Add", [inner, self.graph.scalar(1)])])
+        if op.kind == "silu":
+            return self._node("Mul", [x, self._node("Sigmoid", [x])])
+        if op.kind == "leaky_relu":
+            assert op.slope is not None
+            return self._node("LeakyRelu", [x], alpha=float(op.slope))
+        if op.kind == "prelu":
+            assert op.slope is not None
+            slope = self.along(step, f"prelu.{step.output}.slope", op.slope)
+            return self._node("PRelu", [x, slope])
+        return self._node({"relu": "Relu", "sigmoid": "Sigmoid", "tanh": "Tanh"}[op.kind], [x])
+
+    def scale(self, step: Step, x: str) -> str:
+        assert isinstance(step.op, Scale)
+        return self._node("Mul", [x, self.graph.scalar(step.op.factor)])
+
+    def offset(self, step: Step, x: str) -> str:
+        assert isinstance(step.op, Offset)
+        return self._node("Add", [x, self.along(step, f"offset.{step.output}", step.op.values)])
+
+    def binary(self, step: Step, a: str, b: str) -> str:
+        assert isinstance(step.op, Binary)
+        return self._node({"add": "Add", "subtract": "Sub", "multiply": "Mul"}[step.op.kind], [a, b])
+
+    # --- shapes -----------------------------------------------------------------------------------
+
+    def concat(self, step: Step, *inputs: str) -> str:
+        return self._node("Concat", list(inputs), axis=self.channel_axis(step))
+
+    def slice(self, step: Step, x: str) -> str:
+        assert isinstance(step.op, Slice)
+        ends = [self._ints([step.op.start]), self._ints([step.op.stop])]
+        return self._node("Slice", [x, *ends, self._ints([self.channel_axis(step)])])
+
+    def pixel_shuffle(self, step: Step, x: str) -> str:
+        assert isinstance(step.op, PixelShuffle)
+        return self._on_planes("DepthToSpace", [x], blocksize=step.op.factor, mode="CRD")
+
+    def upsample_nearest(self, step: Step, x: str) -> str:
+        assert isinstance(step.op, UpsampleNearest)
+        how = {"mode": "nearest", "nearest_mode": "floor", "coordinate_transformation_mode": "asymmetric"}
+        return self._resized(x, step.op.factor, how)
+
+    def upsample_bilinear(self, step: Step, x: str) -> str:
+        assert isinstance(step.op, UpsampleBilinear)
+        how = {"mode": "linear", "coordinate_transformation_mode": "half_pixel"}
+        return self._resized(x, step.op.factor, how)
+
+    def _resized(self, x: str, factor: int, how: dict[str, str]) -> str:
+        factors = self.graph.constant(f"factors.{factor}", np.array([1, 1, factor, factor], np.float32))
+        return self._on_planes("Resize", [x, "", factors], **how)
+
+    def mean(self, step: Step, x: str) -> str:
+        return self._on_planes("GlobalAveragePool", [x])
+
+    def to_tokens(self, step: Step, x: str) -> str:
+        if not self.graph.channels_last:
+            x = self._node("Transpose", [x], perm=[0, 2, 3, 1])  # (B, H, W, C)
+        return self._node("Reshape", [x, self._shape([0], self.places, [-1])])  # (B, L, C)
+
+    def to_map(self, step: Step, x: str) -> str:
+        x = self._node("Reshape", [x, self._shape([0], *self.grid, [-1])])  # (B, H, W, C)
+        if self.graph.channels_last:
+            return x
+        return self._node("Transpose", [x], perm=[0, 3, 1, 2])  # (B, C, H, W)
+
+    def reorder(self, step: Step, x: str) -> str:
+        op = step.op
+        assert isinstance(op, Reorder)
+        return self._node("Gather", [x, self._order(op.window, op.old, op.new)], axis=1)
+
+    # --- codes ------------------------------------------------------------------------------------
+
+    def _value(self, x: str, limits: Limits | None) -> str:
+        return x if limits is None else self._dequantize(x, limits)
+
+    def _dequantize(self, codes: str, limits: Limits) -> str:
+        return self._node("DequantizeLinear", [codes, self.graph.scalar(1), self.graph.zero(limits)])
+
+
+def as_conv(linear: FoldedLinear) -> FoldedConv:
+    """A linear layer as a 1x1 convolution."""
+    return FoldedConv(**{**vars(linear), "weight": linear.weight[:, :, None, None]})
+
+
+OnnxOps.methods = {
+    FirstConv: OnnxOps.first_conv,
+    Normalize: OnnxOps.normalize,
+    Quantize: OnnxOps.quantize,
+    Requantize: OnnxOps.requantize,
+    FoldedConv: OnnxOps.conv,
+    FoldedLinear: OnnxOps.linear,
+    Norm: OnnxOps.norm,
+    Attention: OnnxOps.attention,
+    Activation: OnnxOps.activation,
+    Scale: OnnxOps.scale,
+    Offset: OnnxOps.offset,
+    Binary: OnnxOps.binary,
+    Concat: OnnxOps.concat,
+    Slice: OnnxOps.slice,
+    PixelShuffle: OnnxOps.pixel_shuffle,
+    UpsampleNearest: OnnxOps.upsample_nearest,
+    UpsampleBilinear: OnnxOps.upsample_bilinear,
+    Mean: OnnxOps.mean,
+    Pixels: OnnxOps.pixels,
+    ToTokens: OnnxOps.to_tokens,
+    ToMap: OnnxOps.to_map,
+    Reorder: OnnxOps.reorder,
+}

@@ -1,0 +1,224 @@
+"""Operations of torch on references."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map
+
+from quantsr.deploy.lowering.traced import Map, Record, Traced, decimal
+
+_MOVES = frozenset(
+    [
+        "view",
+        "_unsafe_view",
+        "reshape",
+        "permute",
+        "transpose",
+        "t",
+        "unsqueeze",
+        "squeeze",
+        "expand",
+        "slice",
+        "select",
+        "narrow",
+        "index_select",
+        "index",
+        "roll",
+        "flip",
+        "reflection_pad2d",
+        "clone",
+        "alias",
+        "detach",
+        "split",
+        "split_with_sizes",
+        "unbind",
+        "cat",
+        "stack",
+        "_reshape_alias",
+        "as_strided",
+        "repeat",
+        "contiguous",
+    ]
+)
+"""Operations of torch that move elements and compute nothing."""
+
+
+class Tracing(Record):
+    """A record of what torch is called to do."""
+
+    def run(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+        """One operation of torch; one that is not known raises InputError."""
+        name: str = func.overloadpacket.__name__
+        if name == "copy_" and all(isinstance(x, Traced) for x in args[:2]):
+            args[0].references.copy_(args[1].references)
+            return args[0]
+        if name in _MOVES:
+            return self._move(func, args, kwargs)
+        in_place = name.endswith("_")
+        method = _OPERATIONS.get(name.removesuffix("_"))
+        if method is None:
+            raise self.refuse(f"calls {func.overloadpacket}")
+        result = method(self, *args, **kwargs)
+        if in_place:
+            args[0].references.copy_(result.references)
+            return args[0]
+        return result
+
+    def _move(self, func: Any, args: Any, kwargs: Any) -> Any:
+        def references(x: Any) -> Any:
+            if isinstance(x, Traced):
+                return x.references
+            if isinstance(x, Tensor) and x.is_floating_point():
+                raise self.refuse("joins values and a constant tensor")
+            return x.cpu() if isinstance(x, Tensor) else x
+
+        moved = func(*tree_map(references, args), **tree_map(references, kwargs))
+        return tree_map(lambda x: Traced(self, x) if isinstance(x, Tensor) else x, moved)
+
+    def _to_copy(self, x: Traced, dtype: torch.dtype | None = None, **_: Any) -> Traced:
+        if dtype is not None and not dtype.is_floating_point:
+            raise self.refuse("rounds values to integers")
+        return Traced(self, x.references.clone())
+
+    def _gelu(self, x: Traced, *, approximate: str = "none") -> Traced:
+        if approximate != "none":
+            raise self.refuse(f"computes GELU by {approximate}")
+        return self.elementwise("gelu", x)
+
+    def _leaky_relu(self, x: Traced, slope: float = 0.01) -> Traced:
+        return self.elementwise("leaky_relu", x, slope=float(slope))
+
+    def _neg(self, x: Traced) -> Traced:
+        return self._scaled(x, -1.0)
+
+    def _scaled(self, x: Tensor, factor: float) -> Traced:
+        if factor == 1 and isinstance(x, Traced):
+            return x
+        return self.elementwise("scale", x, factor=factor)
+
+    def _add(self, a: Any, b: Any, *, alpha: float = 1) -> Traced:
+        if isinstance(a, Traced) and isinstance(b, Traced):
+            return self._binary("add", a, self._scaled(b, float(alpha)))
+        x, constant = (a, b) if isinstance(a, Traced) else (b, a)
+        return self._offset(x, constant, float(alpha) if x is a else 1.0)
+
+    def _sub(self, a: Any, b: Any, *, alpha: float = 1) -> Traced:
+        if isinstance(a, Traced) and isinstance(b, Traced):
+            return self._binary("subtract", a, self._scaled(b, float(alpha)))
+        if not isinstance(a, Traced):
+            return self._offset(self._scaled(b, -float(alpha)), a, 1.0)
+        return self._offset(a, b, -float(alpha))
+
+    def _rsub(self, a: Traced, b: Any, alpha: float = 1) -> Traced:
+        return self._sub(b, a, alpha=alpha)
+
+    def _mul(self, a: Any, b: Any) -> Traced:
+        if isinstance(a, Traced) and isinstance(b, Traced):
+            return self._binary("multiply", a, b)
+        x, constant = (a, b) if isinstance(a, Traced) else (b, a)
+        if isinstance(constant, Tensor) and constant.data_ptr() in self.units:
+            return self.elementwise("unit", x, unit=self.units[constant.data_ptr()])
+        return self._scaled(x, self.number(constant))
+
+    def _div(self, a: Any, b: Any) -> Traced:
+        if not isinstance(a, Traced) or isinstance(b, Traced):
+            raise self.refuse("divides by a value")
+        number = self.number(b)
+        return a if number == 1 else self.elementwise("divide", a, number=number)
+
+    def _offset(self, x: Traced, constant: Any, sign: float) -> Traced:
+        """Plus `sign` times a number, or one for each channel."""
+        found = self.find(x)
+        if isinstance(constant, Tensor):
+            each = constant.detach().float().cpu()
+            if torch.broadcast_shapes(each.shape, x.shape) != x.shape:
+                raise self.refuse("adds a larger constant tensor")
+            values = np.vectorize(decimal, otypes=[np.float64])(each.broadcast_to(x.shape).numpy())
+        else:
+            values = np.full(x.shape, float(constant))
+        column = found.places // math.prod(found.map.size)
+        channels = np.zeros(found.map.channels)
+        channels[column] = values
+        if not np.array_equal(channels[column], values):
+            raise self.refuse("adds a constant tensor")
+        return self.elementwise("offset", x, values=[sign * v for v in channels.tolist()])
+
+    def _binary(self, kind: str, a: Traced, b: Traced) -> Traced:
+        left, right = self.find(a), self.find(b)
+        if kind != "subtract" and right.places.size and _amount(right.map) > _amount(left.map):
+            left, right = right, left
+        area = math.prod(left.map.size)
+        shape = np.broadcast_shapes(left.places.shape, right.places.shape)
+        places, other = (np.broadcast_to(x.places, shape) for x in (left, right))
+        if right.map.size == left.map.size:
+            expected = places if right.map.channels == left.map.channels else places % area
+        else:
+            expected = places // area if right.map.channels == left.map.channels else np.zeros_like(places)
+        fits = right.map.channels in (1, left.map.channels) and right.map.size in ((1, 1), left.map.size)
+        if not fits or not np.array_equal(other, expected):
+            raise self.refuse(f"computes {kind} of values that lie differently")
+        value = self.append(kind, left.map.value, right.map.value)
+        return self.tensor(Map(value, left.map.channels, left.map.size), places)
+
+    def _pixel_shuffle(self, x: Traced, factor: int) -> Traced:
+        found = self.find_map(x)
+        height, width = found.map.size
+        size = (height * factor, width * factor)
+        if factor == 1:
+            return x
+        return self.whole("pixel_shuffle", found, found.map.channels // factor**2, size, factor=factor)
+
+    def _upsample_nearest2d(self, x: Traced, size: Sequence[int], *_: Any) -> Traced:
+        return self._upsampled("upsample_nearest", x, size)
+
+    def _upsample_bilinear2d(self, x: Traced, size: Sequence[int], align_corners: bool, *_: Any) -> Traced:
+        if align_corners:
+            raise self.refuse("interpolates with align_corners")
+        return self._upsampled("upsample_bilinear", x, size)
+
+    def _upsampled(self, kind: str, x: Traced, size: Sequence[int]) -> Traced:
+        found = self.find_map(x)
+        height, width = found.map.size
+        factor = size[0] // height
+        if factor < 2 or (size[0], size[1]) != (height * factor, width * factor):
+            raise self.refuse(f"resizes maps of {height} x {width} to {size[0]} x {size[1]}")
+        return self.whole(kind, found, found.map.channels, (size[0], size[1]), factor=factor)
+
+    def _mean(self, x: Traced, dims: Sequence[int] | None = None, keepdim: bool = False, **_: Any) -> Traced:
+        found = self.find_map(x)
+        if dims is None or sorted(dim % 4 for dim in dims) != [2, 3]:
+            raise self.refuse("averages over other dimensions than height and width")
+        result = self.whole("mean", found, found.map.channels, (1, 1))
+        return result if keepdim else result.view(1, -1)  # type: ignore[return-value]
+
+
+_OPERATIONS: dict[str, Callable[..., Traced]] = {
+    **{
+        kind: lambda record, x, kind=kind: record.elementwise(kind, x)
+        for kind in ("relu", "sigmoid", "silu", "tanh")
+    },
+    "_to_copy": Tracing._to_copy,
+    "add": Tracing._add,
+    "div": Tracing._div,
+    "gelu": Tracing._gelu,
+    "leaky_relu": Tracing._leaky_relu,
+    "mean": Tracing._mean,
+    "mul": Tracing._mul,
+    "neg": Tracing._neg,
+    "pixel_shuffle": Tracing._pixel_shuffle,
+    "rsub": Tracing._rsub,
+    "sub": Tracing._sub,
+    "upsample_bilinear2d": Tracing._upsample_bilinear2d,
+    "upsample_nearest2d": Tracing._upsample_nearest2d,
+}
+"""By torch's names, without the underscore of those in place."""
+
+
+def _amount(target: Map) -> tuple[int, int]:
+    return math.prod(target.size), target.channels

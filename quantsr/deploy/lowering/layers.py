@@ -1,0 +1,178 @@
+"""Layers that record themselves as one operation while a network is traced."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+
+from quantsr import basicsr_compat
+from quantsr.archs.swin import WindowAttention
+from quantsr.deploy import windows
+from quantsr.deploy.lowering.traced import Found, Map, Record, Traced
+from quantsr.quant.layers import FirstConv2d, QuantConv2d, QuantizedLayer, QuantLinear
+
+
+@contextlib.contextmanager
+def recording(net: nn.Module, record: Record) -> Iterator[None]:
+    """While entered, the layers of `net` record themselves, and `record` knows which module
+    runs; `net` is in eval mode."""
+    training = {module: module.training for module in net.modules()}
+    handles = []
+    patched: list[tuple[nn.Module, str]] = []
+
+    def patch(module: nn.Module, method: str, function: Callable[..., Any]) -> None:
+        patched.append((module, method))
+        object.__setattr__(module, method, function)
+
+    try:
+        net.eval()
+        for name, module in net.named_modules():
+            handles.append(module.register_forward_pre_hook(functools.partial(_enter, record, name)))
+            handles.append(module.register_forward_hook(functools.partial(_leave, record)))
+            layer = _LAYERS.get(type(module).forward)
+            if layer is not None and "forward" not in vars(module):
+                patch(module, "forward", functools.partial(layer, record, name, module))
+            if isinstance(module, QuantizedLayer):
+                patch(module, "quantized_weight", lambda *_: None)  # needs no calibration
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+        for module, method in patched:
+            object.__delattr__(module, method)
+        for module, mode in training.items():
+            module.training = mode
+
+
+def _enter(record: Record, name: str, *_: Any) -> None:
+    record.modules.append(name)
+
+
+def _leave(record: Record, *_: Any) -> None:
+    record.modules.pop()
+
+
+def _conv(
+    record: Record, name: str, conv: nn.Conv2d, x: Tensor, weight: object = None, relu: bool = False
+) -> Traced:
+    size = conv.kernel_size
+    for attribute, wanted in (
+        ("kernel_size", (size[0], size[0])),
+        ("stride", (1, 1)),
+        ("padding", (size[0] // 2,) * 2),
+        ("dilation", (1, 1)),
+        ("groups", 1),
+        ("padding_mode", "zeros"),
+    ):
+        value = getattr(conv, attribute)
+        if value == "same" or (attribute == "padding" and size[0] == 1 and value == "valid"):
+            continue
+        if value != wanted:
+            raise record.refuse(f"has {attribute} {value}")
+    if size[0] % 2 == 0:
+        raise record.refuse(f"has kernel_size {size}")
+    found = record.find_map(x)
+    result = record.whole("conv", found, conv.out_channels, found.map.size, name=name)
+    return record.elementwise("relu", result) if relu else result
+
+
+def _linear(record: Record, name: str, linear: nn.Linear, x: Tensor, weight: object = None) -> Traced:
+    found = record.find(x)
+    pixels = _tokens(record, found)
+    value = record.append("linear", found.map.value, name=name)
+    return _along_channels(record, Map(value, linear.out_features, found.map.size), pixels)
+
+
+def _layer_norm(record: Record, name: str, norm: nn.LayerNorm, x: Tensor) -> Traced:
+    found = record.find(x)
+    _tokens(record, found)
+    if norm.eps != 1e-5 or norm.normalized_shape != (found.map.channels,):
+        raise record.refuse(f"has eps {norm.eps} and normalized_shape {norm.normalized_shape}")
+    if norm.weight is None or norm.bias is None:
+        raise record.refuse("has no weight or no bias")
+    value = record.append("layer_norm", found.map.value, name=name)
+    return record.tensor(Map(value, found.map.channels, found.map.size), found.places)
+
+
+def _prelu(record: Record, name: str, prelu: nn.PReLU, x: Tensor) -> Traced:
+    found = record.find(x)
+    channel = found.places // math.prod(found.map.size)
+    each = np.arange(prelu.num_parameters).reshape(-1, *[1] * (x.dim() - 2))  # along torch's dimension 1
+    fits = x.shape[1] == found.map.channels == prelu.num_parameters and (channel == each).all()
+    if prelu.num_parameters > 1 and not fits:
+        raise record.refuse(f"has num_parameters {prelu.num_parameters}")
+    return record.elementwise("prelu", x, name=name)
+
+
+def _window_attention(
+    record: Record,
+    name: str,
+    attention: WindowAttention | basicsr_compat.WindowAttention,
+    x: Tensor,
+    mask: Tensor | None = None,
+    weights: object = None,
+) -> Traced:
+    """(B * G, N, C) to the same: linear layer, attention in windows, linear layer."""
+    qkv = attention.qkv(x)
+    found = record.find(qkv)
+    pixels = _tokens(record, found)  # (G, N)
+    grid, window = found.map.size, math.isqrt(pixels.shape[-1])
+    shift = int(pixels.flat[0]) % grid[1]
+    order = windows.windowed(np.arange(math.prod(grid)).reshape(grid), window, shift)
+    expected = (
+        np.zeros((len(order), 1, window**2, window**2)) if shift == 0 else windows.mask(grid, window, shift)
+    )
+    given = expected * 0 if mask is None else mask.detach().cpu().numpy()[:, None]
+    usual = (found.map.channels // 3 // attention.num_heads) ** -0.5
+    if getattr(attention, "scale", usual) != usual:
+        raise record.refuse(f"has scale {attention.scale}")
+    if not np.array_equal(order, pixels) or not np.array_equal(given, expected):
+        raise record.refuse("attends to other windows than those of Swin layers")
+    value = record.append(
+        "window_attention",
+        found.map.value,
+        name=name,
+        heads=attention.num_heads,
+        window=window,
+        shift=shift,
+        quantized=int(isinstance(attention, WindowAttention) and attention.scores.is_quantized),
+    )
+    result = _along_channels(record, Map(value, found.map.channels // 3, grid), pixels)
+    projected: Traced = attention.proj(result)
+    return projected
+
+
+def _tokens(record: Record, found: Found) -> np.ndarray[Any, Any]:
+    """The pixel of each token of a tensor (..., C) that has whole tokens."""
+    channels = found.map.channels
+    pixel = found.places[..., :1] % math.prod(found.map.size)
+    expected = np.arange(channels) * math.prod(found.map.size) + pixel
+    if found.places.shape[-1] != channels or not np.array_equal(found.places, expected):
+        raise record.refuse("reads other channels than those of its last dimension")
+    return pixel[..., 0]
+
+
+def _along_channels(record: Record, target: Map, pixels: np.ndarray[Any, Any]) -> Traced:
+    """Tokens (..., C) of a new value, at these pixels."""
+    return record.tensor(target, pixels[..., None] + np.arange(target.channels) * math.prod(target.size))
+
+
+_LAYERS: dict[Any, Callable[..., Traced]] = {
+    nn.Conv2d.forward: _conv,
+    FirstConv2d.forward: _conv,
+    QuantConv2d.forward: _conv,
+    nn.Linear.forward: _linear,
+    QuantLinear.forward: _linear,
+    nn.LayerNorm.forward: _layer_norm,
+    nn.PReLU.forward: _prelu,
+    WindowAttention.forward: _window_attention,
+    basicsr_compat.WindowAttention.forward: _window_attention,
+}
+"""By the method that a layer's class has, so that a subclass which computes something else is
+traced, not taken for a layer."""

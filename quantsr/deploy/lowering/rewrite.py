@@ -1,0 +1,143 @@
+"""From the record of a network to its program: normalization of the picture, units of depth."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+from quantsr.deploy.program import PICTURE, Operation, Program, used
+from quantsr.errors import InputError
+
+_BLACK = (0.0, 0.0, 0.0)
+
+
+def program(operations: Sequence[Operation], result: int, multiple: int) -> Program:
+    """The program of recorded operations (`traced.Record`); `result` is the upscaled picture.
+
+    Raises:
+        InputError: a constant is added, or a unit's shortcut is used, in another place than
+            programs have.
+    """
+    operations = _with_picture(used(operations, result), result)
+    operations = _with_normalize(operations)
+    operations = _with_units(operations)
+    for op in operations:
+        if op.kind == "offset":
+            raise InputError(
+                "network: its forward adds a constant to values other than the picture, which no operation of "
+                "programs does"
+            )
+    return Program(used(operations, operations[-1].output), multiple).renumbered()
+
+
+def _with_picture(operations: Sequence[Operation], result: int) -> list[Operation]:
+    """The operation `picture` in place of the factors and constants before the result."""
+    producer = {op.output: op for op in operations}
+    free = max(producer, default=0) + 1
+    factor, divided, value = 1.0, 1.0, result
+    mean: tuple[float, ...] = _BLACK
+    while value in producer and producer[value].kind in ("offset", "scale", "divide"):
+        op = producer[value]
+        if op.kind == "offset":
+            scale = factor / divided
+            mean = _sum(mean, [scale * v for v in _three(op)])
+        elif op.kind == "divide" and op.attributes["number"] > 0:
+            divided *= op.attributes["number"]
+        elif op.kind == "scale" and op.attributes["factor"] > 0:
+            factor *= op.attributes["factor"]
+        else:
+            break
+        value = op.inputs[0]
+    attributes = {"mean": list(mean), "range": divided / factor}
+    return [*used(operations, value), Operation("picture", (value,), free, attributes=attributes)]
+
+
+class _Affine(NamedTuple):
+    """`(picture - mean) * range`"""
+
+    mean: tuple[float, ...]
+    range: float
+
+
+def _with_normalize(operations: Sequence[Operation]) -> list[Operation]:
+    """The operation `normalize` in place of constants that are taken from the picture."""
+    found = {PICTURE: _Affine(_BLACK, 1.0)}
+    made: dict[_Affine, int] = {}
+    free = operations[-1].output + 1
+    result: list[Operation] = []
+    for op in operations:
+        source = found.get(op.inputs[0])
+        if source is not None and op.kind == "offset":
+            change = [v / source.range for v in _three(op)]
+            found[op.output] = source._replace(mean=_sum(source.mean, [-v for v in change]))
+        elif source is not None and op.kind == "scale" and op.attributes["factor"] > 0:
+            found[op.output] = source._replace(range=source.range * op.attributes["factor"])
+        elif source is not None and op.kind == "divide" and op.attributes["number"] > 0:
+            found[op.output] = source._replace(range=source.range / op.attributes["number"])
+        else:
+            inputs = []
+            for value in op.inputs:
+                if value in found:
+                    affine = found[value]
+                    if affine not in made:
+                        attributes = {"mean": list(affine.mean), "range": affine.range}
+                        result.append(Operation("normalize", (PICTURE,), free, attributes=attributes))
+                        made[affine], free = free, free + 1
+                    value = made[affine]
+                inputs.append(value)
+            result.append(replace(op, inputs=tuple(inputs)))
+    return result
+
+
+def _with_units(operations: Sequence[Operation]) -> list[Operation]:
+    """`shortcut` and `around` in place of sums with a factor of a unit; `divide` as `scale`."""
+    producer = {op.output: op for op in operations}
+    result: list[Operation] = []
+    dropped = set()
+    for op in operations:
+        if op.kind == "divide":
+            op = replace(op, kind="scale", attributes={"factor": 1 / op.attributes["number"]})
+        scaled = next((v for v in op.inputs if v in producer and producer[v].kind == "unit"), None)
+        if op.kind == "add" and scaled is not None:
+            unit = producer[scaled]
+            branch = op.inputs[1 - op.inputs.index(scaled)]
+            stream = unit.inputs[0]
+            dropped.add(scaled)
+            if (around := _around(result, stream, branch)) is not None:
+                index, total = around
+                result[index] = total
+                op = replace(op, kind="around", inputs=(stream, total.output), attributes=unit.attributes)
+            else:
+                op = replace(op, kind="shortcut", inputs=(stream, branch), attributes=unit.attributes)
+        result.append(op)
+    for op in result:
+        if any(value in dropped for value in op.inputs) or (op.kind == "unit" and op.output not in dropped):
+            raise InputError("network: uses the shortcut of a unit elsewhere than in `s * x + branch`")
+    return [op for op in result if op.output not in dropped]
+
+
+def _around(operations: Sequence[Operation], stream: int, branch: int) -> tuple[int, Operation] | None:
+    """Where `branch` is a + c, and x + a is another value m: the place of the former, and m + c to
+    put there, which is x + branch. For the others None."""
+    places = {op.output: index for index, op in enumerate(operations)}
+    if branch not in places or operations[places[branch]].kind != "add":
+        return None
+    total = operations[places[branch]]
+    for op in operations[: places[branch]]:
+        if op.kind == "add" and op.inputs == (stream, total.inputs[0]):
+            return places[branch], replace(total, inputs=(op.output, total.inputs[1]))
+    return None
+
+
+def _three(op: Operation) -> list[float]:
+    values: list[float] = op.attributes["values"]
+    if len(values) != 3:
+        raise InputError(
+            f"network: its forward adds constants to {len(values)} channels, which no operation of programs does"
+        )
+    return values
+
+
+def _sum(a: Sequence[float], b: Sequence[float]) -> tuple[float, ...]:
+    return tuple(x + y for x, y in zip(a, b, strict=True))

@@ -1,0 +1,119 @@
+/* What the C files of the kernels share.
+ *
+ *   isas.c     the kernels, compiled for every instruction set (strips.inc, winograd.inc, swin.inc, amx.inc)
+ *   phases.c   what a picture's phases are, their units of work, and the order of those
+ *   memory.c   where maps, plan and scratch lie in a picture's memory, and what they hold before the first phase
+ *   threads.c  units of work on several threads
+ *   check.c    whether arguments are in range
+ *   entry.c    the entry points
+ *   abi.c      the layout of the structures of network.h
+ */
+#ifndef QUANTSR_KERNELS_H
+#define QUANTSR_KERNELS_H
+
+#include "network.h"
+
+#include <stdatomic.h>
+
+#define MIN(a, b) ((a) < (b) ? (a) : (b))
+#define MAX(a, b) ((a) > (b) ? (a) : (b))
+
+/* Of a Winograd convolution F(2x2, 3x3): a tile of 4x4 inputs gives 2x2 outputs by products at 16 positions. Of F(4x4, 3x3): 6x6
+   inputs give 4x4 outputs by products at 49. A chunk of tiles is computed at once. */
+enum { POSITIONS = 16, LARGE_POSITIONS = 49, CHUNK = 12, BORDER = 2 };
+
+/* Pixels that the first convolution takes at once. */
+enum { HEAD = 4 };
+
+enum { MAX_OUTPUTS = 192, MAX_THREADS = 64 };
+
+/* How many channels of values attention mixes at once, and what it may therefore read beyond the last. */
+enum { CHANNELS_AT_ONCE = 5 };
+
+/* Feature maps: pixel (y, x) starts at ((y + border) * row + x + border) * C. */
+typedef struct {
+    double *pixels;                     /* the head's input, 3 colours; border 1, HEAD on the right */
+    float *start;                       /* the head's output, then the tail's input */
+    float *stream;                      /* between blocks */
+    int16_t *body_words;                /* conv_after_body's input, of WORDS */
+    int16_t *tail_words;                /* the tail's */
+    uint8_t *body_planes, *tail_planes; /* the same of SPLIT, [3][plane bytes] */
+    size_t plane;
+    uint8_t *codes1;  /* conv1's input; border 1 */
+    uint8_t *codes2;  /* conv2's */
+    float *tokens;    /* of a QuantSR-T instead, [y][channel][x]: what goes from RSTB to RSTB ... */
+    float *inner;     /* ... and from layer to layer in one */
+    size_t token_row; /* floats in a row of one channel of those */
+    size_t row;       /* pixels in a row of the maps with border 2 */
+    size_t code_row;  /* the same with border 1 */
+} Maps;
+
+/* One window of tokens in its layer, [channel][token]. */
+typedef struct {
+    float *x, *q, *k, *v, *mixed;
+    int32_t *codes, *hidden; /* four channels each */
+    float *scores;           /* [key][2 vectors of queries] */
+    uint8_t *const *copies;  /* of the layer's inputs' codes in PictureBuffers.codes, or NULL */
+    size_t number;           /* of the window in its picture */
+} Window;
+
+/* One thread's own memory. */
+typedef struct {
+    char *inputs;         /* transformed inputs of a chunk, [blocks][CHUNK + 1][16][C] and 64 bytes a tile */
+    int32_t *sums;        /* or floats: [tile][16][P] and 16 */
+    uint8_t *spare_codes; /* [HEAD * C] each: where results of no pixel go */
+    int16_t *spare_words;
+    float *spare_floats;
+    Window window;
+} Scratch;
+
+/* What a QuantSR-T's phases are. */
+typedef struct {
+    enum { FIRST, LAYER, SPREAD, CLOSING, NORM, AFTER_BODY, TAIL } kind;
+    const Rstb *group;
+    const SwinLayer *layer;
+} Step;
+
+/* A row, strip or window of one phase. */
+typedef struct {
+    int32_t phase, number;
+} Unit;
+
+/* Units in an order in which each comes after those that it needs. */
+typedef struct {
+    Unit *order;
+    int32_t *first;     /* of each phase: the place of its unit 0 in `done` */
+    atomic_uchar *done; /* [units] */
+    int32_t phases, units;
+} Plan;
+
+/* The kernels of one instruction set for one kind of network. */
+typedef struct {
+    void (*work)(const Network *, const PictureBuffers *, const Maps *, int phase, int unit, Scratch *);
+    void (*begin)(void), (*end)(void); /* what a thread calls before its first unit and after its last; or NULL */
+} Kernels;
+
+/* isas.c */
+Kernels kernels_of(int isa, int swin);
+
+/* phases.c */
+Step step_of(const Swin *swin, int phase);
+int layers_before(const Swin *swin, const Rstb *group, const SwinLayer *layer);
+int rows_of(const Network *net, int phase);
+int phases_of(const Network *net);
+int units_of(const Network *net, const PictureBuffers *picture, int phase);
+void needs_of(const Network *net, const PictureBuffers *picture, Unit unit, int *from, int *to);
+void make_plan(const Network *net, const PictureBuffers *picture, Plan *plan);
+
+/* memory.c */
+size_t lay_out(const Network *net, const PictureBuffers *picture, char *memory, Maps *maps, Plan *plan, Scratch *scratch);
+void fill_maps(const Network *net, const PictureBuffers *picture, const Maps *maps);
+
+/* threads.c */
+void run_threads(const Network *net, const PictureBuffers *picture, const Maps *maps, const Plan *plan, const Scratch *scratch, Kernels kernels);
+
+/* check.c */
+int is_in_range(const Network *net, const PictureBuffers *picture);
+int is_for_isa(const Network *net, int isa);
+
+#endif

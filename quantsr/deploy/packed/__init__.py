@@ -1,0 +1,1 @@
+"""What a packed file holds, reading and writing it. Imports no torch."""

@@ -1,0 +1,145 @@
+"""The header of a packed network as JSON, and every check on it. A header that passes can be
+run."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from quantsr.deploy import operations
+from quantsr.deploy.packed import written
+from quantsr.deploy.packed.description import Header
+from quantsr.deploy.packed.model import PackedModel
+from quantsr.deploy.packed.rows import Rows, integer, integers
+from quantsr.deploy.passes import units
+from quantsr.deploy.program import Program
+from quantsr.errors import InputError
+from quantsr.trained_files.packed_header import FORMAT_WITHOUT_RANGES
+
+_MAX_BLOCKS = 1 << 10
+_MAX_FLOAT = 1e30  # also refuses NaN and infinity
+
+
+def header_to_json(header: Header, rows: Rows, program: Program | None) -> str:
+    """Compact JSON; the shortcuts are left to the float values."""
+    return json.dumps(
+        {
+            "format_version": header.format_version,
+            "arch": dict(header.arch),
+            "scale": header.scale,
+            "depths": header.depths,
+            "num_block": header.num_block,
+            "ranking": header.ranking,
+            "res_scale": header.res_scale,
+            "img_range": header.img_range,
+            "rgb_mean": header.rgb_mean,
+            "head_tail_bits": header.head_tail_bits,
+            "provenance": dict(header.provenance),
+            **rows.to_json(),
+            **({} if program is None else {"program": written.to_json(program)}),
+        },
+        separators=(",", ":"),
+        allow_nan=False,
+    )
+
+
+def header_from_json(raw: dict[str, Any]) -> tuple[Header, Rows, Program | None]:
+    """Header (its shortcuts still empty), rows and program of a parsed header. Raises ValueError
+    naming the first field that is wrong."""
+    missing = {
+        "arch",
+        "scale",
+        "depths",
+        "num_block",
+        "ranking",
+        "res_scale",
+        "img_range",
+        "rgb_mean",
+        "layers",
+    } - set(raw)
+    if missing:
+        raise ValueError(f"its header lacks {sorted(missing)}")
+    if not isinstance(raw["arch"], dict) or not isinstance(raw.get("provenance", {}), dict):
+        raise ValueError("arch or provenance of its header is not a table")
+    num_block = integer(raw["num_block"], "num_block", 1, _MAX_BLOCKS)
+    depths = integers(raw["depths"], "depths", 1, num_block)
+    if not depths or depths != sorted(set(depths), reverse=True):
+        raise ValueError(f"depths: {depths} do not descend")
+    ranking = None if raw["ranking"] is None else integers(raw["ranking"], "ranking", 0, num_block - 1)
+    if ranking is not None and sorted(ranking) != list(range(num_block)):
+        raise ValueError("ranking: does not name every block once")
+    if ranking is None and depths != [num_block]:
+        raise ValueError("ranking: missing, though there is more than one depth")
+    rows = Rows.from_json(raw)
+    red, green, blue = _floats(raw["rgb_mean"], "rgb_mean", 3)
+    img_range, res_scale = _floats([raw["img_range"], raw["res_scale"]], "img_range, res_scale", 2)
+    if img_range <= 0:
+        raise ValueError(f"img_range: {img_range} is not positive")
+    header = Header(
+        arch=raw["arch"],
+        scale=integer(raw["scale"], "scale", 1, 64),
+        depths=tuple(depths),
+        num_block=num_block,
+        shortcuts=(),
+        ranking=None if ranking is None else tuple(ranking),
+        res_scale=res_scale,
+        img_range=img_range,
+        rgb_mean=(red, green, blue),
+        head_tail_bits=integer(raw.get("head_tail_bits", 32), "head_tail_bits", 8, 32),
+        provenance=raw.get("provenance", {}),
+        format_version=raw["format_version"],
+    )
+    if "program" not in raw:
+        return header, rows, None
+    if header.format_version <= FORMAT_WITHOUT_RANGES:
+        raise ValueError("program: needs format version 3")
+    return header, rows, written.from_json(raw["program"])
+
+
+def parts_of(model: PackedModel) -> operations.Parts:
+    """Shapes of the parts, as `operations.check` takes them."""
+    return operations.Parts(
+        {name: tuple(layer.weight.shape) for name, layer in model.layers.items()},
+        {name: operand.channels for name, operand in model.operands.items()},
+        {name: tuple(tensor.values.shape) for name, tensor in model.floats.items()},
+        model.header.num_block,
+    )
+
+
+def check_structure(model: PackedModel) -> None:
+    """Raises ValueError unless the parts are those that the network's program reads at any depth,
+    with shapes that fit each other."""
+    header = model.header
+    try:
+        used = {i for depth in header.depths for i in header.blocks_kept(depth)}
+    except InputError as error:
+        raise ValueError(str(error)) from error
+    program = units.without(model.program, used)
+    shapes = operations.check(program, parts_of(model))
+    if operations.scale_of(program, shapes) != header.scale:
+        raise ValueError(f"scale: {header.scale} is not that of its program")
+
+
+def described_program(model: PackedModel) -> str:
+    """The listing of the network's program: each value's channels and its height and width over
+    those of the picture, and the bits of layers."""
+    comments = {}
+    shapes = operations.check(model.program, parts_of(model))
+    for op in model.program.operations:
+        shape = shapes[op.output]
+        comments[op.output] = (
+            f"{shape.channels} x {f'{shape.factor}h x {shape.factor}w' if shape.factor else '1 x 1'}"
+        )
+        if (layer := model.layers.get(op.name)) is not None:
+            comments[op.output] += f", weight {layer.bits_w} bits, input {layer.bits_a} bits"
+    return model.program.listing(comments)
+
+
+def _floats(values: Any, name: str, count: int) -> list[float]:
+    if not isinstance(values, list) or len(values) != count:
+        raise ValueError(f"{name}: must be {count} numbers")
+    if not all(
+        isinstance(v, int | float) and not isinstance(v, bool) and abs(v) < _MAX_FLOAT for v in values
+    ):
+        raise ValueError(f"{name}: must be finite numbers")
+    return [float(v) for v in values]

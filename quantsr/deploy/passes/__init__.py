@@ -1,0 +1,2 @@
+"""From a network's program to the folded program that engines run, pass by pass. Imports no
+torch."""

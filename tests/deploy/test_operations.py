@@ -1,0 +1,327 @@
+"""Every operation of programs in every engine against the definition: bits 2 to 8, signed,
+unsigned and with a zero point.
+
+Networks are made of constants that are multiples of powers of two, so that neither the definition
+in float64 nor an engine in float32 rounds anything but the codes: pictures are equal, value by
+value. Where an operation rounds by nature (sigmoid, LayerNorm), they are within 1 of 255, 99 % of
+them equal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from quantsr.deploy import operations
+from quantsr.deploy.engines import select
+from quantsr.deploy.engines.reference import run
+from quantsr.deploy.packed.description import Header
+from quantsr.deploy.packed.header import check_structure
+from quantsr.deploy.packed.model import ConvLayer, FloatTensor, LinearLayer, PackedLayer, PackedModel
+from quantsr.deploy.program import PICTURE, Builder
+from quantsr.ranges import IntRange
+from tests.reference import program as definition
+
+CHANNELS = 8
+RANGES = ("signed", "unsigned", "zero point")
+ENGINES: dict[str, Callable[[PackedModel, np.ndarray], np.ndarray]] = {
+    "reference": run,
+    "onnxruntime": lambda model, image: by_engine("onnxruntime", model, image),
+    "openvino": lambda model, image: by_engine("openvino", model, image, cache=False),
+    "torch": lambda model, image: by_engine("torch", model, image),
+}
+
+
+def by_engine(name: str, model: PackedModel, image: np.ndarray, **options: Any) -> np.ndarray:
+    pytest.importorskip(name)
+    return select.create(name, model, 1, threads=1, **options).run(image[None])[0]
+
+
+class Net:
+    """A network in the making: a float convolution of the picture, what is tried, and one back to
+    a picture."""
+
+    def __init__(self, *, bits: int = 4, range: str = "signed", seed: int = 0) -> None:
+        self.bits, self.range = bits, range
+        self.rng = np.random.default_rng(seed)
+        self.build = Builder()
+        self.layers: dict[str, PackedLayer] = {}
+        self.floats: dict[str, FloatTensor] = {}
+        colours = {"mean": [0.4, 0.2, 0.6], "range": 255.0}  # 102, 51 and 153 of 255
+        self.colours = colours
+        self.picture = self.build.add("normalize", PICTURE, **colours)
+        self.start = self.first()
+
+    def first(self) -> int:
+        """A convolution whose codes are the pixels, less their mean: floats would be rounded."""
+        zero = np.array([102, 51, 153])
+        self.layers["first"] = ConvLayer(
+            "first",
+            self.rng.integers(-127, 128, (CHANNELS, 3, 3, 3)).astype(np.int8),
+            (self.rng.integers(-32, 33, CHANNELS) / 16).astype(np.float32),
+            bits_w=8,
+            weight_step=np.full(CHANNELS, 2.0**-9, np.float32),
+            bits_a=8,
+            act_step=np.ones(1, np.float32),
+            act_tau=zero.astype(np.float32),
+            act_signed=False,
+            act_zero_point=zero.astype(np.int32),
+        )
+        return self.build.add("conv", self.picture, name="first")
+
+    def layer(
+        self, x: int, inputs: int, outputs: int, *, size: int = 3, quantized: bool = True, gain: float = 1.0
+    ) -> int:
+        """A convolution, or a linear layer (size 0), on value `x`."""
+        name = f"layer{len(self.layers)}"
+        shape = (outputs, inputs, size, size) if size else (outputs, inputs)
+        kind = ConvLayer if size else LinearLayer
+        bias = (self.rng.integers(-32, 33, outputs) / 16).astype(np.float32)
+        if not quantized:
+            integers = self.rng.integers(-8, 9, shape)
+            step = 2.0 ** np.floor(np.log2(gain / (4 * np.sqrt(inputs * max(size, 1) ** 2))))
+            self.layers[name] = kind(name, (integers * step).astype(np.float32), bias)
+        else:
+            codes = IntRange.of(self.bits, signed=True)
+            weight = self.rng.integers(codes.qmin, codes.qmax + 1, shape).astype(np.int8)
+            size_of_sum = np.sqrt(inputs * max(size, 1) ** 2) * codes.qmax
+            self.layers[name] = kind(
+                name,
+                weight,
+                bias,
+                bits_w=self.bits,
+                weight_step=np.array([2.0 ** np.floor(np.log2(2 / size_of_sum))], np.float32),
+                **self.input(inputs),
+            )
+        return self.build.add("conv" if size else "linear", x, name=name)
+
+    def input(self, channels: int) -> dict[str, Any]:
+        """Its quantizer."""
+        signed, limits = self.range != "unsigned", None
+        if self.range == "zero point":
+            low = -(2**self.bits // 3)
+            limits = (low, low + 2**self.bits - 1)
+        step = 2.0 ** (7 - self.bits)
+        tau = (self.rng.integers(-40, 41, channels) * step / 16).astype(np.float32)
+        return {
+            "bits_a": self.bits,
+            "act_step": np.array([step], np.float32),
+            "act_tau": tau,
+            "act_signed": signed,
+            "act_limits": limits,
+        }
+
+    def tensor(self, name: str, values: np.ndarray) -> None:
+        self.floats[name] = FloatTensor(name, values.astype(np.float32))
+
+    def finish(self, x: int, channels: int, *, factor: int = 1) -> PackedModel:
+        """The network; the last convolution reads `x`, which is `factor` times the picture's
+        size."""
+        x = self.layer(x, channels, 3, quantized=False, gain=0.5)
+        self.build.add("picture", x, **self.colours)
+        header = Header(
+            {"type": "OfATest"},
+            factor,
+            (1,),
+            1,
+            (1.0,),
+            rgb_mean=(0.4, 0.2, 0.6),
+            provenance={"note": "test"},
+        )
+        model = PackedModel(header, self.layers, {}, self.floats, self.build.finish())
+        return replace(model, header=replace(header, format_version=model.format_version))
+
+
+def conv(net: Net) -> PackedModel:
+    return net.finish(net.layer(net.start, CHANNELS, CHANNELS), CHANNELS)
+
+
+def conv_1x1(net: Net) -> PackedModel:
+    return net.finish(net.layer(net.start, CHANNELS, CHANNELS, size=1), CHANNELS)
+
+
+def conv_5x5(net: Net) -> PackedModel:
+    return net.finish(net.layer(net.start, CHANNELS, CHANNELS, size=5), CHANNELS)
+
+
+def linear(net: Net) -> PackedModel:
+    return net.finish(net.layer(net.start, CHANNELS, CHANNELS, size=0), CHANNELS)
+
+
+def relu(net: Net) -> PackedModel:
+    """Between two integer layers, so that codes go from one to the other."""
+    x = net.build.add("relu", net.layer(net.start, CHANNELS, CHANNELS))
+    return net.finish(net.layer(x, CHANNELS, CHANNELS), CHANNELS)
+
+
+def nothing_between(net: Net) -> PackedModel:
+    x = net.layer(net.start, CHANNELS, CHANNELS)
+    return net.finish(net.layer(x, CHANNELS, CHANNELS), CHANNELS)
+
+
+def relu_behind_linear(net: Net) -> PackedModel:
+    x = net.build.add("relu", net.layer(net.start, CHANNELS, CHANNELS, size=0))
+    return net.finish(net.layer(x, CHANNELS, CHANNELS, size=0), CHANNELS)
+
+
+def leaky_relu(net: Net) -> PackedModel:
+    x = net.build.add("leaky_relu", net.layer(net.start, CHANNELS, CHANNELS), slope=0.25)
+    return net.finish(net.layer(x, CHANNELS, CHANNELS), CHANNELS)
+
+
+def prelu(net: Net) -> PackedModel:
+    net.tensor("act.weight", net.rng.choice([0.5, 0.25, -0.5], CHANNELS))
+    x = net.build.add("prelu", net.layer(net.start, CHANNELS, CHANNELS), name="act")
+    return net.finish(net.layer(x, CHANNELS, CHANNELS), CHANNELS)
+
+
+def pixel_shuffle(net: Net) -> PackedModel:
+    x = net.build.add("pixel_shuffle", net.layer(net.start, CHANNELS, 4 * CHANNELS), factor=2)
+    return net.finish(net.layer(x, CHANNELS, CHANNELS), CHANNELS, factor=2)
+
+
+def upsample_nearest(net: Net) -> PackedModel:
+    x = net.build.add("upsample_nearest", net.layer(net.start, CHANNELS, CHANNELS), factor=3)
+    return net.finish(net.layer(x, CHANNELS, CHANNELS), CHANNELS, factor=3)
+
+
+def add_subtract_scale(net: Net) -> PackedModel:
+    a, b = (net.layer(net.start, CHANNELS, CHANNELS) for _ in range(2))
+    x = net.build.add("scale", net.build.add("add", a, net.start), factor=0.5)
+    x = net.build.add("subtract", x, b)
+    return net.finish(net.layer(x, CHANNELS, CHANNELS), CHANNELS)
+
+
+def shortcut(net: Net) -> PackedModel:
+    x = net.build.add("relu", net.layer(net.start, CHANNELS, CHANNELS))
+    x = net.build.add("shortcut", net.start, net.layer(x, CHANNELS, CHANNELS), unit=0)
+    model = net.finish(net.layer(x, CHANNELS, CHANNELS), CHANNELS)
+    return replace(model, header=replace(model.header, shortcuts=(0.75,)))
+
+
+def around(net: Net) -> PackedModel:
+    y = net.build.add("add", net.start, net.layer(net.start, CHANNELS, CHANNELS))
+    x = net.build.add("around", net.start, y, unit=0)
+    model = net.finish(net.layer(x, CHANNELS, CHANNELS), CHANNELS)
+    return replace(model, header=replace(model.header, shortcuts=(0.75,)))
+
+
+def concat_slice(net: Net) -> PackedModel:
+    """One value, read by two quantizers."""
+    a, b = net.layer(net.start, CHANNELS, CHANNELS), net.layer(net.start, CHANNELS, CHANNELS)
+    x = net.build.add("concat", a, b, net.start)
+    x = net.build.add("slice", x, start=3, stop=CHANNELS + 5)
+    return net.finish(net.layer(x, CHANNELS + 2, CHANNELS), CHANNELS)
+
+
+def base_of_pixels(net: Net) -> PackedModel:
+    """The picture itself, enlarged, is added at the end."""
+    x = net.build.add("pixel_shuffle", net.layer(net.start, CHANNELS, 12), factor=2)
+    x = net.build.add("add", x, net.build.add("upsample_nearest", net.picture, factor=2))
+    net.build.add("picture", x, **net.colours)
+    header = Header({"type": "OfATest"}, 2, (1,), 1, (1.0,), rgb_mean=(0.4, 0.2, 0.6))
+    model = PackedModel(header, net.layers, {}, net.floats, net.build.finish())
+    return replace(model, header=replace(header, format_version=model.format_version))
+
+
+def rounding(kind: str) -> Callable[[Net], PackedModel]:
+    def make(net: Net) -> PackedModel:
+        x = net.build.add("scale", net.layer(net.start, CHANNELS, CHANNELS), factor=1 / 16)
+        x = net.build.add("scale", net.build.add(kind, x), factor=32.0)
+        return net.finish(net.layer(x, CHANNELS, CHANNELS), CHANNELS)
+
+    return make
+
+
+def upsample_bilinear(net: Net) -> PackedModel:
+    x = net.build.add("upsample_bilinear", net.layer(net.start, CHANNELS, CHANNELS), factor=3)
+    return net.finish(net.layer(x, CHANNELS, CHANNELS), CHANNELS, factor=3)
+
+
+def multiply_mean(net: Net) -> PackedModel:
+    """Channel attention: a gate of the mean over all pixels."""
+    x = net.layer(net.start, CHANNELS, CHANNELS)
+    gate = net.build.add("scale", net.build.add("mean", x), factor=1 / 16)
+    gate = net.build.add("sigmoid", net.layer(gate, CHANNELS, CHANNELS, size=1, quantized=False, gain=0.1))
+    return net.finish(net.layer(net.build.add("multiply", x, gate), CHANNELS, CHANNELS), CHANNELS)
+
+
+def layer_norm(net: Net) -> PackedModel:
+    """Between linear layers."""
+    net.tensor("norm.weight", net.rng.uniform(10, 30, CHANNELS))
+    net.tensor("norm.bias", net.rng.uniform(-5, 5, CHANNELS))
+    x = net.layer(net.start, CHANNELS, CHANNELS, size=0)
+    x = net.build.add("layer_norm", x, name="norm")
+    return net.finish(net.layer(x, CHANNELS, CHANNELS, size=0), CHANNELS)
+
+
+LAYERS = [conv, conv_1x1, conv_5x5, linear, relu, nothing_between, relu_behind_linear]
+EXACT = [
+    leaky_relu,
+    prelu,
+    pixel_shuffle,
+    upsample_nearest,
+    add_subtract_scale,
+    shortcut,
+    around,
+    concat_slice,
+]
+ROUNDING = {
+    "base of pixels": base_of_pixels,
+    "upsample_bilinear": upsample_bilinear,
+    "multiply and mean": multiply_mean,
+    "layer_norm": layer_norm,
+    **{kind: rounding(kind) for kind in ("gelu", "sigmoid", "silu", "tanh")},
+}
+
+
+@pytest.fixture(scope="module")
+def image() -> np.ndarray:
+    return np.random.default_rng(5).integers(0, 256, (7, 6, 3), np.uint8)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("make", LAYERS, ids=lambda make: make.__name__)
+def test_layers_of_all_bits_and_ranges_equal_the_definition(make, engine, image) -> None:
+    for bits in range(2, 9):
+        for seed, codes in enumerate(RANGES):
+            model = make(Net(bits=bits, range=codes, seed=seed))
+            check_structure(model)
+            expected = definition.run(model, image, 1)
+            assert expected.std() > 20
+            got = ENGINES[engine](model, image)
+            np.testing.assert_array_equal(got, expected, err_msg=f"{bits} bits, {codes}")
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("make", EXACT, ids=lambda make: make.__name__)
+def test_operations_that_round_nothing_equal_the_definition(make, engine, image) -> None:
+    for bits in (2, 4, 8):
+        model = make(Net(bits=bits, seed=bits))
+        check_structure(model)
+        expected = definition.run(model, image, 1)
+        assert expected.std() > 20
+        np.testing.assert_array_equal(ENGINES[engine](model, image), expected, err_msg=f"{bits} bits")
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("kind", ROUNDING)
+def test_operations_that_round_are_within_1_of_the_definition(kind, engine, image) -> None:
+    for bits in (4, 8):
+        model = ROUNDING[kind](Net(bits=bits, seed=bits))
+        check_structure(model)
+        expected = definition.run(model, image, 1)
+        assert expected.std() > 20
+        difference = np.abs(ENGINES[engine](model, image).astype(int) - expected)
+        assert difference.max() <= 1
+        assert (difference == 0).mean() >= 0.99
+
+
+def test_every_kind_of_operation_is_tried() -> None:
+    made = [make(Net()) for make in (*LAYERS, *EXACT, *ROUNDING.values())]
+    tried = {op.kind for model in made for op in model.program.operations}
+    assert tried == set(operations.KINDS) - {"window_attention"}

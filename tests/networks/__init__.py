@@ -1,0 +1,1 @@
+"""Networks that no part of the package knows."""

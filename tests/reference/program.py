@@ -1,0 +1,129 @@
+"""Reference of folding and of every engine: a packed network's program operation by operation,
+nothing folded, in float64 with loops over taps. Window attention has a twin of its own
+(`swin_integer`)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import erf
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quantsr.deploy.packed.model import PackedLayer, PackedModel
+from quantsr.deploy.program import PICTURE, Operation
+
+Map = NDArray[np.float64]
+
+
+def run(model: PackedModel, image: NDArray[np.uint8], depth: int) -> NDArray[np.uint8]:
+    """uint8 (H, W, 3) to uint8 (H*s, W*s, 3)."""
+    last = values(model, image, depth)[model.program.operations[-1].inputs[0]]
+    attributes = model.program.operations[-1].attributes
+    # Of the pixel range 0..255 rather than 0..1, so that integers stay integers.
+    mean = 255.0 * np.asarray(attributes["mean"], np.float64)[:, None, None]
+    x = last * (255.0 / attributes["range"]) + mean
+    return np.clip(np.rint(x), 0, 255).astype(np.uint8).transpose(1, 2, 0)
+
+
+def values(model: PackedModel, image: NDArray[np.uint8], depth: int) -> dict[int, Map]:
+    """(C, H, W) of every value but the last, by its number in the program."""
+    assert model.program.multiple == 1
+    kept = model.header.blocks_kept(depth)
+    found: dict[int, Map] = {PICTURE: image.transpose(2, 0, 1).astype(np.float64)}
+    for op in model.program.operations[:-1]:
+        inputs = [found[value] for value in op.inputs]
+        if op.kind in ("shortcut", "around"):
+            unit = op.attributes["unit"]
+            s, (stream, other) = model.header.shortcuts[unit], inputs
+            if unit not in kept:
+                found[op.output] = s * stream
+            else:
+                found[op.output] = s * stream + (other if op.kind == "shortcut" else other - stream)
+        elif op.kind in ("conv", "linear"):
+            found[op.output] = conv(model.layers[op.name], inputs[0])
+        elif op.kind == "prelu":
+            slope = model.floats[f"{op.name}.weight"].values.astype(np.float64)[:, None, None]
+            found[op.output] = np.where(inputs[0] >= 0, inputs[0], slope * inputs[0])
+        elif op.kind == "layer_norm":
+            weight, bias = (model.floats[f"{op.name}.{part}"].values for part in ("weight", "bias"))
+            x = inputs[0]
+            normal = (x - x.mean(0)) / np.sqrt(x.var(0) + 1e-5)
+            found[op.output] = normal * weight[:, None, None] + bias[:, None, None]
+        else:
+            found[op.output] = SIMPLE[op.kind](op, *inputs)
+    return found
+
+
+def conv(layer: PackedLayer, x: Map) -> Map:
+    """(I, H, W) to (O, H, W) float: quantize, pad codes with 0, sum, multiply, add bias."""
+    weight = layer.weight.astype(np.float64)
+    weight = weight[:, :, None, None] if weight.ndim == 2 else weight
+    multiplier = np.ones(1)
+    if layer.weight_step is not None:
+        multiplier = multiplier * layer.weight_step.astype(np.float64)
+    if layer.bits_a <= 16:
+        step = layer.act_step.astype(np.float64)
+        u = (x + layer.tau().astype(np.float64)[:, None, None]) / (step * layer.equal()[:, None, None])
+        x = np.clip(np.rint(u), *layer.act_range) - layer.zero_point()[:, None, None]
+        multiplier = multiplier * step
+    size = weight.shape[-1]
+    pad = size // 2
+    padded = np.pad(x, ((0, 0), (pad, pad), (pad, pad)))
+    height, width = x.shape[1:]
+    total = np.zeros((len(weight), height, width))
+    for dy in range(size):
+        for dx in range(size):
+            total += np.tensordot(weight[:, :, dy, dx], padded[:, dy : dy + height, dx : dx + width], 1)
+    return (
+        total * np.broadcast_to(multiplier, len(weight))[:, None, None]
+        + layer.bias.astype(np.float64)[:, None, None]
+    )
+
+
+def pixel_shuffle(x: Map, factor: int) -> Map:
+    """(C*r*r, H, W) to (C, H*r, W*r)."""
+    channels, height, width = len(x) // factor**2, *x.shape[1:]
+    x = x.reshape(channels, factor, factor, height, width).transpose(0, 3, 1, 4, 2)
+    return x.reshape(channels, height * factor, width * factor)
+
+
+def bilinear(x: Map, factor: int) -> Map:
+    """(C, H, W) to (C, H*r, W*r), interpolated between the centres of pixels; beyond the outermost
+    ones, these."""
+    for axis in (1, 2):
+        size = x.shape[axis]
+        at = np.clip((np.arange(size * factor) + 0.5) / factor - 0.5, 0, size - 1)
+        low = np.floor(at).astype(int)
+        high = np.minimum(low + 1, size - 1)
+        share = (at - low).reshape(-1, *[1] * (2 - axis))
+        x = np.take(x, low, axis) * (1 - share) + np.take(x, high, axis) * share
+    return x
+
+
+def _normalize(op: Operation, x: Map) -> Map:
+    mean = 255.0 * np.asarray(op.attributes["mean"], np.float64)[:, None, None]
+    return (x - mean) * (op.attributes["range"] / 255.0)
+
+
+SIMPLE: dict[str, Callable[..., Map]] = {
+    "normalize": _normalize,
+    "relu": lambda op, x: np.maximum(x, 0),
+    "leaky_relu": lambda op, x: np.where(x >= 0, x, np.float64(np.float32(op.attributes["slope"])) * x),
+    "gelu": lambda op, x: 0.5 * x * (1 + np.vectorize(erf)(x / np.sqrt(2))),
+    "sigmoid": lambda op, x: 1 / (1 + np.exp(-x)),
+    "silu": lambda op, x: x / (1 + np.exp(-x)),
+    "tanh": lambda op, x: np.tanh(x),
+    "add": lambda op, a, b: a + b,
+    "subtract": lambda op, a, b: a - b,
+    "multiply": lambda op, a, b: a * b,
+    "scale": lambda op, x: op.attributes["factor"] * x,
+    "concat": lambda op, *parts: np.concatenate(parts),
+    "slice": lambda op, x: x[op.attributes["start"] : op.attributes["stop"]],
+    "pixel_shuffle": lambda op, x: pixel_shuffle(x, op.attributes["factor"]),
+    "upsample_nearest": lambda op, x: np.kron(
+        x, np.ones((1, op.attributes["factor"], op.attributes["factor"]))
+    ),
+    "upsample_bilinear": lambda op, x: bilinear(x, op.attributes["factor"]),
+    "mean": lambda op, x: x.mean((1, 2), keepdims=True),
+}
