@@ -1,2 +1,2 @@
-"""Measurements anyone can repeat: each script interleaves what it compares in one run and writes
+"""Benchmarks: each script times its contenders interleaved in one run, and writes to
 benchmarks/results/."""

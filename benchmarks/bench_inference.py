@@ -1,10 +1,10 @@
 """Upscaling x4, W4A4, against float engines and the released formulation: QuantSR-C (16 blocks, 64
 channels) or QuantSR-T (4 RSTBs of 6 layers, 60 channels; float is BasicSR's SwinIR of that shape).
 
-All contenders run in turn, in one run, from a uint8 picture to a uint8 picture where the contender
-offers it (the PyTorch networks from float tensor to float tensor, without the conversions: to their
-advantage). Engines restricted to older vector extensions run in processes of their own, because
-oneDNN reads ONEDNN_MAX_CPU_ISA when it is loaded; they take their turns like the others.
+All contenders are timed interleaved in one run, from uint8 picture to uint8 picture; the PyTorch
+networks from float tensor to float tensor, without the conversions, which is to their advantage.
+Engines restricted to older vector extensions run in separate processes, because oneDNN reads
+ONEDNN_MAX_CPU_ISA when it is loaded; they are interleaved with the others.
 
     python -m benchmarks.bench_inference [--arch T] [--size 320x180] [--rounds 15] \\
         [--network FILE] [--only TEXT ...]
@@ -29,28 +29,29 @@ import numpy as np
 
 from benchmarks import timing
 from quantsr import cpu
-from quantsr.deploy import packing, stand_in
+from quantsr.deploy import stand_in
 from quantsr.deploy.engines import select
-from quantsr.deploy.model import PackedModel
 from quantsr.deploy.native import library
-from quantsr.deploy.quantsr_t import stand_in as stand_in_t
+from quantsr.deploy.packed import packing
+from quantsr.deploy.packed.model import PackedModel
+from quantsr.deploy.stand_ins import transformer as stand_in_t
 from quantsr.timing import Timing, interleaved, load_per_core, machine
 
 ROOT = Path(__file__).resolve().parents[1]
 
 Call = Callable[[], object]
 RANDOM: dict[str, Callable[..., PackedModel]] = {"C": stand_in.random_model, "T": stand_in_t.random_model}
-"""By architecture."""
+"""Makers of networks with random weights, by architecture."""
 
 ISAS = {"AVX512_CORE_VNNI": "avx512_vnni", "AVX2_VNNI": "avx_vnni", "AVX2": "avx512f"}
-"""Vector extensions that engines are restricted to, each where the processor has the flag beside
-it."""
+"""Values of ONEDNN_MAX_CPU_ISA that are measured, each with the flag that the processor must have
+for it."""
 RELEASED = "PyTorch fp32, released fake quantization"
 
 
 @dataclass(frozen=True)
 class Case:
-    """What is upscaled with what."""
+    """A network and the size of the picture that it upscales."""
 
     arch: str
     """C or T."""
@@ -62,8 +63,8 @@ class Case:
         return np.random.default_rng(0).integers(0, 256, (1, self.height, self.width, 3), np.uint8)
 
     def tensor(self) -> Any:
-        """(1, 3, H, W) in 0..1; for SwinIR, which takes whole windows only, padded to them by
-        reflection, as its own test does."""
+        """(1, 3, H, W) in 0..1; for SwinIR padded by reflection to multiples of its window size, as
+        its own test does."""
         import torch
         from torch.nn.functional import pad
 
@@ -85,7 +86,7 @@ class Case:
 
 
 def float_network(case: Case, bf16: bool = False) -> Call:
-    """The network in float through PyTorch, (1, 3, H, W) to (1, 3, 4H, 4W)."""
+    """The float network in PyTorch, (1, 3, H, W) to (1, 3, 4H, 4W)."""
     import torch
 
     from benchmarks.bench_train import WORKS, build_network
@@ -106,7 +107,7 @@ def float_network(case: Case, bf16: bool = False) -> Call:
 
 
 def released(case: Case) -> Call:
-    """The released code's operations, W4A4."""
+    """The released formulation of fake quantization in PyTorch, W4A4."""
     import torch
 
     from benchmarks.bench_train import WORKS, build_network
@@ -132,8 +133,8 @@ def _inference(call: Call) -> Call:
 
 
 def float_openvino(case: Case, precision: str) -> Call:
-    """The float network in OpenVINO, uint8 NHWC in and out, layer by layer as every public engine
-    runs it."""
+    """The float network in OpenVINO, uint8 NHWC in and out, with the tail layer by layer, as public
+    engines run it."""
     model = RANDOM[case.arch](bits_w=32, bits_a=32, head_tail_bits=32)
     return ours(case, engine="openvino", model=model, tail="layers", precision=precision)
 
@@ -180,8 +181,8 @@ def span(case: Case) -> Call:
 
 
 def contenders(case: Case) -> dict[str, Callable[[], Call]]:
-    """What makes each contender; those whose packages are missing, or of types that the processor
-    has to emulate, are left out."""
+    """The function that makes each contender. Contenders whose packages are missing, or whose data
+    type the processor emulates, are left out."""
     makers: dict[str, Callable[[], Call]] = {
         "PyTorch fp32, float": lambda: float_network(case),
         RELEASED: lambda: released(case),
@@ -219,7 +220,7 @@ def contenders(case: Case) -> dict[str, Callable[[], Call]]:
 
 
 def worker(name: str, case: Case) -> None:
-    """Run the contender once for every line read, and answer each with a line."""
+    """Run the contender once for every line of standard input, and print a line after each run."""
     call = contenders(case)[name]()
     print("ready", flush=True)
     for _ in sys.stdin:
@@ -228,8 +229,8 @@ def worker(name: str, case: Case) -> None:
 
 
 def restricted(name: str, isa: str, case: Case, path: str | None) -> Call | None:
-    """A contender in a process of its own that may use no newer vector extension than `isa`; None
-    where it dies of that."""
+    """A contender in a separate process that uses no newer vector extension than `isa`; None where
+    the process fails."""
     command = [sys.executable, "-m", "benchmarks.bench_inference", "--worker", name]
     command += ["--arch", case.arch, "--size", f"{case.width}x{case.height}"]
     command += ["--network", str(Path(path).resolve())] if path else []
@@ -243,14 +244,14 @@ def restricted(name: str, isa: str, case: Case, path: str | None) -> Call | None
     )
     assert process.stdin is not None
     assert process.stdout is not None
-    to, back = process.stdin, process.stdout
+    requests, answers = process.stdin, process.stdout
 
     def run() -> object:
-        to.write("go\n")
-        to.flush()
-        return back.readline()
+        requests.write("go\n")
+        requests.flush()
+        return answers.readline()
 
-    if back.readline().strip() != "ready" or not run():
+    if answers.readline().strip() != "ready" or not run():
         print(f"{name} [{isa}]: left out, its process ended with status {process.wait()}")
         return None
     return run

@@ -1,5 +1,5 @@
-"""Shipped networks on one thread: every instruction set of the native engine, and OpenVINO, in
-turn.
+"""Shipped networks on one thread: every instruction set of the native engine, and OpenVINO,
+interleaved.
 
 python -m benchmarks.bench_isas                  # results/isas.csv
 python -m benchmarks.bench_isas --threads 2 --networks quantsr_c_x4_w4a4
@@ -12,9 +12,9 @@ import argparse
 import numpy as np
 
 from benchmarks import timing
-from quantsr.deploy import packing
 from quantsr.deploy.engines import select
 from quantsr.deploy.native import library
+from quantsr.deploy.packed import packing
 from quantsr.timing import interleaved, load_per_core, machine
 from quantsr.trained_files.names import find_packed, shipped
 
@@ -22,7 +22,7 @@ HEIGHT, WIDTH = 180, 320
 
 
 def isas() -> list[str]:
-    """Instruction sets of the native engine that this processor has, the plain C code left out."""
+    """Instruction sets of the native engine that this processor has, without the plain C code."""
     best = library.best_isa()
     if best is None:
         return []

@@ -4,11 +4,11 @@ one very large one.
     python -m benchmarks.bench_large [--megapixels 100] [--network NAME_OR_FILE] \\
         [--depth N] [--runs 5]
 
-The large picture has `--megapixels` million pixels after upscaling. Peak memory is the process's
-largest resident set, as Linux counts it. Every process starts with an empty cache of compiled
-graphs, and the small picture is upscaled once more with it full. The three processes run in turn,
-`--runs` times; the table has medians, the distance between the quartiles of wall time, and the
-fastest and slowest run.
+The large picture has `--megapixels` million pixels after upscaling. Peak memory is the largest
+resident set size of the process (Linux). The small and the large picture are upscaled with an empty
+cache of compiled graphs, and the small one once more with the filled cache. These three processes
+run in turn, `--runs` times; the table has medians, the distance between the quartiles of wall time,
+and the fastest and slowest run.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ import numpy as np
 
 from benchmarks import timing
 from quantsr.commands.upscale import DEFAULT_MODEL
-from quantsr.deploy.upscaler import Upscaler
+from quantsr.deploy.upscale.upscaler import Upscaler
 from quantsr.timing import Timing
 
 SMALL = (90, 120)
@@ -43,8 +43,8 @@ code = main(sys.argv[2:])
 Path(sys.argv[1]).write_text(Path("/proc/self/status").read_text())
 sys.exit(code)
 """
-"""The command `quantsr`, which tells its own peak of memory: the one that wait4 gives a parent
-begins at the parent's."""
+"""The command `quantsr`, which writes its own peak memory to a file: the peak that wait4 returns
+includes that of the parent process before exec."""
 
 
 def write_picture(path: Path, height: int, width: int) -> None:
@@ -74,7 +74,7 @@ def run(picture: Path, output: Path, network: str, depth: int, cache: Path) -> d
 
 
 def summary(runs: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """What `run` gave several times, as one row."""
+    """Several results of `run` as one row of the table."""
     wall = Timing("wall", tuple(found["wall_s"] for found in runs))
     return {
         "wall_s": round(wall.median, 2),

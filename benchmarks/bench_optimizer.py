@@ -1,4 +1,4 @@
-"""A training step of QuantSR-C with Adam and with Muon, and what of it the optimizer takes.
+"""A training step of QuantSR-C with Adam and with Muon, and the optimizer's part of it.
 
 python -m benchmarks.bench_optimizer    # x4 W4A4, 16 blocks, batch 8; results/optimizer.csv
 python -m benchmarks.bench_optimizer --device cuda --blocks 32 --batch 32
@@ -20,7 +20,7 @@ from quantsr.timing import interleaved, machine
 
 
 class OptimizedStep(Step):
-    """A step with the optimizers that training would take."""
+    """A step with the optimizers of a training."""
 
     def __init__(self, kind: str, work: Work) -> None:
         bf16 = computes_in_bf16(torch.device(work.device))
@@ -39,7 +39,7 @@ class OptimizedStep(Step):
         self.update()
 
     def update(self) -> None:
-        """The optimizers' part, on the gradients that are there."""
+        """The optimizers' part of the step, with the current gradients."""
         for optimizer in self.optimizers:
             optimizer.step()
 
@@ -55,7 +55,7 @@ def main() -> None:
     args = parser.parse_args()
     work = Work(blocks=args.blocks, batch=args.batch, device=args.device)
     steps = {kind: OptimizedStep(kind, work) for kind in ("Adam", "Muon")}
-    if args.device != "cpu":  # where Muon takes the matrices of one shape together
+    if args.device != "cpu":  # where Muon updates all matrices of one shape in one batch
         steps["Muon one by one"] = one_by_one = OptimizedStep("Muon", work)
         for optimizer in one_by_one.optimizers:
             if isinstance(optimizer, KernelMuon):

@@ -1,9 +1,10 @@
-"""The quantizer alone, against a copy of the same bytes: the physical limit of an elementwise pass.
+"""The quantizer alone, compared with a copy of the same bytes: the lower bound of an elementwise
+operation.
 
     python -m benchmarks.bench_quantizer
 
-Forward reads and writes the activation once (2 passes over memory), backward reads two tensors and
-writes one (3): the ratios to a copy that are at best 1 and 1.5.
+Forward reads and writes the activation once (2 memory accesses per element), backward reads two
+tensors and writes one (3): the lower bounds of their ratios to a copy are 1 and 1.5.
 """
 
 from __future__ import annotations

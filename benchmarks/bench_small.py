@@ -1,5 +1,5 @@
-"""A small QuantSR-C x3 beside a public int8 mobile network in LiteRT, 320x180 to 960x540, from
-uint8 array to uint8 array, in turn in one run.
+"""A small QuantSR-C x3 and a public int8 mobile network in LiteRT, 320x180 to 960x540, from uint8
+array to uint8 array, interleaved in one run.
 
 pip install ai-edge-litert
 python benchmarks/make_abpn.py abpn.tflite        # in an environment with tensorflow-cpu
@@ -15,10 +15,10 @@ import numpy as np
 
 from benchmarks import timing
 from quantsr import cpu
-from quantsr.deploy import packing
 from quantsr.deploy.engines import select
-from quantsr.deploy.model import PackedModel
-from quantsr.deploy.stand_in import random_model
+from quantsr.deploy.packed import packing
+from quantsr.deploy.packed.model import PackedModel
+from quantsr.deploy.stand_ins.convolutional import random_model
 from quantsr.timing import interleaved, load_per_core, machine
 from quantsr.trained_files.names import find_packed
 

@@ -1,8 +1,7 @@
-"""How much tiles change the picture: largest and mean difference between tiled and whole upscaling,
-in levels of 255.
+"""Largest and mean difference between tiled and whole upscaling, in levels of 255.
 
-QuantSR-C gives 0 by construction. QuantSR-T's windows pass on what they see from layer to layer, so
-that its tiles overlap by choice, not by receptive field; this shows what other overlaps would give.
+For QuantSR-C it is 0 by construction. The receptive field of QuantSR-T grows with every layer of
+shifted windows, so that its tiles overlap by less than that; this measures several overlaps.
 
     python -m benchmarks.bench_tiles -m NETWORK [--tile 64] [--overlap 0 16 32 48] PICTURE...
 """
@@ -14,8 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
-from quantsr.deploy import bench, image_io
-from quantsr.deploy.upscaler import Upscaler
+from quantsr.deploy import bench
+from quantsr.deploy.upscale import image_io
+from quantsr.deploy.upscale.upscaler import Upscaler
 
 
 def main() -> None:
@@ -24,7 +24,7 @@ def main() -> None:
     )
     parser.add_argument("-m", "--model", required=True, help="packed network, 'random' or 'random_t'")
     parser.add_argument(
-        "--tile", type=int, default=64, help="side of what a tile keeps (default: %(default)s)"
+        "--tile", type=int, default=64, help="side of a tile without its overlap (default: %(default)s)"
     )
     parser.add_argument("--overlap", type=int, nargs="+", default=[0, 16, 32, 48])
     parser.add_argument(

@@ -1,17 +1,17 @@
-"""One training step: the float network, ours, and the released formulation, interleaved in one
-process.
+"""One training step of the float network, of ours, and of the released formulation, interleaved in
+one process.
 
     python -m benchmarks.bench_train                  # the table of the README
     python -m benchmarks.bench_train --arch T   # the same for SwinIR-S and QuantSR-T
     python -m benchmarks.bench_train --grow     # cost against bits, blocks, batch and patch
     python -m benchmarks.bench_train --device cuda --batch 32
 
-On a processor that has no arithmetic in bf16 the rows are of FP32 (``--precision`` chooses).
+On a processor without bf16 arithmetic the rows are in FP32 (``--precision`` overrides this).
 
 A step is forward, L1 loss, backward and Adam. ``saved`` are the bytes that autograd keeps for
-backward, parameters not counted and every storage once; ``peak`` is the resident memory of a
-process that does nothing else at its largest in a step, PyTorch's own 0.5 GiB included (Linux; on
-CUDA: the allocator's growth).
+backward, without parameters, each storage counted once; ``peak`` is the peak resident memory during
+a step, in a process that does nothing else, with PyTorch's own 0.5 GiB included (Linux; on CUDA:
+the growth of allocated memory).
 """
 
 from __future__ import annotations
@@ -45,10 +45,11 @@ MIB = 2**20
 
 @dataclass(frozen=True)
 class Work:
-    """The common work: network shape, batch and patch (side of the low-resolution crop, pixels).
+    """The workload of all rows: network shape, batch and patch (side of the low-resolution crop in
+    pixels).
 
-    ``arch`` C is EDSR's shape, T SwinIR-S's with ``blocks`` RSTBs of six layers and ``feat``
-    channels.
+    ``arch`` C has the shape of EDSR, T that of SwinIR-S with ``blocks`` RSTBs of six layers and
+    ``feat`` channels.
     """
 
     arch: str = "C"
@@ -62,22 +63,22 @@ class Work:
 
 
 Stage2 = Literal["one pass", "separate", "batched", "checkpointed"]
-"""Manners of training several depths at once: as the library does, sharing quantized weights and
-common beginnings; one after the other; as the library does, but the tensors of all depths joined to
-one batch in every block; as the library does, but every block's inner tensors computed again in
-backward instead of kept."""
+"""Methods of training several depths in one step: ``one pass``, that of the library, which shares
+quantized weights and the first blocks that depths have in common; ``separate``, one after the
+other; ``batched``, as the library, but with the tensors of all depths concatenated to one batch in
+every block; ``checkpointed``, as the library, but with activation checkpointing in every block."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """How one row computes."""
+    """The configuration of one row."""
 
     kind: str
     bf16: bool = False
     compiled: bool = False
     channels_last: bool = False
     stage2: Stage2 | None = None
-    """All depths in one step, and in which manner; None: full depth."""
+    """Method of training all depths in one step; None: only the full depth."""
 
 
 WORKS = {"C": Work(), "T": Work(arch="T", blocks=4, feat=60)}
@@ -104,12 +105,11 @@ ROWS = {
         "ours FP32": Row("ours", compiled=True, **_LAST),
     },
 }
-"""By precision: those of every machine as BasicSR and the released code run it, and those of
-ours."""
+"""Rows by precision: the float network, the released code and ours."""
 
 
 def stage2_rows(precision: str) -> dict[str, Row]:
-    """Three depths in one step, in every manner."""
+    """Three depths in one step, by every method."""
     like = _BF16 if precision == "bf16" else _LAST
     return {
         f"three depths, {how}": Row("ours", compiled=True, stage2=how, **like) for how in get_args(Stage2)
@@ -117,7 +117,7 @@ def stage2_rows(precision: str) -> dict[str, Row]:
 
 
 def build_network(kind: str, work: Work) -> Any:
-    """The float network, ours or the released one, in the shape of the work."""
+    """The float network, ours or the released one, in the shape of the workload."""
     bits = {"bits_w": work.bits, "bits_a": work.bits}
     nbits = 32 if kind == "ours float" else work.bits
     if work.arch == "C":
@@ -162,7 +162,7 @@ _BLOCKS = {"batched": _batched, "checkpointed": _checkpointed}
 
 
 class Step:
-    """One network with its optimizer and data, ready to be stepped."""
+    """One network with its optimizer and data; a call is one training step."""
 
     def __init__(self, row: Row, work: Work) -> None:
         torch.manual_seed(0)
@@ -172,7 +172,7 @@ class Step:
         self.y = torch.rand(work.batch, 3, side * work.upscale, side * work.upscale)
         self.net = build_network(row.kind, work)
         if row.kind == "released":
-            self.net(self.x)  # its hidden initialisation
+            self.net(self.x)  # its first forward pass initialises the steps
         elif row.kind == "ours":
             calibrate(self.net, [self.x])
             self.net.rank_blocks()
@@ -188,7 +188,7 @@ class Step:
         self.optimizer = torch.optim.Adam(self.net.parameters(), lr=1e-4, fused=True)
 
     def loss(self) -> Tensor:
-        """Forward and L1, the mean over depths where there are several."""
+        """Forward pass and L1 loss; with several depths the mean of their losses."""
         set_compile(self.row.compiled)
         amp = torch.autocast(self.device.type, torch.bfloat16) if self.row.bf16 else nullcontext()
         with amp:
@@ -229,7 +229,7 @@ def _sync(device: str) -> Callable[[], None] | None:
 
 
 def peak_bytes(name: str, work: Work, precision: str) -> int:
-    """Peak memory of a step, in a fresh process."""
+    """Peak memory of a step, in a new process."""
     command = [
         sys.executable,
         "-m",
@@ -254,8 +254,8 @@ def _print_peak(name: str, work: Work, precision: str) -> None:
         step()
         print(torch.cuda.max_memory_allocated() - before)
         return
-    step()  # compiled and allocated
-    Path("/proc/self/clear_refs").write_text("5")  # the kernel's peak starts again from here
+    step()  # compiles and allocates
+    Path("/proc/self/clear_refs").write_text("5")  # resets the kernel's peak (VmHWM)
     step()
     status = Path("/proc/self/status").read_text()
     print(next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM")))
@@ -264,7 +264,8 @@ def _print_peak(name: str, work: Work, precision: str) -> None:
 def measure(
     rows: dict[str, Row], work: Work, *, repeats: int, memory: bool, precision: str
 ) -> list[dict[str, Any]]:
-    """Time all rows in turn. The base of a row is the float network of its precision and layout."""
+    """Time all rows interleaved. A row is compared with the float network of its precision and
+    memory format."""
     steps = {name: Step(row, work) for name, row in rows.items()}
     first: dict[str, float] = {}
     for name, step in steps.items():
@@ -292,8 +293,8 @@ def measure(
 
 
 def loader_wait(work: Work, step_seconds: float, *, batches: int = 30) -> dict[str, Any]:
-    """Share of a step spent waiting for crops of ``datasets/mini``, with a step of that length in
-    between."""
+    """Share of a step spent waiting for crops of ``datasets/mini``, where a step takes
+    ``step_seconds``."""
     from quantsr.data.loader import build_train_loader
 
     options = {
@@ -322,7 +323,7 @@ def loader_wait(work: Work, step_seconds: float, *, batches: int = 30) -> dict[s
 
 
 def grow(work: Work, *, repeats: int, precision: str) -> list[dict[str, Any]]:
-    """One change at a time from ``work``."""
+    """Rows for workloads that differ from ``work`` in one value each."""
     changes: list[dict[str, int]] = [{}]
     changes += [{"bits": b} for b in (2, 3, 8)]
     changes += [{"blocks": b} for b in (8, 32)]
@@ -351,7 +352,9 @@ def main() -> None:
         "--precision", choices=sorted(ROWS), help="default: bf16 where the device computes in it"
     )
     parser.add_argument("--repeats", type=int, default=11)
-    parser.add_argument("--grow", action="store_true", help="the table of how cost grows")
+    parser.add_argument(
+        "--grow", action="store_true", help="measure cost against bits, blocks, batch and patch"
+    )
     parser.add_argument("--peak-of", help=argparse.SUPPRESS)
     parser.add_argument("--work", help=argparse.SUPPRESS)
     args = parser.parse_args()

@@ -2,8 +2,8 @@
 with random weights, for `bench_small`.
 
 The structure is that of "Anchor-based Plain Net for Mobile Image Super-Resolution" (CVPR workshops
-2021): seven 3x3 convolutions, the input repeated and added, one shuffle. Its speed does not depend
-on its weights. Needs TensorFlow, which may live in an environment of its own:
+2021): seven 3x3 convolutions, addition of the repeated input, one depth-to-space. Its speed does
+not depend on its weights. Needs TensorFlow, which may be in a separate environment:
 
     pip install tensorflow-cpu
     python benchmarks/make_abpn.py abpn.tflite

@@ -1,4 +1,4 @@
-"""What the benchmarks share beside `quantsr.timing`: tables, and CSV files that name machine and
+"""Shared by the benchmarks, in addition to `quantsr.timing`: tables, and CSV files with machine and
 commit."""
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ def commit(folder: Path = Path(__file__).parent) -> str:
     """The short commit of the checkout that holds `folder`, with ``+`` where tracked files differ
     from it; ``unknown`` outside of git.
 
-    Results themselves do not count, or the second of two benchmarks would never be clean.
+    Changed results are ignored; else the second of two benchmarks would always have a ``+``.
     """
     try:
         name = _git(folder, "describe", "--always")
@@ -36,7 +36,7 @@ def _git(folder: Path, *words: str) -> str:
 
 def write_csv(name: str, records: Sequence[Mapping[str, object]], *, folder: Path = RESULTS) -> Path:
     """Write records with the machine and commit added to each; returns the file. Warns where the
-    commit is not what ran."""
+    code has uncommitted changes."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / name
     columns = list(dict.fromkeys(key for record in records for key in record))

@@ -1,8 +1,8 @@
 """quantsr: train, compare and ship low-bit super-resolution networks.
 
-The public names are ``load`` (a network from a name or file), ``Upscaler`` (pictures in, pictures
-out) and ``__version__``. They are resolved on first use, so that importing the package loads
-neither torch nor OpenVINO.
+The public names are ``load`` (a network from a name or file), ``Upscaler`` (upscales pictures) and
+``__version__``. They are resolved on first use, so that importing the package loads neither torch
+nor OpenVINO.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from quantsr.deploy.upscaler import Upscaler
+    from quantsr.deploy.upscale.upscaler import Upscaler
     from quantsr.loading import load
 
 __version__ = "0.1.0"
 __all__ = ["Upscaler", "__version__", "load"]
 
-_HOME_OF = {"load": "quantsr.loading", "Upscaler": "quantsr.deploy.upscaler"}
+_HOME_OF = {"load": "quantsr.loading", "Upscaler": "quantsr.deploy.upscale.upscaler"}
 
 
 def __getattr__(name: str) -> Any:

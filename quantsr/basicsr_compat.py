@@ -1,32 +1,32 @@
-"""The one door to BasicSR 1.4.2: makes it importable on today's torchvision and keeps its faults
-out.
+"""The only importer of BasicSR 1.4.2: makes it importable with current torchvision and without its
+faulty modules.
 
 The rest of the project imports BasicSR only from here. ``import basicsr`` itself runs the
 initialisers of all its packages (some forty modules, among them every faulty one), so its packages
-are entered here without running their ``__init__``; only the modules named below are executed,
-unchanged. Used, not rewritten: the five registries, the float networks EDSR, MSRResNet and SwinIR,
-the losses, PSNR and SSIM, ``PairedImageDataset``, the LMDB writer, the learning-rate schedulers,
-the picture conversions and the model base class.
+are put into ``sys.modules`` without running their ``__init__``; only the modules named below run,
+unchanged. Used are: the five registries, the float networks EDSR, MSRResNet and SwinIR, the losses,
+PSNR and SSIM, ``PairedImageDataset``, the LMDB writer, the learning-rate schedulers, the picture
+conversions and the model base class.
 
-Five faults of the release must not be reachable, and this is how each is kept out:
+Five faults of the release must not be reachable:
 
 1. It imports ``torchvision.transforms.functional_tensor``, which torchvision 0.17 removed (and
    ``distutils``, which Python 3.12 removed). No module used here imports the former; where either
-   is missing, `importable` lends a stand-in while importing, and takes it back after.
-2. Its setup.py fails on Python 3.13. The package's metadata asks for it on Python 3.10-3.12 only,
+   is missing, `importable` puts a substitute into ``sys.modules`` and removes it after the import.
+2. Its setup.py fails on Python 3.13. The package's metadata requires it on Python 3.10-3.12 only,
    and a missing BasicSR is an `InputError` that names the remedy.
 3. ``utils/dist_util.py`` passes an environment variable to a shell (CVE-2024-27763). Its
-   ``init_dist`` functions are replaced by one that refuses; processes are started by
+   ``init_dist`` functions are replaced by one that raises; processes are started by
    ``quantsr.hardware.processes``.
 4. ``utils/options.py`` runs ``exec``, ``eval`` and the full YAML loader, and
-   ``models/base_model.py`` swallows failed checkpoint writes. The former is never imported (options
-   are read by ``quantsr.config``); of the latter, `BaseModel` is a subclass whose saving and
-   loading refuse until a subclass provides its own (``quantsr.engine.checkpoint``).
+   ``models/base_model.py`` ignores failed checkpoint writes. The former is never imported (options
+   are read by ``quantsr.config``); for the latter, `BaseModel` is a subclass whose methods for
+   saving and loading raise (checkpoints: ``quantsr.trained_files.checkpoint``).
 5. ``models/sr_model.py``'s self-ensemble reads ``net_g_ema`` even when there is none. It is never
    imported; the only evaluation loop is ``quantsr.engine.evaluate``.
 
-Other modules of BasicSR (another float network, say) can be imported in the same way, and register
-themselves::
+Other modules of BasicSR, such as another float network, can be imported in the same way, and
+register themselves::
 
     from quantsr.basicsr_compat import importable
     with importable():
@@ -67,6 +67,7 @@ __all__ = [
     "Registry",
     "SwinIR",
     "Upsample",
+    "WindowAttention",
     "calculate_psnr",
     "calculate_ssim",
     "img2tensor",
@@ -74,8 +75,8 @@ __all__ = [
     "tensor2img",
 ]
 
-#: Packages whose own initialisers are left out. ``basicsr.utils`` imports only what is used here
-#: and runs as it is.
+#: Packages whose initialisers are not run. That of ``basicsr.utils`` is run: it imports only
+#: modules that are used here.
 _PACKAGES = (
     "basicsr",
     "basicsr.archs",
@@ -90,8 +91,7 @@ _REMEDY = "install the training extra, `pip install 'quantsr[train]'`, under Pyt
 
 
 class _LooseVersion:
-    """What ``distutils.version.LooseVersion`` did for release numbers: compares the leading
-    numbers."""
+    """A substitute for ``distutils.version.LooseVersion``: compares the numbers of a release."""
 
     def __init__(self, text: str) -> None:
         self.version = [int(number) for number in re.findall(r"\d+", text.split("+")[0])]
@@ -103,8 +103,8 @@ class _LooseVersion:
         return self.version >= other.version
 
 
-def _standins() -> dict[str, types.ModuleType]:
-    """Modules that BasicSR imports and that this installation does not have."""
+def _substitutes() -> dict[str, types.ModuleType]:
+    """Substitutes for modules that BasicSR imports and that this installation does not have."""
     found: dict[str, types.ModuleType] = {}
     if importlib.util.find_spec("torchvision.transforms.functional_tensor") is None:
         from torchvision.transforms.functional import rgb_to_grayscale
@@ -122,23 +122,23 @@ def _standins() -> dict[str, types.ModuleType]:
 
 @contextlib.contextmanager
 def importable() -> Iterator[None]:
-    """While entered, modules of BasicSR can be imported: missing modules are lent, its import
-    warnings are quiet."""
-    lent = {name: module for name, module in _standins().items() if name not in sys.modules}
-    sys.modules.update(lent)
+    """While entered, modules of BasicSR can be imported: missing modules have substitutes, and
+    import warnings are suppressed."""
+    added = {name: module for name, module in _substitutes().items() if name not in sys.modules}
+    sys.modules.update(added)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        for name, module in lent.items():
+        for name, module in added.items():
             if sys.modules.get(name) is module:
                 del sys.modules[name]
 
 
 def _enter_packages() -> None:
     """Puts BasicSR's packages into ``sys.modules`` without running their initialisers."""
-    if "basicsr" in sys.modules:  # somebody imported all of it before: nothing is left to leave out
+    if "basicsr" in sys.modules:  # imported before, and its initialisers have run
         return
     path: Any = None
     for name in _PACKAGES:
@@ -155,9 +155,9 @@ def _enter_packages() -> None:
 
 
 def _refuse_init_dist(*args: Any, **kwargs: Any) -> NoReturn:
-    """Stands where ``basicsr.utils.dist_util.init_dist`` did (CVE-2024-27763)."""
+    """Replaces ``basicsr.utils.dist_util.init_dist`` (CVE-2024-27763)."""
     raise RuntimeError(
-        "BasicSR's init_dist hands an environment variable to a shell; use quantsr.hardware.processes"
+        "BasicSR's init_dist passes an environment variable to a shell; use quantsr.hardware.processes"
     )
 
 
@@ -167,7 +167,7 @@ try:
         from basicsr.archs.arch_util import Upsample
         from basicsr.archs.edsr_arch import EDSR
         from basicsr.archs.srresnet_arch import MSRResNet
-        from basicsr.archs.swinir_arch import SwinIR
+        from basicsr.archs.swinir_arch import SwinIR, WindowAttention
         from basicsr.data.paired_image_dataset import PairedImageDataset
         from basicsr.losses.basic_loss import CharbonnierLoss, L1Loss, MSELoss
         from basicsr.metrics.psnr_ssim import calculate_psnr, calculate_ssim
@@ -187,26 +187,30 @@ except ImportError as error:
     raise InputError(f"basicsr: cannot be imported ({error}); {_REMEDY}") from error
 
 QUANTIZER_REGISTRY = Registry("quantizer")
-"""Our own, of the same class: every quantizer by its name."""
+"""The registry of quantizers by name, of BasicSR's class."""
 
 for _name in ("init_dist", "_init_dist_pytorch", "_init_dist_slurm"):
     setattr(dist_util, _name, _refuse_init_dist)
 
 
 class BaseModel(base_model.BaseModel):
-    """BasicSR's model base class without its file handling, which ignores failed writes and
-    unpickles what it reads."""
+    """BasicSR's model base class without its reading and writing of files, which ignores failed
+    writes and unpickles arbitrary objects."""
 
     def save_network(self, *args: Any, **kwargs: Any) -> None:
-        """Refuses: write through ``quantsr.engine.checkpoint``."""
-        raise RuntimeError("BasicSR's save_network ignores failed writes; use quantsr.engine.checkpoint")
+        """Raises: write through ``quantsr.trained_files.checkpoint``."""
+        raise RuntimeError(
+            "BasicSR's save_network ignores failed writes; use quantsr.trained_files.checkpoint"
+        )
 
     def save_training_state(self, *args: Any, **kwargs: Any) -> None:
-        """Refuses: write through ``quantsr.engine.checkpoint``."""
+        """Raises: write through ``quantsr.trained_files.checkpoint``."""
         raise RuntimeError(
-            "BasicSR's save_training_state ignores failed writes; use quantsr.engine.checkpoint"
+            "BasicSR's save_training_state ignores failed writes; use quantsr.trained_files.checkpoint"
         )
 
     def load_network(self, *args: Any, **kwargs: Any) -> None:
-        """Refuses: read through ``quantsr.engine.checkpoint``."""
-        raise RuntimeError("BasicSR's load_network may run code in a file; use quantsr.engine.checkpoint")
+        """Raises: read through ``quantsr.trained_files.checkpoint``."""
+        raise RuntimeError(
+            "BasicSR's load_network may run code in a file; use quantsr.trained_files.checkpoint"
+        )

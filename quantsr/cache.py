@@ -1,5 +1,4 @@
-"""Folders for what is compiled once and used again: each user's own, since what lies there is
-executed."""
+"""Cache folders for compiled code: private to each user, since their content is executed."""
 
 from __future__ import annotations
 
@@ -18,12 +17,9 @@ _INDUCTOR = "TORCHINDUCTOR_CACHE_DIR"
 
 
 def private_folder(name: str) -> Path | None:
-    """`$XDG_CACHE_HOME/quantsr/NAME` (`~/.cache/quantsr/NAME`) with mode 700; None where there can
-    be none.
-
-    There is none without a home folder, where nothing can be written, or where it belongs to
-    another user.
-    """
+    """`$XDG_CACHE_HOME/quantsr/NAME` (`~/.cache/quantsr/NAME`) with mode 700; None where that is
+    impossible: without a home folder, where nothing can be written, or where the folder belongs to
+    another user."""
     try:
         base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         folder = base / "quantsr" / name
@@ -39,8 +35,8 @@ def private_folder(name: str) -> Path | None:
 
 
 def _is_own(folder: Path) -> bool:
-    """Whether the folder, which is no link, belongs to this user alone; its mode is corrected where
-    it is wider."""
+    """Whether the folder is no link and belongs to this user; access by others is removed from its
+    mode."""
     if not hasattr(os, "geteuid"):  # Windows, where a user's folders are private
         return True
     status = os.lstat(folder)
@@ -53,11 +49,11 @@ def _is_own(folder: Path) -> bool:
 
 @functools.cache
 def set_compile_cache() -> None:
-    """Makes ``torch.compile`` keep its programs in a folder of this user, unless
+    """Makes ``torch.compile`` keep its compiled code in a folder of this user, unless
     `$TORCHINDUCTOR_CACHE_DIR` names one.
 
-    Torch's own choice is a folder in the shared temporary directory, which another user can have
-    made before.
+    Torch's default is a folder in the shared temporary directory, which another user may have
+    created.
     """
     if os.environ.get(_INDUCTOR):
         return

@@ -1,8 +1,8 @@
 """The command line: ``quantsr COMMAND ...``.
 
 Each command is a module with ``add_arguments(parser)`` and ``run(args) -> int``, imported only when
-it is chosen: upscaling never loads torch, and a command whose packages are absent says what to
-install. Exit codes: 0 done, 1 the work failed, 2 bad usage, options or input, 130 interrupted.
+it is chosen: upscaling never loads torch, and a missing package is reported with the command to
+install it. Exit codes: 0 done, 1 the work failed, 2 bad usage, options or input, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ COMMANDS = {
 
 
 class _Parser(argparse.ArgumentParser):
-    """Says what was wrong in one line, as every other expected failure does."""
+    """Reports bad usage in one line, like all expected failures."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(BAD_INPUT, f"error: {self.prog}: {message}; see '{self.prog} --help'\n")
@@ -78,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code.
 
     Args:
-        argv: the words after ``quantsr``; those of the process where None.
+        argv: the arguments after ``quantsr``; those of the process where None.
 
     Raises:
         SystemExit: for ``--help``, ``--version`` (0) and bad usage (2), as argparse does.
@@ -125,7 +125,7 @@ def _run(name: str, words: list[str]) -> int:
     parser.add_argument("--debug", action="store_true", help="show the traceback of a failure")
     code = module.run(parser.parse_args(words))
     if sys.stdout is not None:
-        sys.stdout.flush()  # a closed pipe shows here, where it is still caught
+        sys.stdout.flush()  # raises for a closed pipe, here where it is caught
     return int(code)
 
 
@@ -134,33 +134,33 @@ def _report(error: BaseException, command: str) -> int:
     code."""
     terminal.flush_output()
     if isinstance(error, KeyboardInterrupt):
-        return _say("interrupted", INTERRUPTED)
-    if isinstance(error, BrokenPipeError):  # the reader (`| head`) has seen enough
+        return _print_error("interrupted", INTERRUPTED)
+    if isinstance(error, BrokenPipeError):  # the reader (`| head`) has closed the pipe
         return DONE
     if isinstance(error, OptionsError):
         for problem in error.problems:
-            _say(problem, BAD_INPUT)
+            _print_error(problem, BAD_INPUT)
         return BAD_INPUT
     if isinstance(error, InputError):
-        return _say(str(error), BAD_INPUT)
+        return _print_error(str(error), BAD_INPUT)
     if isinstance(error, ImportError):
-        return _say(_missing_package(error, command), BAD_INPUT)
-    return _say(str(error), FAILED)
+        return _print_error(_missing_package(error, command), BAD_INPUT)
+    return _print_error(str(error), FAILED)
 
 
-def _say(message: str, code: int) -> int:
+def _print_error(message: str, code: int) -> int:
     try:
         print(f"error: {one_line(message)}", file=sys.stderr, flush=True)
-    except OSError:  # nobody can be told, but the exit code stays
+    except OSError:  # standard error is closed; the exit code remains
         terminal.discard(sys.stderr)
     return code
 
 
 def _missing_package(error: ImportError, command: str) -> str:
-    """The line that says which package a command lacks and how to install it.
+    """The error message that names the package that a command needs and how to install it.
 
     Raises:
-        ImportError: the error itself where no installation would mend it.
+        ImportError: ``error`` itself where no installation helps.
     """
     package = (error.name or "").partition(".")[0]
     if isinstance(error, ModuleNotFoundError) and package in TRAIN_PACKAGES:
@@ -172,17 +172,15 @@ def _missing_package(error: ImportError, command: str) -> str:
         )
     # opencv-python on a machine without a desktop
     if "libGL" in str(error) or "libgthread" in str(error):
-        return (
-            f"OpenCV: {error}; mend it with: pip install --force-reinstall --no-deps opencv-python-headless"
-        )
+        return f"OpenCV: {error}; fix it with: pip install --force-reinstall --no-deps opencv-python-headless"
     if isinstance(error, ModuleNotFoundError) and package and package != "quantsr":
         return f"'quantsr {command}' needs {package}; install it with: pip install --upgrade quantsr"
     raise error
 
 
 def _set_up_logging(debug: bool) -> None:
-    """The project's own messages from INFO (DEBUG with ``--debug``) on, other packages' from
-    WARNING on, to stderr."""
+    """Log to stderr: the project's own messages from INFO (DEBUG with ``--debug``) on, those of
+    other packages from WARNING on."""
     logging.basicConfig(
         level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S"
     )

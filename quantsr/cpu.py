@@ -1,4 +1,4 @@
-"""What this machine's processor is called and can do. Imports no torch."""
+"""Name, feature flags and cores of this machine's processor. Imports no torch."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ BF16 = frozenset({"avx512_bf16", "amx_bf16"})
 
 @cache
 def describe() -> tuple[str, frozenset[str]]:
-    """The processor's name and its feature flags in Linux's words ("avx2", "amx_int8"); elsewhere
-    no flags are known."""
+    """The processor's name and its feature flags as in ``/proc/cpuinfo`` ("avx2", "amx_int8");
+    without that file there are no flags."""
     name, flags = platform.processor() or platform.machine(), frozenset[str]()
     try:
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():

@@ -36,8 +36,8 @@ def check_depths(depths: Sequence[int], num_block: int) -> tuple[int, ...]:
 
 
 def rank_by_shortcut(shortcuts: Sequence[float]) -> tuple[int, ...]:
-    """Block indices, the most important first: a large learned shortcut marks a residual branch
-    that matters little.
+    """Block indices, the most important first, by ascending learned shortcut: a block with a large
+    shortcut contributes little by its residual branch.
 
     Ties keep the order of the network.
 
@@ -50,23 +50,23 @@ def rank_by_shortcut(shortcuts: Sequence[float]) -> tuple[int, ...]:
 def rank_by_loss(
     count: int, losses: Callable[[Sequence[frozenset[int]]], Sequence[float]]
 ) -> tuple[int, ...]:
-    """Block indices, the most important first, by backward elimination: the block goes whose
-    absence costs least, then the next, to the last one.
+    """Block indices, the most important first, by backward elimination: the block whose removal
+    raises the loss least is removed, again and again until one is left.
 
-    Which of two blocks is missed less may depend on the others, which a ranking by one number for
-    each does not see.
+    Unlike a ranking by one number per block, this takes into account that the effect of a removal
+    depends on the remaining blocks.
 
     Args:
-        count: of blocks.
-        losses: for each of some sets of blocks, the loss of the sub-network that runs them.
+        count: number of blocks.
+        losses: maps sets of blocks to the losses of the sub-networks that run them.
     """
-    kept, gone = frozenset(range(count)), []
+    kept, removed = frozenset(range(count)), []
     while len(kept) > 1:
         candidates = sorted(kept)
         found = losses([kept - {block} for block in candidates])
-        gone.append(min(zip(found, candidates, strict=True))[1])
-        kept -= {gone[-1]}
-    return (*kept, *reversed(gone))
+        removed.append(min(zip(found, candidates, strict=True))[1])
+        kept -= {removed[-1]}
+    return (*kept, *reversed(removed))
 
 
 def check_ranking(ranking: Sequence[int], num_block: int) -> tuple[int, ...]:

@@ -1,5 +1,5 @@
-"""Imports of files that register what they define: those of the package by their names, one's own
-by `--import`."""
+"""Imports of files that register their definitions: files of the package by their names, the user's
+files by `--import`."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ def import_files(package: str, suffix: str) -> None:
     Raises:
         InputError: one cannot be imported; the message names its file.
     """
-    home = importlib.import_module(f"quantsr.{package}")
-    for module in pkgutil.iter_modules(home.__path__):
+    parent = importlib.import_module(f"quantsr.{package}")
+    for module in pkgutil.iter_modules(parent.__path__):
         if module.name.endswith(suffix):
             try:
-                importlib.import_module(f"{home.__name__}.{module.name}")
-            except Exception as error:  # whatever a file of the user's own can raise
+                importlib.import_module(f"{parent.__name__}.{module.name}")
+            except Exception as error:  # a user's file can raise anything
                 file = f"{getattr(module.module_finder, 'path', '')}/{module.name}.py"
                 raise InputError(
                     f"{file}: cannot be imported ({type(error).__name__}: {error}); correct or remove it"
@@ -31,8 +31,8 @@ def import_files(package: str, suffix: str) -> None:
 
 
 def import_named(name: str) -> str:
-    """Import a Python file, or a module by its dotted name, so that what stands in it is
-    registered; returns ``name``.
+    """Import a Python file, or a module by its dotted name, so that its definitions are registered;
+    returns ``name``.
 
     Raises:
         InputError: there is no such file or module, or it cannot be imported.
@@ -49,13 +49,13 @@ def import_named(name: str) -> str:
             sys.modules.setdefault(path.stem, module)
             spec.loader.exec_module(module)
             _imported.add(name)
-    except Exception as error:  # whatever the file's own code raises
+    except Exception as error:  # the file's code can raise anything
         reason = " ".join(str(error).split()) or type(error).__name__
         raise InputError(
-            f"--import {name}: cannot be imported ({reason}); mend the file or the name"
+            f"--import {name}: cannot be imported ({reason}); correct the file or the name"
         ) from error
     return name
 
 
 _imported: set[str] = set()
-"""Files that `import_named` ran: a second time their registrations would be refused."""
+"""Files that `import_named` has run: BasicSR's registries raise on a second registration."""

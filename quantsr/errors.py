@@ -24,21 +24,22 @@ class OptionsError(InputError):
 
 
 class WorkError(Exception):
-    """The request was sound but the work failed (exit code 1)."""
+    """The input was valid but the work failed (exit code 1)."""
 
 
 class StopError(WorkError):
-    """A signal asked the work to stop; what was done is kept, and the message says how to go on."""
+    """Stopped by a signal; the work done so far is kept, and the message names the command to
+    resume."""
 
 
 def one_line(text: str) -> str:
-    """``text`` as one line that any terminal takes: control characters, and bytes of a file's name
-    that are not UTF-8, are written as escapes."""
+    """``text`` as one line for any terminal: control characters, and bytes of file names that are
+    not UTF-8, are written as escapes."""
     return "".join(_escaped(c) if unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") else c for c in text)
 
 
 def _escaped(character: str) -> str:
     code = ord(character)
-    if 0xDC80 <= code <= 0xDCFF:  # how Python holds a byte that is not UTF-8
+    if 0xDC80 <= code <= 0xDCFF:  # a byte that is not UTF-8, decoded with "surrogateescape"
         return f"\\x{code - 0xDC00:02x}"
     return character.encode("unicode_escape").decode("ascii")

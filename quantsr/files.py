@@ -1,5 +1,5 @@
-"""Files that are either complete or absent: written beside their place, synced, then renamed into
-it."""
+"""Files that are either complete or absent: written under a temporary name beside the target,
+synced, then renamed."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def sync_folder(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def _failures_named(path: Path) -> Iterator[None]:
+def _work_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
@@ -42,14 +42,14 @@ def _failures_named(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def replacing(path: Path, *, sync: bool = True) -> Iterator[BinaryIO]:
-    """A file to write, which takes the place of ``path`` at the end: a reader sees the old file or
-    the whole new one, whatever happens.
+    """A file to write, which replaces ``path`` at the end: readers see the old file or the complete
+    new one.
 
-    Without ``sync`` a power failure soon after may cut it, but nothing else.
+    Without ``sync``, a power failure soon after may truncate the new file.
 
     Raises:
         OSError: the disk is full, the folder is missing or not writable ... An earlier ``path`` is
-            untouched then.
+            unchanged then.
     """
     handle, name = tempfile.mkstemp(prefix=PREFIX, suffix=SUFFIX, dir=path.parent)
     try:
@@ -79,9 +79,9 @@ def write_bytes(path: Path, content: bytes, *, sync: bool = True) -> None:
     """`replace_file`, making the folder where it is missing.
 
     Raises:
-        WorkError: names the file and the reason. An earlier ``path`` is untouched then.
+        WorkError: names the file and the reason. An earlier ``path`` is unchanged then.
     """
-    with _failures_named(path):
+    with _work_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         replace_file(path, content, sync=sync)
 
@@ -101,11 +101,11 @@ def _umask() -> int:
 
 @contextlib.contextmanager
 def failures_named(path: Path) -> Iterator[None]:
-    """What goes wrong while `path` is written, as one line that names it.
+    """Turns an OSError raised while `path` is written into one line that names the file.
 
     Raises:
-        InputError: there can be no such file: its folder is missing, or its name is that of a
-            folder or too long.
+        InputError: the path is impossible: its folder is missing, or its name is too long or that
+            of a folder.
         WorkError: the disk is full, the folder is not writable ...
     """
     try:

@@ -12,8 +12,8 @@ from torch import nn
 from quantsr.archs import contract
 from quantsr.config import Options, registries
 from quantsr.config.binding import with_defaults
-from quantsr.deploy import packing
 from quantsr.deploy.module import to_module
+from quantsr.deploy.packed import packing
 from quantsr.engine import build
 from quantsr.errors import InputError
 from quantsr.trained_files import checkpoint
@@ -26,12 +26,12 @@ def load(name_or_path: str | Path) -> nn.Module:
     s).
 
     Args:
-        name_or_path: a checkpoint ``.pth`` of quantsr (its moving average is taken where there is
+        name_or_path: a checkpoint ``.pth`` of quantsr (its moving average is used where there is
             one), a packed ``.safetensors``, the name or folder of a training run in ``experiments``
             (its best network, else its latest), or the name of a network that comes with quantsr.
 
     Raises:
-        InputError: no such file or run, or not one that says how to build its network.
+        InputError: no such file or run, or a file without a description of its network.
     """
     path = resolve(name_or_path)
     if path.suffix == PACKED:
@@ -40,10 +40,10 @@ def load(name_or_path: str | Path) -> nn.Module:
 
 
 def from_checkpoint(content: Mapping[str, Any], path: Path) -> nn.Module:
-    """The network of a checkpoint's content, read before, in eval mode.
+    """The network of a checkpoint that was read before, in eval mode.
 
     Raises:
-        InputError: it does not say how to build its network, or does not fit it.
+        InputError: the content has no description of its network, or does not fit the description.
     """
     net = build.build_described(in_checkpoint(content, path), path)
     build.load_content(net, content, str(path), None)
@@ -55,12 +55,12 @@ def trained_network(options: Options) -> tuple[nn.Module, int | None]:
     """The network that a test run evaluates: ``network_g`` with the parameters of
     ``path.pretrain_network_g``.
 
-    Of a packed file it is the network with fake quantization that computes what the file's codes
-    do.
+    For a packed file it is the network with fake quantization that is equivalent to the file's
+    integer network.
 
     Returns:
-        The network, ranked and on the CPU, and the iteration it was trained for, None where the
-        file does not say.
+        The network, with its blocks ranked, on the CPU; and the number of iterations it was trained
+        for, None where the file does not have it.
 
     Raises:
         InputError: no such file, one that cannot be read, or one of another network than
@@ -88,21 +88,21 @@ def _from_packed(net: nn.Module, file: Path) -> tuple[nn.Module, int | None]:
     found = to_module(packed, file)
     _check_same(net, contract.of(found).arch, str(file))
     build.warn_of_dead(found, file)
-    wanted = contract.of(net).depth_dynamic
-    assert wanted is not None  # as the network in the file
-    found.depth_rule = wanted.depth_rule
-    found.depths = wanted.depths if packed.header.ranking is not None else packed.header.depths
+    wanted, dynamic = contract.of(net).depth_dynamic, contract.of(found).depth_dynamic
+    if wanted is not None and dynamic is not None:
+        dynamic.depth_rule = wanted.depth_rule
+        dynamic.depths = wanted.depths if packed.header.ranking is not None else packed.header.depths
     iteration = packed.header.provenance.get("iteration")
     return found, iteration if isinstance(iteration, int) else None
 
 
 def _check_same(net: nn.Module, trained: Mapping[str, Any], file: str) -> None:
-    """``net``, built from the options, must be what the file holds; which depths are run is the
-    options' choice.
+    """Compare ``net``, built from the options, with the network in the file, except for the depths,
+    which the options choose.
 
     Args:
-        trained: type and arguments of the network in the file; arguments that it does not hold are
-            at their defaults.
+        trained: type and arguments of the network in the file; arguments that are absent have their
+            defaults.
 
     Raises:
         InputError: names every argument that differs.

@@ -1,5 +1,4 @@
-"""Locks on folders: one process at a time writes into a run, and a lock ends with the process that
-holds it."""
+"""Locks on folders: one process at a time writes into a run, and a lock ends with its process."""
 
 from __future__ import annotations
 
@@ -21,14 +20,15 @@ except ImportError:  # Windows
 logger = logging.getLogger(__name__)
 
 LOCK_NAME = ".quantsr.lock"
-"""The lock file in a locked folder. It names the holder, and is removed at the end."""
+"""The lock file in a locked folder. It names the process with the lock, and is removed at the
+end."""
 
 _TAKEN = (errno.EACCES, errno.EAGAIN)
 _held: set[tuple[int, int]] = set()  # device and inode of the lock files that this process holds
 
 
 class FolderLockedError(WorkError):
-    """Another process, or another part of this one, works in the folder."""
+    """Another process, or another part of this one, has locked the folder."""
 
 
 @contextlib.contextmanager
@@ -36,9 +36,9 @@ def locked(folder: Path, shown: Path | None = None) -> Iterator[None]:
     """Holds the lock of ``folder``, which is made where it is missing, while entered; messages name
     ``shown`` instead.
 
-    The lock is a POSIX record lock on an open file: the system drops it when the process ends,
-    however it ends, and child processes do not inherit it. On file systems without such locks one
-    line of the log says so, and work goes on.
+    The lock is a POSIX record lock on an open file: the system releases it when the process ends,
+    even if it is killed, and child processes do not inherit it. On file systems without such locks
+    a warning is logged, and nothing is locked.
 
     Raises:
         FolderLockedError: the lock is taken; names the host and the process that holds it.
@@ -65,7 +65,7 @@ def _take(folder: Path, shown: Path) -> int | None:
     while True:
         folder.mkdir(parents=True, exist_ok=True)
         with contextlib.suppress(FileNotFoundError):
-            # opened and closed again, the file would lose its lock
+            # Opening the file again and closing it would release this process's lock.
             if _identity(path.stat()) in _held:
                 raise FolderLockedError(_message(shown, f"process {os.getpid()}, which is this one"))
         try:
@@ -76,10 +76,10 @@ def _take(folder: Path, shown: Path) -> int | None:
             if not _lock(handle, shown):
                 os.close(handle)
                 return None
-            # The last holder may have removed the file after it was opened here: then another one
-            # is the lock now.
+            # The last holder may have removed the file after it was opened here; then another file
+            # has become the lock file.
             if _is_at(path, _identity(os.fstat(handle))):
-                # a full disk: the lock holds without a name in it
+                # on a full disk the file is empty, but locked
                 with contextlib.suppress(OSError):
                     os.ftruncate(handle, 0)
                     os.pwrite(handle, f"{os.getpid()} {socket.gethostname()}\n".encode(), 0)
@@ -139,7 +139,7 @@ def is_unlocked(path: Path) -> bool:
 
 
 def _holder(handle: int) -> str:
-    """What the lock file says of its holder."""
+    """The process that has the lock, from the content of the lock file."""
     pid, _, host = os.pread(handle, 1000, 0).decode("utf-8", "replace").strip().partition(" ")
     if not pid.isdecimal():
         return "another process"
@@ -162,7 +162,7 @@ def _is_at(path: Path, identity: tuple[int, int]) -> bool:
 
 
 def _remove(path: Path, identity: tuple[int, int]) -> None:
-    """Removes a lock file of ours; where the folder was renamed, it stays there."""
+    """Removes this process's lock file; where the folder was renamed meanwhile, the file stays."""
     if _is_at(path, identity):
         with contextlib.suppress(OSError):
             path.unlink()

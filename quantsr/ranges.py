@@ -8,7 +8,7 @@ from dataclasses import dataclass
 MIN_BITS = 2
 MAX_BITS = 8
 WIDE_BITS = 16
-"""Of the inputs that conversion quantizes outside the blocks; training knows no such codes."""
+"""Bits of the layer inputs that conversion quantizes outside the blocks; not used in training."""
 FLOAT_BITS = 32
 """The bit-width that means "not quantized"."""
 
@@ -56,7 +56,7 @@ class IntRange:
 
     @property
     def bounds(self) -> tuple[int, int]:
-        """``(qmin, qmax)``, the form in which folded networks hold ranges."""
+        """``(qmin, qmax)``, the form of ranges in folded networks."""
         return self.qmin, self.qmax
 
     def shifted(self, by: int) -> IntRange:
@@ -65,5 +65,5 @@ class IntRange:
 
     @property
     def levels(self) -> int:
-        """How many codes there are."""
+        """The number of codes."""
         return self.qmax - self.qmin + 1

@@ -1,7 +1,7 @@
-"""Temporary files and folders beside the places of the final ones, and how the remains of killed
-processes are found.
+"""Temporary files and folders beside their targets, and removal of those that killed processes
+leave.
 
-Their names are short, whatever the final name is, and begin with `PREFIX`.
+Their names begin with `PREFIX` and are short, even where the target's name is long.
 """
 
 from __future__ import annotations
@@ -18,16 +18,15 @@ from quantsr.locks import FolderLockedError, is_unlocked, locked
 PREFIX, SUFFIX = ".quantsr.", ".tmp"
 
 _CONTENT = "content"
-_OPTIONS = "options.yml"  # a folder with this file is a run of its own
-_NAME_BYTES = 255  # of a file name, where the system does not say
+_OPTIONS = "options.yml"  # a folder with this file is the folder of a run
+_NAME_BYTES = 255  # longest file name, where the system does not tell
 
 
 def remove_leftovers(folder: Path, *, below: bool = True) -> None:
-    """Removes what killed processes left under temporary names in ``folder``, not what is being
-    written.
+    """Removes temporary files and folders of killed processes in ``folder``, but none that a
+    process is writing.
 
-    ``below``: in the folders below it too, but for those of other runs, which have locks of their
-    own.
+    ``below``: in the folders below it too, except those of other runs, which have their own locks.
     """
     for parent, folders, files in os.walk(folder):
         for name in filter(_is_temporary, folders):
@@ -54,11 +53,11 @@ def _is_temporary(name: str) -> bool:
 
 @contextlib.contextmanager
 def folder_beside(target: Path, *, make_parent: bool = True) -> Iterator[Path]:
-    """An empty folder beside ``target`` for what is to be renamed to it; removed at the end with
-    what is left in it.
+    """An empty temporary folder beside ``target``, for content that is then renamed to ``target``;
+    removed at the end.
 
-    Its name follows from ``target``: what a killed process left there is removed when the same
-    target is made again.
+    Its name is derived from ``target``, so that the content of a killed process is removed when the
+    same target is made again.
 
     Raises:
         FolderLockedError: another process is making ``target``.
@@ -85,11 +84,11 @@ def folder_beside(target: Path, *, make_parent: bool = True) -> Iterator[Path]:
 
 
 def replace_folder(made: Path, target: Path) -> None:
-    """Renames ``made``, below a folder of `folder_beside`, to ``target``; a folder there comes into
-    its place.
+    """Renames ``made``, in a folder of `folder_beside`, to ``target``; an earlier ``target`` is
+    moved into the folder of `folder_beside`.
 
     Raises:
-        OSError: it cannot be renamed; ``target`` is as it was.
+        OSError: it cannot be renamed; ``target`` is unchanged.
     """
     old = made.with_name("replaced")
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -105,10 +104,10 @@ def replace_folder(made: Path, target: Path) -> None:
 
 
 def fitting_name(name: str, folder: Path, *, reserve: int = 0) -> str:
-    """``name``, or where it and ``reserve`` bytes more are too long for a file in ``folder``, a
-    shortened one.
+    """``name``, shortened where it and ``reserve`` more bytes are too long for a file name in
+    ``folder``.
 
-    A shortened name keeps the beginning, and ends in a digest of the whole.
+    A shortened name keeps the beginning, and ends in a digest of the whole name.
     """
     limit = _NAME_BYTES
     with contextlib.suppress(OSError, AttributeError, ValueError):

@@ -1,5 +1,5 @@
-"""Standard streams that cannot take what is said: another encoding, a reader that has gone, a
-closed descriptor."""
+"""Standard streams on which writing may fail: limited encodings, pipes closed by their reader,
+closed descriptors."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from typing import Any
 
 
 def prepare_streams() -> None:
-    """Characters that the streams' encoding lacks are written as escapes, and closed descriptors
-    become the null device.
+    """Make the streams write characters outside their encoding as escapes, and open closed
+    descriptors on the null device.
 
-    A file opened later would take the number of a closed descriptor, and receive what libraries
-    print.
+    Else a file opened later would get the number of a closed descriptor, and libraries would print
+    into it.
     """
     for number in (0, 1, 2):
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, which is this one
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest free number, which is this one
     # Python sets a stream to None where its descriptor was closed at the start.
     sys.stdin = sys.stdin or open(0, closefd=False)  # noqa: SIM115
     sys.stdout = sys.stdout or open(1, "w", closefd=False)  # noqa: SIM115
@@ -31,16 +31,16 @@ def prepare_streams() -> None:
 
 
 def discard(stream: Any) -> None:
-    """What is written to this stream from now on, and what waits in its buffer, goes to the null
+    """Send the content of the stream's buffer, and everything written to it later, to the null
     device."""
-    # a stream without a descriptor, as in notebooks and tests
+    # streams without a descriptor, in notebooks and tests, raise here
     with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def flush_output() -> None:
-    """Write what waits for standard output; where that fails, drop it: Python would fail again at
-    the end."""
+    """Flush standard output; where that fails, discard it, since Python's own flush at exit would
+    fail again."""
     try:
         sys.stdout.flush()
     except OSError:
@@ -48,8 +48,7 @@ def flush_output() -> None:
 
 
 def show(line: str) -> None:
-    """Print one line to standard output, above any progress bar. Output that fails never ends the
-    work."""
+    """Print one line to standard output, above any progress bar. A failure is ignored."""
     from tqdm import tqdm
 
     if sys.stdout is None:  # closed before the start
@@ -62,7 +61,7 @@ def show(line: str) -> None:
 
 
 def has_terminal() -> bool:
-    """Whether progress bars can be seen, on standard error."""
+    """Whether standard error is a terminal, which can show progress bars."""
     try:
         return sys.stderr is not None and sys.stderr.isatty()
     except ValueError:  # closed

@@ -1,4 +1,4 @@
-"""``python -m quantsr.test``, as BasicSR's users start it, is ``quantsr test``."""
+"""``python -m quantsr.test``, the form of BasicSR's command, is the same as ``quantsr test``."""
 
 import sys
 

@@ -1,5 +1,5 @@
-"""Timing several ways of doing one thing fairly: interleaved in one run, medians and spread, the
-machine written beside them."""
+"""Fair timing of alternatives: interleaved in one run, with medians, quartiles, and a description
+of the machine."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from quantsr import cpu
 
 @dataclass(frozen=True)
 class Timing:
-    """Milliseconds of one contender."""
+    """Times of one contender in milliseconds."""
 
     name: str
     times: tuple[float, ...]
@@ -50,10 +50,11 @@ def interleaved(
     warm_up: int = 1,
     sync: Callable[[], object] | None = None,
 ) -> list[Timing]:
-    """Run every contender once per round, so that a slow moment of the machine hits all alike.
+    """Run every contender once per round, so that a temporary load of the machine affects all
+    alike.
 
-    `warm_up` uncounted runs of each come first; `sync`, if given, waits for the device before each
-    reading of the clock.
+    Each contender first runs `warm_up` times untimed; `sync`, if given, is called before each
+    reading of the clock, to wait for the device.
     """
     wait = sync or (lambda: None)
     for call in contenders.values():
@@ -79,6 +80,6 @@ def machine() -> str:
 
 
 def load_per_core() -> float:
-    """Runnable processes per core over the last minute; timings above about 0.5 before the run mean
-    little."""
+    """Runnable processes per core over the last minute. Where it is above about 0.5 before a
+    measurement, the times are unreliable."""
     return os.getloadavg()[0] / (os.cpu_count() or 1)

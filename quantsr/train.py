@@ -1,4 +1,4 @@
-"""``python -m quantsr.train``, as BasicSR's users start it, is ``quantsr train``."""
+"""``python -m quantsr.train``, the form of BasicSR's command, is the same as ``quantsr train``."""
 
 import sys
 

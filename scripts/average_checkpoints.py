@@ -1,9 +1,9 @@
-"""Averages two checkpoints of one training, say from before and after its last part, into one.
+"""Averages two checkpoints of one training, such as those before and after its last part.
 
     python scripts/average_checkpoints.py BEFORE.pth AFTER.pth --weight 0.7 -o BETWEEN.pth
 
-Where a part of a training gains at some depths what it loses at others, networks in between can
-keep most of both.
+Where a part of a training improves some depths and worsens others, an average can keep most of the
+quality of both.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from quantsr.trained_files import checkpoint
 
 
 def average(before: Path, after: Path, weight: float) -> dict[str, object]:
-    """A network file: parameters ``(1 - weight) * before + weight * after``, of moving averages
-    where there are; the rest is `after`'s.
+    """A network file with the parameters ``(1 - weight) * before + weight * after``, those of the
+    moving averages where the files have them; other entries are those of ``after``.
 
     Raises:
-        InputError: the two are not of one network with one ranking of its blocks.
+        InputError: the files are of different networks or rankings of blocks.
     """
     files = [checkpoint.load(path) for path in (before, after)]
     first, last = (

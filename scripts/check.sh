@@ -1,5 +1,5 @@
 #!/bin/sh
-# Every check of the project: lint, format, types and tests. The first call installs what is needed into .venv.
+# Every check of the project: lint, format (Python and C), types and tests. The first call installs what is needed into .venv.
 #
 #   sh scripts/check.sh                  the unit tests, a few minutes
 #   sh scripts/check.sh --integration    the slow end-to-end tests as well
@@ -31,11 +31,18 @@ check() {
     "$python" -m "$@" || failed="$failed $1"
 }
 
+check_c_format() {
+    echo "== clang-format --dry-run"
+    "$python" -c 'from clang_format import clang_format; clang_format()' --dry-run --Werror \
+        quantsr/deploy/native/*.[ch] quantsr/deploy/native/*.inc || failed="$failed clang-format"
+}
+
 if [ "$tier" = stress ]; then
     check pytest -m stress -rP --show-capture=stdout tests/stress
 else
     check ruff check .
     check ruff format --check .
+    check_c_format
     check mypy
     check pytest
     [ "$tier" = unit ] || check pytest -m integration

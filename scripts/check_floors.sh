@@ -1,11 +1,11 @@
 #!/bin/sh
-# Test upscaling with the lowest versions that pyproject.toml allows, in an environment of its own.
+# Test upscaling with the lowest versions that pyproject.toml allows, in a separate environment.
 #
 #   sh scripts/check_floors.sh [ARGS of pytest]     default: the tests of upscaling and of the command line
 #
-# The floors of `dependencies` are installed as they stand there. Whatever else the tests import (torch, pytest, ...) is taken from the
+# The lowest versions of `dependencies` are installed. Other packages that the tests import (torch, pytest, ...) are imported from the
 # environment of scripts/check.sh. Variables:
-#   QUANTSR_FLOORS_VENV   folder of the environment, default .venv-floors; made anew where a floor has changed
+#   QUANTSR_FLOORS_VENV   folder of the environment, default .venv-floors; made again where a lowest version has changed
 set -eu
 root=$(CDPATH='' cd -- "$(dirname -- "$0")/.." && pwd)
 python=$(sh "$root/scripts/setup_env.sh" --dev)
@@ -28,7 +28,7 @@ if [ "$(cat "$venv/.pins" 2>/dev/null || :)" != "$pins" ]; then
     "$python" -m venv "$venv"
     # shellcheck disable=SC2086 # one word for each pin
     "$venv/bin/python" -m pip install -q --disable-pip-version-check $pins
-    # Behind its own packages, those of the other environment.
+    # After its own packages, those of the other environment are importable.
     "$python" -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])' >"$("$venv/bin/python" -c \
         'import sysconfig; print(sysconfig.get_paths()["purelib"])')/others.pth"
     printf '%s' "$pins" >"$venv/.pins"

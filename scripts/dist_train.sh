@@ -1,14 +1,14 @@
 #!/bin/sh
-# Train on several machines with torchrun: start this on each of them, with the same arguments but NODE_RANK.
+# Train on several machines with torchrun: start this on each of them, with the same arguments except NODE_RANK.
 #
 #   NNODES=2 NODE_RANK=0 MASTER_ADDR=first-host sh scripts/dist_train.sh options/train/X.yml [ARGS of 'quantsr train']
 #
 # Variables:
 #   NNODES        machines, default 1
-#   NODE_RANK     number of this one, 0 .. NNODES-1, default 0
-#   NPROC         processes on each, default: one per GPU, or 1 where there is none
-#   MASTER_ADDR   the first machine, default 127.0.0.1
-#   MASTER_PORT   a free port of it, default 29500
+#   NODE_RANK     rank of this machine, 0 .. NNODES-1, default 0
+#   NPROC         processes on each machine, default: one per GPU, or 1 where there is none
+#   MASTER_ADDR   address of the first machine, default 127.0.0.1
+#   MASTER_PORT   a free port on it, default 29500
 set -eu
 root=$(CDPATH='' cd -- "$(dirname -- "$0")/.." && pwd)
 . "$root/scripts/run.sh"

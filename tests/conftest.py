@@ -1,5 +1,4 @@
-"""Fixtures every test may use: one CPU thread, fixed seeds, and the real data sets where they are
-present."""
+"""Fixtures for all tests: one CPU thread, fixed seeds, and the real data sets where they exist."""
 
 from __future__ import annotations
 
@@ -12,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# Set before torch is imported, so that several test processes do not fight for the cores.
+# Set before torch is imported, so that several test processes do not compete for the cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
@@ -42,7 +41,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True)
 def _fixed_seeds() -> None:
-    """Every test starts from the same random state, whichever tests ran before it."""
+    """Every test starts from the same random state, independent of the tests before it."""
     random.seed(0)
     np.random.seed(0)  # noqa: NPY002  (BasicSR draws from the global state)
     try:

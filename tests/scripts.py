@@ -1,4 +1,4 @@
-"""The programs of `scripts/` as modules: they are run by path and belong to no package."""
+"""The programs of `scripts/` as modules; they are not part of a package."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""scripts/average_checkpoints.py: what it writes loads as the network between two others, and it
-refuses others' networks."""
+"""scripts/average_checkpoints.py: the average of two networks, and files that are refused."""
 
 import pytest
 import torch
@@ -16,7 +15,7 @@ average_checkpoints = load_script("average_checkpoints")
 
 @pytest.fixture
 def written(tmp_path):
-    """Writes a small network, drawn with a seed, to a file and gives both."""
+    """A function that writes a small network with random weights to a file, and returns both."""
 
     def write(seed, *, num_feat=4, ranking=(1, 0)):
         torch.manual_seed(seed)
@@ -46,7 +45,7 @@ def test_the_average_lies_between_and_keeps_ranking_and_depths(written, tmp_path
         assert net(torch.rand(1, 3, 5, 6), depth=1).shape == (1, 3, 10, 12)
 
 
-def test_the_moving_averages_are_taken(written, tmp_path):
+def test_the_moving_averages_are_used(written, tmp_path):
     (first, _), (last, after) = written(1), written(2)
     both = tmp_path / "both.pth"
     checkpoint.save(both, network_file(last, first, iteration=1))

@@ -1,4 +1,4 @@
-"""BasicSR comes in through one door, and its five faults stay out."""
+"""BasicSR is imported by one module only, without its five faults."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def run_python(code: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
 
 
-def test_everything_promised_is_there() -> None:
+def test_all_public_names_exist() -> None:
     for name in basicsr_compat.__all__:
         assert hasattr(basicsr_compat, name), name
     assert {"EDSR", "MSRResNet", "SwinIR"} <= set(basicsr_compat.ARCH_REGISTRY.keys())
@@ -40,7 +40,7 @@ def test_a_fresh_import_is_quiet_and_leaves_the_faulty_modules_out() -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
-def test_fault_1_missing_modules_are_lent_only_while_importing() -> None:
+def test_fault_1_missing_modules_have_substitutes_only_while_importing() -> None:
     name = "torchvision.transforms.functional_tensor"
     there = importlib.util.find_spec(name) is not None
     with importable():
@@ -71,7 +71,7 @@ def test_fault_2_a_missing_basicsr_is_one_line_with_a_remedy() -> None:
 
 
 @pytest.mark.parametrize("name", ["init_dist", "_init_dist_pytorch", "_init_dist_slurm"])
-def test_fault_3_the_shell_is_out_of_reach(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fault_3_no_shell_is_started(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from basicsr.utils import dist_util
 
     monkeypatch.setattr("subprocess.getoutput", lambda command: pytest.fail(f"a shell ran {command}"))
@@ -80,10 +80,10 @@ def test_fault_3_the_shell_is_out_of_reach(name: str, monkeypatch: pytest.Monkey
         getattr(dist_util, name)("slurm")
 
 
-def test_fault_4_failed_writes_cannot_be_swallowed() -> None:
+def test_fault_4_methods_for_files_raise() -> None:
     model = BaseModel({"num_gpu": 0, "is_train": True})
     for method in (model.save_network, model.save_training_state, model.load_network):
-        with pytest.raises(RuntimeError, match=r"quantsr\.engine\.checkpoint"):
+        with pytest.raises(RuntimeError, match=r"quantsr\.trained_files\.checkpoint"):
             method(None, "net_g", 1)
 
 
@@ -93,8 +93,8 @@ def test_faults_4_and_5_only_this_module_imports_basicsr(repo_root: Path) -> Non
         path.name for path in (repo_root / "quantsr").rglob("*.py") if pattern.search(path.read_text())
     ]
     assert importers == ["basicsr_compat.py"]
-    door = (repo_root / "quantsr/basicsr_compat.py").read_text()
-    body = door[door.index("_enter_packages()\ntry:") :]
+    source = (repo_root / "quantsr/basicsr_compat.py").read_text()
+    body = source[source.index("_enter_packages()\ntry:") :]
     assert not re.search(r"basicsr\.utils\.options|basicsr\.models\.sr_model|basicsr\.(train|test)\b", body)
 
 

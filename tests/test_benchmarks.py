@@ -1,5 +1,4 @@
-"""What the benchmarks write: the commit, the warning where it is not what ran, medians with their
-spread."""
+"""Files of the benchmarks: the commit, a warning for uncommitted changes, medians with spread."""
 
 from __future__ import annotations
 
@@ -25,7 +24,9 @@ def checkout(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_only_changes_of_what_ran_count(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_only_changes_of_tracked_files_outside_the_results_count(
+    checkout: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     clean = timing.commit(checkout / "benchmarks")
     assert len(clean) >= 7
     (checkout / "benchmarks/results/a.csv").write_text("second\n")
@@ -37,7 +38,7 @@ def test_only_changes_of_what_ran_count(checkout: Path, tmp_path_factory: pytest
 
 
 @pytest.mark.parametrize(("commit", "warned"), [("abc1234", False), ("abc1234+", True), ("unknown", False)])
-def test_a_changed_checkout_is_warned_of(
+def test_results_of_a_changed_checkout_have_a_warning(
     commit: str,
     warned: bool,
     tmp_path: Path,
@@ -54,7 +55,7 @@ def test_a_changed_checkout_is_warned_of(
     assert ("a.csv: measured with changes that are in no commit" in capsys.readouterr().err) == warned
 
 
-def test_processes_are_summed_up_by_median_and_spread() -> None:
+def test_the_summary_of_processes_has_median_and_spread() -> None:
     runs = [{"wall_s": w, "cpu_s": 2 * w, "peak_mib": 100 + w} for w in (3.0, 1.0, 2.0)]
     assert summary(runs) == {
         "wall_s": 2.0,

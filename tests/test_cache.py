@@ -1,4 +1,4 @@
-"""What is compiled is kept where only this user can write."""
+"""Compiled code is cached in a folder where only this user can write."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from quantsr import cache
 @pytest.fixture(autouse=True)
 def _no_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "")  # put back after the test
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "")  # restored after the test
     cache.set_compile_cache.cache_clear()
 
 
@@ -22,7 +22,7 @@ def mode(folder: Path) -> int:
     return stat.S_IMODE(folder.stat().st_mode)
 
 
-def test_the_folder_is_this_users_alone(tmp_path: Path) -> None:
+def test_the_folder_is_private_to_this_user(tmp_path: Path) -> None:
     folder = tmp_path / "cache" / "quantsr" / "torchinductor"
     folder.mkdir(parents=True, mode=0o755)
     cache.set_compile_cache()
@@ -37,7 +37,7 @@ def test_a_folder_of_the_users_choice_is_kept(monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.parametrize("how", ["foreign", "link", "file"])
-def test_a_folder_that_is_not_ours_is_not_used(
+def test_a_folder_of_another_user_is_not_used(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
     folder = tmp_path / "cache" / "quantsr" / "torchinductor"

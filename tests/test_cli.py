@@ -1,4 +1,4 @@
-"""The command line: exit codes, one-line failures, and imports that stay quiet."""
+"""The command line: exit codes, one-line failures, and modules that are not imported."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def importing(name: str) -> Callable[[argparse.Namespace], int]:
 
 
 def modules_after(statement: str) -> set[str]:
-    """Top-level modules that a fresh interpreter holds after a statement."""
+    """Top-level modules in a new interpreter after a statement."""
     code = f"{statement}\nimport sys; print(' '.join({{name.partition('.')[0] for name in sys.modules}}))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     return set(done.stdout.split())
@@ -82,16 +82,16 @@ def test_the_help_and_the_version_load_nothing_heavy() -> None:
 
 def test_public_names_are_resolved_on_first_use(monkeypatch: pytest.MonkeyPatch) -> None:
     assert set(quantsr.__all__) == set(dir(quantsr))
-    home = ModuleType("quantsr.loading")
-    home.load = "found"  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "quantsr.loading", home)
+    module = ModuleType("quantsr.loading")
+    module.load = "found"  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "quantsr.loading", module)
     assert quantsr.load == "found"
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
         _ = quantsr.nonsense
 
 
 @pytest.mark.parametrize("code", [0, 1, 2])
-def test_the_exit_code_is_the_commands_own(command, code: int) -> None:
+def test_the_exit_code_is_that_of_the_command(command, code: int) -> None:
     command(lambda args: code)
     assert cli.main(["fake"]) == code
 
@@ -140,7 +140,7 @@ def test_debug_shows_the_traceback(command, words: list[str]) -> None:
         cli.main(words)
 
 
-def test_a_fault_of_the_program_is_not_hidden(command) -> None:
+def test_an_unexpected_exception_is_not_hidden(command) -> None:
     command(raising(ZeroDivisionError()))
     with pytest.raises(ZeroDivisionError):
         cli.main(["fake"])
@@ -162,7 +162,7 @@ def test_a_missing_base_package_names_the_package(command, capsys, monkeypatch) 
     assert "needs openvino; install it with: pip install" in capsys.readouterr().err
 
 
-def test_a_missing_module_of_our_own_is_a_fault(command) -> None:
+def test_a_missing_module_of_quantsr_raises(command) -> None:
     command(importing("quantsr.no_such_module"))
     with pytest.raises(ModuleNotFoundError):
         cli.main(["fake"])
@@ -223,19 +223,19 @@ def test_a_closed_pipe_is_no_failure(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", list(cli.COMMANDS))
-def test_every_command_explains_itself(name: str, capsys) -> None:
+def test_every_command_has_a_help(name: str, capsys) -> None:
     with pytest.raises(SystemExit) as stop:
         cli.main([name, "--help"])
     assert stop.value.code == 0
     assert f"usage: quantsr {name}" in capsys.readouterr().out
 
 
-def test_several_processes_are_for_training(tmp_path: Path, repo_root: Path) -> None:
+def test_only_train_starts_several_processes(tmp_path: Path, repo_root: Path) -> None:
     """NPROC starts torchrun in train.sh only: N tests would write the same files."""
     (tmp_path / "scripts").mkdir()
     for name in ("train.sh", "test.sh", "scripts/run.sh"):
         shutil.copy(repo_root / name, tmp_path / name)
-    (tmp_path / "scripts" / "setup_env.sh").write_text("echo echo\n")  # in the interpreter's place
+    (tmp_path / "scripts" / "setup_env.sh").write_text("echo echo\n")  # instead of the interpreter
     for name, several in (("train", True), ("test", False)):
         words = ["env", "NPROC=4", "sh", str(tmp_path / f"{name}.sh"), "x.yml"]
         done = subprocess.run(words, capture_output=True, text=True, check=True)
@@ -251,7 +251,7 @@ def test_a_test_under_torchrun_is_refused(capsys, monkeypatch) -> None:
     assert "evaluates in one process" in capsys.readouterr().err
 
 
-def test_python_m_is_the_same_command() -> None:
+def test_python_m_quantsr_runs_the_command_line() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "quantsr", "--version"], capture_output=True, text=True, check=True
     )

@@ -1,4 +1,4 @@
-"""What the processor is said to be able to do."""
+"""The name and the feature flags of the processor."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_name_and_flags_are_read_from_the_first_core(monkeypatch: pytest.MonkeyP
     assert flags & cpu.BF16
 
 
-def test_elsewhere_than_on_linux_nothing_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_proc_cpuinfo_there_are_no_flags(monkeypatch: pytest.MonkeyPatch) -> None:
     def absent(self: Path, **options: object) -> str:
         raise FileNotFoundError(self)
 

@@ -1,4 +1,4 @@
-"""`scripts/gpu_queue.sh` with an interpreter that only writes down what it is asked to run."""
+"""`scripts/gpu_queue.sh` with an interpreter that only logs its commands."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ QUEUES = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "options" / "que
 
 
 def run(tmp_path: Path, *arguments: str) -> tuple[subprocess.CompletedProcess[str], list[str]]:
-    """The script's process, and the commands that it ran (imports fail: SPAN's package is not
-    there)."""
+    """The script's process, and the commands that it ran (imports fail, as if SPAN's package were
+    missing)."""
     python = tmp_path / "python"
     python.write_text(f'#!/bin/sh\necho "$*" >>{tmp_path}/log\n[ "$1" != -c ]\n')
     python.chmod(0o755)
@@ -38,7 +38,7 @@ def run(tmp_path: Path, *arguments: str) -> tuple[subprocess.CompletedProcess[st
     return process, [line for line in lines if not line.startswith("-c")]
 
 
-def test_a_call_goes_on_from_the_state_of_the_one_before(tmp_path: Path) -> None:
+def test_a_call_starts_from_the_state_of_the_previous_one(tmp_path: Path) -> None:
     (tmp_path / "state" / "some").mkdir(parents=True)
     (tmp_path / "state" / "queue.json").write_text("{}")
     process, commands = run(tmp_path, "500", "--queue", "mine.yml", "--last")
@@ -73,7 +73,7 @@ def test_wrong_usage_is_one_line(tmp_path: Path, arguments: tuple[str, ...]) -> 
 
 
 @pytest.mark.parametrize("file", QUEUES)
-def test_every_queue_is_sound_and_its_starts_are_there(file: str) -> None:
+def test_every_queue_is_valid_and_its_files_exist(file: str) -> None:
     for entry in load_queue(str(ROOT / file)).entries.values():
         assert (ROOT / entry.opt).is_file()
         for key, value in entry.set.items():

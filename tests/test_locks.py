@@ -1,5 +1,5 @@
-"""One process at a time in a folder; the lock ends with its holder; file systems without locks are
-said and go on."""
+"""One process at a time in a folder; the lock ends with its process; file systems without locks
+are only warned about."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ HOLD = "import sys, pathlib, quantsr.locks as l\nwith l.locked(pathlib.Path(sys.
 
 @pytest.fixture
 def holder(tmp_path: Path) -> Iterator[Any]:
-    """A function that starts a process which holds the lock of ``tmp_path / "run"``."""
+    """A function that starts a process that locks ``tmp_path / "run"``."""
     started = []
 
     def start(first: str = "") -> subprocess.Popen[str]:
@@ -50,14 +50,14 @@ def test_a_second_process_is_refused_with_host_and_process(holder: Any, tmp_path
     with pytest.raises(FolderLockedError) as caught, locked(tmp_path / "run"):
         pass
     assert f"run: in use by process {process.pid} on {socket.gethostname()}; " in str(caught.value)
-    process.communicate("")  # ends as it should
+    process.communicate("")  # ends normally
     assert list((tmp_path / "run").iterdir()) == []
     with locked(tmp_path / "run"):
         assert (tmp_path / "run" / LOCK_NAME).exists()
 
 
-def test_the_death_of_the_holder_frees_the_lock(holder: Any, tmp_path: Path) -> None:
-    """Also while a process that it forked lives on, as loader processes do for some seconds."""
+def test_the_lock_ends_with_its_process(holder: Any, tmp_path: Path) -> None:
+    """Also while a forked process still runs, as loader processes do for some seconds."""
     process = holder("import os, time; pid = os.fork(); pid or os.close(1) or time.sleep(3) or os._exit(0);")
     process.send_signal(signal.SIGKILL)
     process.wait()
@@ -82,7 +82,7 @@ def test_a_folder_that_is_renamed_keeps_its_lock(holder: Any, tmp_path: Path) ->
         pass
 
 
-def test_a_file_system_without_locks_is_said_in_one_line(
+def test_a_file_system_without_locks_is_one_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def fail(*args: Any) -> None:
@@ -97,7 +97,7 @@ def test_a_file_system_without_locks_is_said_in_one_line(
     )
 
 
-def test_leftovers_are_removed_but_not_what_is_being_written(tmp_path: Path) -> None:
+def test_leftovers_are_removed_but_no_file_that_is_being_written(tmp_path: Path) -> None:
     for name in (".quantsr.a.tmp", "models/.quantsr.b.tmp", "other/.quantsr.c.tmp", "models/net.pth"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()

@@ -1,5 +1,4 @@
-"""What the Markdown pages are made of: lines of bounded length, and names of files, modules and
-tests that exist."""
+"""Markdown pages: lines of bounded length, and names of files, modules and tests that exist."""
 
 from __future__ import annotations
 
@@ -23,10 +22,9 @@ if (
 
 LONGEST = 100
 GENERATED = ("docs/options.md",)
-"""Pages that a program writes. The measured part of a model card, between two comments, is another
-one's."""
+"""Generated pages. The measured part of a model card, between two comments, is generated too."""
 EXAMPLES = ("quantsr/quant/max_abs_quantizer.py", "own_arch.py", "own.yml", "options.yml")
-"""Files that a page tells the reader to write, or that a run writes."""
+"""Files that the reader of a page writes, or that a run writes."""
 CODE = re.compile(r"`([^`]+)`")
 LINK = re.compile(r"\s*(?:[-*] )?!?\[[^\]]*\]\([^)\s]*\)[.,:;]?")
 
@@ -47,8 +45,8 @@ def read(page: str) -> str:
 
 
 def prose(text: str) -> Iterator[tuple[int, str]]:
-    """Numbers and lines of prose: no code block, table, heading, comment or generated part, no line
-    that is one link."""
+    """Numbers and lines of prose, without code blocks, tables, headings, comments, generated parts
+    and lines of a single link."""
     fenced = generated = False
     for number, line in enumerate(text.splitlines(), 1):
         if line.startswith("<!--"):
@@ -60,14 +58,13 @@ def prose(text: str) -> Iterator[tuple[int, str]]:
 
 
 def expand(pattern: str) -> list[str]:
-    """A pattern once for every choice from its braces, as a shell does: ``x{2,4}.yml`` is x2.yml
-    and x4.yml."""
+    """Brace expansion as in a shell: ``x{2,4}.yml`` gives x2.yml and x4.yml."""
     parts = re.split(r"\{([^}]*)\}", pattern)
     choices = [part.split(",") if i % 2 else [part] for i, part in enumerate(parts)]
     return ["".join(words) for words in product(*choices)]
 
 
-def test_prose_leaves_out_what_is_no_prose() -> None:
+def test_prose_leaves_out_code_tables_headings_and_generated_parts() -> None:
     page = "# h\none\n\n    code\n| table |\n```sh\ncode\n```\n[link](https://x)\n"
     page += "<!-- measured: by -->\nmade\n<!-- end of what is measured -->\n- two\n  and [three](x)\n"
     assert [line for _, line in prose(page)] == ["one", "", "- two", "  and [three](x)"]
@@ -76,16 +73,16 @@ def test_prose_leaves_out_what_is_no_prose() -> None:
 
 @pytest.mark.parametrize("page", [page for page in PAGES if page not in GENERATED])
 def test_lines_of_prose_are_at_most_100_characters_long(page: str) -> None:
-    """Every tracked Markdown file; free are tables, code blocks, headings, comments, lines of a
-    single link, and what a program writes: ``GENERATED`` and the measured parts of model cards."""
+    """In every tracked Markdown file, except tables, code blocks, headings, comments, lines of a
+    single link, and generated text: ``GENERATED`` and the measured parts of model cards."""
     long = [f"{page}:{number}: {line}" for number, line in prose(read(page)) if len(line) > LONGEST]
     assert not long, "\n".join(long)
 
 
 @pytest.mark.parametrize("page", PAGES)
 def test_every_file_of_the_project_that_a_page_names_exists(page: str) -> None:
-    """In code: paths from the checkout's folders or the package's; with a capital NAME they stand
-    for any."""
+    """Paths in code that begin with a folder of the checkout or of the package; those with NAME in
+    capitals are placeholders."""
     packages = {path.name for path in (ROOT / "quantsr").iterdir() if path.is_dir()}
     folders = {"quantsr", "benchmarks", "docs", "options", "scripts", "tests"} | packages
     for code in CODE.findall(read(page)):
@@ -112,7 +109,7 @@ def test_every_module_and_test_that_a_page_names_exists(page: str) -> None:
         assert any(f"def {name}(" in source for source in tests.values()), f"{page}: {name}"
 
 
-def test_the_options_page_names_every_option_file_and_none_that_is_not_there() -> None:
+def test_the_options_page_names_exactly_the_existing_option_files() -> None:
     files = [name.removeprefix("options/") for name in tracked("options/*.yml")]
     rows = [line for line in read("options/README.md").splitlines() if line.startswith("|")]
     named = [name for row in rows for code in CODE.findall(row.split("|")[1]) for name in expand(code)]

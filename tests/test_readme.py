@@ -1,5 +1,4 @@
-"""What the documents tell the reader to type exists: commands, arguments, scripts, option files,
-keys and links."""
+"""Commands, arguments, scripts, option files, keys and links in the documents exist."""
 
 from __future__ import annotations
 
@@ -30,7 +29,7 @@ DEFAULTS = {
 
 
 def commands(document: Path) -> Iterator[list[str]]:
-    """The words of every command in the document's shell blocks, without variables in front."""
+    """The words of every command in the document's shell blocks, without leading variables."""
     text = document.read_text().replace("\\\n", " ")
     fenced = re.findall(r"^```sh\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
     indented = re.findall(r"^    (?:quantsr|sh|python) .*$", text, re.MULTILINE)
@@ -84,7 +83,7 @@ def test_the_network_of_the_page_upscales(own_files: Path, monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize("words", [param for param in TYPED if quantsr_command(param.values[0])])
-def test_every_documented_command_is_understood(
+def test_every_documented_command_is_parsed(
     words: list[str], own_files: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if "--import" in words:
@@ -122,7 +121,7 @@ def test_every_documented_file_of_the_checkout_exists(words: list[str]) -> None:
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
-def test_every_link_inside_the_checkout_leads_somewhere(document: Path) -> None:
+def test_every_link_inside_the_checkout_exists(document: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)", document.read_text()):
         if "://" not in target:
             assert (document.parent / target).exists(), target
@@ -140,11 +139,11 @@ SMALLER = [
     "val.val_freq=2",
 ]
 RUN = ("export", "bench", "cost", "upscale", "report", "compare")
-"""In this order: the others need what export writes. Of compare only what has --dry-run."""
+"""Commands in this order, as the others need the file of export. Of compare only --dry-run."""
 
 
 def readme_commands() -> list[list[str]]:
-    """quantsr's commands in README that take no hours, as they are typed, and ``quantsr check``."""
+    """The fast commands of quantsr in the README, as they are typed, and ``quantsr check``."""
     readme = ROOT / "README.md"
     found = [words for words in commands(readme) if words[0] == "quantsr" and words[1] in RUN]
     found = [words for words in found if words[1] != "compare" or "--dry-run" in words]
@@ -153,9 +152,9 @@ def readme_commands() -> list[list[str]]:
 
 
 @pytest.fixture(scope="module")
-def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with all that README's commands name: options, data sets, pictures, the default run
-    and its test."""
+def readme_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with everything that the README's commands name: options, data sets, pictures, the
+    default run and its test."""
     from quantsr.quant import get_compile, set_compile
 
     folder = tmp_path_factory.mktemp("readme")
@@ -184,11 +183,11 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.integration
 def test_the_cheap_commands_of_the_readme_run(
-    workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    readme_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """In the forms shown there, and each leaves what it says."""
-    monkeypatch.chdir(workplace)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(workplace / "cache"))
+    """In the forms shown there; each writes or prints the expected output."""
+    monkeypatch.chdir(readme_folder)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(readme_folder / "cache"))
     typed = readme_commands()
     assert {words[1] for words in typed} == {*RUN, "check"}
     for words in typed:
@@ -197,16 +196,16 @@ def test_the_cheap_commands_of_the_readme_run(
         capsys.readouterr()
         shutil.rmtree("out", ignore_errors=True)
         assert cli.main(words[1:]) == 0, shlex.join(words)
-        said = capsys.readouterr().out
+        output_text = capsys.readouterr().out
         if "-o" in words:
             output = Path(words[words.index("-o") + 1])
             assert any(output.iterdir()) if output.is_dir() else output.stat().st_size > 0
         if words[1] == "export":
-            assert "| skimage | network" in said
+            assert "| skimage | network" in output_text
         elif words[1] in ("bench", "cost"):
-            assert "| depth |" in said
+            assert "| depth |" in output_text
         elif words[1] == "compare":
-            assert "runs, " in said
+            assert "runs, " in output_text
         elif words[1] == "upscale":
             scale = 4 if "--model" not in words else 2
             first = next(Path(words[words.index("-o") + 1]).iterdir())
@@ -214,10 +213,10 @@ def test_the_cheap_commands_of_the_readme_run(
 
 
 @pytest.mark.integration
-def test_the_python_of_the_readme_runs(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_python_of_the_readme_runs(readme_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
-    monkeypatch.chdir(workplace)
+    monkeypatch.chdir(readme_folder)
     (code,) = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE)
     names = {"picture": cv2.imread("photo.jpg")[..., ::-1].copy()}
     exec(compile(code, "README.md", "exec"), names)  # noqa: S102 - the project's own document

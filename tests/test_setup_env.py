@@ -1,4 +1,4 @@
-"""The set-up scripts, run on a copy of the checkout with interpreters that only pretend."""
+"""The installation scripts, run on a copy of the checkout with fake interpreters."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SCRIPTS = [
 NATIVE = "quantsr/deploy/native"
 TOOLS = ["sh", "cat", "cksum", "cp", "dirname", "flock", "grep", "head", "mkdir", "mv", "rm"]
 
-# Answers the scripts' questions, and writes every installation and every run to a log.
+# Answers the scripts' queries, and logs every installation and every run.
 FAKE_PYTHON = """#!/bin/sh
 log() {{ printf '%s\\n' "$*" >>"$FAKE_LOG"; }}
 case "$1 $2" in
@@ -46,7 +46,7 @@ esac
 
 
 class Machine:
-    """A checkout, and a PATH that holds the tools of a bare system and the given interpreters."""
+    """A checkout, and a PATH with the tools of a minimal system and the given interpreters."""
 
     def __init__(self, folder: Path) -> None:
         self.checkout = folder / "a check out"
@@ -95,7 +95,7 @@ class Machine:
         return self.run("scripts/setup_env.sh", *words, **variables)
 
     def logged(self) -> list[str]:
-        """What was installed and run since the last call."""
+        """The lines of the log (installations and runs) since the last call."""
         lines = self.log.read_text().splitlines() if self.log.exists() else []
         self.log.unlink(missing_ok=True)
         return lines
@@ -112,14 +112,14 @@ def machine(tmp_path: Path) -> Machine:
 
 @pytest.fixture
 def ready(machine: Machine) -> Machine:
-    """A machine that is set up."""
+    """A machine with an installed environment."""
     machine.add_python("python3.11", "3.11")
     assert machine.setup().returncode == 0
     machine.logged()
     return machine
 
 
-def test_the_first_call_installs_and_answers_with_the_interpreter(machine: Machine) -> None:
+def test_the_first_call_installs_and_prints_the_interpreter(machine: Machine) -> None:
     machine.add_python("python3.11", "3.11")
     done = machine.setup()
     assert done.returncode == 0, done.stderr
@@ -138,7 +138,7 @@ def test_the_second_call_installs_nothing(ready: Machine) -> None:
     assert ready.logged() == []
 
 
-def test_the_newest_suitable_interpreter_is_taken(machine: Machine) -> None:
+def test_the_newest_suitable_interpreter_is_used(machine: Machine) -> None:
     for name, version in {
         "python3": "3.13",
         "python3.10": "3.10",
@@ -150,7 +150,7 @@ def test_the_newest_suitable_interpreter_is_taken(machine: Machine) -> None:
     assert machine.logged()[0] == "venv 3.12"
 
 
-def test_an_interpreter_without_a_version_in_its_name_is_asked(machine: Machine) -> None:
+def test_the_version_of_an_interpreter_without_one_in_its_name_is_read(machine: Machine) -> None:
     machine.add_python("python3.12", "")  # as pyenv's shim of a version that is not selected
     machine.add_python("python3", "3.10")
     machine.setup()
@@ -168,7 +168,7 @@ def test_interpreters_outside_path_are_found(machine: Machine, folder: str) -> N
 
 
 @pytest.mark.parametrize("versions", [[], ["3.9", "3.13"]])
-def test_without_a_suitable_interpreter_it_says_what_to_install(
+def test_without_a_suitable_interpreter_the_message_names_what_to_install(
     machine: Machine, versions: list[str]
 ) -> None:
     for version in versions:
@@ -216,9 +216,9 @@ def test_a_named_interpreter_must_be_suitable(machine: Machine, name: str, messa
 @pytest.mark.parametrize(
     "changed", ["requirements.txt", "setup.py", *(f"{NATIVE}/{name}" for name in ("network.h", "swin.inc"))]
 )
-def test_a_changed_source_of_it_updates_the_environment(ready: Machine, changed: str) -> None:
-    """The kernels are compiled by the installation: without a new one, those of before a git pull
-    would stay."""
+def test_a_changed_source_file_updates_the_environment(ready: Machine, changed: str) -> None:
+    """The kernels are compiled by the installation: without a new one, old kernels would be used
+    after a git pull."""
     (ready.venv / "mine").touch()
     with (ready.checkout / changed).open("a") as file:
         file.write("\n")
@@ -232,7 +232,7 @@ def test_a_changed_source_of_it_updates_the_environment(ready: Machine, changed:
     assert ready.logged() == []
 
 
-def test_an_installation_that_was_cut_off_is_made_anew(machine: Machine) -> None:
+def test_an_interrupted_installation_is_made_again(machine: Machine) -> None:
     machine.add_python("python3.11", "3.11")
     assert machine.setup(FAKE_PIP_FAILS="requirements.txt").returncode == 1
     (machine.venv / "half a package").touch()
@@ -252,7 +252,7 @@ def test_nothing_runs_where_the_installation_failed(machine: Machine) -> None:
     assert not runs(machine)
 
 
-def test_an_environment_of_the_users_is_kept(machine: Machine) -> None:
+def test_an_existing_environment_is_kept(machine: Machine) -> None:
     machine.add_python("python3.11", "3.11")
     machine.add_python(str(machine.venv / "bin" / "python"), "3.10")
     (machine.venv / "mine").touch()
@@ -270,7 +270,7 @@ def test_a_folder_that_is_no_environment_is_reported_and_kept(machine: Machine) 
     assert machine.venv.exists()
 
 
-def test_the_tools_of_the_checks_come_on_demand_and_stay(ready: Machine) -> None:
+def test_the_tools_of_the_checks_are_installed_on_demand_and_kept(ready: Machine) -> None:
     assert ready.setup("--dev").returncode == 0
     assert "pip install -qq --no-build-isolation --editable .[dev]" in ready.logged()
     ready.setup("--dev")
@@ -289,7 +289,7 @@ def test_an_active_environment_that_has_everything_is_used(machine: Machine, var
     assert not machine.venv.exists()
 
 
-def test_a_named_folder_wins_over_the_active_environment(machine: Machine) -> None:
+def test_a_named_folder_overrides_the_active_environment(machine: Machine) -> None:
     machine.add_python("python3.11", "3.11", installed=True)
     machine.add_python("python3", "3.11", installed=True)
     other = machine.home / "other"
@@ -298,14 +298,14 @@ def test_a_named_folder_wins_over_the_active_environment(machine: Machine) -> No
     assert machine.logged()[0] == "venv 3.11"
 
 
-def test_torch_and_torchvision_come_together_from_a_named_index(machine: Machine) -> None:
+def test_torch_and_torchvision_are_installed_together_from_a_named_index(machine: Machine) -> None:
     machine.add_python("python3.11", "3.11")
     machine.setup(QUANTSR_TORCH_INDEX="https://index.example/cpu")
     (line,) = [line for line in machine.logged() if "--index-url" in line]
     assert line == "pip install --index-url https://index.example/cpu torch>=2.9 torchvision>=0.24"
 
 
-def test_without_libgl_the_headless_opencv_takes_over(machine: Machine) -> None:
+def test_without_libgl_the_headless_opencv_is_installed(machine: Machine) -> None:
     machine.add_python("python3.11", "3.11")
     machine.setup(FAKE_NO_LIBGL="yes")
     assert "pip install --quiet --force-reinstall --no-deps opencv-python-headless" in machine.logged()
@@ -346,14 +346,14 @@ def test_several_processes_start_through_torchrun(ready: Machine) -> None:
 
 
 @pytest.mark.parametrize("value", ["two", "0", "-1", "1.5", "2 ", "4; touch x", "9999999", "1025"])
-def test_a_number_of_processes_that_is_none_starts_nothing(ready: Machine, value: str) -> None:
+def test_a_bad_number_of_processes_starts_nothing(ready: Machine, value: str) -> None:
     done = ready.run("train.sh", "x.yml", NPROC=value)
     assert done.returncode == 2
     assert done.stderr.splitlines() == [
         f"error: NPROC: a whole number from 1 to 1024 is needed, not '{value}'; correct the variable, or unset it"
     ]
     assert runs(ready) == []
-    assert ready.run("test.sh", NPROC=value).returncode == 0  # one process whatever it says
+    assert ready.run("test.sh", NPROC=value).returncode == 0  # tests run in one process and ignore it
 
 
 @pytest.mark.parametrize(
@@ -380,7 +380,7 @@ def test_variables_of_several_machines_are_checked_first(
     assert runs(ready) == []
 
 
-def test_test_takes_the_network_that_comes_with_quantsr(ready: Machine) -> None:
+def test_test_uses_a_shipped_network_by_default(ready: Machine) -> None:
     default = f"quantsr test -opt {ready.checkout}/options/test/shipped.yml"
     for words, typed in (
         ((), default),
@@ -392,7 +392,7 @@ def test_test_takes_the_network_that_comes_with_quantsr(ready: Machine) -> None:
         assert runs(ready) == [f"in {ready.checkout}: {typed}"]
 
 
-def test_every_check_runs_even_after_one_that_failed(ready: Machine) -> None:
+def test_every_check_runs_even_after_a_failed_one(ready: Machine) -> None:
     done = ready.run("scripts/check.sh", "--integration", FAKE_FAILS="ruff")
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1] == "failed: ruff ruff"
@@ -416,7 +416,7 @@ def test_the_stress_tier_runs_alone(ready: Machine) -> None:
     assert "--stress" in done.stderr
 
 
-def test_several_machines_need_the_first_ones_name(ready: Machine) -> None:
+def test_several_machines_need_the_address_of_the_first(ready: Machine) -> None:
     done = ready.run("scripts/dist_train.sh", "x.yml", NNODES="2")
     assert done.returncode == 2
     assert "MASTER_ADDR" in done.stderr
@@ -435,7 +435,7 @@ def test_several_machines_need_the_first_ones_name(ready: Machine) -> None:
     assert line.endswith("-m quantsr train -opt x.yml --auto-resume")
 
 
-def test_slurm_starts_one_task_for_each_gpu(ready: Machine) -> None:
+def test_slurm_runs_the_command_through_srun(ready: Machine) -> None:
     srun = ready.bin / "srun"
     srun.write_text('#!/bin/sh\necho "srun $*"\n')
     srun.chmod(0o755)
@@ -456,7 +456,7 @@ def test_slurm_starts_one_task_for_each_gpu(ready: Machine) -> None:
 
 @pytest.mark.parametrize("shell", ["sh", "dash", "bash"])
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_every_script_is_plain_shell(shell: str, script: str) -> None:
+def test_every_script_parses_in_every_shell(shell: str, script: str) -> None:
     if shutil.which(shell) is None:
         pytest.skip(f"no {shell} on this machine")
     subprocess.run([shell, "-n", str(ROOT / script)], check=True)

@@ -1,7 +1,7 @@
-"""Every option file runs: two iterations of training, then its own test file on what that wrote.
+"""Every option file runs: two iterations of training, then its test file on the trained network.
 
-The networks keep their blocks, bits, depths, teachers and losses, and are made narrow; the pictures
-are tiny.
+The networks keep their blocks, bits, depths, teachers and losses, but have few channels; the
+pictures are tiny.
 """
 
 from pathlib import Path
@@ -85,7 +85,7 @@ def shrunk(file, pictures, tmp_path, *, is_train):
         options["path"]["fp_pretrain_network_g"] = str(tmp_path / "start.pth")
     if is_train:
         start = options["path"].get("pretrain_network_g")
-        if start is not None:  # experiments/starts/NAME.pth: what the file of that name trains
+        if start is not None:  # experiments/starts/NAME.pth, the network of the option file NAME
             before = shrunk(
                 Path(file).with_name(f"{Path(start).stem}.yml"), pictures, tmp_path, is_train=True
             )
@@ -157,7 +157,7 @@ def test_every_comparison_has_three_seeds_and_equal_iterations_from_one_start(fi
 @pytest.mark.integration
 @pytest.mark.parametrize("file", COMPARE)
 def test_every_comparison_runs(file, pictures, tmp_path):
-    """All variants of one seed, narrow, two iterations each, to the table."""
+    """All variants of one seed with few channels and two iterations each, up to the table."""
     whole = load_comparison(str(ROOT / file), check_paths=False)
     tiny = f"type: CroppedImageDataset, dataroot_gt: {pictures}"
     small = NARROW[whole.runs[0].training.network_g.type]

@@ -1,4 +1,4 @@
-"""The picture that the README opens with, and the script that makes it."""
+"""The first picture of the README, and the script that makes it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PICTURE = ROOT / "docs" / "images" / "showcase.png"
 make_showcase = load_script("make_showcase")
 
 
-def test_the_readme_opens_with_it() -> None:
+def test_the_readme_shows_it() -> None:
     (link,) = re.findall(
         r"^!\[.+\]\((\S+)\)$", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE
     )
@@ -27,7 +27,7 @@ def test_the_readme_opens_with_it() -> None:
     assert PICTURE.stat().st_size < 400_000
 
 
-def test_it_was_made_with_the_weights_that_are_shipped() -> None:
+def test_it_was_made_with_the_shipped_weights() -> None:
     """After a change of the default network: ``python scripts/make_showcase.py``."""
     name = make_showcase.DEFAULT_MODEL
     expected = f"tEXt{make_showcase.FINGERPRINT}\0{make_showcase.fingerprint(name)}".encode("latin-1")
@@ -52,7 +52,7 @@ def test_the_fingerprint_leaves_the_picture_readable() -> None:
 
 @pytest.mark.integration
 def test_the_script_makes_it_without_torch(tmp_path: Path) -> None:
-    """The same picture but for the last digits of an engine on another CPU."""
+    """The same picture, except for small differences of an engine on another CPU."""
     code = (
         "import runpy, sys; sys.modules['torch'] = None; sys.modules['basicsr'] = None; "
         f"sys.argv = ['make_showcase', '-o', {str(tmp_path / 'showcase.png')!r}]; "

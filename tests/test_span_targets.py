@@ -34,7 +34,7 @@ PixelShuffle up   1 1 g output 0=2
 
 @pytest.fixture
 def weights(tmp_path: Path) -> tuple[Path, dict[str, np.ndarray]]:
-    """A network of every kind of layer that SPAN has; an odd number of weights in half precision is
+    """A network with every kind of layer of SPAN; an odd number of weights in half precision is
     padded to 4 bytes."""
     rng = np.random.default_rng(0)
     sizes = {"mean": 3, "w1": 135, "b1": 5, "w2": 180, "b2": 12}
@@ -74,7 +74,7 @@ def test_files_that_do_not_fit_are_one_line(weights: tuple[Path, dict[str, np.nd
         script.Span(path, CPU)
 
 
-def test_the_ensemble_is_the_mean_over_flips_and_turns() -> None:
+def test_the_ensemble_is_the_mean_over_flips_and_rotations() -> None:
     x = torch.rand(2, 3, 5, 8)
 
     def up(x: torch.Tensor) -> torch.Tensor:
@@ -106,7 +106,7 @@ def test_pictures_are_written_once(
     assert written.read_bytes() == b"kept"
 
 
-def test_what_is_not_there(
+def test_a_missing_package_is_one_line(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(script, "find_spec", lambda name: None)

@@ -1,5 +1,4 @@
-"""The networks that come with quantsr: they load by name, have a card, and are as good as it
-says."""
+"""The networks that come with quantsr: they load by name, and have the results of their cards."""
 
 from pathlib import Path
 
@@ -10,10 +9,10 @@ import quantsr
 from quantsr.analysis.evaluation import evaluate_options
 from quantsr.commands.upscale import DEFAULT_MODEL
 from quantsr.config import load_options
-from quantsr.deploy import packing
 from quantsr.deploy.convert import convert
 from quantsr.deploy.engines import select
 from quantsr.deploy.export import calibration_pictures, evaluation_set
+from quantsr.deploy.packed import packing
 from quantsr.deploy.parity import INTEGER, NETWORK, parity
 from quantsr.engine.results import read_results
 from quantsr.errors import InputError
@@ -27,7 +26,7 @@ NAMES = sorted(file.stem for file in ZOO.glob("*.safetensors"))
 model_card = load_script("model_card")
 
 
-def test_the_default_network_is_there():
+def test_the_default_network_is_shipped():
     assert DEFAULT_MODEL in NAMES
 
 
@@ -46,7 +45,7 @@ def test_each_loads_by_name_as_module_and_as_upscaler(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_each_card_is_what_its_file_and_its_records_say(name):
+def test_each_card_agrees_with_its_file_and_its_records(name):
     """After a new file or new records: ``python scripts/model_card.py NAME [RESULTS.json ...]``."""
     card = (ZOO / f"{name}.md").read_text(encoding="utf-8")
     part = model_card.measured(ZOO / f"{name}.safetensors", read_results(ZOO / f"{name}.json"))
@@ -63,7 +62,7 @@ def test_the_records_cover_every_depth_and_set(name):
     assert {record.scale for record in records} == {header.scale}
 
 
-def test_the_readme_states_what_the_default_network_reaches():
+def test_the_readme_has_the_results_of_the_default_network():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     records = read_results(ZOO / f"{DEFAULT_MODEL}.json")
     psnr = {
@@ -77,7 +76,7 @@ def test_the_readme_states_what_the_default_network_reaches():
     assert readme.count(f"{size / 1e6:.2f} MB") >= 2  # in the first sentences and in the table
 
 
-def test_the_published_figures_stand_beside_what_the_shipped_networks_reach():
+def test_the_page_of_published_figures_has_the_results_of_the_shipped_networks():
     page = (ROOT / "docs" / "reproduce.md").read_text(encoding="utf-8")
     rows = {name: line for name in NAMES for line in page.splitlines() if f"[{name}]" in line}
     assert set(rows) == {name for name in NAMES if "_x4_" in name}
@@ -99,9 +98,9 @@ def test_a_card_without_marks_is_an_error():
 @pytest.mark.integration
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("engine", ["auto", "openvino", "torch"])
-def test_each_is_as_good_as_its_card_says(name, engine, tmp_path):
-    """At every depth, with the option file of ``sh test.sh``: on scikit-image's pictures, and Set5
-    where it is there."""
+def test_each_has_the_results_of_its_card(name, engine, tmp_path):
+    """At every depth, with the option file of ``sh test.sh``, on scikit-image's pictures, and on
+    Set5 where it exists."""
     changes = [f"path.pretrain_network_g={name}", f"val.engine={engine}", "val.save_img=false", "num_gpu=0"]
     changes += [f"path.results_root={tmp_path}", "datasets.test_3=null", "datasets.test_4=null"]
     records = evaluate_options(load_options(str(SHIPPED), changes, is_train=False))
@@ -118,8 +117,8 @@ def test_each_is_as_good_as_its_card_says(name, engine, tmp_path):
 
 @pytest.mark.integration
 def test_an_exported_network_keeps_to_the_bounds():
-    """docs/numerics.md: the default network as it was trained, converted on datasets/mini, beside
-    its default engine."""
+    """The bounds of docs/numerics.md for the default network's checkpoint, converted on
+    datasets/mini, on its default engine."""
     network = quantsr.load(ROOT / "experiments" / "starts" / "photos_w4a4_x4.pth")
     model = convert(network, head_tail_bits=8, calib=calibration_pictures(None, 4))
     engine = select.create("auto", model)

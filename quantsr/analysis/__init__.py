@@ -1,1 +1,1 @@
-"""Cost, comparison and reports."""
+"""Costs, comparisons, reports, and the checks of ``quantsr check``."""

@@ -1,9 +1,9 @@
 """Comparisons: every variant is trained with every seed and evaluated; tables have mean, spread and
 paired differences.
 
-Everything lies below ``experiments/compare_NAME/``: a run folder per variant and seed,
-``results.json``, ``results.md``, ``options.yml``, the comparison in one file, and ``runs.json``,
-which says with which options each run was made. Finished runs are kept, an interrupted one goes on.
+The folder ``experiments/compare_NAME/`` has a run folder per variant and seed, ``results.json``,
+``results.md``, ``options.yml`` (the comparison in one file), and ``runs.json`` with hashes of the
+options of each run. Finished runs are kept, an interrupted one is resumed.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ logger = logging.getLogger(__name__)
 def compare(
     comparison: Comparison, ledger: Ledger, *, resume_command: str, retrain: bool = False
 ) -> list[Record]:
-    """Does what is not done yet and returns the records of all runs; ``results.json`` and
-    ``results.md`` follow each run.
+    """Trains and evaluates the runs that are not finished, and returns the records of all runs;
+    ``results.json`` and ``results.md`` are written after each run.
 
     Args:
-        comparison: what to do.
-        ledger: what is done.
+        comparison: the runs.
+        ledger: the state of each run.
         resume_command: the command that resumes after an interruption, for the message.
-        retrain: train runs that were made with other options again.
+        retrain: train runs again that were made with other options.
 
     Raises:
         InputError: there are such runs, and ``retrain`` is off; or several processes were started.
-        StopError: a signal came; what is finished is kept.
-        FolderLockedError: another process makes this comparison.
+        StopError: stopped by a signal; finished runs are kept.
+        FolderLockedError: another process runs this comparison.
         WorkError: runs failed; the others are finished.
     """
     if processes.detect("none").size > 1:
@@ -55,15 +55,15 @@ def compare(
 
 
 def _compare(comparison: Comparison, ledger: Ledger, *, resume_command: str, retrain: bool) -> list[Record]:
-    """`compare`, in a folder that no other process works in."""
+    """`compare`, with its folder locked."""
     for folder in filter(Path.exists, (Path(run.training.experiment_folder) for run in comparison.runs)):
-        # removes what killed trainings left there, also where nothing is left to train
+        # removes incomplete files of killed trainings, also for runs that are finished
         with owned(folder):
             pass
-    foreign = [run.name for run in comparison.runs if ledger.state(run).foreign]
-    if foreign and not retrain:
+    differing = [run.name for run in comparison.runs if ledger.state(run).other_options]
+    if differing and not retrain:
         raise InputError(
-            f"{ledger.folder}: made with other options: {', '.join(foreign)}; give the comparison another name, or "
+            f"{ledger.folder}: made with other options: {', '.join(differing)}; give the comparison another name, or "
             "add --retrain to set these runs aside and train them again"
         )
     write_options(comparison.dump(), ledger.folder)
@@ -130,7 +130,7 @@ def _write(comparison: Comparison, ledger: Ledger) -> list[Record]:
 
 
 def page(comparison: Comparison, records: Sequence[Record]) -> str:
-    """The Markdown page of the records there are."""
+    """The Markdown page of the records so far."""
     finished = {(record.variant, record.seed) for record in records}
     return markdown(
         comparison.options.name,
@@ -141,15 +141,15 @@ def page(comparison: Comparison, records: Sequence[Record]) -> str:
     )
 
 
-def plan(comparison: Comparison, ledger: Ledger) -> str:
-    """What would run, in order, and how many iterations are left."""
+def dry_run(comparison: Comparison, ledger: Ledger) -> str:
+    """A table of the runs with their states, in order, and the number of iterations left."""
     cells = [["run", "starts from", "state", "iterations"]]
     left = 0
     for run in comparison.runs:
         state = ledger.state(run)
         train = run.training.train
         assert train is not None
-        left += train.total_iter - (0 if state.foreign else state.iteration)
+        left += train.total_iter - (0 if state.other_options else state.iteration)
         cells.append([run.name, ", ".join(run.after) or "", str(state), str(train.total_iter)])
     total = f"{len(comparison.runs)} runs, {left} iterations left; folder {ledger.folder}"
     return f"{aligned(cells, left=3)}\n\n{total}\n"

@@ -14,13 +14,13 @@ from quantsr.engine.results import Record, aligned
 
 @dataclass(frozen=True)
 class Spread:
-    """Of some numbers.
+    """Mean and standard deviation of some numbers.
 
     Attributes:
         mean: arithmetic mean.
         deviation: sample standard deviation (divisor n - 1); None for one number, or where one is
             not finite.
-        n: how many there were.
+        n: the number of values.
     """
 
     mean: float
@@ -29,7 +29,7 @@ class Spread:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Spread:
-        """Raises ``ValueError`` where there are no values."""
+        """The mean and deviation of ``values``. Raises ``ValueError`` where there are none."""
         if not values:
             raise ValueError("no values")
         finite = all(math.isfinite(value) for value in values)
@@ -39,11 +39,11 @@ class Spread:
 
 
 def paired_difference(ours: Mapping[int, float], theirs: Mapping[int, float]) -> Spread | None:
-    """Mean and spread of ``ours - theirs`` over the seeds that both have; None where they share
-    none.
+    """Mean and spread of ``ours - theirs`` over the seeds that both have; None without a common
+    seed.
 
     Args:
-        ours, theirs: a value by seed.
+        ours, theirs: values by seed.
     """
     seeds = [seed for seed in ours if seed in theirs]
     return Spread.of([ours[seed] - theirs[seed] for seed in seeds]) if seeds else None
@@ -69,7 +69,8 @@ def table(records: Sequence[Record], set_name: str, reference: str) -> str:
 
 
 def table_cells(records: Sequence[Record], set_name: str, reference: str) -> list[list[str]]:
-    """The table of one set, the head first: a row per variant and depth, two columns per metric.
+    """The cells of the table of one set, the header first: a row per variant and depth, two columns
+    per metric.
 
     The second column of a metric is the paired difference to the same depth of ``reference``.
     """
@@ -93,18 +94,19 @@ def table_cells(records: Sequence[Record], set_name: str, reference: str) -> lis
         line = [variant, network, "" if depth is None else str(depth), str(n)]
         for metric in metrics:
             own = values[metric].get(row, {})
-            bar = next(
+            reference_values = next(
                 (v for (name, _, d), v in values[metric].items() if (name, d) == (reference, depth)), {}
             )
             line.append(shown(Spread.of(list(own.values())), metric) if own else "-")
-            difference = None if variant == reference else paired_difference(own, bar)
-            line.append("" if variant == reference else shown(difference, metric, signed=True, beside=n))
+            difference = None if variant == reference else paired_difference(own, reference_values)
+            line.append("" if variant == reference else shown(difference, metric, signed=True, row_n=n))
         cells.append(line)
     return cells
 
 
 def number(value: float | None, metric: str, *, signed: bool = False) -> str:
-    """One digit more than in other tables: differences between variants are small."""
+    """A value as text, with one decimal more than in other tables, as differences between variants
+    are small."""
     if value is None:
         return "-"
     if not math.isfinite(value):
@@ -113,14 +115,14 @@ def number(value: float | None, metric: str, *, signed: bool = False) -> str:
     return f"{value:+.{digits}f}" if signed else f"{value:.{digits}f}"
 
 
-def shown(spread: Spread | None, metric: str, *, signed: bool = False, beside: int | None = None) -> str:
-    """``32.526 ± 0.004``; how many values it is of is added where that is not ``beside``."""
+def shown(spread: Spread | None, metric: str, *, signed: bool = False, row_n: int | None = None) -> str:
+    """``32.526 ± 0.004``; the number of values is added where it is not ``row_n``."""
     if spread is None:
         return "-"
     text = number(spread.mean, metric, signed=signed)
     if spread.deviation is not None:
         text += f" ± {number(spread.deviation, metric)}"
-    return f"{text} (n={spread.n})" if beside not in (None, spread.n) else text
+    return f"{text} (n={spread.n})" if row_n not in (None, spread.n) else text
 
 
 def markdown(
@@ -136,8 +138,8 @@ def markdown(
     Args:
         name: of the comparison.
         records: of all finished runs; those without a variant are the baseline.
-        reference: the variant that differences are counted from.
-        about: per variant, a line that says what it is.
+        reference: the variant to which differences are taken.
+        about: a description of each variant in one line.
         missing: runs that are not finished.
     """
     seeds = sorted({record.seed for record in records if record.seed is not None})
@@ -161,7 +163,7 @@ def markdown(
 
 
 def about_variants(comparison: Comparison) -> dict[str, str]:
-    """Per variant, in the order of the file: iterations and what it changes."""
+    """The iterations and changes of each variant, in the order of the file."""
     first = {run.variant: run for run in reversed(comparison.runs)}
     found = {}
     for variant, changes in comparison.changes.items():

@@ -1,7 +1,7 @@
-"""What a network costs to store and to run, with the formulas. Imports no torch.
+"""Counts of the storage and the operations of a network, with their formulas. Imports no torch.
 
-The papers' reductions in operations follow from no enumeration of layers and bit rules that we
-found, so these are plain counts, not meant to reproduce theirs.
+These are plain counts. They do not reproduce the papers' reductions in operations: we found no
+selection of layers and no rule for bits that does.
 """
 
 from __future__ import annotations
@@ -10,33 +10,34 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from quantsr.deploy import architectures, packing
-from quantsr.deploy.architecture import LayerCost
-from quantsr.deploy.model import PackedModel
+from quantsr.deploy import costs
+from quantsr.deploy.costs import LayerCost
+from quantsr.deploy.packed import packing
+from quantsr.deploy.packed.model import PackedModel
 
 FORMULAS = (
     "parameters   = weights and biases of all layers, shortcuts, steps and taus",
-    "packed bytes = (sum over weights of bits_w) / 8 + 4 * (biases, shortcuts, steps, taus); of a packed file, its size beside it",
+    "packed bytes = (sum over weights of bits_w) / 8 + 4 * (biases, shortcuts, steps, taus); for a packed file also its size",
     "MACs         = multiplications of a conv (outputs * inputs * k * k * pixels), a linear layer or an attention product",
     "BitOPs       = sum over layers of MACs * bits_w * bits_a",
     "equivalent   = sum over layers of MACs * max(bits_w, bits_a) / 32",
 )
 SIZES = ((180, 320), (256, 256))
-"""(height, width) of low resolution counted where none is given."""
+"""Default (height, width) of the low-resolution pictures."""
 
 
 @dataclass(frozen=True)
 class Storage:
-    """What a network takes to store, by the formulas above."""
+    """Storage of a network, by the formulas above."""
 
     parameters: int
     """Number of values: weights, biases, shortcuts, steps and taus."""
     packed_bytes: int
-    """Of these values at their bits."""
+    """Bytes of these values at their bit-widths."""
     float_bytes: int
-    """The same values as float32."""
+    """Bytes of the same values as float32."""
     file_bytes: int | None = None
-    """Of the packed file as it is; None where there is none."""
+    """Size of the packed file; None where there is none."""
 
 
 def cost_of_packed(model: PackedModel, sizes: Sequence[tuple[int, int]]) -> dict[str, Any]:
@@ -53,7 +54,7 @@ def cost_of_packed(model: PackedModel, sizes: Sequence[tuple[int, int]]) -> dict
 
 def packed_layers(model: PackedModel, depth: int | None, size: tuple[int, int]) -> list[LayerCost]:
     """What runs at `depth` on a (height, width) picture, in order."""
-    return architectures.of(model.header).costs(model, model.depth_or_default(depth), size)
+    return costs.costs(model, model.depth_or_default(depth), size)
 
 
 def sums(layers: Sequence[LayerCost], size: tuple[int, int]) -> dict[str, Any]:
@@ -69,5 +70,5 @@ def sums(layers: Sequence[LayerCost], size: tuple[int, int]) -> dict[str, Any]:
 
 
 def record(arch: str, storage: Storage, depths: list[dict[str, Any]]) -> dict[str, Any]:
-    """Everything that the command prints."""
+    """The result of ``quantsr cost``, in the form of its JSON."""
     return {"arch": arch, "formulas": list(FORMULAS), "storage": dict(vars(storage)), "depths": depths}

@@ -1,4 +1,4 @@
-"""The evaluation that `quantsr test` and every run of a comparison do: bicubic, teacher and network
+"""The evaluation of `quantsr test` and of every run of a comparison: bicubic, teacher and network
 on all test sets."""
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from torch import nn
 from tqdm import tqdm
 
 from quantsr.config import Options
-from quantsr.deploy.upscaler import Upscaler
+from quantsr.deploy.upscale.upscaler import Upscaler
 from quantsr.engine import build
 from quantsr.engine.evaluate import Provenance, Saving, Upscale, bicubic, build_sets, evaluate
 from quantsr.engine.results import Record
@@ -22,10 +22,10 @@ from quantsr.trained_files.names import resolve
 
 
 def evaluate_options(options: Options, progress: Callable[[str], None] | None = None) -> list[Record]:
-    """Bicubic, the float network of ``network_teacher`` where given, and ``network_g``, on all test
-    sets.
+    """Evaluates bicubic, the float network of ``network_teacher`` where given, and ``network_g`` on
+    all test sets.
 
-    ``progress`` is called with a line after each picture; what it raises ends the evaluation.
+    ``progress`` is called with a line after each picture; its exceptions end the evaluation.
 
     Raises:
         InputError: no checkpoint, sets or metrics, or a checkpoint that does not fit.

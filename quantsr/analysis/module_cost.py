@@ -16,7 +16,7 @@ from quantsr.archs.windows import shifted_window_mask
 from quantsr.config import registries
 from quantsr.config.binding import parameters
 from quantsr.config.load import load_options, read_options
-from quantsr.deploy.architecture import LayerCost
+from quantsr.deploy.costs import LayerCost
 from quantsr.engine.build import build_network
 from quantsr.quant import manifest
 from quantsr.quant.kernels import bounds_on
@@ -30,13 +30,13 @@ def cost_of_options(path: str, sizes: Sequence[tuple[int, int]]) -> dict[str, An
     options = load_options(path, is_train="train" in read[0], check_paths=False, read=read)
     network = options.network_g
     net = build_network(network.type, network.kwargs)
-    # The float twin of the same shape counts the operations: its layers need no calibration.
+    # Operations are counted on a float network of the same shape, which needs no calibration.
     known = parameters(registries.networks()[network.type])
-    wide = {key: 32 for key in known if key.startswith("nbits_")}
-    twin = build_network(network.type, {**network.kwargs, **wide})
-    dynamic = contract.of(twin).depth_dynamic
+    float_bits = {key: 32 for key in known if key.startswith("nbits_")}
+    float_net = build_network(network.type, {**network.kwargs, **float_bits})
+    dynamic = contract.of(float_net).depth_dynamic
     if dynamic is not None:
-        dynamic.rank_blocks()  # whichever blocks are kept, the count is the same
+        dynamic.rank_blocks()  # the count does not depend on which blocks are kept
     bits = {row["name"]: (int(row["bits_w"]), int(row["bits_a"])) for row in manifest(net)}
     depths: tuple[int | None, ...] = contract.of(net).depths or (None,)
     rows = []
@@ -45,7 +45,9 @@ def cost_of_options(path: str, sizes: Sequence[tuple[int, int]]) -> dict[str, An
             {
                 "depth": depth,
                 "sizes": [
-                    sums([_layer_cost(n, k, m, bits) for n, k, m in module_macs(twin, size, depth)], size)
+                    sums(
+                        [_layer_cost(n, k, m, bits) for n, k, m in module_macs(float_net, size, depth)], size
+                    )
                     for size in sizes
                 ],
             }
@@ -59,16 +61,16 @@ def module_macs(
     """(module name, kind, MACs) of every conv, linear layer and attention product of a forward pass
     on (height, width).
 
-    Runs the network on tensors without storage, so any size costs nothing.
+    Runs the network on fake tensors, which have no storage, so that any size is fast.
     """
     counter = FlopCounterMode(display=False)
     options = {} if depth is None else {"depth": depth}
-    # Not the meta device: it has no autocast, which quantized layers ask about.
+    # Not the meta device: it has no autocast, whose state quantized layers read.
     try:
         with FakeTensorMode(allow_non_fake_inputs=True), counter, torch.no_grad():
             net.eval()(torch.empty(1, 3, *size), **options)
     finally:
-        # Constants kept between calls were made without storage too.
+        # Cached constants were made as fake tensors too.
         bounds_on.cache_clear()
         shifted_window_mask.cache_clear()
     counts = {name: dict(flops) for name, flops in counter.get_flop_counts().items() if name != "Global"}
@@ -88,7 +90,7 @@ def module_macs(
 
 
 def module_storage(net: nn.Module, bits: Mapping[str, tuple[int, int]]) -> Storage:
-    """Weights of layers named in `bits` at their width, every other parameter as float32."""
+    """Weights of layers named in `bits` at their bit-width, all other parameters as float32."""
     parameters = {name: value.numel() for name, value in net.named_parameters()}
     weight_bits = {f"{name}.weight": bits_w for name, (bits_w, _) in bits.items()}
     total = sum(count * weight_bits.get(name, 32) for name, count in parameters.items())

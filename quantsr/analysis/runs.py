@@ -1,4 +1,4 @@
-"""What of a comparison is done: the state of every run, and the records of the finished ones."""
+"""The state of every run of a comparison, and the records of the finished ones."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class State:
-    """How far a run is.
+    """The progress of a run.
 
     Attributes:
         iteration: of the newest training state or of the finished network.
-        trained: the network is finished.
-        evaluated: on the sets, depths and metrics of the comparison.
-        foreign: the folder holds a run of other options, or one that started from a run of other
-            options.
+        trained: whether the training is finished.
+        evaluated: whether it is evaluated on the sets, depths and metrics of the comparison.
+        other_options: whether the folder holds a run with other options, or one that started from
+            such a run.
     """
 
     iteration: int = 0
     trained: bool = False
     evaluated: bool = False
-    foreign: bool = False
+    other_options: bool = False
 
     def __str__(self) -> str:
-        if self.foreign:
+        if self.other_options:
             return "made with other options"
         if self.evaluated:
             return "finished"
@@ -48,10 +48,10 @@ class State:
 
 
 class Ledger:
-    """Reads and writes ``runs.json`` and knows the records of ``results.json``.
+    """Reads and writes ``runs.json``, and has the records of ``results.json``.
 
-    For each run it keeps the *identity* of its training, a hash of its options and of those it
-    starts from, and the hash of the options that it was evaluated with.
+    ``runs.json`` has for each run the *identity* of its training, a hash of its options and of the
+    runs that it starts from, and the hash of the options of its evaluation.
     """
 
     def __init__(self, comparison: Comparison) -> None:
@@ -61,7 +61,7 @@ class Ledger:
         self.read()
 
     def read(self) -> None:
-        """Reads the files again, which another process may have changed.
+        """Reads the files again, since another process may have changed them.
 
         Raises:
             InputError: ``runs.json`` is damaged.
@@ -70,13 +70,13 @@ class Ledger:
         self._records = self._read_records()
 
     def state(self, run: Run) -> State:
-        """How far a run is."""
+        """The state of a run, from its folder and the files."""
         folder = RunFolder(Path(run.training.experiment_folder))
         if not folder.root.exists():
             return State()
         entry = self._entries.get(run.name, {})
         if entry.get("training") != self.identity(run):
-            return State(foreign=True)
+            return State(other_options=True)
         train = run.training.train
         assert train is not None
         states = training_state.states_in(folder.states)
@@ -88,15 +88,15 @@ class Ledger:
         return State(iteration, trained, known and run.name in self._records)
 
     def identity(self, run: Run) -> str:
-        """Twelve hexadecimal digits that change with the options of the run and of every run it
-        builds on."""
+        """Twelve hexadecimal digits that change with the options of the run and of every run that
+        it starts from."""
         parts = [run.training.config_hash(), *(self.identity(self.runs[name]) for name in run.after)]
         return hashlib.sha256(" ".join(parts).encode()).hexdigest()[:12]
 
     def begin(self, run: Run) -> None:
-        """Notes that the training of a run begins or goes on; a run of other options is set
-        aside."""
-        if self.state(run).foreign:
+        """Notes that the training of a run begins or is resumed; the folder of a run with other
+        options is renamed."""
+        if self.state(run).other_options:
             folder = Path(run.training.experiment_folder)
             with owned(folder):
                 set_aside(folder)
@@ -105,7 +105,7 @@ class Ledger:
         self._write_entries()
 
     def finish(self, run: Run, records: Sequence[Record]) -> None:
-        """Notes the records of an evaluated run; `results` is to be written after."""
+        """Notes the records of an evaluated run; the caller then writes `results`."""
         self._records[run.name] = [
             dataclasses.replace(record, variant=run.variant, seed=run.seed) for record in records
         ]
@@ -156,7 +156,7 @@ class Ledger:
 
 
 def _iteration(path: Path) -> int:
-    """Of a network file; 0 where there is none, or it cannot be read."""
+    """The iteration of a network file; 0 where it does not exist or cannot be read."""
     if not path.is_file():
         return 0
     try:
@@ -168,8 +168,7 @@ def _iteration(path: Path) -> int:
 
 
 def _is_validated(states: Sequence[Path], folder: RunFolder, run: Run) -> bool:
-    """Whether the last validation of a run was done, which comes after the checkpoint of its
-    iteration."""
+    """Whether the last validation of a trained run was done; its checkpoint is written before."""
     if not states:
         return not run.training.sets("val") or (folder.models / "net_g_best.pth").is_file()
     try:

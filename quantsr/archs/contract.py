@@ -67,6 +67,11 @@ class Contract:
         return None if self.depth_dynamic is None else self.depth_dynamic.protocol
 
     @property
+    def head_tail_converted(self) -> bool:
+        """Whether conversion brought the layers outside the units to 8 bits, which it does once."""
+        return bool(getattr(self.module, "head_tail_converted", False))
+
+    @property
     def scale(self) -> int | None:
         """The upscaling factor; None where the constructor has no argument for it."""
         found = [self.arguments[name] for name in _SCALE_ARGUMENTS if name in self.arguments]

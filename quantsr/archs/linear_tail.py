@@ -4,7 +4,7 @@ Behind the body nothing is non-linear: upsampler, pixel shuffles and `conv_last`
 convolution from the features to the ``r * r`` pixels of every low-resolution position. At x4 with
 64 channels that is 77k instead of 766k multiplications per position, and no tensor with many
 channels exists at high resolution. Gradients reach the layers' own weights through the composition.
-(`quantsr.deploy.collapse` does the same to folded networks, without torch.)
+(`quantsr.deploy.passes.collapse` does the same to folded networks, without torch.)
 
 Shapes: B batch, C channels of the features, O of the picture, h and w of the low-resolution
 picture, r the upscaling factor.

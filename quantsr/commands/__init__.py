@@ -1,2 +1,2 @@
 """The commands of `quantsr`, one module each with ``add_arguments(parser)`` and ``run(args) ->
-int``; only they print."""
+int``. Other modules, except ``cli``, do not print."""

@@ -1,4 +1,4 @@
-"""``quantsr bench``: how fast a network runs on this machine."""
+"""``quantsr bench``: measures the speed of a network on this machine."""
 
 from __future__ import annotations
 
@@ -29,15 +29,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="HxW",
         help="input picture (default: %(default)s)",
     )
-    parser.add_argument("--depth", type=int, metavar="N", help="depth to run (default: each there is)")
+    parser.add_argument(
+        "--depth", type=int, metavar="N", help="depth to run (default: all depths of the network)"
+    )
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all)")
     parser.add_argument("--runs", type=int, default=20, metavar="N", help="timed runs (default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the times as JSON or as a table of ms per picture. Raises InputError for `--runs` below
-    1 and what `load` and `Upscaler` refuse."""
+    """Print the times as JSON or as a table of ms per picture.
+
+    Raises:
+        InputError: `--runs` is below 1, or see `load_packed` and `Upscaler`.
+    """
     if args.runs < 1:
         raise InputError(f"--runs: must be at least 1, got {args.runs}")
     record = measure(

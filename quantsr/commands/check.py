@@ -1,4 +1,4 @@
-"""``quantsr check``: every problem of an option file, or a summary of what it would do."""
+"""``quantsr check``: every problem of an option file, or a summary of the run."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-from quantsr.analysis.survey import problems_of
+from quantsr.analysis.preflight import problems_of
 from quantsr.commands.arguments import add_option_arguments
 from quantsr.config import networks, registries
 from quantsr.config.binding import with_defaults
@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="check for this command; by default train where the file has a section 'train', else test",
     )
     parser.add_argument(
-        "--no-paths", action="store_true", help="do not look for the folders and files it names"
+        "--no-paths", action="store_true", help="do not check the folders and files that it names"
     )
 
 
@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
     read = read_options(args.opt)
     given: dict[str, Any] = {"check_paths": not args.no_paths, "read": read}
     if "variants" in read[0] and args.purpose is None:
-        return _say_comparison(args.opt, load_comparison(args.opt, args.set, args.force_yml, **given))
+        return _print_comparison(args.opt, load_comparison(args.opt, args.set, args.force_yml, **given))
     is_train = args.purpose == "train" if args.purpose else "train" in read[0]
     options = load_options(args.opt, args.set, args.force_yml, is_train=is_train, **given)
     if not args.no_paths and (problems := problems_of(options, is_train)):
@@ -53,8 +53,8 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _say_comparison(path: str, comparison: Comparison) -> int:
-    """The same for a comparison file: what its runs are."""
+def _print_comparison(path: str, comparison: Comparison) -> int:
+    """Print the summary of a comparison file and return 0."""
     options = comparison.options
     iterations = sum(run.training.train.total_iter for run in comparison.runs if run.training.train)
     evaluation = comparison.runs[0].evaluation
@@ -72,7 +72,7 @@ def _say_comparison(path: str, comparison: Comparison) -> int:
 
 
 def summary(options: Options, is_train: bool) -> Iterator[tuple[str, str]]:
-    """What a run with these options is, as (label, text) lines."""
+    """A summary of the run with these options, as (label, text) lines."""
     arch = options.network_g
     bound = with_defaults(registries.networks()[arch.type], arch.kwargs)
     yield "run", f"{options.name} (options {options.config_hash()}, seed {options.manual_seed})"

@@ -1,11 +1,11 @@
-"""``quantsr compare -opt FILE``: trains variants with several seeds and tables what comes out."""
+"""``quantsr compare -opt FILE``: trains variants with several seeds and tables the results."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 
-from quantsr.analysis.compare import compare, page, plan
+from quantsr.analysis.compare import compare, dry_run, page
 from quantsr.analysis.runs import Ledger
 from quantsr.commands.arguments import add_option_arguments, resume_command
 from quantsr.config.compare import load_comparison
@@ -25,11 +25,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """The command."""
+    """Runs ``quantsr compare``; see `quantsr.analysis.compare.compare` for errors."""
     comparison = load_comparison(args.opt, args.set, args.force_yml)
     ledger = Ledger(comparison)
     if args.dry_run:
-        sys.stdout.write(plan(comparison, ledger))
+        sys.stdout.write(dry_run(comparison, ledger))
         return 0
     resume_with = resume_command("compare", args, *(["--retrain"] if args.retrain else []))
     records = compare(comparison, ledger, resume_command=resume_with, retrain=args.retrain)

@@ -49,7 +49,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     fetch = commands.add_parser("download", help="download DIV2K, or list the addresses")
     fetch.add_argument(
-        "name", nargs="?", choices=[*ARCHIVES, *BY_HAND], help="what to download; without it a list"
+        "name",
+        nargs="?",
+        choices=[*ARCHIVES, *BY_HAND],
+        help="what to download; without it a list",
     )
     fetch.add_argument(
         "-o", "--output", type=Path, default=Path("datasets/DIV2K"), help="folder (default datasets/DIV2K)"
@@ -64,7 +67,7 @@ def _add_folders(parser: argparse.ArgumentParser, output: str = "OUT") -> None:
         "-j", "--jobs", type=_positive, default=os.cpu_count() or 1, help="processes (default: cores)"
     )
     parser.add_argument(
-        "--force", action="store_true", help="replace what is there; otherwise it is kept and skipped"
+        "--force", action="store_true", help="replace existing files; by default they are kept and skipped"
     )
 
 
@@ -81,10 +84,10 @@ def _positive(text: str) -> int:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Does what the arguments ask; 0 when done.
+    """Runs one of the subcommands; returns 0.
 
     Raises:
-        InputError, WorkError: with one line that says what and the remedy.
+        InputError, WorkError: with the problem and the remedy in one line.
     """
     if args.what == "download":
         return _download(args)

@@ -19,19 +19,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_import_argument(parser)
     parser.add_argument(
-        "--budget", type=_seconds, required=True, metavar="SECONDS", help="time that this call may take"
+        "--budget", type=_seconds, required=True, metavar="SECONDS", help="duration of this call"
     )
     parser.add_argument(
         "--out",
         type=Path,
         default=Path("experiments/queue"),
         metavar="DIR",
-        help="keeps networks and training states from call to call (default: %(default)s)",
+        help="folder for networks and training states, kept from call to call (default: %(default)s)",
     )
     parser.add_argument(
         "--last",
         action="store_true",
-        help="no call will follow: fit the iterations of every training to this call's time as well",
+        help="this is the last call: fit the iterations of every training to its time as well",
     )
 
 
@@ -46,7 +46,7 @@ def _seconds(word: str) -> float:
 
 
 def run(args: argparse.Namespace) -> int:
-    """The command."""
+    """Runs ``quantsr queue``; see `quantsr.engine.queue.Queue.run` for errors."""
     words = [
         "quantsr",
         "queue",

@@ -33,10 +33,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """The command.
+    """Writes the page; returns 0.
 
     Raises:
-        InputError: a run is not there or damaged, or an argument is out of range.
+        InputError: a run does not exist or is damaged, or an argument is out of range.
         WorkError: the page cannot be written.
     """
     if args.pictures < 0:

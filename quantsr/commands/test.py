@@ -24,8 +24,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(options: Options) -> int:
-    """Evaluates as ``options`` say, prints a table per set, writes ``results.json``, ``results.md``
-    and ``options.yml``.
+    """Evaluates a network by ``options``, prints a table per set, and writes ``results.json``,
+    ``results.md`` and ``options.yml``.
 
     Returns:
         0.
@@ -44,7 +44,7 @@ def main(options: Options) -> int:
 
 
 def run(args: argparse.Namespace) -> int:
-    """The command."""
+    """Runs ``quantsr test``; see `main`. Raises InputError where several processes were started."""
     if processes.detect(args.launcher).size > 1:
         raise InputError("quantsr test: evaluates in one process; start it without torchrun or srun")
     return main(options_from(args, is_train=False))

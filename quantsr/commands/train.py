@@ -1,4 +1,4 @@
-"""``quantsr train -opt FILE``: trains a network, resumes, and ends in a table."""
+"""``quantsr train -opt FILE``: trains a network, or resumes a training, and prints the results."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--auto-resume",
         "--auto_resume",
         action="store_true",
-        help="go on from the newest complete checkpoint of this run, if there is one",
+        help="resume from the newest complete checkpoint of this run, if there is one",
     )
 
 
 def main(
     options: Options, auto_resume: bool = False, *, resume_with: str | None = None, launcher: str = "none"
 ) -> int:
-    """Trains as ``options`` say, and prints the last validation's tables.
+    """Trains by ``options``, and prints the tables of the last validation.
 
-    ``resume_with`` is the command that resumes the run, which an interrupted run prints.
+    ``resume_with`` is the command that resumes the run, for the message of an interrupted run.
 
     Returns:
         0.
@@ -48,7 +48,7 @@ def main(
 
 
 def run(args: argparse.Namespace) -> int:
-    """The command."""
+    """Runs ``quantsr train``; see `main`."""
     options = options_from(args, is_train=True)
     resume_with = resume_command("train", args, "--auto-resume")
     return main(options, args.auto_resume, resume_with=resume_with, launcher=args.launcher)

@@ -1,4 +1,4 @@
-"""`quantsr upscale INPUT... -o DIR_OR_FILE`: files, folders and globs in, upscaled files out."""
+"""`quantsr upscale INPUT... -o DIR_OR_FILE`: upscales the pictures of files, folders and globs."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from tqdm import tqdm
 
 from quantsr import terminal
 from quantsr.commands.upscale_files import Job, find_pictures, plan_outputs
-from quantsr.deploy import image_io
 from quantsr.deploy.engines.base import ENGINES
-from quantsr.deploy.upscaler import PRECISIONS, Upscaler
+from quantsr.deploy.upscale import image_io
+from quantsr.deploy.upscale.upscaler import PRECISIONS, Upscaler
 from quantsr.errors import InputError, WorkError, one_line
 from quantsr.pictures.formats import MAX_PIXELS, DamagedError, pixel_limit
 from quantsr.pictures.transparency import fill_hidden, on_white, scale_alpha
@@ -46,22 +46,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--budget-ms",
         type=_positive,
         metavar="MS",
-        help="take the deepest sub-network that needs at most MS per picture here",
+        help="run the deepest sub-network that takes at most MS per picture on this machine",
     )
     parser.add_argument(
-        "--engine", default="auto", choices=ENGINES, help="what runs the network (default: %(default)s)"
+        "--engine",
+        default="auto",
+        choices=ENGINES,
+        help="engine that runs the network (default: %(default)s)",
     )
     parser.add_argument(
         "--precision",
         default="f32",
         choices=PRECISIONS,
-        help="of what OpenVINO does not run as integers: bf16 is faster for QuantSR-T, and not exact (default: %(default)s)",
+        help="precision of layers that OpenVINO does not run in integers: bf16 is faster for QuantSR-T, and not exact (default: %(default)s)",
     )
     parser.add_argument(
         "--tile",
         type=int,
         metavar="N",
-        help="side of the tiles in input pixels, without overlap (default: what memory allows)",
+        help="side of the tiles in input pixels, without overlap (default: as large as memory allows)",
     )
     parser.add_argument(
         "--self-ensemble",
@@ -78,22 +81,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--accept-truncated",
         action="store_true",
-        help="upscale what can be decoded of files that end early; the rest is black",
+        help="upscale files that end early as far as they can be decoded; the rest is black",
     )
     parser.add_argument(
         "--keep-hidden-colour",
         action="store_true",
-        help="upscale colours under full transparency as they are, for textures; they show along edges "
-        "(default: the nearest visible colour)",
+        help="upscale the stored colours of fully transparent pixels, for textures; they show along edges "
+        "(default: replace them by the nearest visible colour)",
     )
     parser.add_argument("--force", action="store_true", help="overwrite existing files (never the input)")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Exit code 0, or 1 where a picture could not be read or written while the others were.
+    """Upscales all pictures. Returns 0, or 1 where some pictures could not be read or written.
 
-    Raises InputError before any work for a bad network, engine, depth, or output that would
-    overwrite something.
+    Raises InputError before any work for a bad network, engine or depth, or for an output that
+    would overwrite a file.
     """
     if args.depth is not None and args.budget_ms is not None:
         raise InputError("--budget-ms: chooses the depth itself; leave out --depth")
@@ -126,12 +129,12 @@ def _reason(error: Exception, job: Job) -> str:
     if isinstance(error, MemoryError):
         return f"{job.source}: needs more memory than there is; write to .png, which is done in parts"
     if isinstance(error, DamagedError):
-        return f"{error} --accept-truncated takes what can be decoded of a truncated one"
+        return f"{error} --accept-truncated upscales a truncated one as far as it can be decoded"
     return str(error)
 
 
 def _upscale(upscaler: Upscaler, job: Job, args: argparse.Namespace) -> str:
-    """One picture; returns the line to show."""
+    """Upscales one picture; returns the line to print."""
     start = time.perf_counter()
     picture = image_io.read(job.source, limit=args.max_pixels, accept_truncated=args.accept_truncated)
     suffix = job.target.suffix.lower()

@@ -9,26 +9,27 @@ from pathlib import Path
 
 from PIL import Image
 
-from quantsr.deploy import image_io
+from quantsr.deploy.upscale import image_io
 from quantsr.errors import InputError
 from quantsr.pictures.names import SUFFIXES, pictures_in
 
 
 @dataclass(frozen=True)
 class Job:
-    """A picture to read, and the file that its upscaled picture goes to."""
+    """A picture file to read, and the file to write its upscaled picture to."""
 
     source: Path
     target: Path
 
 
 def find_pictures(inputs: list[str]) -> list[Path]:
-    """The files named by paths, folders (their pictures, not those of folders inside) and globs,
-    each once, in order.
+    """The files named by paths, folders (the pictures directly in them) and globs, each once, in
+    order.
 
-    A name that is there is taken as it is, whatever characters it has; only others are globs.
+    The name of an existing file is used literally, even with glob characters; other names are
+    globs.
 
-    Raises InputError for an input that names nothing.
+    Raises InputError for an input without any file.
     """
     found: dict[Path, None] = {}
     for text in inputs:
@@ -58,8 +59,8 @@ def _pictures_of(folder: Path) -> list[Path]:
 
 
 def _globbed(path: Path) -> list[Path]:
-    """The files that a pattern matches. Folders that are there are no patterns, and where nothing
-    matches, brackets are not either."""
+    """The files that a pattern matches. Existing folders at its beginning are used literally, and
+    where nothing matches, brackets too."""
     literal, parts = Path(), list(path.parts)
     while parts and os.path.lexists(literal / parts[0]):
         literal /= parts.pop(0)
@@ -71,8 +72,8 @@ def _globbed(path: Path) -> list[Path]:
 
 
 def plan_outputs(files: list[Path], output: Path, scale: int, *, force: bool) -> list[Job]:
-    """Where each upscaled picture goes: `output` itself for one picture and a picture's suffix,
-    else `output/NAME_xS.suffix`.
+    """The output file of each picture: `output` itself for one picture where it has a picture's
+    suffix, else `output/NAME_xS.suffix`.
 
     Raises InputError for a picture type that cannot be written, and where a result would overwrite
     an input, another result, or (without `force`) an existing file.
@@ -97,7 +98,7 @@ def plan_outputs(files: list[Path], output: Path, scale: int, *, force: bool) ->
             raise InputError(
                 f"{job.target}: both {seen[job.target]} and {job.source} would go there; upscale them to two folders"
             )
-        # of a name that is too long, Path.exists raises
+        # not Path.exists, which raises for names that are too long
         if os.path.exists(job.target) and not force:
             raise InputError(f"{job.target}: exists already; choose another output or give --force")
         seen[job.target] = job.source
@@ -109,5 +110,5 @@ def plan_outputs(files: list[Path], output: Path, scale: int, *, force: bool) ->
 
 
 def _writable_suffix(file: Path) -> str:
-    """The input's own type where it can be written, else PNG."""
+    """The suffix of the input where this type can be written, else that of PNG."""
     return file.suffix if file.suffix.lower() in image_io.SUFFIXES else ".png"

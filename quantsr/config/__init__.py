@@ -1,6 +1,6 @@
-"""Option files: what they may hold (schema), how they are read (yaml, load), what is checked before
-anything is built (paths, networks) and the page that documents them (docs). The schema imports
-neither torch nor BasicSR."""
+"""Option files: the schema, reading (`yaml_file`, `layers`, `load`), checks before anything is
+built (`rules`, `folders`, `networks`), and the page that documents them (`docs`). The schema
+imports neither torch nor BasicSR."""
 
 from quantsr.config.load import load_options
 from quantsr.config.schema import (

@@ -1,5 +1,5 @@
-"""Sections with a ``type`` beside networks: whether it is registered, and takes the arguments
-beside it."""
+"""Checks of sections with a ``type``, except networks: the type is registered, and accepts the
+arguments of the section."""
 
 from __future__ import annotations
 
@@ -17,12 +17,11 @@ OWN_DATASETS = ("PairedImageDataset", "CroppedImageDataset", "SkimageDataset")
 """Data sets whose keys are those of the schema."""
 
 _PICTURES = ("img", "img2")
-"""What a metric is called with."""
+"""The arguments that a metric is called with."""
 
 
 def check_arguments(options: Mapping[str, Any], problems: Problems) -> None:
-    """Note what is wrong with the sections of losses, metrics, data sets, optimizer and
-    schedule."""
+    """Note the problems of the sections of losses, metrics, data sets, optimizer and schedule."""
     train, val = section_at(options, "train"), section_at(options, "val")
     if "losses" in train and "pixel_opt" in train:
         problems.add(("train", "pixel_opt"), "train.losses is given too; make it one of them, or remove it")
@@ -35,14 +34,15 @@ def check_arguments(options: Mapping[str, Any], problems: Problems) -> None:
             problems.add(path, "must be a name of letters, digits and '_'")
         _check(problems, path, section, *loss)
     optimizer = section_at(train, "optim_g")
-    muon = ("betas",) if optimizer.get("type") == "Muon" else ()  # of the Adam beside it
+    # Muon's constructor takes no betas: they are those of the Adam for the other parameters.
+    muon = ("betas",) if optimizer.get("type") == "Muon" else ()
     path, named = ("train", "optim_g"), ("optimizer", registries.optimizers, OptimizerOptions)
     _check(problems, path, optimizer, *named, supplied=("params",), section_only=muon)
     path, schedule = ("train", "scheduler"), ("schedule", registries.schedulers, SchedulerOptions)
     _check(problems, path, train.get("scheduler"), *schedule, supplied=("optimizer", "last_epoch"))
     metric = ("metric", registries.metrics, MetricOptions)
     for key, section in section_at(val, "metrics").items():
-        # Keys of every metric's section; a metric gets those that it takes (`metric_arguments`).
+        # Keys of every metric's section; a metric gets those that it accepts (`metric_arguments`).
         only = ("better", "crop_border", *(("test_y_channel",) if _flag_is_off(section) else ()))
         path = ("val", "metrics", str(key))
         _check(problems, path, section, *metric, supplied=_PICTURES, section_only=only)
@@ -65,12 +65,13 @@ def _check(
     supplied: Collection[str] = (),
     section_only: Collection[str] = (),
 ) -> None:
-    """Note an unknown type and arguments that do not fit; no constructor gets `section_only`."""
+    """Note an unknown type and arguments that do not fit; `section_only` are keys that are not
+    passed to the constructor."""
     if not isinstance(section, dict):
         return
     kind = section.get("type", schema.model_fields["type"].default)
     if not isinstance(kind, str):
-        return  # the schema has said so
+        return  # a problem that the schema reports
     found = known()
     if kind not in found:
         problems.add((*key, "type"), f"no {what} {kind!r} is registered; {did_you_mean(kind, found)}")
@@ -81,11 +82,11 @@ def _check(
 
 
 def _check_dataset(key: KeyPath, section: Any, problems: Problems) -> None:
-    """Keys that a data set does not take: of ours by the schema, of others by their class's keyword
-    arguments.
+    """Note keys that a data set does not accept: by the schema for the project's data sets, by the
+    keyword arguments of the class for others.
 
-    A class that takes one dict of options, as BasicSR's do, is handed every key; what it takes only
-    it knows.
+    A class that takes one dict of options, as BasicSR's do, is passed every key: which of them it
+    reads cannot be checked.
     """
     if not isinstance(section, dict) or not isinstance(kind := section.get("type"), str):
         return
@@ -100,5 +101,5 @@ def _check_dataset(key: KeyPath, section: Any, problems: Problems) -> None:
 
 
 def takes_dict(target: Callable[..., Any]) -> bool:
-    """Whether a data set's class is made with one dict of options."""
+    """Whether a data set's constructor takes one dict of options."""
     return list(parameters(target)) == ["opt"]

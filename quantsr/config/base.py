@@ -1,5 +1,5 @@
-"""What every section of the options shares: strict types, no unknown keys, no changes after
-loading."""
+"""Base classes and types of the sections of options: strict types, no unknown keys, no changes
+after loading."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict
 
 
 def whole_number(value: Any) -> Any:
-    """Let a float without a fraction stand for an integer: BasicSR's files write ``val_freq:
-    !!float 5e3``."""
+    """A float without a fraction as an integer, as BasicSR's files write ``val_freq: !!float 5e3``;
+    other values unchanged."""
     if isinstance(value, float) and value.is_integer():
         return int(value)
     return value
 
 
 Int = Annotated[int, BeforeValidator(whole_number)]
-"""An integer; 5e3 and 5000.0 count as one, "5000" and true do not."""
+"""An integer; 5e3 and 5000.0 are accepted, "5000" and true are not."""
 
 SEEDS = 2**63
-"""Seeds are below this: torch takes no larger ones."""
+"""Exclusive limit of seeds; torch accepts all that are below it."""
 
 
 def folder_name(value: str) -> str:
@@ -44,14 +44,15 @@ class Section(BaseModel):
 
 
 def section_at(options: Mapping[str, Any], key: str) -> dict[str, Any]:
-    """The section under ``key`` of options as read; empty where there is none or something else."""
+    """The section under ``key`` of unchecked options; empty where the key is absent or holds
+    something else."""
     value = options.get(key)
     return value if isinstance(value, dict) else {}
 
 
 class Registered(Section):
-    """A section that names something registered, ``type``; every other key is an argument of what
-    it names.
+    """A section whose ``type`` is a registered name; every other key is an argument of the class or
+    function of that name.
 
     The fields that a subclass declares have their types checked here, other arguments by
     `quantsr.config.binding`.

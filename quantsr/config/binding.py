@@ -1,8 +1,8 @@
-"""Binding a section that names something registered to the constructor or function that it will
-call.
+"""Binding the arguments of a section to the signature of the registered class or function that its
+``type`` names.
 
-Sections of networks, losses, metrics, data sets, optimizers and schedulers have one form: ``type``,
-a registered name, and beside it arguments of what is registered under that name.
+Sections of networks, losses, metrics, data sets, optimizers and schedulers have this form:
+``type``, a registered name, and beside it arguments of the class or function of that name.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: 
 def parameters(target: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     """The keyword arguments that a class or function takes.
 
-    Where a class hands ``**kwargs`` on to its base class, those of the base class too.
+    Where a class passes ``**kwargs`` on to its base class, those of the base class too.
     """
     found: dict[str, inspect.Parameter] = {}
     owners: Iterable[Any] = target.__mro__ if isinstance(target, type) else (target,)
@@ -41,7 +41,7 @@ def parameters(target: Callable[..., Any]) -> dict[str, inspect.Parameter]:
 
 
 def with_defaults(target: Callable[..., Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments that ``target(**given)`` sees: those given and the defaults of the others."""
+    """The arguments of the call ``target(**given)``: those given and the defaults of the others."""
     defaults = {
         name: parameter.default
         for name, parameter in parameters(target).items()
@@ -60,11 +60,11 @@ def bind(
     supplied: Collection[str] = (),
     declared: Collection[str] = (),
 ) -> dict[str, Any]:
-    """Check the arguments of a section against the signature of what it names.
+    """Check the arguments of a section against the signature of ``target``.
 
     Args:
         key: of the section, for messages.
-        name: under which ``target`` is registered.
+        name: the name under which ``target`` is registered.
         target: the class or function that will be called.
         given: the section's keys without ``type``.
         problems: receives unknown, missing and mistyped arguments, all of them.
@@ -74,7 +74,7 @@ def bind(
             missing.
 
     Returns:
-        What ``target`` will see: the sound arguments, and the defaults of those that are not given.
+        The arguments of the call: the valid ones, and the defaults of those that are not given.
     """
     accepted = {word: p for word, p in parameters(target).items() if word not in supplied}
     for word in given:
@@ -84,14 +84,14 @@ def bind(
         if parameter.default is parameter.empty and word not in given and word not in declared:
             problems.add((*key, word), f"missing; {name} needs it")
     hints = _hints(target)
-    sound = {
+    valid = {
         word: value
         for word, value in given.items()
         if word in accepted
         and (word in declared or _has_type((*key, word), value, accepted[word], hints, problems))
     }
     defaults = {w: p.default for w, p in accepted.items() if p.default is not p.empty and w not in given}
-    return {**defaults, **sound}
+    return {**defaults, **valid}
 
 
 def _hints(target: Callable[..., Any]) -> dict[str, Any]:
@@ -110,7 +110,7 @@ def _has_type(
     if wanted is Any:
         return True
     try:
-        # As JSON: there a list may stand for a tuple and 1 for 1.0, but neither "1" nor true for a
+        # As JSON, where a list is accepted as a tuple and 1 as 1.0, but neither "1" nor true as a
         # number.
         TypeAdapter(wanted).validate_json(json.dumps(value), strict=True)
     except ValidationError as error:
@@ -120,7 +120,7 @@ def _has_type(
             reason = f"must be {_WORDS[wanted]}"
         problems.add(key, f"{reason}, got {show(value)}")
         return False
-    # a hint pydantic has no schema for, e.g. a class of torch: the constructor decides
+    # a hint without a pydantic schema, e.g. a class of torch: the constructor checks
     except Exception:
         return True
     return True

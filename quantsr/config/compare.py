@@ -1,5 +1,4 @@
-"""From a comparison file to its runs, checked and in order, or to the list of everything that is
-wrong with it."""
+"""Reading a comparison file: its runs, checked and in order, or a list of all its problems."""
 
 from __future__ import annotations
 
@@ -29,7 +28,7 @@ from quantsr.config.yaml_file import MAX_LEVELS
 from quantsr.errors import InputError
 
 RESERVED = ("name", "manual_seed", "auto_resume", "path.experiments_root", "path.resume_state")
-"""What the comparison itself decides for every run."""
+"""Options that the comparison sets for every run."""
 
 
 def load_comparison(
@@ -42,9 +41,9 @@ def load_comparison(
     """Read a comparison file, put the options of all its runs together and check them.
 
     Args:
-        path, overrides, force_yml, check_paths, read: as `quantsr.config.load_options` takes them;
-            keys of the training that all variants share are set as ``base.key=value``, those of one
-            variant as ``variants.NAME.key=value``.
+        path, overrides, force_yml, check_paths, read: see `quantsr.config.load_options`; keys of
+            the training that all variants share are set as ``base.key=value``, those of one variant
+            as ``variants.NAME.key=value``.
 
     Raises:
         OptionsError: with one line for every problem, all at once.
@@ -78,7 +77,7 @@ def _validate(raw: dict[str, Any], problems: Problems) -> CompareOptions | None:
 
 
 def _sections_of_dotted_keys(raw: dict[str, Any], problems: Problems) -> None:
-    """``base: FILE`` as a section, and dotted keys of base and variants as sections, in place."""
+    """Turn ``base: FILE`` and dotted keys of ``base`` and ``variants`` into sections, in place."""
     if isinstance(raw.get("base"), str):
         raw["base"] = {BASE_KEY: raw["base"]}
         problems.origins["base", BASE_KEY] = problems.origin(("base",))
@@ -114,7 +113,7 @@ def _expanded(section: dict[str, Any], key: KeyPath, problems: Problems) -> dict
 
 
 class _Assembly:
-    """Puts the runs of a comparison together, noting every problem."""
+    """Assembles the runs of a comparison, noting every problem."""
 
     def __init__(self, options: CompareOptions, problems: Problems, check_paths: bool) -> None:
         self.options = options
@@ -175,7 +174,7 @@ class _Assembly:
                 options, found = read_layers(path)
             except InputError as error:
                 self.problems.add_line(f"{written}: base: {error}")
-                self.problems.raise_if_any()  # all else would follow from this
+                self.problems.raise_if_any()  # further problems would follow from this one
                 raise
             merge(result, options)
             origins.update(found)
@@ -186,11 +185,11 @@ class _Assembly:
         return result, origins
 
     def _filled(self, name: str, seed: int, options: dict[str, Any]) -> Filled:
-        """The options of one run before they are checked, placeholders filled in."""
+        """The options of one run with placeholders filled in, unchecked."""
         options = drop_nulls(copy.deepcopy(options))
         options |= {"name": run_name(name, seed), "manual_seed": seed}
         section = options.setdefault("path", {})
-        if isinstance(section, dict):  # else the schema says what is wrong with it
+        if isinstance(section, dict):  # else the schema reports the problem
             section["experiments_root"] = self.options.folder
             section.pop("resume_state", None)
         options.pop("auto_resume", None)
@@ -202,7 +201,7 @@ class _Assembly:
         return found
 
     def _run(self, name: str, seed: int, filled: Filled, base: dict[KeyPath, str]) -> Run | None:
-        """Check the options of a run; None where something is wrong with them."""
+        """Check the options of a run; None where they have problems."""
         where = f"{self.problems.origin(('variants', name))}: variants.{name}"
         origins = dict(base)
         note_origins(self.options.variants[name], where, origins)
@@ -231,7 +230,7 @@ class _Assembly:
         return Run(name, seed, training, evaluation, after)
 
     def _evaluation(self, training: dict[str, Any]) -> dict[str, Any]:
-        """The options that test what a run leaves: the averaged network where it keeps one."""
+        """The options that evaluate a run's network, the averaged one where the run keeps it."""
         options = copy.deepcopy(training)
         options.pop("network_teacher", None)
         sets = options.get("datasets")
@@ -262,7 +261,8 @@ class _Assembly:
         return bool((self.options.val or {}).get("baseline", default))
 
     def _check_together(self, runs: Sequence[Run]) -> None:
-        """Pictures and numbers can only be compared at one scale."""
+        """Note runs at another scale than the first: results at different scales cannot be
+        compared."""
         for run in runs:
             if run.training.scale != runs[0].training.scale:
                 self.problems.add(

@@ -1,5 +1,4 @@
-"""What a comparison is: the schema of its file, and the runs that follow from it. ``compare.py``
-beside it reads the file."""
+"""The schema of a comparison file, and the classes of its runs. ``compare.py`` reads the file."""
 
 from __future__ import annotations
 
@@ -28,7 +27,7 @@ class CompareOptions(Section):
     )
     variants: dict[str, dict[str, Any]] = Field(
         min_length=1,
-        description="By name, what each variant changes: `key.sub: value` or sections, merged as `_base_` merges; null takes a key away.",
+        description="By name, what each variant changes: `key.sub: value` or sections, merged as `_base_` merges; null removes a key.",
     )
     seeds: list[Int] = Field(
         min_length=1, description="Values of `manual_seed`; one run per variant and seed."
@@ -106,10 +105,10 @@ class Run:
     """One training of a comparison.
 
     Attributes:
-        variant, seed: which.
+        variant, seed: of this run.
         training: its options, as `quantsr train` would use them.
-        evaluation: options to test what it leaves, as `quantsr test` would use them.
-        after: names of the runs of the same seed whose results it starts from.
+        evaluation: options to evaluate its network, as `quantsr test` would use them.
+        after: names of the runs of the same seed whose networks it starts from.
     """
 
     variant: str
@@ -120,7 +119,7 @@ class Run:
 
     @property
     def name(self) -> str:
-        """Of the run and its folder."""
+        """Name of the run and of its folder."""
         return run_name(self.variant, self.seed)
 
 
@@ -130,10 +129,10 @@ class Comparison:
 
     Attributes:
         options: the file.
-        runs: in an order in which each comes after those it starts from; all variants of a seed
-            before the next seed.
-        changes: per variant, what it changes, by dotted key; None for a key taken away.
-        baseline: whether bicubic stands beside.
+        runs: each one after the runs that it starts from; all variants of a seed before the next
+            seed.
+        changes: for each variant its changes of the base, by dotted key; None for a removed key.
+        baseline: whether the tables have a row for bicubic.
         base: the options of the base, as a file holds them.
     """
 
@@ -144,7 +143,7 @@ class Comparison:
     base: dict[str, Any]
 
     def dump(self) -> dict[str, Any]:
-        """The comparison as a file that needs no other: what it inherits is written into it."""
+        """The comparison as a self-contained file, with all inherited options written out."""
         return {**self.options.model_dump(exclude_none=True), "base": self.base}
 
 

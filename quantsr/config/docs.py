@@ -24,18 +24,18 @@ _HEAD = """# Options
 <!-- Made from quantsr/config by `python -m quantsr.config.docs docs/options.md`; a test compares. Do not edit. -->
 
 An option file is YAML with BasicSR's keys. `quantsr check -opt FILE` lists everything that is wrong with one, each problem with file,
-key and remedy, or sums up what it would do. An unknown key is an error; so is a key given twice.
+key and remedy, or sums up what the run would do. An unknown key is an error; so is a key given twice.
 
 - **Inheritance.** `_base_: other.yml`, or a list of files, relative to the file itself: sections are merged key by key, everything
-  else is replaced. `key: null` takes an inherited key away. Anywhere else null means "not given": the default holds.
+  else is replaced. `key: null` removes an inherited key. Anywhere else null means "not given": the default applies.
 - **Command line.** `--set train.total_iter=1000 network_g.nbits_w=2` changes single keys, the value read as YAML; `--force_yml
   train:total_iter=1000` is the same in BasicSR's notation.
-- **Values.** `1e-4` is a number; a number without a fraction may stand for a whole number (`5e3`), but not among the arguments of a
-  network, which its constructor gets as they are. No YAML tag runs anything.
+- **Values.** `1e-4` is a number; a number without a fraction is accepted as a whole number (`5e3`), but not among the arguments of a
+  network, which its constructor gets unchanged. No YAML tag runs code.
 - **Paths** start at the current directory, as BasicSR's do; `~` and `$VARIABLES` are replaced.
 - **What is needed** depends on the command. `quantsr train`: the section `train`, the data set `train` and, with `val` sets,
   `val.val_freq` and `val.metrics`. `quantsr test`: a data set `test...` (or `val...`), `val.metrics` and
-  `path.pretrain_network_g`. Data sets of the other command are not looked for.
+  `path.pretrain_network_g`. The data sets of the other command need not exist.
 """
 
 
@@ -78,7 +78,7 @@ def _table(section: type[Section]) -> Iterator[str]:
 _COMPARE = """
 ## Comparison files
 
-`quantsr compare -opt FILE` trains every variant with every seed and tables what comes out; `options/compare/` has examples. A file:
+`quantsr compare -opt FILE` trains every variant with every seed and tables the results; `options/compare/` has examples. A file:
 
 ```yaml
 name: bits
@@ -91,10 +91,10 @@ variants:
 
 - **Placeholders** in paths: `{seed}`, and `{run:VARIANT}`, the run folder of that variant with the same seed. Such a run is trained after
   the one it starts from. A run leaves `models/net_g_latest.pth`, and with a `val` set `models/net_g_best.pth`.
-- **Order**: all variants of a seed, then the next seed. Finished runs are kept, and an interrupted one goes on, when the command is
-  given again; runs whose options have changed since are refused, or with `--retrain` set aside and trained again.
+- **Order**: all variants of a seed, then the next seed. When the command is given again, finished runs are kept and an interrupted one is
+  resumed; runs whose options have changed since are refused, or with `--retrain` set aside and trained again.
 - **What is evaluated** is `net_g_latest.pth`, the averaged weights where `train.ema_decay` keeps them, at all depths.
-- **Command line**: `--set base.train.total_iter=100 variants.w4a4.network_g.nbits_w=3 seeds=[1]`; what a variant changes wins over `base`.
+- **Command line**: `--set base.train.total_iter=100 variants.w4a4.network_g.nbits_w=3 seeds=[1]`; changes of a variant override `base`.
 """
 
 _TOP_DOC = "The keys at the top of a file."
@@ -102,7 +102,7 @@ _TOP_DOC = "The keys at the top of a file."
 
 def _default(field: FieldInfo) -> str:
     if isinstance(field.json_schema_extra, dict) and "default" in field.json_schema_extra:
-        # one that the schema derives from another key
+        # a default that the schema derives from another key
         return str(field.json_schema_extra["default"])
     if field.is_required():
         return "**needed**"

@@ -1,4 +1,4 @@
-"""Whether the folders and files that the options name are there."""
+"""Checks that the folders and files that the options name exist."""
 
 from __future__ import annotations
 
@@ -28,8 +28,7 @@ def expand_paths(options: dict[str, Any]) -> None:
 
 
 def change_paths(options: dict[str, Any], change: Callable[[KeyPath, str], str]) -> None:
-    """Replace every path of the options by what ``change`` makes of its key and itself, in
-    place."""
+    """Replace every path of the options by ``change(key, path)``, in place."""
     datasets = options.get("datasets")
     for name, dataset in datasets.items() if isinstance(datasets, dict) else ():
         if isinstance(dataset, dict):
@@ -52,8 +51,8 @@ def _change(
 def check_checkpoints(
     section: Any, is_train: bool, problems: Problems, awaited: Collection[str] = ()
 ) -> None:
-    """Every checkpoint that the run will read must be a file, save those that are yet to be
-    written."""
+    """Note checkpoints that the run will read and that do not exist, except those in ``awaited``,
+    which earlier runs will write."""
     if not isinstance(section, dict):
         return
     for key in _CHECKPOINTS if is_train else _CHECKPOINTS[:1]:
@@ -69,14 +68,14 @@ def check_checkpoints(
 
 
 def _is_named(value: str) -> bool:
-    """Whether a test knows a checkpoint by this name: a training run's, or that of a network that
+    """Whether `resolve` finds a network of this name: that of a training run, or of a network that
     comes with quantsr."""
     return _resolved(value) is not None
 
 
 def is_checkpoint(value: Any) -> bool:
-    """Whether a test finds a checkpoint by this path or name, or will find one there, and no packed
-    file."""
+    """Whether this path or name stands for a checkpoint, which need not exist yet, and not for a
+    packed file."""
     if not isinstance(value, str):
         return False
     found = _resolved(value)
@@ -91,17 +90,18 @@ def _resolved(value: str) -> Path | None:
 
 
 def is_left_out(dataset: Any) -> bool:
-    """Whether a run goes on without this set (an entry of ``Options.datasets``): ``optional``, and
-    its folder is not there."""
+    """Whether a run leaves this set (an entry of ``Options.datasets``) out: it is ``optional`` and
+    its folder does not exist."""
     roots = dataset.dataroot_gt
     folders = [roots] if isinstance(roots, str) else roots or []
     return dataset.optional and not all(os.path.isdir(folder) for folder in folders)
 
 
 def check_dataset(key: str, dataset: dict[str, Any], problems: Problems) -> None:
-    """The folders of one data set must exist and hold pictures, and its pairs must be pairs.
+    """Note folders of one data set that do not exist or hold no pictures, and pictures without
+    their LR picture.
 
-    A set that is ``optional`` may lack its folders altogether.
+    The folders of an ``optional`` set need not exist.
     """
     root_gt = dataset.get("dataroot_gt")
     if dataset.get("optional") is True and isinstance(root_gt, str) and not os.path.exists(root_gt):
@@ -130,10 +130,10 @@ def check_dataset(key: str, dataset: dict[str, Any], problems: Problems) -> None
 
 def count_pictures(dataset: Any) -> int | None:
     """How many ground-truth pictures a data set has (an entry of ``Options.datasets``); None where
-    it does not say."""
+    that is unknown."""
     if dataset.type == "SkimageDataset":
         return 3
-    lmdb = dataset.io_backend.type == "lmdb"  # whose own list counts
+    lmdb = dataset.io_backend.type == "lmdb"
     roots = dataset.dataroot_gt or dataset.dataroot_lq
     folders = [roots] if isinstance(roots, str) else roots or []
     if not folders or not all(os.path.isdir(folder) for folder in folders):
@@ -144,7 +144,7 @@ def count_pictures(dataset: Any) -> int | None:
 
 
 def _check_folder(key: tuple[str, str], folder: str, lmdb: bool, problems: Problems) -> list[str]:
-    """Note what is wrong with a folder; return the names of its pictures."""
+    """Note the problems of a folder; return the names of its pictures."""
     if not os.path.isdir(folder):
         what = "is a file" if os.path.isfile(folder) else "does not exist"
         remedy = "correct the path or put the pictures there"
@@ -194,7 +194,7 @@ def _check_listed(key: str, folder: str, meta: str, problems: Problems) -> None:
 
 
 def _pictures(folder: str, meta: str | None = None) -> list[str]:
-    """The names of the pictures that a run finds there; none where it would refuse the folder."""
+    """The names of the pictures in a folder; none where a run would refuse the folder."""
     try:
         return [path.name for path in list_images(Path(folder), meta)]
     except (InputError, OSError):
@@ -210,5 +210,5 @@ def _count_lines(path: str) -> int | None:
 
 
 def _seen_from(path: str) -> str:
-    """Where a relative path starts, which a wrong current directory makes worth saying."""
+    """For messages about a relative path: the directory in which it starts."""
     return "" if os.path.isabs(path) else f" (seen from {os.getcwd()})"

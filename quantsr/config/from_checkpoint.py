@@ -1,5 +1,5 @@
-"""What a test takes from its checkpoint where the option file leaves it out: ``network_g`` and
-``scale``."""
+"""``network_g`` and ``scale`` of a test from its checkpoint, where the option file leaves them
+out."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ def fill_network(options: dict[str, Any], problems: Problems) -> None:
     """Complete ``network_g`` and ``scale`` from ``path.pretrain_network_g``, in place, where
     ``network_g`` names no type.
 
-    Keys of ``network_g`` that are given stay.
+    Keys of ``network_g`` that the options give are kept.
 
     Raises:
-        OptionsError: the checkpoint is not there, or does not say how its network is built; without
-            it nothing else can be checked.
+        OptionsError: the checkpoint does not exist, or has no description of its network; no other
+            option can be checked then.
     """
     from quantsr.trained_files.architecture import architecture  # imports torch
 

@@ -1,5 +1,5 @@
-"""Putting an option file together: what it inherits (``_base_``), then what the command line
-sets."""
+"""Layers of options: files inherited under ``_base_``, the file itself, then overrides of the
+command line."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ def read_layers(path: str) -> tuple[dict[str, Any], dict[KeyPath, str]]:
     """Read an option file on top of the files it names under ``_base_`` (one or a list; relative to
     the file itself).
 
-    Sections are merged key by key, anything else is replaced, and ``key: null`` takes an inherited
-    key away.
+    Sections are merged key by key, anything else is replaced, and ``key: null`` removes an
+    inherited key.
 
     Returns:
         The merged options, and for each key the file its value comes from.
 
     Raises:
-        InputError: a file cannot be read, or inherits from itself, or together they are longer than
-            `Allowance` says.
+        InputError: a file cannot be read, or inherits from itself, or together they exceed
+            `Allowance`.
     """
     origins: dict[KeyPath, str] = {}
     return _read(path, (), origins, Allowance()), origins
@@ -89,8 +89,8 @@ def apply_overrides(
         options: the merged file.
         entries: ``a.b=value`` for ``--set``, ``a:b=value`` for BasicSR's ``--force_yml``.
         flag: the name of the argument, for messages.
-        separator: what stands between keys, ``"."`` or ``":"``.
-        problems: collects entries that cannot be understood.
+        separator: between keys, ``"."`` or ``":"``.
+        problems: receives entries that cannot be parsed.
     """
     for entry in entries:
         name, equals, text = entry.partition("=")
@@ -113,11 +113,11 @@ _ENDS = {"'": "'", '"': '"', "[": "]", "{": "}"}
 
 
 def _typed_value(text: str, where: str) -> Any:
-    """The value of an argument: YAML, but text is taken as it stands, with everything that YAML
-    would take for a comment.
+    """The value of an argument: YAML, but text is used unchanged, with the parts that YAML would
+    drop as a comment.
 
     Raises:
-        InputError: it is not YAML, or more stands behind a quoted text, a list or a section.
+        InputError: it is not YAML, or more text follows a quoted text, a list or a section.
     """
     text = text.strip()
     if text.lower() in _NULLS:
@@ -153,8 +153,8 @@ def _set(options: dict[str, Any], keys: KeyPath, value: Any, flag: str, problems
 
 
 def drop_nulls(value: Any) -> Any:
-    """Without keys whose value is null: "not given", so that the default holds. Lists are left as
-    they are."""
+    """A copy without keys whose value is null ("not given"), so that defaults apply. Lists are
+    unchanged."""
     if not isinstance(value, dict):
         return value
     return {key: drop_nulls(entry) for key, entry in value.items() if entry is not None}

@@ -1,4 +1,4 @@
-"""From an option file to :class:`Options`, or to the list of everything that is wrong with it."""
+"""Reading an option file: :class:`Options`, or a list of all its problems."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from quantsr.config.folders import check_checkpoints, check_dataset, expand_path
 from quantsr.config.from_checkpoint import fill_network
 from quantsr.config.layers import apply_overrides, drop_nulls, read_layers
 from quantsr.config.problems import Problems
-from quantsr.config.rules import check_rules, evaluated_keys
+from quantsr.config.rules import check_rules, keys_in_use
 from quantsr.config.schema import Options
 from quantsr.config.translate import add_validation_errors
 from quantsr.errors import InputError, OptionsError
@@ -29,13 +29,14 @@ def load_options(
 
     Args:
         path: the file; it may inherit from others under ``_base_``.
-        overrides: ``a.b=value`` each, as ``--set`` takes them; they win over the file.
-        force_yml: ``a:b=value`` each, as BasicSR's ``--force_yml`` takes them.
+        overrides: ``a.b=value`` each, from ``--set``; they override the file.
+        force_yml: ``a:b=value`` each, from BasicSR's ``--force_yml``.
         is_train: whether the options are for training (the section ``train`` and the training set
-            are needed, data sets for tests are not looked at) or for a test (the other way round;
-            ``network_g`` and ``scale`` may be left to the checkpoint).
+            are needed, test sets are not checked) or for a test (vice versa; ``network_g`` and
+            ``scale`` may come from the checkpoint).
         check_paths: whether the folders and files it names must exist.
-        read: what `read_options` gave, where the file was read before: a pipe cannot be read twice.
+        read: the result of `read_options` where the file was read before: a pipe cannot be read
+            twice.
 
     Raises:
         OptionsError: with one line ``FILE: key: problem; remedy`` for every problem, all at once.
@@ -64,23 +65,23 @@ def check_options(
     check_paths: bool,
     awaited: Collection[str] = (),
 ) -> Options | None:
-    """Note every problem of merged options: types, rules between keys and, where asked for, absent
-    folders and files.
+    """Note every problem of merged options: types, rules between keys and, with ``check_paths``,
+    absent folders and files.
 
     Args:
-        options: as a file holds them, without nulls.
-        problems: receives what is wrong.
+        options: in the layout of an option file, without nulls.
+        problems: receives the problems.
         is_train, check_paths: see :func:`load_options`.
-        awaited: checkpoints that will only be written later, and are not looked for.
+        awaited: checkpoints that earlier runs will write; they need not exist.
 
     Returns:
-        The options, None where their types are wrong.
+        The options, None where types are wrong.
     """
     checked = _validate(options, problems)
     check_rules(options, is_train, problems)
     datasets = options.get("datasets")
     if check_paths and isinstance(datasets, dict):
-        for key in evaluated_keys(datasets, is_train):
+        for key in keys_in_use(datasets, is_train):
             if isinstance(datasets[key], dict):
                 check_dataset(key, datasets[key], problems)
     if check_paths:
@@ -89,7 +90,8 @@ def check_options(
 
 
 def read_options(path: str) -> tuple[dict[str, Any], Problems]:
-    """Read and merge a file and what it inherits, unchecked, with an empty list of its problems.
+    """Read a file and the files that it inherits from, and merge them, unchecked; with an empty
+    list of problems.
 
     Raises:
         OptionsError: the file cannot be read.

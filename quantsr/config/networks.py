@@ -1,4 +1,4 @@
-"""Network sections: their arguments, bits and depths, checked before anything is built."""
+"""Checks of network sections before anything is built: arguments, bits and depths."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ _COUNTS = ("num_in_ch", "num_out_ch", "num_feat", "num_block", "embed_dim", "lay
 
 _MAX_COUNT = 4096
 _MAX_WEIGHTS = 2**30
-"""Of one layer in all blocks: what is larger is a slip, and would take the machine's memory before
-anything else failed."""
+"""Limit for one layer of all blocks together: a larger network is a typing error, and would exhaust
+the machine's memory."""
 
 CHANNELS = 3
-"""Of every picture that is read."""
+"""Channels of every picture that is read."""
 
 _CHANNELS = ("num_in_ch", "num_out_ch", "in_chans")
 
@@ -32,15 +32,14 @@ def check_network(key: str, section: Any, scale: Any, problems: Problems) -> dic
         key: ``"network_g"`` or ``"network_teacher"``.
         section: the section as read, ``type`` and arguments side by side.
         scale: the upscaling factor of the run, where it is known.
-        problems: receives unknown, missing and mistyped arguments, bits that do not exist, depths
+        problems: receives unknown, missing and mistyped arguments, unsupported bits, and depths
             that are too large.
 
     Returns:
-        Every argument the constructor will see, defaults included; None where the network is
-        unknown.
+        All arguments of the constructor, defaults included; None where the network is unknown.
     """
     if not isinstance(section, dict) or not isinstance(section.get("type"), str):
-        return None  # the schema has said so
+        return None  # a problem that the schema reports
     known = registries.networks()
     name = section["type"]
     if name not in known:
@@ -120,7 +119,7 @@ def _check_depths(key: str, bound: dict[str, Any], problems: Problems) -> None:
 
 
 def check_depth_list(key: Sequence[str], depths: Sequence[Any], blocks: int, problems: Problems) -> None:
-    """Each depth must be a number of blocks that the network has, and there once."""
+    """Note depths that are not within 1..``blocks``, or given twice."""
     for depth in depths:
         if not isinstance(depth, int) or not 1 <= depth <= blocks:
             problems.add(

@@ -23,10 +23,9 @@ class Filled:
     """The options of one run with its placeholders filled in.
 
     Attributes:
-        options: as a file holds them.
+        options: in the layout of an option file.
         starts_from: the variants whose runs its paths name.
-        awaited: the paths that those runs will write, with the text that they are written as in the
-            file.
+        awaited: the paths that those runs will write, each with its text in the file.
     """
 
     options: dict[str, Any]
@@ -42,7 +41,7 @@ def fill(
     Args:
         options: of the run of ``variant`` with ``seed``.
         folders: the run folder of every variant for this seed.
-        problems: receives placeholders that are not known.
+        problems: receives unknown placeholders.
     """
     found = Filled(options)
 
@@ -70,8 +69,8 @@ def fill(
 
 
 def in_order(starts_from: Mapping[str, Sequence[str]], problems: Problems) -> list[str]:
-    """The variants, each behind those it starts from, else in the order given; circles are
-    problems."""
+    """The variants, each after those that it starts from, else in the given order; notes circular
+    dependencies."""
     order: list[str] = []
     reported = False
 
@@ -97,7 +96,7 @@ def in_order(starts_from: Mapping[str, Sequence[str]], problems: Problems) -> li
 
 
 def check_starts(filled: Filled, validating: Collection[str], problems: Problems) -> None:
-    """The files that a run expects of another must be such as a run writes.
+    """Note files expected from another run that no run writes.
 
     Args:
         filled: the run.

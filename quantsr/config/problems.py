@@ -12,12 +12,12 @@ from quantsr.errors import OptionsError
 KeyPath = tuple[str, ...]
 
 MAX_PROBLEMS = 100
-"""Problems that are reported of one file; nobody mends more at once."""
+"""Limit of reported problems for one file."""
 
 
 def did_you_mean(word: str, candidates: Iterable[str]) -> str:
-    """A remedy for a misspelt word: the nearest candidate, or the list of them where none is
-    near."""
+    """A remedy for a misspelt word: the most similar candidate, or the list of candidates where
+    none is similar."""
     names = sorted({str(name) for name in candidates})
     near = difflib.get_close_matches(word, names, n=1, cutoff=0.6)
     if not near:  # 'Upscale' for 'upscale', 'bits_w' for 'nbits_w'
@@ -31,7 +31,7 @@ def did_you_mean(word: str, candidates: Iterable[str]) -> str:
 
 
 def show(value: Any) -> str:
-    """A value as one would find it in the file, shortened."""
+    """A value as an option file writes it, shortened."""
     text = {True: "true", False: "false"}[value] if isinstance(value, bool) else repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
 
@@ -40,7 +40,7 @@ class Problems:
     """A list of problems, without repetitions.
 
     Args:
-        main: the option file that was asked for.
+        main: the option file that the command names.
         origins: for each key, the file (or ``--set``) that its value comes from.
     """
 
@@ -50,7 +50,7 @@ class Problems:
         self.lines: dict[str, None] = {}
 
     def add_line(self, line: str) -> None:
-        """Note a line that says itself where the problem is.
+        """Note a complete line, which names the file and the key of the problem.
 
         Raises:
             OptionsError: with all that was noted so far, once there are more than `MAX_PROBLEMS`.
@@ -68,15 +68,14 @@ class Problems:
         self.add_line(f"{where}: {problem}")
 
     def origin(self, key: KeyPath) -> str:
-        """Where the key was written, or, of a key that is absent, the file that wrote the nearest
+        """The file (or flag) that gives the key; for an absent key, the file with the nearest
         section above it."""
         if key in self.origins:
             return self.origins[key]
         for length in range(len(key) - 1, 0, -1):
             source = self.origins.get(key[:length], "--")
-            if not source.startswith(
-                "--"
-            ):  # a section that only an argument opened is to be completed in the file
+            # a section that only the command line gives is to be completed in the file
+            if not source.startswith("--"):
                 return source
         return self.main
 

@@ -17,20 +17,20 @@ from quantsr.config.yaml_file import read_yaml
 from quantsr.errors import OptionsError
 
 NETWORK_FILE = "network.pth"
-"""In the folder of a finished entry: its network, weights in half precision."""
+"""Name of the network file in the folder of a finished entry; weights in half precision."""
 
 ONLY_BY_TIME = 10**9
-"""Iterations between checkpoints in a queue, where they are written by time."""
+"""Iterations between checkpoints in a queue: practically never, as they are written by time."""
 
 
 class QueueEntry(Section):
     """One training of a queue."""
 
-    why: str = Field(min_length=1, description="What the training is for; shown when it starts.")
+    why: str = Field(min_length=1, description="Purpose of the training; shown when it starts.")
     opt: str = Field(min_length=1, description="A training option file.")
     set: dict[str, Any] = Field(
         default_factory=dict,
-        description="Changes of its options by dotted key; null takes a key away.",
+        description="Changes of its options by dotted key; null removes a key.",
     )
     start: dict[str, str] = Field(
         default_factory=dict,
@@ -39,7 +39,7 @@ class QueueEntry(Section):
     budget: float | None = Field(
         default=None,
         gt=0,
-        description="Seconds of training, all calls together: `train.total_iter` is lowered to what fits. Default: no limit, "
+        description="Seconds of training, all calls together: `train.total_iter` is lowered until it fits. Default: no limit, "
         "all iterations of the option file.",
     )
 
@@ -68,7 +68,8 @@ class QueueOptions(Section):
 
 
 def load_queue(path: str) -> QueueOptions:
-    """Reads a queue file, and checks the option file of every entry but for its folders and files.
+    """Reads a queue file, and checks the option file of every entry, except that its folders and
+    files exist.
 
     Raises:
         InputError: the file cannot be read; `OptionsError` with every problem found.
@@ -105,7 +106,7 @@ def training_options(
     Args:
         queue: the queue.
         name: of the entry.
-        folder: where the queue keeps its entries.
+        folder: the folder of the queue, with one folder for each entry.
         total_iter: in place of the option file's.
         check_paths: whether the folders and files that the options name must exist.
 

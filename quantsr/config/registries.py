@@ -1,9 +1,9 @@
-"""What option files can name: networks, model classes, quantizers, losses, metrics, data sets,
-optimizers, schedulers.
+"""Registered names that option files can use: networks, model classes, quantizers, losses, metrics,
+data sets, optimizers, schedulers.
 
 torch is imported by the functions, not with this module.
 
-Files of certain names are imported first, so that what stands in them is registered:
+Files of certain names are imported first, so that their classes and functions are registered:
 ``archs/*_arch.py``, ``models/*_model.py``, ``models/*_loss.py``, ``quant/*_quantizer.py``,
 ``engine/*_metric.py``, ``data/*_dataset.py``.
 """
@@ -19,7 +19,7 @@ from quantsr.discovery import import_files
 
 
 def networks() -> dict[str, Callable[..., Any]]:
-    """Every network by the name under which an option file asks for it."""
+    """Every network by its registered name, the ``type`` of ``network_g``."""
     from quantsr.basicsr_compat import ARCH_REGISTRY
 
     import_files("archs", "_arch")
@@ -27,11 +27,11 @@ def networks() -> dict[str, Callable[..., Any]]:
 
 
 def models() -> dict[str, Callable[..., Any]]:
-    """Every model class that the trainer can drive, by the name that ``model_type`` takes:
-    `QuantSRModel` and its subclasses.
+    """Every model class for training, by the name that ``model_type`` takes: `QuantSRModel` and its
+    subclasses.
 
-    ``SRModel``, the name in BasicSR's option files, is `QuantSRModel`; BasicSR's own class of that
-    name is no subclass.
+    ``SRModel``, the name in BasicSR's option files, stands for `QuantSRModel`; BasicSR's own class
+    of that name is not a subclass.
     """
     from quantsr.basicsr_compat import MODEL_REGISTRY
 
@@ -52,7 +52,8 @@ def quantizers() -> list[str]:
 def losses() -> dict[str, Callable[..., Any]]:
     """Every loss by name that is a torch module called with output and target.
 
-    Of BasicSR's only those that compare pixels: others take features or a discriminator's answer.
+    BasicSR's losses are included only if they compare pixels: others take features or the output of
+    a discriminator.
     """
     from quantsr.basicsr_compat import LOSS_REGISTRY
 
@@ -110,8 +111,8 @@ def schedulers() -> dict[str, Callable[..., Any]]:
 
 
 def datasets() -> dict[str, Callable[..., Any]]:
-    """Every registered data set by name: the project's and BasicSR's for training, and what else is
-    registered."""
+    """Every registered data set by name: the training sets of the project and of BasicSR, and the
+    user's."""
     from quantsr.basicsr_compat import DATASET_REGISTRY
 
     import_files("data", "_dataset")

@@ -1,5 +1,5 @@
-"""Rules between keys, which types alone cannot state. They read the raw options, so that they are
-checked even where other keys are wrong, and leave to the schema what the schema says."""
+"""Rules between keys, which types cannot express. They read the unchecked options, so that they are
+applied even where other keys are wrong; problems of types are left to the schema."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from quantsr.config.schema import dataset_phase
 
 
 def check_rules(options: dict[str, Any], is_train: bool, problems: Problems) -> None:
-    """Note every breach."""
+    """Note every violation of a rule."""
     datasets = section_at(options, "datasets")
     scale = whole_number(options.get("scale"))
     scale = scale if type(scale) is int else None
@@ -30,7 +30,7 @@ def check_rules(options: dict[str, Any], is_train: bool, problems: Problems) -> 
         _check_depths(options, bound, problems)
 
 
-def evaluated_keys(datasets: dict[str, Any], is_train: bool) -> list[str]:
+def keys_in_use(datasets: dict[str, Any], is_train: bool) -> list[str]:
     """The data sets that a run will read: training and validation sets, or the test sets
     (validation sets where none)."""
     phases = {key: dataset_phase(key) for key in datasets}
@@ -41,9 +41,9 @@ def evaluated_keys(datasets: dict[str, Any], is_train: bool) -> list[str]:
 
 
 def _check_names(datasets: dict[str, Any], is_train: bool, problems: Problems) -> None:
-    """Tables and folders of results know a set by its name alone."""
+    """Note names used twice: tables and result folders distinguish sets by name alone."""
     seen: dict[Any, str] = {}
-    for key in evaluated_keys(datasets, is_train):
+    for key in keys_in_use(datasets, is_train):
         name = section_at(datasets, key).get("name")
         if not isinstance(name, str) or dataset_phase(key) == "train":
             continue
@@ -144,28 +144,28 @@ def _check_training(options: dict[str, Any], problems: Problems) -> None:
             f"end at {sum(periods)}, before total_iter {total}; lengthen them",
         )
     distill = section_at(train, "distill")
-    learns = any(
+    distills = any(
         isinstance(distill.get(key), (int, float)) and distill[key] > 0
         for key in ("output_weight", "feature_weight")
     )
     path = section_at(options, "path")
-    if learns and "network_teacher" not in options:
+    if distills and "network_teacher" not in options:
         problems.add(("network_teacher",), "missing; train.distill needs a teacher (type: EDSR, ...)")
-    if learns and "pretrain_network_teacher" not in path:
+    if distills and "pretrain_network_teacher" not in path:
         problems.add(
             ("path", "pretrain_network_teacher"), "missing; train.distill needs the teacher's checkpoint"
         )
-    if "network_teacher" in options and not learns:
+    if "network_teacher" in options and not distills:
         problems.add(
             ("train", "distill"),
             "missing or all zero although there is a teacher; set output_weight or remove network_teacher",
         )
-    weighed, given = bool(distill.get("soft_weight")), "dataroot_soft" in section_at(datasets, "train")
-    if weighed and not given:
+    weighted, given = bool(distill.get("soft_weight")), "dataroot_soft" in section_at(datasets, "train")
+    if weighted and not given:
         problems.add(
             ("datasets", "train", "dataroot_soft"), "missing; train.distill.soft_weight needs the pictures"
         )
-    if given and not weighed:
+    if given and not weighted:
         problems.add(
             ("train", "distill", "soft_weight"),
             "missing or zero although there is datasets.train.dataroot_soft; set it",

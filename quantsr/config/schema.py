@@ -1,4 +1,4 @@
-"""The options as a whole. Everything a run needs to know is one frozen :class:`Options` object."""
+"""The options as a whole: one frozen :class:`Options` object holds all settings of a run."""
 
 from __future__ import annotations
 
@@ -53,8 +53,8 @@ _DATASET_KEY = re.compile(r"(train|val|test)(?:_\w+)?")
 
 
 def dataset_phase(key: str) -> str | None:
-    """What the data set of that key is for: ``"train"``, ``"val"``, ``"test"``; None where the key
-    is not one of a data set."""
+    """The phase that a data-set key stands for: ``"train"``, ``"val"`` or ``"test"``; None for any
+    other key."""
     match = _DATASET_KEY.fullmatch(key)
     return match.group(1) if match and key != f"{match.group(1)}_" and not key.startswith("train_") else None
 
@@ -93,7 +93,7 @@ class Options(Section):
         description="Data sets by key: `train`, `val`, `val_*`, `test`, `test_*`."
     )
     network_g: NetworkOptions = Field(
-        description="The network. A test may leave it and `scale` out where the checkpoint says how its network is built: those of "
+        description="The network. A test may leave it and `scale` out where the checkpoint describes its network, as those of "
         "`quantsr train`, packed files and the networks that come with quantsr do."
     )
     network_teacher: NetworkOptions | None = Field(
@@ -122,8 +122,8 @@ class Options(Section):
     @model_validator(mode="before")
     @classmethod
     def _derive(cls, value: Any) -> Any:
-        """Fill in what follows from elsewhere: the phase of each data set, the border of each
-        metric."""
+        """Fill in values that follow from other keys: the phase of each data set, the border of
+        each metric."""
         if not isinstance(value, dict):
             return value
         value = dict(value)
@@ -137,7 +137,7 @@ class Options(Section):
             }
         if isinstance(val, dict) and isinstance(val.get("metrics"), dict):
             scale = whole_number(value.get("scale"))
-            # else the scale is what is wrong
+            # where the scale is no integer, that is the problem to report
             border = {"crop_border": scale if type(scale) is int else 0}
             metrics = {k: {**border, **m} if isinstance(m, dict) else m for k, m in val["metrics"].items()}
             value["val"] = {**val, "metrics": metrics}
@@ -149,7 +149,7 @@ class Options(Section):
         return {key: dataset for key, dataset in self.datasets.items() if dataset.phase in phases}
 
     def evaluation_sets(self) -> dict[str, DatasetOptions]:
-        """What a test run evaluates: the `test` sets, or the `val` sets where there are none."""
+        """The sets that a test run evaluates: `test` sets, or `val` sets where there are none."""
         return self.sets("test") or self.sets("val")
 
     @property
@@ -182,10 +182,9 @@ class Options(Section):
         return plain
 
     def config_hash(self) -> str:
-        """Twelve hexadecimal digits that change with any option but those that only say how to
-        resume.
+        """Twelve hexadecimal digits that change with any option except those for resuming.
 
-        Keys at their default do not count, so that a file keeps its hash when an option is added to
+        Keys at their default are left out, so that a file keeps its hash when an option is added to
         the schema.
         """
         plain = self.model_dump(
@@ -194,10 +193,10 @@ class Options(Section):
         return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:12]
 
     def basicsr_dict(self, is_train: bool) -> dict[str, Any]:
-        """The options as BasicSR's classes expect them after its own parsing: a fresh dict that
-        they may change.
+        """The options as BasicSR's classes expect them after its own parsing: a new dict that they
+        may change.
 
-        ``num_gpu`` stays ``"auto"`` where it is; who knows the devices replaces it.
+        ``num_gpu: auto`` is kept; the caller replaces it by the number of devices.
         """
         opt = self.dump()
         for key, dataset in opt["datasets"].items():
@@ -217,7 +216,7 @@ class Options(Section):
 
 
 def _plain(value: Any) -> Any:
-    """Tuples as lists, so that the value can be written as YAML and JSON."""
+    """The value with tuples as lists, so that it can be written as YAML and JSON."""
     if isinstance(value, dict):
         return {key: _plain(entry) for key, entry in value.items()}
     if isinstance(value, (list, tuple)):

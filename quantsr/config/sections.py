@@ -47,9 +47,9 @@ class IOBackendOptions(Section):
 
 
 class DatasetOptions(Registered):
-    """A data set: the key `train`, `val`, `val_2`, ..., `test`, `test_1`, ... says what it is for.
+    """A data set; its key, `train`, `val`, `val_2`, ..., `test`, `test_1`, ..., gives its phase.
 
-    Types other than the three named below get further keys as their class takes them.
+    Data sets of other types than the three named below take further keys as arguments.
     """
 
     name: FolderName = Field(min_length=1, description="Name in logs, tables and result folders.")
@@ -70,7 +70,7 @@ class DatasetOptions(Registered):
     dataroot_soft: str | list[str] | None = Field(
         default=None,
         description="`CroppedImageDataset`: folder(s) of another network's outputs on the LR pictures, under the names of the GT pictures; "
-        "further targets, weighed by `train.distill.soft_weight`.",
+        "further targets, weighted by `train.distill.soft_weight`.",
     )
     filename_tmpl: str = Field(
         default="{}",
@@ -78,7 +78,7 @@ class DatasetOptions(Registered):
     )
     optional: bool = Field(
         default=False,
-        description="`val` and `test` sets: go on without this set, and say so, where the folder `dataroot_gt` does not exist.",
+        description="`val` and `test` sets: leave this set out, and log that, where the folder `dataroot_gt` does not exist.",
     )
     io_backend: IOBackendOptions = Field(
         default_factory=IOBackendOptions, description="How pictures are read."
@@ -128,7 +128,7 @@ class DatasetOptions(Registered):
     )
     crop_sampling: Literal["area", "picture"] = Field(
         default="area",
-        description="`CroppedImageDataset`: crops as likely everywhere (`area`), or from each picture alike (`picture`).",
+        description="`CroppedImageDataset`: crops equally likely at every pixel (`area`), or equally many from each picture (`picture`).",
     )
 
 
@@ -138,7 +138,7 @@ class PathOptions(Section):
 
     pretrain_network_g: str | None = Field(
         default=None,
-        description="Checkpoint of `network_g`: what is tested, or where training starts. A test also takes a packed `.safetensors` file, "
+        description="Checkpoint of `network_g`, which is tested, or from which training starts. A test also takes a packed `.safetensors` file, "
         "the name of a training run or that of a network that comes with quantsr.",
     )
     param_key_g: str = Field(
@@ -152,9 +152,9 @@ class PathOptions(Section):
     )
     fp_init: Literal["all", "head_tail", "deepen"] = Field(
         default="all",
-        description="What is taken of it: every matching tensor; `head_tail`: `conv_after_body`, `upsample` and `conv_last`, as QuantSR does; "
-        "`deepen`: all of a network with fewer blocks, between which new ones add nothing at first, or little where `network_g` is quantized "
-        "(QuantSR_C). A quantized one keeps its quantizers' steps, and must have the same bits.",
+        description="The tensors used from it: `all`: every matching one; `head_tail`: `conv_after_body`, `upsample` and `conv_last`, as in QuantSR; "
+        "`deepen`: all of a network with fewer blocks, between which new blocks are inserted that add nothing at first, or little where `network_g` "
+        "is quantized (QuantSR_C). A quantized checkpoint keeps its quantizers' steps, and must have the same bits.",
     )
     pretrain_network_teacher: str | None = Field(default=None, description="Checkpoint of `network_teacher`.")
     param_key_teacher: str = Field(default="params", description="Entry of that checkpoint.")
@@ -173,7 +173,7 @@ class MetricOptions(Registered):
     tables."""
 
     type: str = Field(
-        description="Name in BasicSR's metric registry: `calculate_psnr`, `calculate_ssim`, ..., or one's own."
+        description="Name in BasicSR's metric registry: `calculate_psnr`, `calculate_ssim`, ..., or another registered one."
     )
     crop_border: Int = Field(
         ge=0, description="Pixels left out along each edge.", json_schema_extra={"default": "`scale`"}
@@ -197,17 +197,17 @@ class ValOptions(Section):
         default=None, ge=0, description="How many pictures of each set are written; default all."
     )
     suffix: str | None = Field(default=None, description="Ending of their names; default the run's name.")
-    metrics: dict[str, MetricOptions] = Field(default_factory=dict, description="What is measured, by name.")
+    metrics: dict[str, MetricOptions] = Field(default_factory=dict, description="The metrics, by name.")
     depths: list[Int] | None = Field(
         default=None, min_length=1, description="Depths to evaluate; default all the network was made for."
     )
-    baseline: bool = Field(default=True, description="Put MATLAB's bicubic beside the network.")
+    baseline: bool = Field(default=True, description="Evaluate MATLAB's bicubic too.")
     selfensemble_testing: bool = Field(
         default=False, description="Average the outputs of the eight flips and rotations."
     )
     engine: Literal["torch", "auto", "native", "openvino", "onnxruntime"] = Field(
         default="torch",
-        description="`quantsr test`: what runs the network; all but `torch` run the integers of a packed file, far faster on a CPU.",
+        description="`quantsr test`: the engine; all but `torch` run the integer network of a packed file, far faster on a CPU.",
     )
     pbar: bool = Field(default=True, description="Show a progress bar.")
 

@@ -1,4 +1,4 @@
-"""The sections of an option file that say how to train. Names and meanings are BasicSR's wherever
+"""The sections of an option file for training. Names and meanings are BasicSR's wherever
 it has the key."""
 
 from __future__ import annotations
@@ -76,8 +76,8 @@ class SchedulerOptions(Registered):
         return len(self.periods or self.restarts or [0])
 
     def arguments(self) -> dict[str, Any]:
-        """See `Registered.arguments`; with a weight for each restart: BasicSR's default is one for
-        one cycle."""
+        """See `Registered.arguments`; adds a weight for each restart, since BasicSR's default is a
+        single one."""
         given = self.given()
         restarts = self.type in (*MULTI_STEP, COSINE)
         return {"restart_weights": [1.0] * self._cycles, **given} if restarts else given
@@ -89,7 +89,7 @@ class LossOptions(Registered):
 
     type: str = Field(
         default="L1Loss",
-        description="Name in BasicSR's loss registry: `L1Loss`, `MSELoss`, `CharbonnierLoss`, or one's own.",
+        description="Name in BasicSR's loss registry: `L1Loss`, `MSELoss`, `CharbonnierLoss`, or another registered one.",
     )
     loss_weight: float = Field(default=1.0, gt=0, description="Factor.")
     reduction: Literal["mean", "sum"] = Field(default="mean", description="`mean` or `sum` over pixels.")
@@ -129,7 +129,7 @@ class TrainOptions(Section):
         default=0.0,
         ge=0,
         lt=1,
-        description="Decay per step of the averaged copy of the weights, reached from 2/11 on; 0 keeps none.",
+        description="Decay per step of the averaged copy of the weights; it starts at 2/11 and rises to this value. 0 keeps no copy.",
     )
     optim_g: OptimizerOptions = Field(description="The optimizer.")
     step_lr_mult: float = Field(
@@ -137,9 +137,9 @@ class TrainOptions(Section):
     )
     step_lr: Literal["absolute", "relative"] = Field(
         default="absolute",
-        description="What that rate is: `absolute`, as in the paper, or `relative` to the calibrated step of each quantizer, so that all of them "
-        "move by the same share of themselves in an iteration. Adam's steps are as large as the rate: with an absolute one of 2e-4 a weight step of 0.02 "
-        "jumps by 1 %, and an activation step of 10 needs 500 iterations for as much (and more, since its gradient is below Adam's epsilon).",
+        description="Meaning of that rate: `absolute`, as in the paper, or `relative` to the calibrated step of each quantizer, so that all of them "
+        "change by the same ratio in an iteration. Adam's updates are as large as the rate: with an absolute one of 2e-4 a weight step of 0.02 "
+        "changes by 1 %, and an activation step of 10 needs 500 iterations for 1 % (and more, since its gradient is below Adam's epsilon).",
     )
     scheduler: SchedulerOptions = Field(description="The learning-rate schedule.")
     pixel_opt: LossOptions = Field(
@@ -148,7 +148,7 @@ class TrainOptions(Section):
     )
     losses: dict[str, LossOptions] = Field(
         default_factory=dict,
-        description="Several losses beside each other, by name, instead of `pixel_opt`; their sum is minimised, and the log has each as `l_NAME`.",
+        description="Several losses, by name, instead of `pixel_opt`; their sum is minimised, and the log has each as `l_NAME`.",
     )
     distill: DistillOptions | None = Field(default=None, description="Distillation.")
     ranking: Literal["shortcut", "loss"] = Field(
@@ -184,11 +184,11 @@ class TrainOptions(Section):
     )
     exact_fp32: bool = Field(
         default=False,
-        description="Forbid TF32 and other shortcuts, and choose deterministic kernels, on CUDA.",
+        description="Forbid TF32 and other reduced precision, and choose deterministic kernels, on CUDA.",
     )
     initial_steps: Literal["mean", "mse"] = Field(
         default="mean",
-        description="Steps at the start: `mean`, `2 mean|x| / sqrt(Qp)` as in the paper, or `mse`, the multiple of that with the least squared error.",
+        description="Initial quantizer steps: `mean`, `2 mean|x| / sqrt(Qp)` as in the paper, or `mse`, the multiple of that with the least squared error.",
     )
     calibration_batches: Int = Field(
         default=1, gt=0, description="Training batches from which steps and signs are initialised."

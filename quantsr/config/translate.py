@@ -1,4 +1,4 @@
-"""Turning what pydantic reports into one line per key."""
+"""Turning pydantic's errors into one line per key."""
 
 from __future__ import annotations
 
@@ -44,7 +44,8 @@ def _locate(
 ) -> tuple[tuple[str, ...], FieldInfo | None, list[str]]:
     """The key of an error, its field (None for an unknown key) and the keys that could stand there.
 
-    What pydantic adds behind the key - a branch of a union, an index of a list - is left away.
+    The parts that pydantic appends to the key - a branch of a union, an index of a list - are
+    dropped.
     """
     section: type[Section] | None = schema
     key: list[str] = []
@@ -82,7 +83,7 @@ def _first_clause(text: str | None) -> str:
 
 
 def _quotes(field: FieldInfo, value: Any) -> str:
-    """The remedy where quotes are missing or too many."""
+    """The remedy where a value lacks quotes, or should have none."""
     wanted = takes(field)
     if isinstance(value, str) and "number" in wanted:
         try:

@@ -1,4 +1,4 @@
-"""Saying in words what a key takes: for error messages and for the documentation page."""
+"""The values that a key takes, in words: for error messages and the documentation page."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ def section_of(annotation: Any) -> tuple[type[Section] | None, bool]:
 
 
 def _is_section(annotation: Any) -> bool:
-    # Python 3.10 takes list[float] for a type, and issubclass() then refuses it.
+    # In Python 3.10 list[float] is an instance of type, on which issubclass() raises.
     return get_origin(annotation) is None and isinstance(annotation, type) and issubclass(annotation, Section)
 
 
 def takes(field: FieldInfo) -> str:
-    """What a field takes: ``"a whole number > 0"``, ``"'mean' or 'sum'"``, ``"a list of 2
+    """The values of a field: ``"a whole number > 0"``, ``"'mean' or 'sum'"``, ``"a list of 2
     numbers"``."""
     if isinstance(field.json_schema_extra, dict) and "takes" in field.json_schema_extra:
-        return str(field.json_schema_extra["takes"])  # what the file may say shorter
+        return str(field.json_schema_extra["takes"])  # words that the field itself declares
     words = " or ".join(dict.fromkeys(_words(field.annotation))) or "empty"
     if words == "text" and any(getattr(rule, "min_length", None) for rule in field.metadata):
         words = "text that is not empty"

@@ -1,7 +1,7 @@
-"""Reading YAML as data only: no tag runs anything, a key given twice is an error, 1e-4 is a number.
+"""Reading YAML as data only: no tag runs code, a key given twice is an error, 1e-4 is a number.
 
-The text is parsed into nodes and the nodes become dicts, lists and scalars here, so that none of
-the YAML library's constructors takes part. Errors are one line and name the file and the line.
+PyYAML parses the text into nodes, and this module turns the nodes into dicts, lists and scalars, so
+that none of PyYAML's constructors runs. Errors are one line and name the file and the line.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from quantsr.errors import InputError
 
 _TAG = "tag:yaml.org,2002:"
 MAX_LEVELS = 32
-"""How deep sections and lists may be nested."""
+"""Limit of the nesting of sections and lists."""
 _INT = re.compile(r"[-+]?[0-9][0-9_]*")
 _FLOAT = re.compile(
     r"[-+]?(?:[0-9][0-9_]*\.[0-9_]*|\.[0-9][0-9_]*)(?:[eE][-+]?[0-9]+)?"
@@ -29,11 +29,11 @@ _FALSE = {"no", "false", "off"}
 
 @dataclass
 class Allowance:
-    """What may still be read for one option file and all that it inherits. Real files need a
-    hundredth of it.
+    """The amount that may still be read for one option file and the files that it inherits from;
+    usual files need about a hundredth of it.
 
     The same file can be named many times under ``_base_``, and an alias can stand for many values:
-    without limits, a few lines ask for more than a machine can hold.
+    without limits, a few lines could exhaust the memory.
     """
 
     files: int = 100
@@ -43,15 +43,14 @@ class Allowance:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1 without its surprises: no dates, no base-60 or octal numbers; ``1e-4`` is a
-    float."""
+    """YAML 1.1 without dates and without base-60 or octal numbers; ``1e-4`` is a float."""
 
     def __init__(self, text: str, where: str, nodes: int) -> None:
         super().__init__(text)
         self.where, self.nodes, self.level = where, nodes, 0
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node:
-        """As PyYAML's, within the limits of levels and nodes."""
+        """PyYAML's method, with limits on levels and nodes."""
         self.nodes -= 1
         self.level += 1
         if self.nodes < 0 or self.level > MAX_LEVELS:
@@ -82,10 +81,10 @@ def read_yaml(path: str, allowance: Allowance | None = None) -> dict[str, Any]:
 
     Args:
         path: the file.
-        allowance: what may be read of this and further files; what is read is taken off it.
+        allowance: for this and further files; the amount that is read is subtracted from it.
 
     Raises:
-        InputError: the file cannot be read, is not YAML, holds no keys, or more than is allowed.
+        InputError: the file cannot be read, is not YAML, holds no keys, or exceeds the allowance.
     """
     allowance = allowance or Allowance()
     allowance.files -= 1
@@ -114,7 +113,7 @@ def read_yaml(path: str, allowance: Allowance | None = None) -> dict[str, Any]:
 
 
 def parse_yaml(text: str, where: str, allowance: Allowance | None = None) -> Any:
-    """Parse YAML text; ``where`` names it in errors, ``allowance`` is as of `read_yaml`.
+    """Parse YAML text; ``where`` names it in errors; for ``allowance`` see `read_yaml`.
 
     Raises:
         InputError: ``WHERE: line N: problem; remedy``.

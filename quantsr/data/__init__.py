@@ -1,5 +1,4 @@
-"""Pictures in: resizing, data sets, loaders and preparation.
+"""Resizing, data sets, loaders, and preparation of pictures.
 
-`loader.build_train_loader` and `evaluation.build_eval_dataset` are what training and evaluation ask
-for.
+Training calls `loader.build_train_loader`, evaluation `evaluation.build_eval_dataset`.
 """

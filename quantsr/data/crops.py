@@ -1,5 +1,5 @@
-"""`CroppedImageDataset`: aligned GT/LR training crops that depend on the seed and their number
-only."""
+"""`CroppedImageDataset`: aligned GT/LR training crops, determined by the seed and the sample index
+alone."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from quantsr.data.store import PictureStore, Source
 from quantsr.errors import InputError
 from quantsr.pictures.listing import list_images, pair_up, partner
 
-#: Crops taken from a picture before its window moves on, where not all pictures fit into memory:
-#: decoding and shrinking a 2K picture (some 120 ms) then costs 2 ms a crop.
+#: Crops per decoded picture where not all pictures fit into memory: decoding and downscaling a 2K
+#: picture (some 120 ms) then costs 2 ms a crop.
 CROPS_PER_DECODE = 64
 
 
 def sample_rng(seed: int, index: int) -> np.random.Generator:
-    """The random numbers of sample ``index``: the same on every rank and worker, whatever was drawn
-    before."""
+    """The random generator of sample ``index``: the same on every rank and worker, and independent
+    of other samples."""
     return np.random.Generator(np.random.Philox(key=seed, counter=[0, 0, 0, index]))
 
 
@@ -41,34 +41,34 @@ def epoch_order(seed: int, epoch: int, count: int, shuffle: bool) -> npt.NDArray
 
 
 class Place(NamedTuple):
-    """Where a crop lies, and how it is turned: mirrored, then upside down, then transposed."""
+    """Position of a crop and its augmentation: first hflip, then vflip, then transpose."""
 
     picture: int
-    """Its number in the store."""
+    """Index in the store."""
     top: int
     """In pixels of the LR picture, as ``left``."""
     left: int
-    mirror: bool
-    upset: bool
-    turn: bool
+    hflip: bool
+    vflip: bool
+    transpose: bool
 
 
 @DATASET_REGISTRY.register()
 class CroppedImageDataset(Dataset[dict[str, torch.Tensor]]):
     """Training crops from pictures of any size, cut from decoded pictures in memory.
 
-    Sample ``i`` is the ``i``-th crop of an endless stream, ``i >= 0``: which picture, where, and
-    how it is turned depends on ``(seed, i)`` and the pictures alone. The length is that of one pass
-    over the pictures.
+    Sample ``i`` is the ``i``-th crop of an endless stream, ``i >= 0``: its picture, position and
+    augmentation depend on ``(seed, i)`` and the pictures alone. The length is that of one pass over
+    the pictures.
 
     Args:
         opt: BasicSR's keys ``dataroot_gt`` (a folder or a list of them), ``dataroot_lq`` (optional,
-            as many), ``scale``, ``dataroot_soft`` (ours, optional, as many: another network's
-            outputs under the names of the pictures), ``gt_size``, ``filename_tmpl``,
-            ``meta_info_file``, ``use_hflip``, ``use_rot`` (vertical flip and transposition),
-            ``use_shuffle``, and ours: ``seed``, ``cache_budget_mb`` (MiB of decoded pictures to
-            keep), ``crop_sampling``: ``area`` (default: every pixel is as likely, so large pictures
-            give more crops) or ``picture`` (each picture once an epoch, as BasicSR).
+            as many), ``scale``, ``gt_size``, ``filename_tmpl``, ``meta_info_file``, ``use_hflip``,
+            ``use_rot`` (vertical flip and transposition), ``use_shuffle``; and keys that BasicSR
+            does not have: ``dataroot_soft`` (optional, as many folders: another network's outputs
+            under the names of the pictures), ``seed``, ``cache_budget_mb`` (MiB of decoded pictures
+            to keep), ``crop_sampling``: ``area`` (default: all pixels are equally likely, so large
+            pictures give more crops) or ``picture`` (each picture once an epoch, as in BasicSR).
 
     Raises:
         InputError: a folder is absent or empty, a picture cannot be read or has no LR picture, or
@@ -83,7 +83,7 @@ class CroppedImageDataset(Dataset[dict[str, torch.Tensor]]):
                 f"gt_size: {self.gt_size} is not a positive multiple of scale {self.scale}; change one of them"
             )
         self.seed = int(opt.get("seed", 0))
-        self.hflip, self.rotate = bool(opt["use_hflip"]), bool(opt["use_rot"])
+        self.use_hflip, self.use_rot = bool(opt["use_hflip"]), bool(opt["use_rot"])
         self.shuffle = bool(opt["use_shuffle"])
         sampling = opt["crop_sampling"]
         if sampling not in ("area", "picture"):
@@ -96,8 +96,8 @@ class CroppedImageDataset(Dataset[dict[str, torch.Tensor]]):
             budget_mb=int(opt["cache_budget_mb"]),
         )
         self._ends = np.cumsum(self.store.pixels)
-        self._held: tuple[int, int] = (-1, -1)
-        self._plans: dict[int, tuple[list[list[int]], npt.NDArray[np.int64]]] = {}
+        self._current: tuple[int, int] = (-1, -1)  # epoch and number of the decoded window
+        self._windows: dict[int, tuple[list[list[int]], npt.NDArray[np.int64]]] = {}
 
     def __len__(self) -> int:
         return len(self.store)
@@ -110,7 +110,7 @@ class CroppedImageDataset(Dataset[dict[str, torch.Tensor]]):
 
     @property
     def sides(self) -> dict[str, int]:
-        """The side of a crop of each kind, in its pixels: ``lq``, ``gt`` and, if there are,
+        """Side length of the crops in pixels, under ``lq``, ``gt`` and, with soft targets,
         ``soft``."""
         sides = {"lq": self.gt_size // self.scale, "gt": self.gt_size}
         if self.store.sources[0].soft is not None:
@@ -118,13 +118,13 @@ class CroppedImageDataset(Dataset[dict[str, torch.Tensor]]):
         return sides
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        """``lq`` ``(3, h, w)``, ``gt`` ``(3, s*h, s*w)`` and, if there are, ``soft`` as ``gt``;
-        float32 in [0, 1], RGB."""
+        """``lq`` ``(3, h, w)``, ``gt`` ``(3, s*h, s*w)`` and, with soft targets, ``soft`` like
+        ``gt``; float32 in [0, 1], RGB."""
         batch = self.__getitems__([index])
         return {key: value[0] for key, value in batch.items()}
 
     def __getitems__(self, indices: Sequence[int], pin_memory: bool = False) -> dict[str, torch.Tensor]:
-        """A whole batch: `__getitem__`'s tensors with a first dimension more."""
+        """A whole batch: the tensors of `__getitem__` with a leading batch dimension."""
         count = len(indices)
         batch = {key: np.empty((count, 3, side, side), np.uint8) for key, side in self.sides.items()}
         for row, index in enumerate(indices):
@@ -141,28 +141,31 @@ class CroppedImageDataset(Dataset[dict[str, torch.Tensor]]):
             side, factor = out.shape[1], out.shape[1] // size
             y, x = place.top * factor, place.left * factor
             view = getattr(pair, key)[:, y : y + side, x : x + side]
-            if place.mirror:
+            if place.hflip:
                 view = view[:, :, ::-1]
-            if place.upset:
+            if place.vflip:
                 view = view[:, ::-1]
-            if place.turn:
+            if place.transpose:
                 view = view.swapaxes(1, 2)
             out[...] = view
 
     def place(self, index: int) -> Place:
-        """Where sample ``index`` is cut from. In another order than theirs, only where all pictures
-        are in memory."""
+        """Position and augmentation of sample ``index``.
+
+        Samples may be drawn in any order only where all pictures are in memory; else each new
+        window of pictures has to be decoded.
+        """
         rng = sample_rng(self.seed, index)
         picture = self._choose(index, rng)
         height, width = self.store.get(picture).lq.shape[1:]
         size = self.gt_size // self.scale
         top = int(rng.integers(height - size + 1))
         left = int(rng.integers(width - size + 1))
-        mirror, upset, turn = (bool(value) for value in rng.random(3) < 0.5)
-        return Place(picture, top, left, self.hflip and mirror, self.rotate and upset, self.rotate and turn)
+        hflip, vflip, transpose = (rng.random(3) < 0.5) & (self.use_hflip, self.use_rot, self.use_rot)
+        return Place(picture, top, left, bool(hflip), bool(vflip), bool(transpose))
 
     def _choose(self, index: int, rng: np.random.Generator) -> int:
-        """Which picture sample ``index`` is cut from."""
+        """The picture of sample ``index``."""
         count = len(self.store)
         if self.store.in_memory:
             if self.by_area:
@@ -170,30 +173,33 @@ class CroppedImageDataset(Dataset[dict[str, torch.Tensor]]):
             epoch, place = divmod(index, count)
             return int(epoch_order(self.seed, epoch, count, self.shuffle)[place])
         epoch, place = divmod(index, count * CROPS_PER_DECODE)
-        number = int(np.searchsorted(self._plan(epoch)[1], place // CROPS_PER_DECODE, side="right")) - 1
-        window = self._hold(epoch, number)
+        starts = self._windows_of(epoch)[1]
+        number = int(np.searchsorted(starts, place // CROPS_PER_DECODE, side="right")) - 1
+        window = self._enter_window(epoch, number)
         if not self.by_area:
             return window[int(rng.integers(len(window)))]
         ends = np.cumsum(self.store.pixels[window])
         return window[int(np.searchsorted(ends, rng.integers(ends[-1]), side="right"))]
 
-    def _plan(self, epoch: int) -> tuple[list[list[int]], npt.NDArray[np.int64]]:
-        """The windows of an epoch and the position in its order at which each begins."""
-        if epoch not in self._plans:
+    def _windows_of(self, epoch: int) -> tuple[list[list[int]], npt.NDArray[np.int64]]:
+        """The windows of an epoch, and the position in the epoch's order at which each begins."""
+        if epoch not in self._windows:
             order = epoch_order(self.seed, epoch, len(self.store), self.shuffle)
             windows = list(self.store.windows(order.tolist()))
             starts = np.cumsum([0] + [len(window) for window in windows[:-1]])
-            self._plans = {key: plan for key, plan in self._plans.items() if key >= epoch - 1}
-            self._plans[epoch] = (windows, starts)
-        return self._plans[epoch]
+            self._windows = {key: value for key, value in self._windows.items() if key >= epoch - 1}
+            self._windows[epoch] = (windows, starts)
+        return self._windows[epoch]
 
-    def _hold(self, epoch: int, number: int) -> list[int]:
-        """The pictures of a window; on entering it, starts decoding those of the next."""
-        windows = self._plan(epoch)[0]
-        if self._held != (epoch, number):
-            following = windows[number + 1] if number + 1 < len(windows) else self._plan(epoch + 1)[0][0]
-            self.store.hold(windows[number], following)
-            self._held = (epoch, number)
+    def _enter_window(self, epoch: int, number: int) -> list[int]:
+        """The pictures of a window; where it is another than before, decoding of the next one
+        starts."""
+        windows = self._windows_of(epoch)[0]
+        if self._current != (epoch, number):
+            last = number + 1 == len(windows)
+            following = self._windows_of(epoch + 1)[0][0] if last else windows[number + 1]
+            self.store.keep_windows(windows[number], following)
+            self._current = (epoch, number)
         return windows[number]
 
     def close(self) -> None:
@@ -202,7 +208,8 @@ class CroppedImageDataset(Dataset[dict[str, torch.Tensor]]):
 
 
 def _to_float(levels: U8, pin_memory: bool) -> torch.Tensor:
-    """uint8 to float32 in [0, 1], as BasicSR's division by 255, in page-locked memory if asked."""
+    """uint8 to float32 in [0, 1], divided by 255 as in BasicSR; in page-locked memory with
+    ``pin_memory``."""
     out = torch.empty(levels.shape, dtype=torch.float32, pin_memory=pin_memory)
     view = out.numpy()
     view[...] = levels
@@ -215,7 +222,7 @@ def find_sources(opt: dict[str, Any]) -> list[Source]:
     ``meta_info_file`` name.
 
     Raises:
-        InputError: a folder, a picture or a partner is missing.
+        InputError: a folder, a picture, an LR picture or a soft target is missing.
     """
     if not opt["dataroot_gt"]:
         raise InputError("dataroot_gt: missing; name a folder of ground-truth pictures")
@@ -237,7 +244,7 @@ def find_sources(opt: dict[str, Any]) -> list[Source]:
 
 
 def _as_many(opt: dict[str, Any], key: str, count: int) -> list[Path]:
-    """The folders under ``key``: none, or one for each of the ``count`` folders of ground truth."""
+    """The folders under ``key``: none, or one for each of the ``count`` ground-truth folders."""
     folders = as_folders(opt[key]) if opt[key] else []
     if folders and len(folders) != count:
         raise InputError(

@@ -1,5 +1,5 @@
 """Official download addresses of DIV2K, with the MD5 sums of the archives, and a downloader that
-can go on."""
+resumes."""
 
 from __future__ import annotations
 
@@ -52,8 +52,8 @@ ARCHIVES = {
     ),
 }
 
-#: Sets whose authors offer no lasting address for a plain download: where to look, and what to do
-#: then.
+#: Data sets without a permanent address for a plain download: where to find them, and the next
+#: step.
 BY_HAND = {
     "flickr2k": "https://cv.snu.ac.kr/research/EDSR/Flickr2K.tar (with DIV2K this is DF2K)",
     "benchmarks": "Set5, Set14, B100, Urban100 and Manga109: from their authors; then `quantsr prepare benchmark`",
@@ -63,11 +63,11 @@ BY_HAND = {
 def download(name: str, target: Path, *, force: bool = False, base: str | None = None) -> Path:
     """Downloads, checks and unpacks an archive into ``target``; returns the folder of pictures.
 
-    Goes on with a part that is already there. The archive is unpacked beside its place, renamed
-    into it, and removed.
+    A partial download is resumed. The archive is unpacked into a temporary folder, which is renamed
+    when complete; then the archive is removed.
 
     Raises:
-        InputError: unknown name, or the folder is there already and ``force`` is not given.
+        InputError: unknown name, or the folder exists already and ``force`` is not given.
         FolderLockedError: another process downloads it.
         WorkError: the network, the checksum or the disk failed.
     """
@@ -101,7 +101,7 @@ def _disk_failures(path: Path) -> Iterator[None]:
     except OSError as error:
         raise WorkError(
             f"{error.filename or path}: cannot be written ({error.strerror or error}); free some space or choose "
-            "another folder, and run the command again to go on"
+            "another folder, and run the command again to resume"
         ) from None
 
 
@@ -144,7 +144,7 @@ def _fetch(url: str, local: Path) -> None:
                         out.flush()
                     bar.update(len(chunk))
         if total and part.stat().st_size != total:
-            raise WorkError(f"{url}: the connection ended early; run the command again to go on")
+            raise WorkError(f"{url}: the connection ended early; run the command again to resume")
     except urllib.error.HTTPError as error:
         if error.code == 416:  # the part is the whole file
             os.replace(part, local)

@@ -1,4 +1,4 @@
-"""Evaluation sets: sequences of uint8 RGB pictures with their LR, read when they are asked for."""
+"""Evaluation sets: sequences of uint8 RGB pictures with their LR pictures, read on access."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from quantsr.data.resize import U8, imresize_uint8, mod_crop
 from quantsr.errors import InputError
 from quantsr.pictures.listing import list_images, pair_up
 
-#: The photographs that scikit-image ships as PNG (public domain / CC0), and their sizes.
+#: The photographs that scikit-image ships as PNG (public domain / CC0).
 SKIMAGE_PICTURES = ("astronaut", "coffee", "chelsea")
 
 
 LeaveOut = Callable[[str, Exception], None]
-"""Called with the name of a picture that is left out, and the reason; it raises, or returns to go
-on."""
+"""Called with the name of a picture that is left out, and the reason; it raises, or returns to
+continue without the picture."""
 
 
 class EvalItem(TypedDict):
@@ -41,7 +41,7 @@ class EvalDataset(Sequence[EvalItem]):
     Attributes:
         name: for tables.
         scale: ground-truth side over LR side.
-        pairs: files of ground truth and LR; without LR file it is made by MATLAB's bicubic.
+        pairs: files of ground truth and LR; without an LR file, LR is made by MATLAB's bicubic.
     """
 
     name: str
@@ -54,14 +54,14 @@ class EvalDataset(Sequence[EvalItem]):
         return [gt.stem for gt, _ in self.pairs]
 
     def usable(self, least_side: int, leave_out: LeaveOut | None = None) -> EvalDataset:
-        """The set without the pictures that cannot be evaluated, as far as their headers tell.
+        """The set without the pictures that cannot be evaluated according to their headers.
 
         Args:
-            least_side: of what is compared, in pixels.
-            leave_out: called with the name and the problem of each such picture.
+            least_side: least side of a ground-truth picture in pixels.
+            leave_out: called with the name and the problem of each picture that is left out.
 
         Raises:
-            InputError: there is such a picture and ``leave_out`` is None; or no picture is left.
+            InputError: a picture cannot be evaluated and ``leave_out`` is None; or none is left.
         """
         kept = []
         for pair in self.pairs:
@@ -84,7 +84,7 @@ class EvalDataset(Sequence[EvalItem]):
         else:
             lq = picture_size(lq_path)
             size = (lq[0] * self.scale, lq[1] * self.scale)
-            # as EXIF may turn one
+            # EXIF orientation may swap the sides of one of them
             if not (_fits(gt, size, self.scale) or _fits(gt[::-1], size, self.scale)):
                 raise _misfit(gt, lq, self.scale, gt_path)
         _check_side(size, least_side, gt_path)
@@ -103,17 +103,17 @@ class EvalDataset(Sequence[EvalItem]):
         """
         gt_path, lq_path = self.pairs[index]
         gt = read_rgb(gt_path)
-        lq = self._made(gt, gt_path) if lq_path is None else read_rgb(lq_path)
+        lq = self._downscale(gt, gt_path) if lq_path is None else read_rgb(lq_path)
         return {"name": gt_path.stem, "lq": lq, "gt": crop_to(gt, lq, self.scale, gt_path)}
 
-    def _made(self, gt: U8, path: Path) -> U8:
+    def _downscale(self, gt: U8, path: Path) -> U8:
         _check_scale(gt.shape[:2], self.scale, path)
         return imresize_uint8(mod_crop(gt, self.scale), 1 / self.scale)
 
 
 @dataclass(frozen=True)
 class LmdbEvalDataset(Sequence[EvalItem]):
-    """The same over a pair of BasicSR's LMDB folders."""
+    """An evaluation set in a pair of BasicSR's LMDB folders; see `EvalDataset`."""
 
     name: str
     scale: int
@@ -121,7 +121,7 @@ class LmdbEvalDataset(Sequence[EvalItem]):
     lq_root: Path
     keys: tuple[str, ...]
     sizes: tuple[tuple[int, int] | None, ...] = ()
-    """Height and width of the LR pictures, where the LMDB says."""
+    """Height and width of the LR pictures, None where ``meta_info.txt`` does not give them."""
 
     @property
     def names(self) -> list[str]:
@@ -129,7 +129,7 @@ class LmdbEvalDataset(Sequence[EvalItem]):
         return list(self.keys)
 
     def usable(self, least_side: int, leave_out: LeaveOut | None = None) -> LmdbEvalDataset:
-        """As `EvalDataset.usable`, by the sizes that the LMDB's own list gives."""
+        """As `EvalDataset.usable`, by the sizes in ``meta_info.txt``."""
         kept = []
         for key, size in zip(self.keys, self.sizes or (None,) * len(self.keys), strict=True):
             try:
@@ -180,8 +180,7 @@ def crop_to(gt: U8, lq: U8, scale: int, name: Path) -> U8:
     """The ground truth cropped to LR * scale, as BasicSR does.
 
     Raises:
-        InputError: it is smaller than that, or larger by more than ``scale`` and the remainder lost
-            in shrinking.
+        InputError: the ground truth is smaller than that, or larger by 2 * scale or more.
     """
     height, width = lq.shape[0] * scale, lq.shape[1] * scale
     if not _fits(gt.shape, (height, width), scale):
@@ -189,10 +188,10 @@ def crop_to(gt: U8, lq: U8, scale: int, name: Path) -> U8:
     return np.ascontiguousarray(gt[:height, :width])
 
 
-def _fits(gt: Sequence[int], made: Sequence[int], scale: int) -> bool:
-    """Whether a ground truth of that (height, width, ...) is as large as what is made of its LR
-    picture, or a little larger."""
-    return 0 <= gt[0] - made[0] < 2 * scale and 0 <= gt[1] - made[1] < 2 * scale
+def _fits(gt: Sequence[int], upscaled: Sequence[int], scale: int) -> bool:
+    """Whether a ground truth of (height, width, ...) is as large as its upscaled LR picture, or
+    larger by less than 2 * scale."""
+    return 0 <= gt[0] - upscaled[0] < 2 * scale and 0 <= gt[1] - upscaled[1] < 2 * scale
 
 
 def _misfit(gt: Sequence[int], lq: Sequence[int], scale: int, name: Path) -> InputError:
@@ -249,9 +248,8 @@ def build_eval_dataset(options: Any, scale: int) -> EvalDataset | LmdbEvalDatase
     Args:
         options: the data set's options (``options.datasets["val"]``) or a mapping with the same
             keys: ``type: SkimageDataset`` needs no folder; every other type takes ``dataroot_gt``
-                with
-            ``dataroot_lq`` and ``filename_tmpl`` (files or LMDB), or ``dataroot_gt`` alone, from
-            which LR is made; ``meta_info_file`` picks files.
+            with ``dataroot_lq`` and ``filename_tmpl`` (files or LMDB), or ``dataroot_gt`` alone,
+            from which LR is made; ``meta_info_file`` selects files.
         scale: upscaling factor.
 
     Raises:

@@ -22,11 +22,11 @@ from quantsr.pictures.whole import is_whole_jpeg
 
 logger = logging.getLogger(__name__)
 
-# Pictures are decoded in threads of our own, and OpenCV's would not survive the fork of a loader
+# Pictures are decoded in threads already, and OpenCV's own threads do not work in a forked loader
 # process.
 cv2.setNumThreads(0)
 
-_BY_PILLOW = ("TIFF", "GIF")
+_DECODED_BY_PILLOW = ("TIFF", "GIF")
 
 
 def as_folders(roots: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> list[Path]:
@@ -40,12 +40,12 @@ def decode(content: bytes | memoryview, name: str | Path) -> U8:
     """Decodes a picture file's bytes to ``(H, W, 3)`` uint8 RGB; grey becomes three equal channels,
     alpha is dropped.
 
-    Pixels are OpenCV's, as in BasicSR, but those of TIFFs, of which it gets some kinds wrong, and
-    of GIFs, which it knows since 4.11. Of several pictures in a file the first is taken, with a
+    OpenCV decodes, as in BasicSR, but not TIFF, of which it decodes some kinds wrongly, nor GIF,
+    which it supports only since 4.11. Where a file holds several pictures the first is used, with a
     warning.
 
     Raises:
-        InputError: it cannot be decoded whole, or is of another format or larger than
+        InputError: the file is truncated or damaged, of an unsupported format, or larger than
             `quantsr.pictures.formats` allows.
     """
     if not len(content):
@@ -54,17 +54,17 @@ def decode(content: bytes | memoryview, name: str | Path) -> U8:
         kind = image.format
         if kind in ("JPEG", "MPO") and not is_whole_jpeg(content):
             raise DamagedError(f"{name}: is truncated; replace or remove the file")
-        if kind not in _BY_PILLOW:
+        if kind not in _DECODED_BY_PILLOW:
             img = cv2.cvtColor(opencv.decode(content, opencv.AS_RGB), cv2.COLOR_BGR2RGB)
         frames = number_of_frames(image)
     if frames > 1:
         _warn_once(f"{name}: holds {frames} pictures; only the first is used")
-    return eight_bits(decode_whole(io.BytesIO(content), name).rgb) if kind in _BY_PILLOW else img
+    return eight_bits(decode_whole(io.BytesIO(content), name).rgb) if kind in _DECODED_BY_PILLOW else img
 
 
 @functools.lru_cache(maxsize=1024)
 def _warn_once(message: str) -> None:
-    """Pictures are decoded again and again where they do not fit into memory."""
+    """Log a warning once: pictures are decoded many times where they do not fit into memory."""
     logger.warning("%s", message)
 
 
@@ -82,10 +82,11 @@ def read_rgb(path: Path) -> U8:
 
 
 def picture_size(path: Path) -> tuple[int, int]:
-    """The two sides in pixels, from the file's header (order not kept).
+    """Height and width in pixels by the file's header; EXIF orientation may swap them when the
+    picture is decoded.
 
     Raises:
-        InputError: the file cannot be opened, or is no picture that is read.
+        InputError: the file cannot be opened, or is no picture of a supported format.
     """
     try:
         with path.open("rb") as file, opened(file, path) as image:
@@ -105,7 +106,7 @@ def encode_png(img: U8, compression: int = 3) -> bytes:
 
 
 def write_file(path: Path, content: bytes) -> None:
-    """Writes a picture whole or not at all, making its folder where it is missing.
+    """Writes a picture completely or not at all; makes its folder where it is missing.
 
     Raises:
         WorkError: it could not be written.
@@ -114,7 +115,7 @@ def write_file(path: Path, content: bytes) -> None:
 
 
 def is_written(path: Path) -> bool:
-    """Whether a picture is there; one without content, which a power failure can leave, is not."""
+    """Whether the file exists and is not empty, as a power failure can leave it."""
     try:
         return path.stat().st_size > 0
     except OSError:

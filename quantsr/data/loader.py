@@ -1,5 +1,5 @@
-"""The training loader: an endless stream of batches that can be stopped and taken up again at the
-same crop."""
+"""The training loader: an endless stream of batches that can be stopped and resumed at the same
+crop."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 Batch = dict[str, torch.Tensor]
 
 
-def _same(batch: Any) -> Any:
+def _identity(batch: Any) -> Any:
     return batch
 
 
@@ -40,8 +40,8 @@ class SeededSamples(Dataset[Batch]):
     """Sample ``i`` of an endless stream over a data set that draws from the global random states,
     as BasicSR's do.
 
-    The states are seeded from ``(seed, i)`` before, and put back after, so that sample ``i`` is the
-    same in any process.
+    The states are seeded from ``(seed, i)`` for each sample and restored afterwards, so that sample
+    ``i`` is the same in any process.
     """
 
     def __init__(self, dataset: Dataset[Any], *, seed: int, shuffle: bool = True) -> None:
@@ -62,7 +62,7 @@ class SeededSamples(Dataset[Batch]):
         except (OSError, AttributeError, TypeError, ValueError, lmdb.Error) as error:
             names = self._names(number)
             for path in filter(Path.is_file, map(Path, names)):
-                read_rgb(path)  # where it is this one that cannot be read, says so
+                read_rgb(path)  # raises with the name of the file that cannot be read
             raise InputError(
                 f"{' with '.join(names)}: cannot be used for training ({error}); check the files"
             ) from error
@@ -75,15 +75,15 @@ class SeededSamples(Dataset[Batch]):
         return default_collate([self[index] for index in indices])
 
     def _names(self, number: int) -> list[str]:
-        """The files, or keys of LMDBs, that a sample is made of."""
+        """The files or LMDB keys of a sample."""
         paths = getattr(self.dataset, "paths", None) or {number: f"sample {number}"}
         found = paths[number]
         return list(dict.fromkeys(map(str, found.values() if isinstance(found, dict) else [found])))
 
 
 class _InWorker(Dataset[Any]):
-    """A data set in a loader process. What the user can mend takes the batch's place there: raised,
-    torch would make its whole traceback the message."""
+    """A data set in a loader process. An `InputError` is returned in place of the batch: where a
+    worker raises, torch puts its whole traceback into the message."""
 
     def __init__(self, dataset: CroppedImageDataset | SeededSamples) -> None:
         self.dataset = dataset
@@ -96,7 +96,8 @@ class _InWorker(Dataset[Any]):
 
 
 class _Batches:
-    """An endless batch sampler: lists of sample numbers of one rank, from a given sample on."""
+    """An endless batch sampler: lists of the sample indices of one rank, from sample ``start``
+    on."""
 
     def __init__(self, start: int, batch_size: int, rank: int, world_size: int) -> None:
         self.start, self.batch_size, self.rank, self.world_size = start, batch_size, rank, world_size
@@ -109,12 +110,11 @@ class _Batches:
 
 
 class _Background:
-    """Runs an iterator in a thread, a few items ahead. An error in it is raised where the item is
-    asked for."""
+    """Runs an iterator in a thread, ``depth`` items ahead. Its exceptions are raised by
+    ``__next__``."""
 
-    def __init__(self, source: Iterator[Any], depth: int, finish: Callable[[Any], Batch] = _same) -> None:
-        """``finish``: what is left to do with an item where it is asked for, in the caller's
-        thread."""
+    def __init__(self, source: Iterator[Any], depth: int, finish: Callable[[Any], Batch] = _identity) -> None:
+        """``finish`` is applied to each item by ``__next__``, in the caller's thread."""
         self._items: queue.Queue[Any] = queue.Queue(depth)
         self._finish = finish
         self._stop = threading.Event()
@@ -126,7 +126,7 @@ class _Background:
             for item in source:
                 if not self._put(item):
                     return
-        except BaseException as error:  # handed over, not swallowed
+        except BaseException as error:  # raised by __next__
             self._put(error)
 
     def _put(self, item: Any) -> bool:
@@ -144,7 +144,7 @@ class _Background:
     def __next__(self) -> Batch:
         item = self._items.get()
         if isinstance(item, BaseException):
-            self._items.put(item)  # asked again, it fails again
+            self._items.put(item)  # further calls raise it again
             raise item
         return self._finish(item)
 
@@ -158,8 +158,8 @@ class TrainLoader:
     float32 in [0, 1], RGB.
 
     Batch ``k`` of rank ``r`` consists of the samples ``(k * world_size + r) * batch_size ...`` of
-    one stream that the seed alone determines: the number of workers and interruptions change
-    nothing.
+    one stream that the seed alone determines; it does not depend on the number of workers or on
+    interruptions.
 
     Attributes:
         position: samples handed out so far, over all ranks.
@@ -180,19 +180,19 @@ class TrainLoader:
         samples_per_epoch: int | None = None,
         crops: DeviceCrops | None = None,
     ) -> None:
-        """Nothing is loaded before the first batch is asked for.
+        """Loading starts with the first call of ``next``.
 
         Args:
-            dataset: maps any sample number ``>= 0`` to a sample, and ``__getitems__`` of many to a
+            dataset: maps any index ``>= 0`` to a sample, and by ``__getitems__`` many indices to a
                 batch.
             batch_size: samples per rank and batch.
-            seed: what the data set was built with; compared when a state is loaded.
+            seed: the seed of the data set; `load_state_dict` compares it with that of the state.
             num_workers: loader processes; 0 for a thread of this process.
-            rank, world_size: which part of each global batch is this process's.
+            rank, world_size: of this process; they select its part of each global batch.
             pin_memory: page-locked batches (ignored where there is no CUDA device).
             prefetch: batches kept ready (per worker).
             samples_per_epoch: default the length of the data set.
-            crops: the data set's pictures on a device, where batches are then cut; no loader
+            crops: the data set's pictures on a device; batches are then cut there, without loader
                 processes.
         """
         if not 0 <= rank < world_size:
@@ -231,11 +231,12 @@ class TrainLoader:
         return self.position / self.samples_per_epoch
 
     def state_dict(self) -> dict[str, int]:
-        """What it takes to go on with the next batch: the samples handed out and the seed."""
+        """The state from which the next batch follows: the samples handed out so far and the
+        seed."""
         return {"position": self.position, "seed": self.seed}
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
-        """Goes on where ``state_dict`` was taken; batches loaded ahead are dropped.
+        """Resumes at the position of ``state``; prefetched batches are dropped.
 
         Raises:
             InputError: the state belongs to another seed.
@@ -252,9 +253,9 @@ class TrainLoader:
     def _open(self) -> Iterator[Batch]:
         batches = _Batches(self.position, self.batch_size, self.rank, self.world_size)
         if self.crops is not None:
-            return _Background(map(self.crops.plan, batches), self.prefetch, self.crops.cut)
+            return _Background(map(self.crops.layout, batches), self.prefetch, self.crops.cut)
         if self.num_workers == 0:
-            # borrows the process's random states: no thread
+            # not in a thread: it changes the process's global random states
             if isinstance(self.dataset, SeededSamples):
                 return map(self.dataset.__getitems__, batches)
             cropped, pin = self.dataset, self.pin_memory
@@ -264,7 +265,7 @@ class TrainLoader:
             _InWorker(self.dataset),
             batch_sampler=batches,
             num_workers=self.num_workers,
-            collate_fn=_same,
+            collate_fn=_identity,
             pin_memory=self.pin_memory,
             prefetch_factor=self.prefetch,
             worker_init_fn=_start_worker,
@@ -272,7 +273,7 @@ class TrainLoader:
         return iter(loader)
 
     def close(self) -> None:
-        """Stops threads and processes. The position stays, so that iteration can go on."""
+        """Stops threads and processes. The position is kept, and ``next`` starts them again."""
         stream, self._stream = self._stream, None
         if isinstance(stream, _Background):
             stream.close()
@@ -283,7 +284,7 @@ class TrainLoader:
 
 
 def _start_worker(worker: int) -> None:
-    """One thread each: the workers share the cores with the training."""
+    """Use one thread per worker: the workers share the cores with the training."""
     torch.set_num_threads(1)
 
 
@@ -307,11 +308,11 @@ def build_train_loader(
         seed: determines all crops.
         batch_size: per rank; default ``batch_size_per_gpu``.
         rank, world_size: of this process in a distributed training.
-        pin_memory: default as in the options.
-        device: where batches are needed; the pictures may be kept there (``device_cache``).
+        pin_memory: default: the option ``pin_memory``.
+        device: the training device; the pictures may be kept there (``device_cache``).
 
     Raises:
-        InputError: pictures are missing, unreadable or all too small, or an option does not fit.
+        InputError: pictures are missing, unreadable or all too small, or an option is wrong.
     """
     opt = complete(options, phase="train", scale=scale, seed=seed)
     workers = int(opt["num_worker_per_gpu"])
@@ -327,7 +328,7 @@ def build_train_loader(
         if device is not None and fits(cropped, device, opt["device_cache"]):
             crops = DeviceCrops(cropped, device)
         if not cropped.in_memory:
-            workers = 0  # the decoded window lies in this process, where threads fill it
+            workers = 0  # threads of this process decode the windows of pictures
     else:
         dataset = SeededSamples(_build(kind, opt), seed=seed, shuffle=bool(opt["use_shuffle"]))
     return TrainLoader(
@@ -345,11 +346,11 @@ def build_train_loader(
 
 
 def check_training_set(options: Any, scale: int) -> None:
-    """Does what building the loader does, up to decoding: lists the pictures, pairs them, and reads
-    their headers.
+    """Checks the pictures as building the loader does, without decoding: lists and pairs them, and
+    reads their headers.
 
     Raises:
-        InputError: as `build_train_loader`, and for pictures that a later batch would stumble over.
+        InputError: as `build_train_loader`, and for pictures on which a later batch would fail.
     """
     opt = complete(options, phase="train", scale=scale, seed=0)
     kind, size = str(opt["type"]), int(opt.get("gt_size") or 0)
@@ -370,8 +371,8 @@ def check_training_set(options: Any, scale: int) -> None:
 
 
 def _build(kind: str, opt: dict[str, Any]) -> Dataset[Any]:
-    """A registered data set, BasicSR's or one's own; its assertions and missing files become one
-    line."""
+    """A registered data set, one of BasicSR's or the user's; its assertions and missing files
+    become an `InputError`."""
     target = DATASET_REGISTRY.get(kind)
     listed = _listed_pairs(opt) if kind == "PairedImageDataset" else None
     if takes_dict(target):
@@ -384,7 +385,7 @@ def _build(kind: str, opt: dict[str, Any]) -> Dataset[Any]:
             dataset.paths = listed  # type: ignore[attr-defined]
     except (AssertionError, OSError, KeyError, ValueError) as error:
         raise InputError(
-            f"{opt.get('name', kind)}: {kind} refuses its options ({error}); check the folders and keys"
+            f"{opt.get('name', kind)}: {kind} cannot be built from its options ({error}); check the folders and keys"
         ) from error
     if len(dataset) == 0:  # type: ignore[arg-type]
         raise InputError(f"{opt['dataroot_gt']}: no pictures in it; check dataroot_gt")
@@ -392,8 +393,8 @@ def _build(kind: str, opt: dict[str, Any]) -> Dataset[Any]:
 
 
 def _listed_pairs(opt: dict[str, Any]) -> list[dict[str, str]] | None:
-    """The pairs of a ``meta_info_file`` in the form of BasicSR's, whose own reader knows no spaces
-    and no byte-order mark.
+    """The pairs of a ``meta_info_file`` in BasicSR's form. BasicSR's own reader fails on spaces and
+    on a byte-order mark.
 
     Raises:
         InputError: one of the pictures is missing.

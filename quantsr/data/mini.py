@@ -11,7 +11,7 @@ from quantsr.data.resize import imresize_uint8, mod_crop
 from quantsr.errors import InputError, WorkError
 from quantsr.pictures.listing import list_images
 
-#: What one side of a picture is divided by: 1920x1080 becomes 640x360.
+#: Downscaling factor: 1920x1080 becomes 640x360.
 SHRINK = 3
 
 

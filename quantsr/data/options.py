@@ -1,5 +1,5 @@
-"""Data-set sections as complete mappings: every key that the schema knows, with its default where
-none is given."""
+"""Data-set sections as complete mappings: every key of the schema, with its default where the
+section does not give it."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _FOLDERS = ("dataroot_gt", "dataroot_lq", "meta_info_file")
 
 
 def complete(options: Mapping[str, Any] | DatasetOptions, **extra: Any) -> dict[str, Any]:
-    """A fresh nested dict with every key of the schema; ``extra`` wins, ``~`` in folders is
+    """A new nested dict with every key of the schema; ``extra`` overrides, ``~`` in folders is
     expanded.
 
-    Keys that the schema does not know are kept: those of other data sets.
+    Keys that are not in the schema are kept: registered data sets may have their own.
     """
     given = options.model_dump() if isinstance(options, DatasetOptions) else dict(options)
     found = {key: _copy(value) for key, value in {**_defaults(), **given, **extra}.items()}
@@ -29,8 +29,8 @@ def complete(options: Mapping[str, Any] | DatasetOptions, **extra: Any) -> dict[
 
 
 def for_basicsr(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The section as BasicSR's classes take it: keys without a value are absent, so that they see
-    their own defaults."""
+    """The section as BasicSR's classes take it: keys without a value are left out, so that the
+    defaults of the class apply."""
     return {key: value for key, value in options.items() if value is not None}
 
 

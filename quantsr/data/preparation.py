@@ -1,5 +1,5 @@
-"""What ``quantsr prepare`` does, picture by picture. What is done already is skipped; nothing is
-overwritten unasked."""
+"""Preparation of data sets, picture by picture, for ``quantsr prepare``. Files that exist are
+skipped unless ``force`` is given."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from quantsr.temporary import folder_beside, replace_folder
 #: Benchmark pictures are cropped so that x2, x3 and x4 divide their sides.
 BENCHMARK_MULTIPLE = 12
 
-#: Room in an LMDB beside the pictures themselves, bytes.
-_LMDB_ROOM = 64 << 20
+#: Bytes of an LMDB's map size beside the pictures themselves.
+_LMDB_OVERHEAD = 64 << 20
 
 
 def for_each(work: Callable[[Path], int], paths: Sequence[Path], *, jobs: int, label: str) -> int:
@@ -33,7 +33,7 @@ def for_each(work: Callable[[Path], int], paths: Sequence[Path], *, jobs: int, l
     the results.
 
     Raises:
-        InputError, WorkError: of the first picture that fails; what the others have written stays.
+        InputError, WorkError: of the first picture that fails; files already written stay.
     """
     total = 0
     if jobs <= 1:
@@ -49,7 +49,7 @@ def for_each(work: Callable[[Path], int], paths: Sequence[Path], *, jobs: int, l
 
 @contextlib.contextmanager
 def _processes(jobs: int) -> Iterator[ProcessPoolExecutor]:
-    """Processes that end with this one; what is not begun yet is dropped when an error comes.
+    """A pool of processes that end with this one; an error cancels the work that has not begun.
 
     Raises:
         WorkError: one of them died.
@@ -65,7 +65,7 @@ def _processes(jobs: int) -> Iterator[ProcessPoolExecutor]:
 
 
 def _end_with_parent() -> None:
-    """Ends this process when its parent is killed, which nothing else would tell it."""
+    """Ends this process when its parent is killed."""
     parent = multiprocessing.parent_process()
 
     def wait() -> None:
@@ -138,8 +138,8 @@ def make_benchmark(source: Path, target: Path, scales: Sequence[int], *, jobs: i
 
 
 def starts(length: int, size: int, step: int) -> list[int]:
-    """Where the sub-images begin along one side: every ``step``, and one more that ends at the
-    border."""
+    """The positions of sub-images along one side: every ``step``, and one more that ends at the
+    border. Empty where ``length`` < ``size``."""
     if length < size:
         return []
     found = list(range(0, length - size + 1, step))
@@ -241,7 +241,7 @@ def lmdb_key(path: Path, strip: str) -> str:
     LR picture).
 
     Raises:
-        InputError: BasicSR's reader could not find it again.
+        InputError: BasicSR's reader could not read the picture under this key.
     """
     key = path.stem.removesuffix(strip) if strip else path.stem
     if not key or "." in key or not key.isascii():
@@ -252,10 +252,10 @@ def lmdb_key(path: Path, strip: str) -> str:
 def make_lmdb(source: Path, target: Path, *, strip: str, compression: int, jobs: int, force: bool) -> int:
     """Writes the pictures of a folder into an LMDB of BasicSR's format, as PNG; returns how many.
 
-    It is written beside the goal and renamed when complete.
+    It is written beside the target and renamed when complete.
 
     Raises:
-        InputError: the target is there or no LMDB, or a picture has no key of its own.
+        InputError: the target exists already or is no LMDB, or two pictures have the same key.
         WorkError: it cannot be written; an earlier LMDB is intact.
     """
     import lmdb
@@ -272,11 +272,11 @@ def make_lmdb(source: Path, target: Path, *, strip: str, compression: int, jobs:
         twice = next(key for key in keys if keys.count(key) > 1)
         raise InputError(f"{source}: two pictures have the key {twice}; rename one")
     order = sorted(zip(keys, paths, strict=True))
-    room = _LMDB_ROOM + 2 * sum(_raw_bytes(path) for path in paths)
+    map_size = _LMDB_OVERHEAD + 2 * sum(_raw_bytes(path) for path in paths)
     try:
         with folder_beside(target) as work:
             made = work / "made.lmdb"
-            _write_lmdb(order, made, room=room, compression=compression, jobs=jobs)
+            _write_lmdb(order, made, map_size=map_size, compression=compression, jobs=jobs)
             replace_folder(made, target)
     except (lmdb.Error, OSError) as error:
         reason = getattr(error, "strerror", None) or str(error).rpartition(": ")[2]
@@ -287,7 +287,7 @@ def make_lmdb(source: Path, target: Path, *, strip: str, compression: int, jobs:
 
 
 def _write_lmdb(
-    order: Sequence[tuple[str, Path]], target: Path, *, room: int, compression: int, jobs: int
+    order: Sequence[tuple[str, Path]], target: Path, *, map_size: int, compression: int, jobs: int
 ) -> None:
     """Writes pictures by their keys into a new LMDB.
 
@@ -296,7 +296,7 @@ def _write_lmdb(
     """
     from quantsr.basicsr_compat import LmdbMaker
 
-    maker = LmdbMaker(str(target), map_size=room, compress_level=compression)
+    maker = LmdbMaker(str(target), map_size=map_size, compress_level=compression)
     encode = partial(_encoded, compression=compression)
     try:
         with _processes(max(1, jobs)) as pool:
@@ -310,7 +310,7 @@ def _write_lmdb(
         maker.close()
     except BaseException:
         maker.env.close()
-        with contextlib.suppress(OSError):  # what is left of the list does not fit either
+        with contextlib.suppress(OSError):  # on a full disk, flushing the list fails too
             maker.txt_file.close()
         raise
 

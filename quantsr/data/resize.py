@@ -1,7 +1,6 @@
 """MATLAB's ``imresize(img, scale, 'bicubic')`` for uint8 pictures, bit for bit, in numpy.
 
-This is the degradation that every super-resolution benchmark is defined by, and the bicubic
-baseline beside it.
+It makes the LR pictures of the super-resolution benchmarks, and it is their bicubic baseline.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ import numpy.typing as npt
 
 U8 = npt.NDArray[np.uint8]
 
-#: Sums (float64) worked on at a time: few enough for the processor's cache, many enough to be worth
+#: Accumulators (float64) per block: few enough for the processor's cache, many enough to amortise
 #: numpy's calls.
 _BLOCK = 1 << 16
 
@@ -39,7 +38,7 @@ def contributions(length: int, scale: float) -> tuple[npt.NDArray[np.intp], npt.
 
     Returns:
         left: ``(ceil(length * scale),)``, position of the first tap; may lie outside
-            ``0..length-1``, where the picture goes on mirrored, the edge sample repeated.
+            ``0..length-1``, where padding is symmetric (the edge sample is repeated).
         weights: ``(ceil(length * scale), taps)``, each row of sum 1.
     """
     shrink = min(scale, 1.0)
@@ -50,7 +49,7 @@ def contributions(length: int, scale: float) -> tuple[npt.NDArray[np.intp], npt.
     taps = math.ceil(width) + 2
     offset = centre[:, None] - (left[:, None] + np.arange(taps))
     weights = shrink * cubic(shrink * offset)
-    # summed in order: numpy's own sum does not say in which
+    # summed in order: the order of numpy's own sum is unspecified
     weights /= reduce(np.add, weights.T)[:, None]
     used = np.flatnonzero(np.any(weights != 0, axis=0))
     weights = np.ascontiguousarray(weights[:, used[0] : used[-1] + 1])
@@ -62,7 +61,7 @@ def _resize_rows(rows: U8, scale: float) -> U8:
     length, width = rows.shape
     left, weights = contributions(length, scale)
     count, taps = weights.shape
-    mirror = np.concatenate([np.arange(length), np.arange(length)[::-1]])
+    symmetric = np.concatenate([np.arange(length), np.arange(length)[::-1]])
     result = np.empty((count, width), np.uint8)
     block = min(count, max(1, _BLOCK // width))
     sums, term = np.empty((2, block, width), np.float64)
@@ -70,7 +69,7 @@ def _resize_rows(rows: U8, scale: float) -> U8:
         stop = min(start + block, count)
         first = left[start]
         needed = np.arange(first, left[stop - 1] + taps) % (2 * length)
-        source = rows[mirror[needed]].astype(np.float64)
+        source = rows[symmetric[needed]].astype(np.float64)
         at = left[start:stop] - first
         step = int(at[1]) if len(at) > 1 else 1
         even = step > 0 and np.array_equal(at, np.arange(len(at)) * step)
@@ -80,9 +79,9 @@ def _resize_rows(rows: U8, scale: float) -> U8:
             picked = source[tap : tap + (len(at) - 1) * step + 1 : step] if even else source[at + tap]
             np.multiply(picked, weights[start:stop, tap, None], out=product)
             total += product
-        total += 0.5  # MATLAB rounds halves away from zero, and what is below zero is clipped
+        total += 0.5  # MATLAB rounds halves away from zero; negative sums are clipped
         np.clip(total, 0, 255, out=total)
-        result[start:stop] = total  # truncates, which is floor here
+        result[start:stop] = total  # truncation, which equals floor for sums >= 0
     return result
 
 
@@ -112,9 +111,9 @@ def imresize_uint8(img: U8, scale: float) -> U8:
     scale = float(scale)
     low = _resize_rows(img.reshape(height, -1), scale)  # (H', W*C)
     low = low.reshape(low.shape[0], width, *rest)
-    turned = np.ascontiguousarray(low.swapaxes(0, 1))  # (W, H', C)
-    low = _resize_rows(turned.reshape(width, -1), scale)  # (W', H'*C)
-    low = low.reshape(low.shape[0], turned.shape[1], *rest)
+    transposed = np.ascontiguousarray(low.swapaxes(0, 1))  # (W, H', C)
+    low = _resize_rows(transposed.reshape(width, -1), scale)  # (W', H'*C)
+    low = low.reshape(low.shape[0], transposed.shape[1], *rest)
     return np.ascontiguousarray(low.swapaxes(0, 1))
 
 

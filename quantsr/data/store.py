@@ -22,8 +22,8 @@ from quantsr.errors import InputError
 
 logger = logging.getLogger(__name__)
 
-#: Names of skipped pictures that are logged one by one; the rest is counted.
-_NAMED = 10
+#: Skipped pictures that are logged by name; further ones are only counted.
+_MAX_NAMED = 10
 
 
 _kept: dict[tuple[Source, int], Pair] | None = None
@@ -32,10 +32,10 @@ _kept: dict[tuple[Source, int], Pair] | None = None
 
 @contextlib.contextmanager
 def keep_decoded() -> Iterator[None]:
-    """While entered, pairs that one store keeps in memory serve later ones: trainings on the same
+    """While entered, stores share the pairs that they keep in memory: several trainings on the same
     pictures decode them once.
 
-    The files must not change meanwhile.
+    The files must not change while it is entered.
     """
     global _kept
     before, _kept = _kept, {} if _kept is None else _kept
@@ -47,7 +47,7 @@ def keep_decoded() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Source:
-    """Where a pair comes from; without ``lq`` the LR picture is made by MATLAB's bicubic."""
+    """The files of a pair; without ``lq`` the LR picture is made by MATLAB's bicubic."""
 
     gt: Path
     lq: Path | None = None
@@ -66,7 +66,7 @@ class Pair:
 
     @property
     def planes(self) -> tuple[U8, ...]:
-        """What there is of the three."""
+        """``gt``, ``lq`` and, where there is one, ``soft``."""
         return (self.gt, self.lq) if self.soft is None else (self.gt, self.lq, self.soft)
 
 
@@ -96,7 +96,7 @@ def load_pair(source: Source, scale: int) -> Pair:
 
 
 def _kept_or_loaded(source: Source, scale: int) -> Pair:
-    """`load_pair`, or what an earlier store loaded while `keep_decoded` is entered."""
+    """`load_pair`; while `keep_decoded` is entered, the pair that an earlier store loaded."""
     if _kept is None:
         return load_pair(source, scale)
     key = (source, scale)
@@ -117,8 +117,8 @@ def _planes(picture: U8) -> U8:
 def large_enough(
     sources: Sequence[Source], gt_size: int, threads: int = 4
 ) -> tuple[list[Source], np.ndarray]:
-    """The pictures that a crop fits into, and the pixels of each, (n,) int64; the others are named
-    in the log.
+    """The pictures that are at least as large as a crop, and the pixels of each, (n,) int64; the
+    others are named in the log.
 
     Raises:
         InputError: a header is unreadable, or no picture is large enough.
@@ -140,7 +140,7 @@ def check_partners(sources: Sequence[Source], scale: int) -> None:
     decoded.
 
     Raises:
-        InputError: two sizes do not fit, whichever way up the pictures are.
+        InputError: two sizes do not fit, in either orientation of the pictures.
     """
     for source in sources:
         if source.lq is None:
@@ -164,8 +164,8 @@ def _no_partner(source: Source, gt: Sequence[int], lq: Sequence[int], scale: int
 class PictureStore:
     """The pairs of a training set, decoded once and kept when they fit the budget.
 
-    Where they do not fit, `windows` of the pictures are kept at a time: a window takes at most half
-    of the budget, and the next one is decoded by background threads meanwhile.
+    Where they do not fit, two of the `windows` of pictures are kept at a time, each of at most half
+    of the budget: the current one, and the next one, which background threads decode.
 
     Forked loader processes share the decoded pictures; for spawned ones they are moved to shared
     memory when pickled.
@@ -185,7 +185,7 @@ class PictureStore:
             sources: at least one.
             scale: ground-truth side over LR side.
             gt_size: pictures with a side shorter than this are skipped with a warning.
-            budget_mb: MiB of decoded pictures to keep at most, all of a pair together.
+            budget_mb: MiB of decoded pictures to keep at most; all pictures of a pair count.
             threads: decoding threads; 0 for one per core, at most 8.
 
         Raises:
@@ -242,20 +242,20 @@ class PictureStore:
         if window:
             yield window
 
-    def hold(self, now: Sequence[int], soon: Sequence[int]) -> None:
-        """Keeps the pictures of these two windows, starts decoding what is missing, and drops the
-        rest."""
+    def keep_windows(self, current: Sequence[int], following: Sequence[int]) -> None:
+        """Keeps the pictures of these two windows, starts decoding those that are missing, and
+        drops all others."""
         if self._pool is None:
             self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="decode")
-        keep = {*now, *soon}
+        keep = {*current, *following}
         for index in [index for index in self._futures if index not in keep]:
             self._futures.pop(index).cancel()
-        for index in [*now, *soon]:
+        for index in [*current, *following]:
             if index not in self._futures:
                 self._futures[index] = self._pool.submit(load_pair, self.sources[index], self.scale)
 
     def get(self, index: int) -> Pair:
-        """The decoded pair; waits for the decoder where it must.
+        """The decoded pair; waits while it is being decoded.
 
         Raises:
             InputError: the picture cannot be read.
@@ -290,12 +290,12 @@ class PictureStore:
         return [tuple(plane.shape for plane in pair.planes) for pair in self._pairs]
 
     def _views(self, shapes: list[tuple[tuple[int, ...], ...]]) -> list[Pair]:
-        """The pairs as views of the shared tensor, in which they lie one after the other."""
+        """The pairs as views of the shared tensor, which holds them one after the other."""
         pairs, at = [], 0
-        for both in shapes:
+        for pair_shapes in shapes:
             assert self._arena is not None
             planes = []
-            for shape in both:
+            for shape in pair_shapes:
                 size = int(np.prod(shape))
                 planes.append(self._arena[at : at + size].numpy().reshape(shape))
                 at += size
@@ -304,9 +304,9 @@ class PictureStore:
 
 
 def _warn_skipped(paths: Sequence[Path], gt_size: int) -> None:
-    for path in paths[:_NAMED]:
+    for path in paths[:_MAX_NAMED]:
         logger.warning("%s: smaller than gt_size %d; skipped", path, gt_size)
-    if len(paths) > _NAMED:
+    if len(paths) > _MAX_NAMED:
         logger.warning(
-            "... and %d more pictures smaller than gt_size %d; skipped", len(paths) - _NAMED, gt_size
+            "... and %d more pictures smaller than gt_size %d; skipped", len(paths) - _MAX_NAMED, gt_size
         )

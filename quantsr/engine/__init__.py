@@ -1,1 +1,1 @@
-"""Training loop, checkpoints and the one evaluation loop."""
+"""The training loop, checkpoints, and the only evaluation loop."""

@@ -1,4 +1,4 @@
-"""From options to networks: built through the registry, started from checkpoints of every accepted
+"""Building networks from options through the registry, and loading checkpoints of every supported
 kind."""
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def build_network(kind: str, kwargs: Mapping[str, Any]) -> nn.Module:
     padding.
 
     Raises:
-        InputError: no such network, or arguments that it refuses.
+        InputError: no such network, or arguments that its constructor rejects.
     """
     known = {**registries.networks(), "SwinIR": SwinIR}
     if kind not in known:
@@ -52,7 +52,7 @@ def build_described(arch: Mapping[str, Any], path: str | Path) -> nn.Module:
     """The network that a file's ``quantsr.arch`` describes, randomly initialised.
 
     Raises:
-        InputError: it describes none; names the file and what is wrong.
+        InputError: it describes no network; names the file and the problem.
     """
     problems = Problems(str(path))
     check_network("quantsr.arch", dict(arch), None, problems)
@@ -65,8 +65,8 @@ def build_described(arch: Mapping[str, Any], path: str | Path) -> nn.Module:
 
 
 def build_for_options(options: Options) -> nn.Module:
-    """``network_g``; with ``slimmable_version`` its sub-networks count their blocks as the released
-    code does."""
+    """The network of ``network_g``; with ``slimmable_version`` its depths count blocks as the
+    released code does."""
     network = options.network_g
     net = build_network(network.type, network.kwargs)
     dynamic = contract.of(net).depth_dynamic
@@ -76,7 +76,7 @@ def build_for_options(options: Options) -> nn.Module:
 
 
 def model_class(name: str) -> Callable[..., QuantSRModel]:
-    """The model class registered as ``name``, which makes the training step.
+    """The model class registered as ``name``, which implements the training step.
 
     Raises:
         InputError: no such class.
@@ -88,14 +88,15 @@ def model_class(name: str) -> Callable[..., QuantSRModel]:
 
 
 def load_parameters(net: nn.Module, state: Mapping[str, Tensor], path: str, *, strict: bool = True) -> None:
-    """Loads a state dict, ours, BasicSR's, the released QuantSR's or EDSR-PyTorch's.
+    """Loads a state dict with the names of this project, BasicSR, the released QuantSR or
+    EDSR-PyTorch.
 
-    Buffers that follow from how the network is built are not taken: BasicSR's SwinIR keeps some for
-    one picture size.
+    Buffers that are computed from the constructor's arguments are not loaded: those of BasicSR's
+    SwinIR are for one picture size.
 
     Raises:
-        InputError: names or shapes do not fit; lists the first few. Or, not ``strict``, nothing
-            does.
+        InputError: names or shapes do not fit; lists the first few. Without ``strict``: no tensor
+            fits.
     """
     own = net.state_dict()
     try:
@@ -131,10 +132,10 @@ def load_parameters(net: nn.Module, state: Mapping[str, Tensor], path: str, *, s
 
 
 def renamed(net: nn.Module, state: Mapping[str, Tensor], path: str) -> dict[str, Tensor]:
-    """A state dict under the names of ``net``, where it is certain whose names they are.
+    """A state dict under the names of ``net``, where the project that wrote it is recognized.
 
     Raises:
-        RuntimeError, ValueError: what a name says does not fit its tensor or this network.
+        RuntimeError, ValueError: tensors do not fit their names or this network.
     """
     state = foreign.without_prefix(state, net.state_dict().keys())
     if released.is_released(state):
@@ -148,7 +149,7 @@ def renamed(net: nn.Module, state: Mapping[str, Tensor], path: str) -> dict[str,
 
 
 def require_steps(net: nn.Module, path: str | Path) -> None:
-    """A network that is to run needs the state of all its quantizers.
+    """Checks that all quantizers of a network have steps, so that it can run.
 
     Raises:
         InputError: some have none; names the first layers.
@@ -161,10 +162,12 @@ def require_steps(net: nn.Module, path: str | Path) -> None:
 
 
 def warn_of_dead(net: nn.Module, path: str | Path) -> None:
-    """A warning that names the layers whose quantizers are lost: what they give is nothing, or
-    NaN."""
+    """Logs a warning with the names of the layers whose quantizers are dead: their output is almost
+    0, or NaN."""
     if dead := dead_quantizers(net):
-        logger.warning("%s: dead quantizers, whose layers give nothing: %s", path, describe_dead(dead))
+        logger.warning(
+            "%s: dead quantizers, whose layers output almost 0, or NaN: %s", path, describe_dead(dead)
+        )
 
 
 def load_checkpoint(
@@ -173,10 +176,10 @@ def load_checkpoint(
     """Loads a network file into ``net``, its ranking of blocks included.
 
     Returns:
-        The training iteration it was written at, None where the file does not say.
+        The training iteration of the file, None where the file does not have it.
 
     Raises:
-        InputError: the file is unreadable, foreign, or of another network.
+        InputError: the file is unreadable, of another format, or of another network.
     """
     return load_content(net, checkpoint.load(path), path, param_key, strict=strict)
 
@@ -212,8 +215,8 @@ def load_content(
 
 
 def ensure_ranking(net: nn.Module, path: str) -> None:
-    """Ranks the blocks by their shortcuts (smallest kept first) where no ranking came with the
-    checkpoint."""
+    """Ranks the blocks by their shortcuts (the smallest is kept first) where the checkpoint has no
+    ranking."""
     dynamic = contract.of(net).depth_dynamic
     if dynamic is not None and dynamic.ranking is None:
         logger.info("%s: no ranking of blocks in it; computed from the shortcuts", path)
@@ -247,7 +250,7 @@ def initialise(net: nn.Module, options: Options) -> None:
 
 
 def _named_as_float(net: nn.Module, state: Mapping[str, Tensor], path: str) -> dict[str, Tensor]:
-    """As `renamed`, for a float network whose conversion is ``net.load_float``'s."""
+    """As `renamed`, for a float network, which ``net.load_float`` will convert."""
     state = foreign.without_prefix(state, net.state_dict().keys())
     if not foreign.is_edsr_pytorch(state):
         return dict(state)
@@ -277,10 +280,10 @@ def title(net: nn.Module) -> str:
     """The network's name in tables: its class, with its bits where it is quantized, e.g.
     ``QuantSR_C W4A4``.
 
-    Where layers outside the blocks are quantized to others, as in packed files, theirs follow:
-    ``QuantSR_C W4A4 rest W8A8``. Where there are several protocols of what is quantized, its name
-    too: ``QuantSR_T W4A4, 2DQuant protocol``; and where sub-networks are cut as the released code
-    cuts them, that.
+    Where layers outside the blocks have other bits, as in packed files, these follow: ``QuantSR_C
+    W4A4 rest W8A8``. Where there are several protocols for the quantized layers, the name of the
+    protocol follows: ``QuantSR_T W4A4, 2DQuant protocol``; and a note where depths count blocks as
+    in the released code.
     """
     network = contract.of(net)
     units = set(network.depth_dynamic.units()) if network.depth_dynamic is not None else set()
@@ -304,14 +307,14 @@ def title(net: nn.Module) -> str:
 
 
 def log_manifest(net: nn.Module) -> None:
-    """Logs what is quantized to what, layer by layer; nothing for a float network."""
+    """Logs the quantization of each layer; nothing for a float network."""
     if any((record["bits_w"], record["bits_a"]) != (FLOAT_BITS, FLOAT_BITS) for record in manifest(net)):
-        logger.info("what is quantized to what:\n%s", manifest_table(net, contract.of(net).protocol))
+        logger.info("quantization of each layer:\n%s", manifest_table(net, contract.of(net).protocol))
 
 
 def depths_to_evaluate(net: nn.Module, options: Options) -> Sequence[int] | None:
-    """The depths a test run evaluates: that of ``slimmable_version``, those of ``val.depths``, or
-    all of the network.
+    """The depths that a test run evaluates: that of ``slimmable_version``, those of ``val.depths``,
+    or all of the network.
 
     Raises:
         InputError: a depth that the network does not have.

@@ -1,9 +1,9 @@
-"""The only evaluation loop: sets x depths x metrics, for a network or for anything that upscales a
+"""The only evaluation loop: sets x depths x metrics, for a network or any function that upscales a
 picture.
 
-Pictures are uint8 ``(H, W, 3)`` RGB here. The numbers are those of BasicSR's ``SRModel``
-validation: the network sees ``uint8 / 255`` in FP32, its output is clamped, rounded and compared as
-uint8 BGR by BasicSR's own metrics.
+Pictures are uint8 ``(H, W, 3)`` RGB here. The results equal those of BasicSR's ``SRModel``
+validation: the network's input is ``uint8 / 255`` in FP32, its output is clamped, rounded and
+compared as uint8 BGR by BasicSR's own metrics.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class EvalSet:
     Attributes:
         name: in tables and folders.
         scale: upscaling factor.
-        pictures: items ``{"name": str, "lq": Picture, "gt": Picture}``, read when asked for.
+        pictures: items ``{"name": str, "lq": Picture, "gt": Picture}``, read on access.
     """
 
     name: str
@@ -60,7 +60,7 @@ class EvalSet:
 
 @dataclass(frozen=True)
 class Provenance:
-    """What every record of a run carries beside its number."""
+    """Attributes that all records of a run share."""
 
     config_hash: str | None = None
     iteration: int | None = None
@@ -86,15 +86,16 @@ def build_sets(
     metrics: Mapping[str, Mapping[str, Any]] | None = None,
     leave_out: LeaveOut | None = None,
 ) -> list[EvalSet]:
-    """The evaluation sets of the options' data sets; one line of the log names the ``optional``
-    ones that are not there.
+    """The evaluation sets of the options' data sets; a warning names the ``optional`` ones whose
+    folders do not exist.
 
     The header of every picture is read.
 
     Args:
         datasets: by key.
         scale: upscaling factor.
-        metrics: what will be measured; pictures that one of them is undefined for are a problem.
+        metrics: the metrics of the evaluation; pictures that are too small for one of them cannot
+            be evaluated.
         leave_out: called with each picture that cannot be evaluated; without it the first one is an
             error.
 
@@ -112,7 +113,8 @@ def build_sets(
 
 @contextlib.contextmanager
 def evaluating(net: nn.Module) -> Iterator[None]:
-    """Eval mode and no gradients inside; the former mode of every module after."""
+    """While entered, eval mode without gradients; the mode of every module is restored
+    afterwards."""
     modes = [(module, module.training) for module in net.modules()]
     net.eval()
     try:
@@ -126,8 +128,8 @@ def evaluating(net: nn.Module) -> Iterator[None]:
 def network_upscaler(
     net: nn.Module, depths: Sequence[int | None], *, scale: int, ensemble: bool = False
 ) -> Callable[[Picture], list[Picture]]:
-    """A function that gives the pictures of all ``depths`` at once, sharing what the network can
-    share.
+    """A function that returns the pictures of all ``depths`` from one call of the network, which
+    shares computations between them.
 
     ``depths`` is ``(None,)`` for a network with one depth only.
     """
@@ -183,20 +185,20 @@ def evaluate(
     Args:
         network: a module from ``(1, 3, h, w)`` to ``(1, 3, h * s, w * s)`` in [0, 1], evaluated in
             FP32 at its device, or a function from picture to picture.
-        sets: what to evaluate on.
+        sets: the evaluation sets.
         metrics: see `measure`.
         name: the network's name in the records.
-        depths: which depths of the network; None is all in ``network.depths``, or the only one. Of
-            a function: the one that it runs, to be recorded.
+        depths: the depths of the network to evaluate; None for all in ``network.depths``, or the
+            only one. For a function: its depth, which is recorded.
         ensemble: average the eight flips and rotations.
         engine: recorded.
         saving: write the pictures.
-        provenance: what the records carry beside.
-        progress: called with a line after each picture; what it raises ends the evaluation.
+        provenance: further attributes of the records.
+        progress: called with a line after each picture; its exceptions end the evaluation.
         leave_out: called with each picture that cannot be evaluated, has a metric that is not a
             number, or cannot be written; without it the first one is an error.
-        world: processes that share the pictures, every n-th each; all must call this, and get the
-            same records.
+        world: processes that share the pictures, each of N evaluating every N-th; all must call
+            this, and get the same records.
 
     Returns:
         One record per set, depth and metric, in this order; none for sets that have no picture
@@ -225,7 +227,7 @@ def evaluate(
             part = functools.partial(
                 _evaluate_set, run, dataset, rows, metrics, name, saving, progress, leave_out, world
             )
-            values = _together(part, world)
+            values = _gather_values(part, world)
             for depth in rows:
                 for metric, numbers in values[depth].items():
                     if not numbers:
@@ -250,18 +252,18 @@ def evaluate(
     return records
 
 
-def _together(part: Callable[[], Values], world: World) -> Values:
-    """The values of all processes, of which each does its ``part``; an error in one is raised in
-    all."""
+def _gather_values(part: Callable[[], Values], world: World) -> Values:
+    """The values of all processes, each of which calls ``part`` for its own; an error in one is
+    raised in all."""
     if world.size == 1:
         return part()
-    mine: Values | InputError | WorkError
+    own: Values | InputError | WorkError
     try:
-        mine = part()
+        own = part()
     except (InputError, WorkError) as error:
-        mine = error
+        own = error
     values: Values = {}
-    for found in processes.gather(mine):
+    for found in processes.gather(own):
         if isinstance(found, Exception):
             raise found
         for depth, by_metric in found.items():
@@ -281,7 +283,7 @@ def _evaluate_set(
     leave_out: LeaveOut | None,
     world: World,
 ) -> Values:
-    """The values of the pictures of this process."""
+    """The values of the pictures that this process evaluates."""
     values: Values = {depth: {m: [] for m in metrics} for depth in rows}
     pictures = dataset.pictures
     names = unique_names([picture_name(pictures, index) for index in range(len(pictures))])
@@ -291,7 +293,7 @@ def _evaluate_set(
             item = pictures[index]
             outputs = run(item["lq"])
             measured = [_measured(f"{dataset.name}: {picture}", sr, item["gt"], metrics) for sr in outputs]
-        # of a decoder, the network, its memory, or a metric of the user's own
+        # raised by a decoder, the network, for lack of memory, or by a user's metric
         except Exception as error:
             if leave_out is None:
                 raise

@@ -1,4 +1,4 @@
-"""Metrics of one picture: BasicSR's functions, and the sizes that they are defined for."""
+"""Metrics of one picture: BasicSR's functions, and the smallest pictures that they work on."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ Picture = NDArray[np.uint8]
 """uint8 ``(H, W, 3)``, RGB."""
 
 METRIC_SIDES = {"calculate_psnr": 1, "calculate_ssim": 11}
-"""The least side in pixels, without its border, of a picture that BasicSR's metrics are defined
-for."""
+"""The least side in pixels, without borders, of pictures for which BasicSR's metrics are
+defined."""
 
 
 def least_side(metrics: Mapping[str, Mapping[str, Any]]) -> int:
-    """The least side of a ground-truth picture that all of ``metrics`` are defined for, as far as
-    that is known."""
+    """The least side of a ground-truth picture for which all of ``metrics`` are defined; other than
+    BasicSR's metrics count as 1."""
     sides = [
         METRIC_SIDES.get(str(options["type"]), 1) + 2 * int(options.get("crop_border", 0))
         for options in metrics.values()

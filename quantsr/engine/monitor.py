@@ -1,4 +1,4 @@
-"""What a person sees of a training: progress bar, log lines, TensorBoard."""
+"""Progress of a training: progress bar, log lines, TensorBoard."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ logger = logging.getLogger(__name__)
 
 
 class Monitor:
-    """Progress of one process; a silent one (``active=False``) for all but the main process.
+    """Reports the progress of one process; without output (``active=False``) for all but the main
+    process.
 
     Args:
         total: iterations of the run.
@@ -40,8 +41,8 @@ class Monitor:
         self.writer: SummaryWriter | None = None
         if active and tensorboard is not None:
             with self._writing():
-                # Points of an interrupted run behind its last checkpoint are made again: hide the
-                # first ones.
+                # An interrupted run repeats the iterations after its last checkpoint: hide their
+                # first points.
                 self.writer = SummaryWriter(str(tensorboard), purge_step=start + 1 if start else None)
         self._since = time.perf_counter()
         self._steps = 0
@@ -54,7 +55,7 @@ class Monitor:
         self._waited += seconds
 
     def stepped(self, loss: float | None, stage: int) -> None:
-        """Counts one iteration; ``loss`` where it is known without waiting for the device."""
+        """Counts one iteration; ``loss`` is None where reading it would wait for the device."""
         self._steps += 1
         if not self.bar.disable:
             self.bar.set_description(f"stage {stage}", refresh=False)
@@ -63,8 +64,7 @@ class Monitor:
             self.bar.update()
 
     def pause(self) -> float:
-        """Closes the present interval and returns its seconds; time until `resume` counts for
-        nothing."""
+        """Ends the current interval and returns its seconds; time until `resume` is not counted."""
         seconds = time.perf_counter() - self._since
         self.total_time += seconds
         self.total_waited += self._waited
@@ -75,7 +75,8 @@ class Monitor:
         self._since, self._steps, self._waited = time.perf_counter(), 0, 0.0
 
     def report(self, iteration: int, stage: int, rates: Sequence[float], log: Mapping[str, float]) -> None:
-        """One log line and its TensorBoard scalars for the interval since the last report."""
+        """Writes one log line and the TensorBoard scalars for the interval since the last
+        report."""
         steps, waited = self._steps, self._waited
         seconds = self.pause()
         self.resume()
@@ -100,11 +101,11 @@ class Monitor:
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[SummaryWriter | None]:
-        """The TensorBoard log, None where there is none. A failure there ends the log, not the
-        training."""
+        """The TensorBoard log, None where there is none. A failure in the body ends the log, not
+        the training."""
         try:
             yield self.writer
-        except Exception as error:  # of protobuf, the disk, or TensorBoard's thread
+        except Exception as error:  # from protobuf, the disk, or TensorBoard's thread
             reason = " ".join(str(error).split()) or type(error).__name__
             logger.warning("TensorBoard log: cannot be written (%s); going on without it", reason)
             self.writer = None
@@ -128,8 +129,8 @@ class Monitor:
             self.scalars(f"val/{record.set}", {f"{record.metric}{depth}": record.value}, iteration)
 
     def pictures(self, name: str, row: Sequence[np.ndarray], iteration: int) -> None:
-        """LR (enlarged by repetition), bicubic, network's and true picture side by side, ``(H, W,
-        3)`` uint8 RGB."""
+        """Writes LR (enlarged by repetition), bicubic, network output and ground truth side by
+        side, ``(H, W, 3)`` uint8 RGB."""
         if self.writer is None:
             return
         name = _as_text(name)
@@ -156,5 +157,5 @@ class Monitor:
 
 
 def _as_text(name: str) -> str:
-    """A name that may hold bytes of a file name that are no text, as TensorBoard can take it."""
+    """The name with bytes that are not UTF-8 escaped, for TensorBoard."""
     return name.encode("utf-8", "backslashreplace").decode("utf-8")

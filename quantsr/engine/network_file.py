@@ -1,4 +1,5 @@
-"""The content of the checkpoints that training writes: parameters, and how the network is built."""
+"""The content of the checkpoints that training writes: parameters, and the description of the
+network."""
 
 from __future__ import annotations
 
@@ -17,7 +18,7 @@ def describe(net: nn.Module, *, iteration: int, options: Mapping[str, Any] | Non
     """The ``quantsr`` entry: architecture, ranking, depths, manifest, iteration, options and the
     version."""
     network = contract.of(net)
-    # A network that was built by hand says nothing of its arguments, but the options of its run do.
+    # A network that was built without the registry has no arguments; the options of its run have.
     arch = network.arch if network.arguments else (options or {}).get("network_g")
     described: dict[str, Any] = plain(
         {
@@ -37,7 +38,7 @@ def describe(net: nn.Module, *, iteration: int, options: Mapping[str, Any] | Non
 def network_file(
     net: nn.Module, ema: nn.Module | None, *, iteration: int, options: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """What a ``.pth`` holds: ``params``, ``params_ema`` where there is an EMA network, and
+    """The content of a ``.pth``: ``params``, ``params_ema`` where there is an EMA network, and
     ``quantsr``."""
     content: dict[str, Any] = {"params": cpu_state(net)}
     if ema is not None:

@@ -1,4 +1,4 @@
-"""Trainings one after the other in leased time: each call goes on where the call before it
+"""Trainings one after the other in leased time: each call resumes where the previous one
 stopped."""
 
 from __future__ import annotations
@@ -25,30 +25,30 @@ from quantsr.trained_files import checkpoint
 logger = logging.getLogger(__name__)
 
 RECORD_FILE = "queue.json"
-"""In the folder of a queue: state, seconds and iterations of every entry."""
+"""The file in the folder of a queue with state, seconds and iterations of every entry."""
 
 MEASURED_SECONDS = 10.0
-"""How long a training runs before its iterations are fitted to the time."""
+"""Seconds of training before the number of its iterations is fitted to the time."""
 
 RESERVED_SHARE, RESERVED_AT_MOST = 0.1, 20.0
-"""Of a call's time what is kept for the last checkpoint: this share, at most so many seconds."""
+"""Share of a call's time that is reserved for the last checkpoint, and its limit in seconds."""
 
 USED_SHARE = 0.95
-"""Of the time left, what iterations are planned for; the rest is for validations and restarts."""
+"""Share of the time left that iterations may take; the rest is for validations and restarts."""
 
 
 def fitted_iterations(
     train: TrainOptions, *, done: int, speeds: Mapping[int, float], all_depths: float, seconds: float
 ) -> int:
-    """The largest ``total_iter``, at most that of the options, whose iterations behind ``done``
-    take ``seconds`` at most.
+    """The largest ``total_iter``, at most that of the options, whose iterations after ``done`` take
+    at most ``seconds``.
 
     Args:
         train: the options of the training.
-        done: iterations that are done.
+        done: completed iterations.
         speeds: measured iterations per second by stage; at least one.
-        all_depths: how many times as long an iteration of stage 2 takes as one of stage 1, where
-            only one is measured.
+        all_depths: time of an iteration of stage 2 relative to one of stage 1, used where only one
+            is measured.
         seconds: time left, > 0.
     """
     first = speeds.get(1) or speeds[2] * all_depths
@@ -69,12 +69,12 @@ class Queue:
     """One call of a queue.
 
     Args:
-        queue: what to train.
-        folder: keeps networks, states and the record from call to call.
-        seconds: of this call.
-        last: no call will follow: iterations are fitted to this call's time too.
-        resume_command: the line that goes on, for a call that a signal stopped.
-        clock: seconds that never go back.
+        queue: the trainings.
+        folder: for networks, states and the record, kept from call to call.
+        seconds: duration of this call.
+        last: whether this is the last call, to whose time iterations are fitted too.
+        resume_command: the command to resume, for the message of a call that a signal stopped.
+        clock: a monotonic clock in seconds.
         save_every: seconds between checkpoints.
     """
 
@@ -107,13 +107,13 @@ class Queue:
             ) from error
 
     def run(self) -> None:
-        """Trains what the time allows.
+        """Trains as many entries as the time allows.
 
         Raises:
             InputError: the record cannot be read.
-            StopError: a signal asked to stop.
-            FolderLockedError: another call works in the folder.
-            WorkError: an entry failed; those that do not need it were trained.
+            StopError: stopped by a signal.
+            FolderLockedError: another call has locked the folder.
+            WorkError: an entry failed; entries that do not depend on it were trained.
         """
         failed = []
         with owned(self.folder), keep_decoded():
@@ -143,8 +143,8 @@ class Queue:
         return self.record.get(name, {}).get("state")
 
     def _train(self, name: str, entry: QueueEntry) -> None:
-        """Trains an entry until it is done or the call's time is over, in parts between which
-        iterations are fitted."""
+        """Trains an entry until it is done or the call's time is over, in parts; before each part
+        the number of iterations is fitted to the time."""
         speeds: dict[int, float] = {}
         done = int(self.record.get(name, {}).get("iteration", 0))
         while self._state(name) != "done" and self.clock() < self.stop_at:
@@ -174,13 +174,13 @@ class Queue:
                     seconds=round(spent, 1),
                     it_per_s={str(stage): round(speed, 2) for stage, speed in speeds.items()},
                 )
-                self._tidy(name)
+                self._remove_unneeded(name)
 
     def _next_part(
         self, name: str, entry: QueueEntry, done: int, speeds: Mapping[int, float]
     ) -> tuple[int | None, float]:
-        """``total_iter`` of the next part (None: the option file's) and the seconds of training
-        after which it ends."""
+        """``total_iter`` of the next part (None: that of the option file) and the seconds of
+        training after which the part ends."""
         left = math.inf
         if entry.budget is not None:
             left = entry.budget - self.record.get(name, {}).get("seconds", 0.0)
@@ -210,9 +210,9 @@ class Queue:
         content = checkpoint.load(self.folder / name / "models" / "net_g_latest.pth")
         checkpoint.save(self.folder / name / NETWORK_FILE, halved(content))
 
-    def _tidy(self, name: str) -> None:
-        """Removes of a run what neither the next call nor a reader needs: all but the newest state,
-        and at the end that as well."""
+    def _remove_unneeded(self, name: str) -> None:
+        """Removes network files that are not needed to resume; for a finished run all network files
+        and training states."""
         root = self.folder / name
         for path in (root / "models").glob("net_g_[0-9]*.pth"):
             path.unlink()
@@ -228,8 +228,8 @@ class Queue:
 
 
 def halved(content: Mapping[str, Any]) -> dict[str, Any]:
-    """A network file with its evaluated parameters alone, their weights in half precision; steps
-    and biases as they are."""
+    """A network file with only the parameters that are evaluated (``params_ema`` where present):
+    weights in half precision; steps and biases unchanged."""
     params = checkpoint.parameters(content, "network")
     half = {
         name: value.half() if name.endswith("weight") and value.is_floating_point() else value

@@ -1,4 +1,4 @@
-"""What an evaluation found: records, their table per set, and the files ``results.json`` and
+"""Results of an evaluation: records, their table per set, and the files ``results.json`` and
 ``results.md``."""
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ class Record:
         depth: number of blocks kept, None where the network has one depth only.
         metric: the metric's name in the options, e.g. ``psnr`` (dB) or ``ssim``.
         value: the mean over the pictures.
-        pictures: how many there were.
-        engine: what computed the pictures: ``torch``, ``numpy`` (bicubic), ``openvino``,
-            ``onnxruntime``.
+        pictures: the number of pictures.
+        engine: that upscaled the pictures: ``torch``, ``numpy`` (bicubic), ``native``,
+            ``openvino`` or ``onnxruntime``.
         self_ensemble: whether eight flips and rotations were averaged.
         iteration: training iteration of the network, where known.
-        config_hash: of the options that the run was made with.
+        config_hash: of the options of the run.
         commit: git commit of the source, with ``+`` where it had changes; None outside a
             repository.
         version: of quantsr.
@@ -65,8 +65,8 @@ class Record:
 
 @functools.cache
 def source_commit() -> str | None:
-    """The git commit of the source tree this package runs from, with ``+`` if files in it
-    changed."""
+    """The git commit of the source tree of this package, with ``+`` if it has uncommitted changes;
+    None outside a repository."""
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return None
@@ -94,8 +94,8 @@ def table(records: Sequence[Record], set_name: str) -> str:
 
 
 def aligned(cells: Sequence[Sequence[str]], left: int = 1) -> str:
-    """A Markdown table of the head and the lines in ``cells``; the first ``left`` columns are flush
-    left, the others right."""
+    """A Markdown table of ``cells``, the first row being the header; the first ``left`` columns are
+    left-aligned, the others right-aligned."""
     widths = [max(len(line[column]) for line in cells) for column in range(len(cells[0]))]
 
     def padded(line: Sequence[str]) -> str:
@@ -112,7 +112,7 @@ def aligned(cells: Sequence[Sequence[str]], left: int = 1) -> str:
 
 
 def number(value: float | None, metric: str) -> str:
-    """A value as tables show it: PSNR with two digits, others with four, ``-`` for None."""
+    """A value as text for tables: PSNR with two decimals, others with four, ``-`` for None."""
     if value is None:
         return "-"
     if not math.isfinite(value):
@@ -163,7 +163,7 @@ def read_results(path: str | Path) -> list[Record]:
     """The records of a ``results.json``.
 
     Raises:
-        ValueError, TypeError, KeyError, AttributeError: it is not what `write_records` writes.
+        ValueError, TypeError, KeyError, AttributeError: it is not a file of `write_records`.
     """
     try:
         rows = json.loads(Path(path).read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""The folder of a training run, its log file, and the signals that ask it to stop."""
+"""The folder of a training run, its log file, and the signals that stop it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class RunFolder:
-    """``experiments/NAME`` and what lies in it."""
+    """``experiments/NAME`` and the folders in it."""
 
     root: Path
 
@@ -67,7 +67,7 @@ class RunFolder:
         write_options(options.dump(), self.root)
 
     def log_path(self, name: str) -> Path:
-        """A log file of this moment for the run of that name."""
+        """The path of a log file with the current time, for the run of that name."""
         return dated_log(self.log, "train", name)
 
 
@@ -83,11 +83,10 @@ def _folder_failures(folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def owned(folder: Path) -> Iterator[None]:
-    """While entered, no other process runs in ``folder``; what killed ones left there half written
-    is removed.
+    """Locks ``folder`` while entered; incomplete files of killed processes are removed first.
 
     Raises:
-        FolderLockedError: another process runs there.
+        FolderLockedError: another process has locked it.
         WorkError: the folder cannot be made or written.
     """
     with contextlib.ExitStack() as stack:
@@ -99,10 +98,11 @@ def owned(folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def owned_anew(folder: Path) -> Iterator[None]:
-    """`owned`, of an empty folder: that of an earlier run is set aside. Entered inside `owned`.
+    """As `owned`, for an empty folder: the folder of an earlier run is renamed. Entered inside
+    `owned`.
 
     Raises:
-        FolderLockedError: another process was faster.
+        FolderLockedError: another process has locked the new folder.
         WorkError: the folder cannot be renamed or made.
     """
     with contextlib.ExitStack() as stack:
@@ -120,8 +120,8 @@ def dated_log(folder: Path, command: str, name: str) -> Path:
 
 
 def write_options(options: Mapping[str, Any], folder: Path) -> None:
-    """Writes ``folder/options.yml``, an option file of its own that says how what lies beside it
-    was made.
+    """Writes ``folder/options.yml``, a complete option file from which the folder's content was
+    made.
 
     Raises:
         WorkError: it cannot be written.
@@ -149,11 +149,11 @@ def set_aside(folder: Path) -> None:
 
 
 class _LogFile(logging.FileHandler):
-    """A log file that costs nothing else: once it cannot be written, one line says so, and it is
-    left."""
+    """A log file whose failure does not stop the run: when it cannot be written, a warning is
+    logged, and it is no longer used."""
 
     def handleError(self, record: logging.LogRecord) -> None:
-        """Called by `logging` inside the handler of the exception."""
+        """Called by `logging` while the exception is handled."""
         logging.getLogger("quantsr").removeHandler(self)
         logger.warning(
             "%s: cannot be written (%s); the log goes on without it", self.baseFilename, sys.exc_info()[1]
@@ -181,13 +181,13 @@ def log_file(path: Path) -> Iterator[None]:
     finally:
         project.removeHandler(handler)
         project.setLevel(level)
-        with contextlib.suppress(OSError):  # a full disk; it was said
+        with contextlib.suppress(OSError):  # a full disk, of which `_LogFile` has warned
             handler.close()
 
 
 class StopRequest:
-    """Remembers the first SIGINT or SIGTERM while entered; a second one acts as if this were not
-    here.
+    """Notes the first SIGINT or SIGTERM while entered; a second one is handled by the previous
+    handlers.
 
     Attributes:
         name: of the signal, None before one came.
@@ -199,7 +199,7 @@ class StopRequest:
 
     def __enter__(self) -> StopRequest:
         for number in (signal.SIGINT, signal.SIGTERM):
-            # not in the main thread: signals are somebody else's
+            # ValueError outside the main thread, where no handler can be set
             with contextlib.suppress(ValueError):
                 self._previous[number] = signal.signal(number, self._note)
         return self

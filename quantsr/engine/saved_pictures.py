@@ -1,5 +1,5 @@
-"""Upscaled pictures as files: names that do not collide, fit, and may be any bytes; each written
-whole or not at all."""
+"""Saving upscaled pictures: file names are unique, not too long, and may be any bytes; each file is
+written completely or not at all."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ from quantsr.temporary import fitting_name
 
 LeaveOut = Callable[[str, Exception], None]
 """Called with the name of a picture that is left out, or not written, and the reason; it raises, or
-returns to go on."""
+returns to continue without the picture."""
 
 
 @dataclass(frozen=True)
 class Saving:
-    """Where and how many upscaled pictures are written: ``folder/SET/NAME_SUFFIX.png``."""
+    """Where upscaled pictures are written, as ``folder/SET/NAME_SUFFIX.png``, and how many of each
+    set (``limit``; None: all)."""
 
     folder: Path
     suffix: str = ""
@@ -29,7 +30,7 @@ class Saving:
 
 
 def save_picture(path: Path, picture: Picture) -> None:
-    """Writes a PNG, whatever bytes its name is made of.
+    """Writes a PNG; its name may have any bytes.
 
     Raises:
         WorkError: it could not be written.
@@ -44,7 +45,7 @@ def save_outputs(
     outputs: Mapping[int | None, Picture],
     leave_out: LeaveOut | None,
 ) -> None:
-    """Writes what all depths made of one picture as ``folder/PICTURE_ENDING_depthN.png``.
+    """Writes the outputs of all depths for one picture as ``folder/PICTURE_ENDING_depthN.png``.
 
     Raises:
         WorkError: one cannot be written, and ``leave_out`` is None.
@@ -62,15 +63,14 @@ def save_outputs(
 
 
 def file_stem(name: str) -> str:
-    """A picture's name, or a part of it, as its saved file has it."""
+    """A picture's name, or a part of it, in the form for file names."""
     return name.replace("/", "-").replace(" ", "-")
 
 
 def unique_names(names: Sequence[str]) -> list[str]:
-    """Names of files for pictures, in their order: two that would be saved under one name get
-    numbers.
+    """File names for pictures, in their order: names that would be equal get numbers.
 
-    Capital letters make no difference, as on the file systems of Windows and macOS.
+    Case is ignored, as on the file systems of Windows and macOS.
     """
     taken = {file_stem(name).casefold() for name in names}
     seen: set[str] = set()

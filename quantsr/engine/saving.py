@@ -1,4 +1,4 @@
-"""What a training run writes to go on from, and how it finds it again."""
+"""Writing network files and training states of a run, and finding the state to resume from."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ class Saver:
         checkpoint.save(self.folder.models / f"net_g_{label}.pth", content)
 
     def write_networks(self, model: QuantSRModel, iteration: int) -> None:
-        """Writes the network under its iteration and as ``latest``: before `write_state`, since
-        resuming looks for states."""
+        """Writes the network under its iteration and as ``latest``. To be called before
+        `write_state`, since a run resumes from its newest state."""
         self.write_network(model, iteration, str(iteration))
         self.write_network(model, iteration, "latest")
 
@@ -45,7 +45,7 @@ class Saver:
         best: Mapping[str, Any] | None,
         validation_due: bool,
     ) -> None:
-        """Writes the training state, and removes older ones than the options keep."""
+        """Writes the training state, and removes older states than ``logger.keep_states``."""
         state = {
             "state_version": training_state.STATE_VERSION,
             "iteration": iteration,
@@ -61,8 +61,8 @@ class Saver:
             training_state.keep_newest(self.folder.states, self.options.logger.keep_states)
 
     def rename_later_states(self, iteration: int) -> None:
-        """Renames the states of this run behind ``iteration``, from which it goes on: they would
-        pass for its newest.
+        """Renames the states of this run after ``iteration``, from which it resumes: they would
+        else be taken for its newest.
 
         Raises:
             WorkError: one cannot be renamed.

@@ -12,7 +12,7 @@ def transform(x: Tensor, index: int) -> Tensor:
     """The ``index``-th of the eight symmetries of the square, on the last two axes of ``x (..., H,
     W)``.
 
-    Bit 0 flips left-right, bit 1 flips upside down, bit 2 transposes after that.
+    Bit 0 of ``index`` is hflip, bit 1 vflip, bit 2 transpose, in this order.
     """
     if index & 1:
         x = x.flip(-1)

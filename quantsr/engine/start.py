@@ -1,5 +1,4 @@
-"""What a training run sets up before its first iteration: process-wide switches, the data, the
-quantizers' first state."""
+"""Setting up a training run before its first iteration: process-wide modes, data, calibration."""
 
 from __future__ import annotations
 
@@ -18,8 +17,8 @@ logger = logging.getLogger(__name__)
 
 
 def set_modes(options: TrainOptions, world: World) -> None:
-    """Process-wide switches: compilation, exact arithmetic, how many processes share a batch,
-    cuDNN."""
+    """Sets process-wide modes: compilation, exact FP32, the number of processes that share a batch,
+    cuDNN and TF32."""
     exact = options.exact_fp32
     quant.set_processes(world.size)
     quant.set_compile(options.compile)
@@ -43,12 +42,11 @@ def train_loader(options: Options, world: World, device: torch.device) -> TrainL
 
 
 def calibrate(net: nn.Module, loader: TrainLoader, options: TrainOptions, device: torch.device) -> None:
-    """Gives the quantizers their first steps and signs, from the batches that training will begin
-    with.
+    """Calibrates the steps and signs of quantizers that have none, on the first batches of the
+    training.
 
-    Those that have them keep them. Each process calibrates on the parts of all: on the batches that
-    one process would see. Processes end with the network of the first, whether or not anything was
-    left to calibrate.
+    Each process calibrates on the gathered batches of all processes, so that the result is that of
+    a single process. In any case the network of the first process is then copied to the others.
     """
     if quant.uncalibrated(net):
         begin = loader.state_dict()

@@ -1,4 +1,4 @@
-"""Bounded memory for large pictures: a network runs on overlapping strips of rows."""
+"""Large pictures in bounded memory: the network runs on overlapping strips of rows."""
 
 from __future__ import annotations
 
@@ -10,17 +10,16 @@ from torch import Tensor, nn
 from quantsr.archs import contract
 
 MAX_OUTPUT_PIXELS = 4_000_000
-"""Upscaled pixels that a network makes in one go; a 64-channel x4 network needs about 2.5 GB for
-them."""
+"""Largest number of upscaled pixels in one forward pass, for which a 64-channel x4 network needs
+about 2.5 GB."""
 
 
 def receptive_radius(net: nn.Module) -> int:
-    """An upper bound of how many LR pixels around a pixel can change the output there, for
-    convolutional networks.
+    """An upper bound of the radius of a convolutional network's receptive field, in LR pixels.
 
-    The sum of all kernels' radii: a convolution after an upsampling reaches less far, none reaches
-    farther. For a transformer, whose attention has no such bound, it is an approximation: at least
-    four windows.
+    The sum of all kernels' radii, which counts convolutions after an upsampling as if they were
+    before it. For a transformer, whose attention has no such bound, it is an approximation: at
+    least four windows.
     """
     radius = 0
     for module in net.modules():
@@ -38,10 +37,10 @@ def forward_in_strips(
 ) -> tuple[Tensor, ...]:
     """``forward(x)``, in strips where the outputs have more than ``max_output_pixels`` pixels.
 
-    Strips overlap by `receptive_radius` on each side and end at the picture's own borders, so the
-    values are those of the whole picture (up to the summation order of the convolution kernels).
-    For a transformer strips begin on its grid of windows, but values near the seams see less of the
-    picture than they would in one piece.
+    Strips overlap by `receptive_radius` on each side, so that the values are those of the whole
+    picture (up to the summation order of the convolution kernels). For a transformer strips begin
+    at multiples of its window size, but values near the borders of strips depend on a smaller part
+    of the picture than in a single pass.
 
     Args:
         x: ``(1, C, H, W)``.

@@ -1,4 +1,5 @@
-"""When a training run in leased time writes its state and stops, and how fast it was until then."""
+"""The time limit of a training run in leased time: when it writes checkpoints and stops, and its
+measured speed."""
 
 from __future__ import annotations
 
@@ -8,24 +9,24 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 SKIPPED_STEPS = 10
-"""Of each stage in a session, before its speed is measured: kernels are chosen and steps recorded
-in these."""
+"""First iterations of each stage in a session that are left out when its speed is measured: kernels
+are chosen and CUDA graphs recorded in them."""
 
 FEWEST_STEPS = 30
-"""Before ``part`` ends a session: enough that some stage's speed is measured."""
+"""Iterations before ``part`` can end a session: enough to measure the speed of a stage."""
 
 
 @dataclass
 class TimeLimit:
-    """A limit on the wall-clock time of a run, which `quantsr.engine.trainer.Trainer` asks after
+    """A limit on the wall-clock time of a run, checked by `quantsr.engine.trainer.Trainer` after
     every iteration.
 
     Attributes:
         stop_at: reading of ``clock`` from which on the run stops, with a checkpoint.
-        part: seconds after the first iteration after which it stops too, once `FEWEST_STEPS` are
-            done.
-        save_every: seconds between checkpoints, beside those that the options ask for.
-        clock: seconds that never go back.
+        part: seconds after the first iteration from which on it stops too, once `FEWEST_STEPS`
+            iterations are done.
+        save_every: seconds between checkpoints, in addition to those of the options.
+        clock: a monotonic clock in seconds.
     """
 
     stop_at: float
@@ -65,8 +66,8 @@ class TimeLimit:
         self._saved_at = self.clock()
 
     def speeds(self) -> dict[int, float]:
-        """Iterations per second of each stage, its checkpoints and validations included; only of
-        measured stages."""
+        """Iterations per second of each measured stage, including its checkpoints and
+        validations."""
         return {
             stage: (self._steps[stage] - SKIPPED_STEPS) / (self._last[stage] - first)
             for stage, first in self._first.items()

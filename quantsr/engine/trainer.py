@@ -39,8 +39,8 @@ class Trainer:
 
     Args:
         options: with a ``train`` section and a ``train`` data set.
-        auto_resume: go on from the newest complete state of this run, if there is one.
-        resume_command: the command that resumes the run, which an interrupted run names.
+        auto_resume: resume from the newest complete state of this run, if there is one.
+        resume_command: the command that resumes the run, for the message of an interrupted run.
         launcher: see `processes.detect`.
         limit: when the run stops, and how often it writes a checkpoint by time; None for no limit.
 
@@ -79,28 +79,28 @@ class Trainer:
         """Trains to the end and returns the last validation's records, bicubic first.
 
         Raises:
-            InputError: the options ask for what is not there.
-            WorkError: the loss is not finite or a file cannot be written; `StopError` where a
-                signal or the time limit asked to stop.
+            InputError: files that the options name are missing or do not fit.
+            WorkError: the loss is not finite or a file cannot be written; `StopError` after a
+                signal or at the time limit.
         """
         self.device = resolve_device(self.options.num_gpu, self.world)
         group = self.options.dist_params
         backend = group.backend if self.device.type == "cuda" else "gloo"
         processes.join(self.world, backend=backend, port=group.port)
         try:
-            with StopRequest() as self.stop, contextlib.ExitStack() as held:
-                state = self._enter_folder(held)
+            with StopRequest() as self.stop, contextlib.ExitStack() as locks:
+                state = self._enter_folder(locks)
                 with self._logging(), logging_redirect_tqdm():
                     return self._run(state)
         finally:
             processes.leave()
 
-    def _enter_folder(self, held: contextlib.ExitStack) -> dict[str, Any] | None:
-        """The main process locks the run's folder and prepares it, the others wait; returns the
-        state to go on from.
+    def _enter_folder(self, locks: contextlib.ExitStack) -> dict[str, Any] | None:
+        """The main process locks the run's folder and prepares it while the others wait; returns
+        the state to resume from, None for a new run.
 
         Raises:
-            FolderLockedError: another process trains there.
+            FolderLockedError: another process has locked it.
             InputError, WorkError: a state cannot be read, the folder cannot be written, or the main
                 process failed.
         """
@@ -108,10 +108,10 @@ class Trainer:
         failure: InputError | WorkError | None = None
         if self.world.is_main:
             try:
-                held.enter_context(owned(self.folder.root))
+                locks.enter_context(owned(self.folder.root))
                 state = self.saver.find_state(self.auto_resume)
                 if state is None:
-                    held.enter_context(owned_anew(self.folder.root))
+                    locks.enter_context(owned_anew(self.folder.root))
                 self.folder.create(self.options)
                 if state is not None:
                     self.saver.rename_later_states(int(state["iteration"]))
@@ -124,7 +124,7 @@ class Trainer:
         return state if self.world.is_main else self.saver.find_state(self.auto_resume)
 
     def _logging(self) -> contextlib.AbstractContextManager[None]:
-        """The main process logs to a file too; of the others only warnings are heard."""
+        """The main process logs to a file too; the others log only warnings."""
         if self.world.is_main:
             return log_file(self.folder.log_path(self.options.name))
         logging.getLogger("quantsr").setLevel(logging.WARNING)
@@ -150,7 +150,7 @@ class Trainer:
             teacher=build.build_teacher(self.options) if self.train_options.distill is not None else None,
         )
         due = self._restore(state) if state is not None else False
-        self._announce(net)
+        self._log_start(net)
         monitor = Monitor(
             total=self.train_options.total_iter,
             start=self.iteration,
@@ -188,13 +188,13 @@ class Trainer:
                 monitor.steps_of(self.model.net, self.iteration)
             validate = bool(self.validation.sets) and (done or self._validation_falls_due())
             save = done or self._checkpoint_is_due()
-            # first, so that whatever happens while pictures are upscaled costs no iterations
+            # before the validation, so that no iterations are lost if it fails
             if save:
                 self._save(validation_due=validate)
             if validate:
                 records = self._validate(monitor)
                 if save:
-                    self._save_state()  # with what the validation found
+                    self._save_state()  # with the result of the validation
         summary = monitor.summary()
         logger.info(
             "trained to iteration %d: %.0f s in this session, %.2f %% of it waiting for data",
@@ -227,7 +227,7 @@ class Trainer:
         if self.limit is not None:
             self.limit.stepped(self.model.stage)
 
-    def _announce(self, net: nn.Module) -> None:
+    def _log_start(self, net: nn.Module) -> None:
         count = sum(parameter.numel() for parameter in net.parameters())
         logger.info(
             "%s, x%d, %s parameters, depths %s, on %s, %s, options %s",
@@ -241,7 +241,7 @@ class Trainer:
         )
         build.log_manifest(net)
 
-    # Stages, validation, leaving
+    # Stages, validation, stopping
 
     def _start_stage2(self, monitor: Monitor) -> None:
         monitor.pause()
@@ -262,7 +262,7 @@ class Trainer:
         return freq is not None and self.iteration % freq == 0
 
     def _validate(self, monitor: Monitor) -> list[Record]:
-        """Evaluates in all processes; the main one keeps the best network and the records."""
+        """Evaluates in all processes; the main one writes the best network and returns records."""
         self.model.check_finite(weights=True)
         if not self.validation.sets:
             return []
@@ -279,9 +279,9 @@ class Trainer:
             return []
         monitor.records(records, self.iteration)
         if monitor.writer is not None:
-            for name, row in self.validation.rows_of_pictures(self.model.evaluated_net):
+            for name, row in self.validation.picture_rows(self.model.evaluated_net):
                 monitor.pictures(name, row, self.iteration)
-        best = self.validation.better_than(self.best, records, self.iteration, self.model.stage)
+        best = self.validation.new_best(self.best, records, self.iteration, self.model.stage)
         if best is not None:
             self.best = best
             self.saver.write_network(self.model, self.iteration, "best")
@@ -289,26 +289,27 @@ class Trainer:
         return records
 
     @property
-    def _asked_by(self) -> str | None:
-        """What asks this process to write a checkpoint and stop, None if nothing does."""
+    def _stop_reason(self) -> str | None:
+        """The signal or limit at which this process must write a checkpoint and stop; None where it
+        continues."""
         if self.stop.name is not None:
             return self.stop.name
         return "the time limit" if self.limit is not None and self.limit.reached() else None
 
     def _stop_if_signalled(self, line: str) -> None:
-        if self._asked_by is not None and self.world.size == 1:
+        if self._stop_reason is not None and self.world.size == 1:
             raise Stopped
 
     def _exit_if_signalled(self, *, validation_due: bool) -> None:
-        """Writes a checkpoint and raises if a signal came or the time is over."""
-        asked = self._asked_by is not None
+        """After a signal or at the time limit, writes a checkpoint and raises `StopError`."""
+        must_stop = self._stop_reason is not None
         if self.world.size > 1 and not validation_due:
-            asked = self.iteration % 10 == 0 and processes.agree(asked, self.device)
-        if not asked:
+            must_stop = self.iteration % 10 == 0 and processes.agree(must_stop, self.device)
+        if not must_stop:
             return
         self._save(validation_due=validation_due)
         raise StopError(
-            f"stopped by {self._asked_by or 'a signal'} at iteration {self.iteration}, checkpoint written; "
+            f"stopped by {self._stop_reason or 'a signal'} at iteration {self.iteration}, checkpoint written; "
             f"go on with: {self.resume_command}"
         )
 
@@ -346,20 +347,20 @@ class Trainer:
             self.limit.saved()
 
     def _report_dead(self) -> None:
-        """A warning for each layer whose quantizer was lost since the last one."""
+        """Logs a warning for each layer whose quantizer has become dead since the last call."""
         if not self.world.is_main:
             return
         dead = quant.dead_quantizers(self.model.net)
         if new := {name: fault for name, fault in dead.items() if name not in self.dead}:
             logger.warning(
-                "iteration %d: dead quantizers, whose layers give nothing: %s; lower train.step_lr_mult or train.optim_g.lr",
+                "iteration %d: dead quantizers, whose layers output almost 0, or NaN: %s; lower train.step_lr_mult or train.optim_g.lr",
                 self.iteration,
                 quant.describe_dead(new),
             )
         self.dead = set(dead)
 
     def _restore(self, state: Mapping[str, Any]) -> bool:
-        """Puts everything back; returns whether a validation was still to be done."""
+        """Restores model, data position and random states; returns whether a validation is due."""
         self.iteration = int(state["iteration"])
         try:
             self.model.load_state(state["model"])

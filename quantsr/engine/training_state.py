@@ -16,7 +16,7 @@ from quantsr.errors import InputError
 from quantsr.trained_files import checkpoint
 
 STATE_VERSION = 2
-"""Readers refuse other versions: a state is for resuming, not for keeping."""
+"""Other versions are refused: a state is for resuming, not for archiving."""
 
 
 def random_states() -> dict[str, Any]:
@@ -42,8 +42,8 @@ def random_states() -> dict[str, Any]:
 
 
 def set_random_states(states: Mapping[str, Any]) -> None:
-    """Puts back what `random_states` read; states of CUDA devices that are not here are left
-    out."""
+    """Restores the states of `random_states`; those of CUDA devices that this machine does not have
+    are ignored."""
     version, keys, gauss = states["python"]
     random.setstate((version, tuple(keys), gauss))
     name, words, position, has_gauss, cached = states["numpy"]
@@ -55,11 +55,10 @@ def set_random_states(states: Mapping[str, Any]) -> None:
 
 
 def load_state(path: str | Path) -> dict[str, Any]:
-    """Reads a training state; ``path`` in it says of which file.
+    """Reads a training state; the path of the file is added under ``path``.
 
     Raises:
-        InputError: not a training state of this version of quantsr, or an entry of it is of another
-            type than quantsr writes.
+        InputError: not a training state of this version of quantsr, or an entry has a wrong type.
     """
     content = checkpoint.load(path)
     version = content.get("state_version")

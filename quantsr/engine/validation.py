@@ -1,5 +1,5 @@
-"""Validation during training: the evaluation loop on the ``val`` sets, the baseline, and which
-network is best."""
+"""Validation during training: the evaluation loop on the ``val`` sets, the baseline, and the best
+network so far."""
 
 from __future__ import annotations
 
@@ -39,19 +39,18 @@ SHOWN_PICTURES = 2
 
 
 class Stopped(Exception):
-    """A signal came during a validation."""
+    """A signal or the time limit stopped a validation."""
 
 
 def left_out(what: str, error: Exception) -> None:
-    """A picture costs the training nothing but itself: one line of the log says why it is
-    missing."""
+    """Logs a warning for a picture that is left out; the training continues without it."""
     reason = " ".join(str(error).split()) or type(error).__name__
     logger.warning("%s: left out of the validation (%s)", what, reason)
 
 
 def metric_arguments(options: Options) -> dict[str, dict[str, Any]]:
-    """The metrics of ``options.val`` as `evaluate` takes them: of the keys of every metric those
-    that it takes."""
+    """The metrics of ``options.val`` in the form for `evaluate`; of ``crop_border`` and
+    ``test_y_channel`` each metric gets those that it accepts."""
     known = registries.metrics()
     found = {}
     for name, metric in (options.val.metrics if options.val is not None else {}).items():
@@ -63,7 +62,7 @@ def metric_arguments(options: Options) -> dict[str, dict[str, Any]]:
 
 
 class Validation:
-    """What is evaluated during a training run, and what came out.
+    """The evaluations of a training run.
 
     Args:
         options: of the run.
@@ -83,7 +82,7 @@ class Validation:
         self._baseline: list[Record] | None = None
 
     def provenance(self, iteration: int | None) -> Provenance:
-        """Of this run's records."""
+        """The provenance of this run's records."""
         return Provenance(config_hash=self.options.config_hash(), iteration=iteration)
 
     def baseline(self) -> list[Record]:
@@ -97,8 +96,8 @@ class Validation:
         return self._baseline
 
     def depths(self, net: nn.Module, stage: int) -> Sequence[int] | None:
-        """In stage 1 the full depth, since blocks are not ranked yet; then those of the options, or
-        all."""
+        """The depths to evaluate: in stage 1 the full depth, since blocks are not ranked yet; in
+        stage 2 those of the options, or all."""
         depths = contract.of(net).depths or None
         if depths is None:
             return None
@@ -138,14 +137,14 @@ class Validation:
             )
         if not self.world.is_main:
             return records
-        beside = [*self.baseline(), *records]
+        rows = [*self.baseline(), *records]
         for dataset in self.sets:
-            logger.info("iteration %d, %s:\n%s", iteration, dataset.name, table(beside, dataset.name))
+            logger.info("iteration %d, %s:\n%s", iteration, dataset.name, table(rows, dataset.name))
         return records
 
-    def rows_of_pictures(self, net: nn.Module) -> Iterator[tuple[str, list[np.ndarray]]]:
-        """LR, bicubic, network's (full depth) and true picture of the first few of the first set,
-        by name."""
+    def picture_rows(self, net: nn.Module) -> Iterator[tuple[str, list[np.ndarray]]]:
+        """For the first pictures of the first set, name and LR, bicubic, network output (full
+        depth) and ground truth."""
         if not self.sets:
             return
         dataset = self.sets[0]
@@ -163,15 +162,15 @@ class Validation:
             else:
                 yield f"{dataset.name}/{name}", row
 
-    def better_than(
+    def new_best(
         self, best: Mapping[str, Any] | None, records: Sequence[Record], iteration: int, stage: int
     ) -> dict[str, Any] | None:
-        """The new best if ``records`` beat ``best``, else None.
+        """The entry of ``records`` if they are better than ``best``, else None.
 
-        Counted is the first metric of the options, averaged over sets and evaluated depths. Stage 2
-        begins a new count: its networks serve all depths, which stage 1's do not; so does another
-        metric, after a resumption. Where pictures were left out, the values of two iterations may
-        be of different pictures.
+        Compared is the first metric of the options, averaged over sets and evaluated depths. The
+        first validation of stage 2 replaces the best of stage 1, whose network is trained for the
+        full depth alone; so does the first one with another metric, after resuming. Where pictures
+        were left out, the values of two iterations may be means over different pictures.
         """
         assert self.options.val is not None
         metric = next(iter(self.metrics))

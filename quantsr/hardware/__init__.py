@@ -1,1 +1,1 @@
-"""Devices and processes: what training steps and the engine both need to know of the machine."""
+"""Devices and processes, for training steps and the engine."""

@@ -1,4 +1,4 @@
-"""Which device a run uses."""
+"""The device of a run, and random seeds."""
 
 from __future__ import annotations
 
@@ -15,12 +15,11 @@ logger = logging.getLogger(__name__)
 
 
 def resolve_device(num_gpu: int | str, world: World | None = None) -> torch.device:
-    """The device for ``num_gpu``: ``"auto"`` takes a GPU where there is one, 0 the CPU, n > 0 a
-    GPU.
+    """The device for ``num_gpu``: with ``"auto"`` a GPU where there is one, with 0 the CPU, with
+    n > 0 a GPU.
 
-    A run that asks for GPUs where there are none goes on on the CPU, with a warning. One process
-    drives one GPU: its place in the ``world`` picks it, several GPUs are driven by several
-    processes (torchrun).
+    Without a GPU the CPU is used, with a warning if ``num_gpu`` > 0. Each process uses one GPU,
+    that of its local rank in ``world``; several GPUs need several processes (torchrun).
     """
     world = world or World()
     if num_gpu == 0:
@@ -42,8 +41,8 @@ def resolve_device(num_gpu: int | str, world: World | None = None) -> torch.devi
 
 
 def computes_in_bf16(device: torch.device) -> bool:
-    """Whether ``device`` has arithmetic in bf16. Emulated, a bf16 convolution takes up to 20 times
-    as long as one in FP32."""
+    """Whether ``device`` has bf16 arithmetic. An emulated bf16 convolution takes up to 20 times as
+    long as one in FP32."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
     return bool(cpu.describe()[1] & cpu.BF16)

@@ -1,7 +1,7 @@
-"""Several processes: detected from the environment that torchrun or Slurm sets, joined, and left
-again.
+"""Distributed processes: detecting the environment of torchrun or Slurm, joining and leaving the
+process group, and collective operations.
 
-Values of the environment are numbers and names that are checked, and never reach a shell.
+Values of the environment are checked, and never passed to a shell.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ T = TypeVar("T")
 
 @dataclasses.dataclass(frozen=True)
 class World:
-    """This process among all of the run.
+    """Rank of this process, and the number of processes of the run.
 
     Attributes:
-        rank: its number, 0 writes the files.
-        size: how many there are.
-        local_rank: its number on this machine, which picks the GPU.
+        rank: of this process; rank 0 writes the files.
+        size: number of processes.
+        local_rank: rank on this machine, which selects the GPU.
     """
 
     rank: int = 0
@@ -57,11 +57,11 @@ def _number(environment: Mapping[str, str], name: str) -> int:
 
 
 def detect(launcher: str = "none", environment: Mapping[str, str] | None = None) -> World:
-    """Reads who this process is.
+    """Reads the rank of this process from the environment.
 
     Args:
-        launcher: ``none`` (torchrun is noticed all the same), ``pytorch`` (torchrun is required) or
-            ``slurm`` (srun).
+        launcher: ``none`` (a single process, or torchrun where it is detected), ``pytorch``
+            (torchrun is required) or ``slurm`` (srun).
         environment: ``os.environ`` if None.
 
     Raises:
@@ -81,7 +81,7 @@ def detect(launcher: str = "none", environment: Mapping[str, str] | None = None)
 
 
 def _first_slurm_host(nodes: str) -> str:
-    """The first host of a Slurm node list, expanded by scontrol (no shell in between)."""
+    """The first host of a Slurm node list, expanded by scontrol (run without a shell)."""
     if not re.fullmatch(r"[A-Za-z0-9_.,\-\[\]]+", nodes) or nodes.startswith("-"):
         raise InputError(
             f"environment variable SLURM_NODELIST: not a list of nodes: {nodes!r}; set MASTER_ADDR"
@@ -96,15 +96,16 @@ def _first_slurm_host(nodes: str) -> str:
 
 
 def join(world: World, *, backend: str, port: int = 29500) -> None:
-    """Joins the process group over ``backend``, ``nccl`` or ``gloo``; nothing to do for a single
+    """Joins the process group over ``backend``, ``nccl`` or ``gloo``; does nothing for a single
     process.
 
-    ``port`` is the first process's, where the environment names none. Processes wait up to two
-    hours for each other, since only the first one writes files, and parts of a validation may
-    differ much in size.
+    ``port`` is that of the first process, where the environment has no ``MASTER_PORT``. Processes
+    wait up to two hours for each other, since only the first one writes files, and the pictures of
+    a validation may be distributed unevenly.
 
     Raises:
-        InputError: the environment names no place to meet, or one that cannot be reached.
+        InputError: the environment has no address of the first process, or one that cannot be
+            reached.
     """
     if world.size == 1 or dist.is_initialized():
         return
@@ -117,7 +118,7 @@ def join(world: World, *, backend: str, port: int = 29500) -> None:
         )
     try:
         socket.getaddrinfo(os.environ["MASTER_ADDR"], None)
-    except OSError as error:  # torch would look again and again
+    except OSError as error:  # torch would retry until its timeout
         raise InputError(
             f"environment variable MASTER_ADDR: {os.environ['MASTER_ADDR']!r} is no machine's name ({error}); correct it"
         ) from error
@@ -152,8 +153,8 @@ def agree(flag: bool, device: torch.device) -> bool:
 
 
 def gather_batch(part: Tensor) -> Tensor:
-    """The parts (B, ...) of all processes, in their order, as one batch (all must call it, with
-    equal shapes)."""
+    """The parts (B, ...) of all processes, in the order of ranks, as one batch (all must call it,
+    with equal shapes)."""
     if not dist.is_initialized():
         return part
     parts = [
@@ -171,13 +172,13 @@ def share_state(net: nn.Module) -> None:
     state = {name: tensor.detach().contiguous() for name, tensor in net.state_dict().items()}
     for tensor in state.values():
         dist.broadcast(tensor, 0)
-    net.load_state_dict(state)  # by which every quantizer reads its sign and state again
+    net.load_state_dict(state)  # makes every quantizer read its sign and state again
 
 
-def gather(mine: T) -> list[T]:
-    """What every process has, in their order (all must call it); values that can be pickled."""
+def gather(value: T) -> list[T]:
+    """The values of all processes, in the order of ranks (all must call it); they are pickled."""
     if not dist.is_initialized():
-        return [mine]
+        return [value]
     found: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(found, mine)
+    dist.all_gather_object(found, value)
     return found

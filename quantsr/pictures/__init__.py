@@ -1,7 +1,6 @@
-"""Picture files for training, evaluation and upscaling: which formats are read, and what a file
-holds.
+"""Picture files for training, evaluation and upscaling.
 
-`formats` has the one list of formats and the size limit, `names` which files of a folder count,
-`listing` those that a folder or a list gives, `decode` decodes a file, `metadata` has EXIF and
-resolution, `transparency` what belongs to alpha. Imports no torch.
+`formats` has the list of formats and the size limit, `names` tells which files of a folder are
+pictures, `listing` lists them, `decode` decodes a file, `metadata` handles EXIF and resolution,
+`transparency` alpha. Imports no torch.
 """

@@ -1,7 +1,7 @@
-"""Decoding a picture file to what the network sees (RGB) and what travels beside it.
+"""Decoding a picture file to RGB, the network's input, with alpha and metadata beside it.
 
-Pillow decodes 8-bit files and reads all metadata. 16-bit files, which Pillow would cut to 8 bits in
-colour, are decoded by OpenCV, once Pillow has found nothing wrong with them.
+Pillow decodes 8-bit files and reads all metadata. 16-bit files, whose colours Pillow would reduce
+to 8 bits, are decoded by OpenCV after Pillow has decoded them without an error.
 """
 
 from __future__ import annotations
@@ -35,18 +35,18 @@ class Picture:
     """A decoded file, upright."""
 
     rgb: Pixels
-    """(H, W, 3) uint8 or uint16; a gray picture three times."""
+    """(H, W, 3) uint8 or uint16; a gray picture has three equal channels."""
     alpha: Pixels | None = None
     """(H, W), same type; None where the picture is opaque."""
     gray: bool = False
-    """Whether the file had one colour channel; the upscaled one then has one too."""
+    """Whether the file had one colour channel; the upscaled file then has one too."""
     icc: bytes | None = None
     exif: bytes | None = None
-    """What `metadata.exif_of` keeps."""
+    """The entries that `metadata.exif_of` keeps."""
     dpi: tuple[float, float] | None = None
     """Dots per inch (x, y)."""
     notes: tuple[str, ...] = ()
-    """What of the file is not in this picture, in words."""
+    """Descriptions of content of the file that is not in this picture."""
 
 
 def read(path: str | Path, *, limit: int | None = None, accept_truncated: bool = False) -> Picture:
@@ -70,14 +70,14 @@ def decode(
     """Decode the first picture of a file, apply its EXIF orientation, expand palettes.
 
     Args:
-        file: seekable. Not a path: Pillow maps uncompressed TIFFs into memory then and leaves them
-            unturned.
+        file: seekable. Not a path: for paths, Pillow maps uncompressed TIFFs into memory and does
+            not apply their orientation.
         name: for messages.
         limit: see `formats.opened`.
-        accept_truncated: take what can be decoded of a file that ends early, the rest black.
+        accept_truncated: decode a file that ends early as far as possible, the rest black.
 
     Raises:
-        InputError: see `formats.opened`, or a kind of TIFF that is not decoded.
+        InputError: see `formats.opened`, or an unsupported kind of TIFF.
         DamagedError: the file is truncated or damaged.
     """
     with warnings.catch_warnings():
@@ -95,7 +95,7 @@ def decode(
 
 
 def eight_bits(pixels: Pixels) -> Pixels:
-    """uint16 values rounded to uint8; uint8 as they are."""
+    """uint16 values rounded to uint8; uint8 values unchanged."""
     return pixels if pixels.dtype == np.uint8 else np.rint(pixels / 257.0).astype(np.uint8)
 
 
@@ -118,7 +118,7 @@ def _decode(file: BinaryIO, name: str | Path, limit: int | None) -> Picture:
         deep = _is_deep(image, head)
         icc, colour_space, dpi = image.info.get("icc_profile"), image.mode, metadata.dpi_of(image)
         notes = [f"holds {frames} pictures; only the first is used"] if frames > 1 else []
-        image.load()  # turns TIFFs, whose tag is gone then
+        image.load()  # applies the orientation of TIFFs, and removes the tag
         if image.format == "PNG" and not ImageFile.LOAD_TRUNCATED_IMAGES and not is_whole_png(file):
             raise ValueError("its pixels end early")
         if deep:
@@ -137,12 +137,12 @@ def _decode(file: BinaryIO, name: str | Path, limit: int | None) -> Picture:
 
 
 def _number_of_frames(file: BinaryIO, name: str | Path, limit: int | None) -> int:
-    with opened(file, name, limit) as image:  # of its own: counting moves it to other frames
+    with opened(file, name, limit) as image:  # opened again: counting seeks to other frames
         return number_of_frames(image)
 
 
 def _is_deep(image: Image.Image, head: bytes) -> bool:
-    """Whether the file has 16 bits per channel (Pillow's modes do not tell for colour)."""
+    """Whether the file has 16 bits per channel (Pillow has no modes for such colours)."""
     if image.format == "PNG":
         return head[24:25] == b"\x10"
     if image.format == "TIFF":
@@ -153,7 +153,7 @@ def _is_deep(image: Image.Image, head: bytes) -> bool:
 
 
 def _levels(image: Image.Image) -> int:
-    """Of a PPM: Pillow scales more than 256 levels down."""
+    """Number of levels of a PPM, 0 where unknown. Pillow reduces more than 256 levels to 256."""
     arguments = image.tile[0][3] if image.tile else ()  # type: ignore[attr-defined]
     top = arguments[1] if isinstance(arguments, tuple) and len(arguments) > 1 else 0
     return int(top) + 1 if isinstance(top, int) else 0
@@ -171,7 +171,7 @@ def _plain_pixels(image: Image.Image) -> Pixels:
     gray = image.mode in ("1", "L", "LA", "La")
     mode = ("L" if gray else "RGB") + ("A" if transparent else "")
     pixels = np.asarray(image if image.mode == mode else image.convert(mode))
-    return _turn_upright(pixels, orientation)
+    return _apply_orientation(pixels, orientation)
 
 
 def _with_format(converted: Image.Image, original: Image.Image) -> Image.Image:
@@ -180,7 +180,7 @@ def _with_format(converted: Image.Image, original: Image.Image) -> Image.Image:
 
 
 def _deep_pixels(image: Image.Image, file: BinaryIO, head: bytes) -> Pixels:
-    # on demand: it loads slowly, and most pictures need none of it
+    # on demand: OpenCV loads slowly, and most pictures do not need it
     from quantsr.pictures import opencv
 
     file.seek(0)
@@ -191,7 +191,7 @@ def _deep_pixels(image: Image.Image, file: BinaryIO, head: bytes) -> Pixels:
     if is_tiff and tiff.is_white_zero(image.tag_v2):  # type: ignore[attr-defined]
         pixels = ~pixels
     transparent = image.info.get("transparency")
-    # the one such gray of a PNG, which OpenCV drops
+    # a PNG's transparent gray level, which OpenCV ignores
     if pixels.ndim == 2 and transparent is not None:
         alpha = np.where(pixels == transparent, 0, np.iinfo(pixels.dtype).max)
         pixels = np.dstack([pixels, alpha.astype(pixels.dtype)])
@@ -201,13 +201,13 @@ def _deep_pixels(image: Image.Image, file: BinaryIO, head: bytes) -> Pixels:
             pixels = pixels[..., (0, 3)]
         if pixels.shape[2] == 4 and is_tiff and not tiff.has_alpha(image.tag_v2):  # type: ignore[attr-defined]
             pixels = pixels[..., :3]
-    if not is_tiff:  # those OpenCV has turned already
-        pixels = _turn_upright(pixels, image.getexif().get(metadata.ORIENTATION, 1))
+    if not is_tiff:  # for TIFFs OpenCV has applied it
+        pixels = _apply_orientation(pixels, image.getexif().get(metadata.ORIENTATION, 1))
     return pixels
 
 
-def _turn_upright(pixels: Pixels, orientation: int) -> Pixels:
-    """Undo EXIF orientation 1..8 (TIFF 6.0, tag 274)."""
+def _apply_orientation(pixels: Pixels, orientation: int) -> Pixels:
+    """Pixels upright, by EXIF orientation 1..8 (TIFF 6.0, tag 274)."""
     if orientation in (5, 6, 7, 8):
         pixels = pixels.swapaxes(0, 1)
     if orientation in (2, 3, 6, 7):
@@ -218,7 +218,7 @@ def _turn_upright(pixels: Pixels, orientation: int) -> Pixels:
 
 
 def _split(pixels: Pixels) -> Picture:
-    """(H, W), or (H, W, 2..4) with alpha last where there are 2 or 4."""
+    """Split pixels (H, W) or (H, W, 2..4), with alpha last where there are 2 or 4 channels."""
     if pixels.ndim == 2:
         pixels = pixels[..., None]
     channels = pixels.shape[2]

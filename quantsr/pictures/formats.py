@@ -1,4 +1,4 @@
-"""The formats that are read, and what is checked before decoding."""
+"""The formats that are read, and checks before decoding."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-# Imported, a plugin is registered: Image.open then looks for no others.
+# Importing a plugin registers it: Image.open then imports no others.
 from PIL import (  # noqa: F401
     BmpImagePlugin,
     GifImagePlugin,
@@ -27,8 +27,8 @@ from PIL import (  # noqa: F401
 from quantsr.errors import InputError
 
 FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "PPM", "GIF")
-"""Pillow's names of the formats that are read, whatever a file's suffix. No decoder among them runs
-a program that the file holds or names, as those of EPS (Ghostscript) and others do."""
+"""Pillow's names of the formats that are read, independent of a file's suffix. None of the decoders
+runs a program, unlike those of EPS (Ghostscript) and others."""
 
 MAX_PIXELS = 1 << 28
 """Default of the largest picture that is read: 268 million pixels, 16384 x 16384."""
@@ -38,16 +38,15 @@ _LOCK = threading.Lock()
 
 
 class DamagedError(InputError):
-    """A picture of a known format that cannot be decoded whole."""
+    """A picture of a supported format that is damaged or truncated."""
 
 
 class KindError(ValueError):
-    """A kind of picture that is not decoded; `opened` makes it an InputError that names the
-    file."""
+    """An unsupported kind of picture; `opened` turns it into an InputError that names the file."""
 
 
 def pixel_limit() -> int:
-    """The largest number of pixels that is read: `QUANTSR_MAX_PIXELS` of the environment, or
+    """The largest number of pixels that is read: the environment variable `QUANTSR_MAX_PIXELS`, or
     `MAX_PIXELS`.
 
     Raises:
@@ -63,17 +62,17 @@ def pixel_limit() -> int:
 
 @contextlib.contextmanager
 def opened(file: BinaryIO, name: str | Path, limit: int | None = None) -> Iterator[Image.Image]:
-    """The picture in an open file, its header read and its size checked, its pixels not yet
-    decoded.
+    """The picture in an open file, with its header read and its size checked, not yet decoded.
 
-    Every exception of a decoder, here or in the body, is raised as the InputError of this picture.
+    Every exception of a decoder, here or in the body, is raised as an InputError that names the
+    file.
 
     Args:
         name: of the file, for messages.
         limit: largest number of pixels; default `pixel_limit()`.
 
     Raises:
-        InputError: another format, more pixels than the limit, or none.
+        InputError: an unsupported format, more pixels than the limit, or none.
         DamagedError: the decoder failed.
     """
     limit = pixel_limit() if limit is None else limit
@@ -107,12 +106,12 @@ def opened(file: BinaryIO, name: str | Path, limit: int | None = None) -> Iterat
 
 
 def _open(file: BinaryIO, limit: int) -> Image.Image:
-    """`Image.open` with our list and limit. Pillow's own limit is a global, which others may rely
-    on."""
+    """`Image.open` with `FORMATS` and ``limit``. Pillow's own limit is global, and restored for
+    other users of Pillow."""
     with _LOCK, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         before = Image.MAX_IMAGE_PIXELS
-        Image.MAX_IMAGE_PIXELS = (limit + 1) // 2  # it refuses more than twice as many
+        Image.MAX_IMAGE_PIXELS = (limit + 1) // 2  # Pillow refuses more than twice this number
         try:
             return Image.open(file, formats=FORMATS)
         finally:
@@ -120,12 +119,12 @@ def _open(file: BinaryIO, limit: int) -> Image.Image:
 
 
 def number_of_frames(image: Image.Image) -> int:
-    """How many pictures a file holds: frames of an animation, pages of a TIFF; 1 where that cannot
-    be told.
+    """How many pictures a file holds: frames of an animation, pages of a TIFF; 1 where that is
+    unknown.
 
-    Some decoders walk through the file for it: decode `image` before, or not at all.
+    Some decoders seek through the file to count: decode `image` before, or not at all.
     """
     try:
         return max(1, int(getattr(image, "n_frames", 1)))
-    except Exception:  # damaged behind the first picture
+    except Exception:  # damaged after the first picture
         return 1

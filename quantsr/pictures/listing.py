@@ -1,4 +1,4 @@
-"""Which pictures a folder, or a list of names, gives to training, evaluation and upscaling. No
+"""Listing the pictures of a folder or of a list of names, and pairing ground truth with LR. No
 torch."""
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ logger = logging.getLogger(__name__)
 
 
 def list_images(folder: Path, meta_info_file: str | None = None) -> list[Path]:
-    """The pictures directly in a folder, without hidden files, in the order of their names, or
-    those that BasicSR's ``meta_info_file`` lists.
+    """The pictures directly in a folder, without hidden files and sorted by name; or those listed
+    in BasicSR's ``meta_info_file``.
 
     Raises:
-        InputError: there is no such folder, or no picture in it, or a listed one is missing.
+        InputError: there is no such folder, or no picture in it, or a listed picture is missing.
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; name a folder of pictures")
@@ -37,9 +37,9 @@ def list_images(folder: Path, meta_info_file: str | None = None) -> list[Path]:
 
 
 def _listed(folder: Path, meta_info_file: Path) -> list[Path]:
-    """The pictures that a BasicSR meta-information file names (``NAME (h,w,c)``, one a line).
+    """The pictures that BasicSR's ``meta_info_file`` names (``NAME (h,w,c)``, one per line).
 
-    A name may hold spaces. A byte-order mark and the line ends of Windows are no part of one.
+    Names may contain spaces. A byte-order mark and Windows line ends are removed.
     """
     try:
         lines = meta_info_file.read_text(encoding="utf-8-sig").splitlines()
@@ -58,15 +58,15 @@ def _listed(folder: Path, meta_info_file: Path) -> list[Path]:
 
 
 def _named_in(line: str, folder: Path) -> Path:
-    """The picture that a line of a meta-information file names."""
+    """The picture that a line of a ``meta_info_file`` names."""
     match = re.fullmatch(r"(.*?)\s+\([\d,\s]+\)(\s+\d+)?", line)
     whole = folder / (match[1] if match else line)
     return whole if match or whole.is_file() else folder / line.split()[0]
 
 
 def partner(folder: Path, stem: str, suffix: str) -> Path | None:
-    """The picture called ``stem`` in a folder: with the same suffix if there is one, else with any
-    other."""
+    """The picture with this stem in a folder, preferably with this suffix, else with any other;
+    None where there is none."""
     exact = folder / f"{stem}{suffix}"
     if exact.is_file():
         return exact
@@ -79,11 +79,11 @@ def partner(folder: Path, stem: str, suffix: str) -> Path | None:
 
 
 def pair_up(gt_paths: Iterable[Path], lq_folder: Path, filename_tmpl: str = "{}") -> list[tuple[Path, Path]]:
-    """Each ground-truth picture with its low-resolution one, called ``filename_tmpl`` with its name
-    for ``{}``.
+    """Each ground-truth picture with its low-resolution picture, whose name is ``filename_tmpl``
+    with the stem of the ground truth in place of ``{}``.
 
     Raises:
-        InputError: one is missing, or the template has not one ``{}``.
+        InputError: an LR picture is missing, or the template does not have exactly one ``{}``.
     """
     if filename_tmpl.count("{}") != 1:
         raise InputError(

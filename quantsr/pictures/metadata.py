@@ -1,5 +1,5 @@
-"""What travels beside the pixels: EXIF without what describes the old pixels, ICC profile,
-resolution."""
+"""Metadata that is kept when a picture is upscaled: resolution, and EXIF without entries that
+describe the old pixels."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from PIL import Image
 
 ORIENTATION = 0x0112
 _IFDS = (0x8769, 0x8825)  # EXIF, GPS
-# IFD0's entries that describe the photograph. The others describe the file (sizes, offsets,
+# Entries of IFD0 that describe the photograph. Others describe the file (sizes, offsets,
 # compression).
 _DESCRIPTIVE = frozenset(
     {
@@ -26,22 +26,22 @@ _DESCRIPTIVE = frozenset(
         *range(0x9C9B, 0x9CA0),  # XPTitle, XPComment, XPAuthor, XPKeywords, XPSubject
     }
 )
-# Pixel dimensions and the interoperability IFD, whose offset Pillow does not write again.
+# Pixel dimensions, and the interoperability IFD, which Pillow does not write.
 _OF_OLD_PIXELS = frozenset({0xA002, 0xA003, 0xA005})
 _RESOLUTION = (0x011A, 0x011B)
 _RESOLUTION_UNIT, _INCH, _CENTIMETRE = 0x0128, 2, 3
 
 
 def exif_of(image: Image.Image) -> tuple[bytes | None, str | None]:
-    """The EXIF block for the upscaled picture, None where there is nothing to keep, and why it is
-    lost, if so.
+    """The EXIF block for the upscaled picture, None where there is nothing to keep; and the reason
+    where the block is lost, else None.
 
-    Orientation (which is applied), sizes, the thumbnail and a TIFF's own layout are left out.
+    Orientation (which is applied), sizes, the thumbnail and the layout of a TIFF are left out.
     """
     try:
         entries = _entries(image.getexif(), _DESCRIPTIVE)
         return (_block(entries) if entries else None), None
-    except Exception as error:  # of damaged blocks nearly any; the pixels are no worse for it
+    except Exception as error:  # damaged blocks raise nearly anything; the pixels are not affected
         return None, str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
@@ -53,7 +53,7 @@ def tiff_entries(exif: bytes) -> dict[int, Any]:
 
 
 def _entries(source: Image.Exif, tags: frozenset[int]) -> dict[int, Any]:
-    """Those of `tags` and of the two directories below, as Pillow writes them."""
+    """The entries of `tags` and of the two IFDs of `_IFDS`, in Pillow's form."""
     found: dict[int, Any] = {tag: _stored(source[tag]) for tag in sorted(tags & set(source) - set(_IFDS))}
     for ifd in _IFDS:
         entries = {
@@ -72,14 +72,14 @@ def _block(entries: dict[int, Any]) -> bytes:
 
 
 def _stored(value: Any) -> Any:
-    """A text as the bytes that it was read from: Pillow reads Latin-1, and would write ASCII with
-    question marks."""
+    """Text encoded as Latin-1, as Pillow decodes it; Pillow itself would write ASCII with question
+    marks."""
     return value.encode("latin-1", "replace") if isinstance(value, str) and not value.isascii() else value
 
 
 def dpi_of(image: Image.Image) -> tuple[float, float] | None:
-    """Dots per inch (x, y), where the file, or its EXIF, says sensible ones."""
-    with contextlib.suppress(Exception):  # of damaged EXIF nearly any
+    """Dots per inch (x, y), where the file or its EXIF has plausible ones."""
+    with contextlib.suppress(Exception):  # damaged EXIF raises nearly anything
         found: Any = image.info.get("dpi")
         if found is None:
             block = image.getexif()
@@ -93,7 +93,6 @@ def dpi_of(image: Image.Image) -> tuple[float, float] | None:
 
 
 def with_resolution(exif: bytes | None, dpi: tuple[float, float]) -> bytes:
-    """The EXIF block with the resolution in it, for formats that have no place of their own for
-    it."""
+    """The EXIF block with the resolution added, for formats without another field for it."""
     entries = tiff_entries(exif) if exif else {}
     return _block(entries | dict(zip(_RESOLUTION, dpi, strict=True)) | {_RESOLUTION_UNIT: _INCH})

@@ -1,4 +1,4 @@
-"""Which files of a folder are taken for pictures, by their names alone."""
+"""Recognizing picture files in a folder by their names."""
 
 from __future__ import annotations
 
@@ -6,13 +6,12 @@ import os
 from pathlib import Path
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm"})
-"""Endings, in lower case, of the files that are looked for in folders."""
+"""Suffixes, in lower case, of picture files."""
 
 
 def is_picture_name(name: str) -> bool:
-    """Whether a file of this name is taken for a picture in a folder. Hidden files are not, as in
-    BasicSR: macOS leaves a `._NAME.png`, which is no picture, beside each NAME.png on foreign file
-    systems."""
+    """Whether a file of this name counts as a picture. Hidden files do not, as in BasicSR: on
+    foreign file systems macOS writes a `._NAME.png`, which is no picture, beside each NAME.png."""
     return not name.startswith(".") and os.path.splitext(name)[1].lower() in SUFFIXES
 
 

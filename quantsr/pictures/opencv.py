@@ -1,4 +1,4 @@
-"""OpenCV's decoders, quiet: what they would print is said in the one line of the caller."""
+"""OpenCV's decoders, with their log switched off: callers report failures in one line."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ else:
 AS_STORED = cv2.IMREAD_UNCHANGED | cv2.IMREAD_IGNORE_ORIENTATION
 """Flags for all bits and channels of a file, BGR or BGRA."""
 AS_RGB = cv2.IMREAD_COLOR
-"""Flags for three channels of 8 bits, BGR, turned upright."""
+"""Flags for three channels of 8 bits, BGR, with EXIF orientation applied."""
 
 
 def decode(content: bytes | memoryview, flags: int) -> NDArray[Any]:
-    """`cv2.imdecode`. Raises ValueError where it gives nothing."""
+    """`cv2.imdecode`. Raises ValueError where it fails."""
     try:
         pixels = cv2.imdecode(np.frombuffer(content, np.uint8), flags) if len(content) else None
     except cv2.error as error:

@@ -1,4 +1,4 @@
-"""Which TIFFs (TIFF 6.0 and its supplements) are decoded right here, judged by their tags."""
+"""Which TIFFs (TIFF 6.0 and its supplements) Pillow and OpenCV decode correctly, by their tags."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _SAMPLE_KINDS = {2: "signed integers", 3: "floating-point values", 5: "complex v
 
 
 def is_deep(tags: Any) -> bool:
-    """Whether its values have 16 bits. Raises KindError for what would be decoded wrong.
+    """Whether the samples have 16 bits. Raises KindError for kinds that would be decoded wrongly.
 
     Args:
         tags: `tag_v2` of Pillow's picture.
@@ -29,7 +29,7 @@ def is_deep(tags: Any) -> bool:
     photometric = _value(tags, _PHOTOMETRIC, _BLACK_IS_ZERO)
     planes = samples > 1 and _value(tags, _PLANAR_CONFIGURATION, 1) != 1
     if max(bits) <= 8:
-        if planes and photometric != _RGB:  # Pillow reads the first plane as all
+        if planes and photometric != _RGB:  # Pillow reads the first plane for all
             raise KindError("has separate planes that are not RGB; save it with interleaved channels")
         return False
     if bits != {16}:
@@ -46,9 +46,8 @@ def is_deep(tags: Any) -> bool:
 
 
 def has_alpha(tags: Any) -> bool:
-    """Whether the first channel behind the colours is declared to be alpha, or is the fourth of an
-    RGB file that says nothing about it: so OpenCV writes RGBA, and so libtiff and Pillow read
-    it."""
+    """Whether the first channel after the colours is declared as alpha, or is the fourth of an RGB
+    file without a declaration: OpenCV writes RGBA so, and libtiff and Pillow read it as alpha."""
     if _EXTRA_SAMPLES not in tags:
         return _value(tags, _PHOTOMETRIC, _BLACK_IS_ZERO) == _RGB and _value(tags, _SAMPLES_PER_PIXEL, 1) == 4
     return _value(tags, _EXTRA_SAMPLES, 0) in (_ASSOCIATED_ALPHA, _UNASSOCIATED_ALPHA)
@@ -61,7 +60,7 @@ def has_other_channels(tags: Any) -> bool:
 
 
 def is_white_zero(tags: Any) -> bool:
-    """Whether 0 stands for white, which OpenCV does not look at."""
+    """Whether 0 stands for white, which OpenCV ignores."""
     return _value(tags, _PHOTOMETRIC, _BLACK_IS_ZERO) == _WHITE_IS_ZERO
 
 

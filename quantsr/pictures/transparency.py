@@ -1,5 +1,5 @@
-"""Colours under full transparency, and transparency itself, which is interpolated and not upscaled
-by a network."""
+"""Colours of fully transparent pixels, and upscaling of alpha, by interpolation instead of a
+network."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ Pixels = NDArray[Any]
 
 
 def fill_hidden(rgb: Pixels, alpha: Pixels | None) -> Pixels:
-    """`rgb` where it shows, and the colour of the nearest pixel that shows where alpha is 0.
+    """`rgb` with fully transparent pixels (alpha 0) replaced by the colour of the nearest visible
+    pixel.
 
-    Editors store any colour there (black, mostly), which the network would mix into the edge. An
-    alpha that is 0 of 255 when rounded counts as 0. A picture of which everything shows, or
-    nothing, comes back as it is.
+    Editors store an arbitrary colour there (mostly black), which the network would mix into the
+    edge. An alpha that rounds to 0 of 255 counts as 0. A picture with only visible, or only
+    transparent, pixels is returned unchanged.
 
     Args:
         rgb: (H, W, 3), uint8 or uint16.
@@ -27,7 +28,7 @@ def fill_hidden(rgb: Pixels, alpha: Pixels | None) -> Pixels:
     hidden = alpha <= np.iinfo(alpha.dtype).max // 510
     if hidden.all() or not hidden.any():
         return rgb
-    import cv2  # on demand: it loads slowly, and most pictures need none of it
+    import cv2  # on demand: it loads slowly, and most pictures do not need it
 
     _, labels = cv2.distanceTransformWithLabels(
         hidden.astype(np.uint8), cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL
@@ -49,7 +50,7 @@ def scale_alpha(alpha: Pixels, scale: int, first: int = 0, stop: int | None = No
 
     height, width = alpha.shape
     stop = height * scale if stop is None else stop
-    # what four taps reach
+    # with the rows that four taps reach
     top, bottom = max(0, first // scale - 2), min(height, -(-stop // scale) + 2)
     part = alpha[top:bottom]
     large = cv2.resize(part, (width * scale, len(part) * scale), interpolation=cv2.INTER_CUBIC)

@@ -1,5 +1,5 @@
-"""Whether the data of a file go on to the last row, for decoders that leave the rest black or gray
-in silence."""
+"""Whether the data of a file are complete; decoders leave missing rows black or gray without an
+error."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import BinaryIO
 
 _PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 _WHOLE_ROWS = ((0, 0, 1, 1),)
-# First column and row, and steps, of Adam7's passes (ISO/IEC 15948, 8.2).
+# First column and row, and their increments, of the passes of Adam7 (ISO/IEC 15948, 8.2).
 _ADAM7 = (
     (0, 0, 8, 8),
     (4, 0, 8, 8),
@@ -23,7 +23,7 @@ _PART = 1 << 20
 
 
 def is_whole_jpeg(content: bytes | memoryview) -> bool:
-    """Whether a JPEG file reaches its end marker. OpenCV 4.10 fills what is missing with gray.
+    """Whether a JPEG file has its end marker. OpenCV 4.10 fills missing pixels with gray.
 
     ITU-T T.81, B.1.1: segments up to the first scan have a length; inside a scan, 0xFF is followed
     by 0 or a restart marker.
@@ -43,11 +43,11 @@ def is_whole_jpeg(content: bytes | memoryview) -> bool:
 
 
 def is_whole_png(file: BinaryIO) -> bool:
-    """Whether the compressed pixels of a PNG are as many as its header says; Pillow stops where
-    they end.
+    """Whether the pixel data of a PNG are as long as its header requires; Pillow decodes shorter
+    data without an error.
 
     Args:
-        file: with a sound header; its position is moved.
+        file: with a valid header; its position is moved.
     """
     file.seek(8)
     need = have = 0

@@ -1,5 +1,4 @@
-"""Trained networks as files: how names become files, checkpoints, and the headers of packed
-networks.
+"""Files of trained networks: from names to files, checkpoints, and the headers of packed networks.
 
 Only ``checkpoint`` imports torch.
 """

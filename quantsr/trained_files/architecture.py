@@ -1,4 +1,4 @@
-"""How the network in a trained file is built."""
+"""The architecture of the network in a trained file."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from quantsr.trained_files.names import PACKED, resolve
 
 
 def architecture(name_or_path: str | Path) -> dict[str, Any]:
-    """The network's section as in an option file: its ``type`` and the constructor's arguments.
+    """The section ``network_g`` of the network: its ``type`` and the constructor's arguments.
 
     Args:
         name_or_path: see `quantsr.load`.
 
     Raises:
-        InputError: no such file or run, or one that does not say how to build its network.
+        InputError: no such file or run, or a file without a description of its network.
     """
     path = resolve(name_or_path)
     if path.suffix == PACKED:
@@ -30,15 +30,15 @@ def architecture(name_or_path: str | Path) -> dict[str, Any]:
 
 
 def in_checkpoint(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    """The same of a checkpoint's content, read before.
+    """As `architecture`, for a checkpoint that was read before.
 
     Raises:
-        InputError: it does not say how to build its network.
+        InputError: the content has no description of its network.
     """
     ours = checkpoint.metadata(content, path)
     if ours is None or not ours.get("arch"):
         raise InputError(
-            f"{path}: does not say how its network is built; use `quantsr test -opt FILE` with network_g and "
+            f"{path}: has no description of its network; use `quantsr test -opt FILE` with network_g and "
             "path.pretrain_network_g"
         )
     return dict(ours["arch"])

@@ -1,7 +1,7 @@
 """Checkpoints: written atomically, read without running code; errors name the file.
 
 A checkpoint ``net_g_*.pth`` is ``{"params", "params_ema"?, "quantsr"}``: BasicSR's tools read the
-first two keys, ``quantsr`` says how the network is built (`quantsr.engine.network_file`).
+first two keys, ``quantsr`` describes the network (`quantsr.engine.network_file`).
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from quantsr.trained_files.foreign import unwrapped
 logger = logging.getLogger(__name__)
 
 FORMAT_VERSION = 1
-"""Of the ``quantsr`` entry of a network file. A reader refuses newer ones."""
+"""Version of the ``quantsr`` entry of a network file. Newer versions are refused."""
 
 
 def plain(value: Any) -> Any:
-    """``value`` with only dicts, lists, tensors, strings, numbers, bools and None in it (tuples
+    """``value`` converted to dicts, lists, tensors, strings, numbers, bools and None only (tuples
     become lists)."""
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
@@ -62,7 +62,7 @@ def load(path: str | Path) -> dict[str, Any]:
     """Reads a file of `save` (or of BasicSR) onto the CPU, never running code that is in it.
 
     Raises:
-        InputError: the file is absent, truncated, foreign or needs code to be read.
+        InputError: the file is absent, truncated, of another format, or needs code to be read.
     """
     path = Path(path)
     if not path.is_file():
@@ -78,8 +78,8 @@ def load(path: str | Path) -> dict[str, Any]:
     except InputError:
         raise
     except MemoryError as error:
-        raise InputError(f"{path}: asks for more memory than there is; use another one") from error
-    # torch's reader of old files fails by whatever the damage leads it to
+        raise InputError(f"{path}: needs more memory than there is; use another one") from error
+    # torch's reader of old files can raise anything for a damaged file
     except Exception as error:
         raise InputError(f"{path}: truncated or not a checkpoint; use an earlier one") from error
     if not isinstance(content, dict):
@@ -94,7 +94,7 @@ _DAMAGED = "the file is damaged, use another one"
 
 
 def shown(value: Any) -> str:
-    """A value that a file holds, short, whatever it is."""
+    """A short description of any value in a file, for messages."""
     if isinstance(value, (bool, int, float, str)):
         text = repr(value)
         return text if len(text) <= 40 else f"{text[:37]}..."
@@ -102,11 +102,11 @@ def shown(value: Any) -> str:
 
 
 def _refuse_compressed(path: Path) -> None:
-    """torch stores its tensors as they are; a compressed archive may unpack to more than a machine
-    can hold.
+    """Refuses compressed archives, which may unpack to more than the memory; torch writes
+    uncompressed ones.
 
     Raises:
-        InputError: it is compressed.
+        InputError: the archive is compressed.
     """
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
@@ -122,7 +122,8 @@ _PARAMETERS = ("params", "params_ema")
 def parameters(
     content: Mapping[str, Any], path: str | Path, param_key: str | None = None
 ) -> dict[str, Tensor]:
-    """The state dict in a loaded network file, without what wrappers of torch add to its names.
+    """The state dict in a loaded network file, without the prefixes that wrappers of torch add to
+    its names.
 
     ``param_key`` None takes ``params_ema`` where present, else ``params``, else the root (a bare
     state dict), else the only entry that is a state dict, as of ``{"state_dict": ..., "epoch":
@@ -165,7 +166,7 @@ def _is_state_dict(value: Any) -> bool:
 
 
 def _fault(name: Any, value: Any) -> str | None:
-    """What keeps an entry from being a parameter or buffer, None where nothing does."""
+    """The reason why an entry cannot be a parameter or buffer; None where it can."""
     if not isinstance(name, str):
         return f"no name, but {type(name).__name__}"
     if not isinstance(value, Tensor):
@@ -189,11 +190,10 @@ _ENTRIES: dict[str, type] = {
 
 
 def metadata(content: Mapping[str, Any], path: str | Path) -> dict[str, Any] | None:
-    """The ``quantsr`` entry, None where the file is not ours.
+    """The ``quantsr`` entry, None where the file is not one of quantsr.
 
     Raises:
-        InputError: written by a newer quantsr, or an entry of it is of another type than quantsr
-            writes.
+        InputError: written by a newer quantsr, or with values of wrong types.
     """
     entry = content.get("quantsr")
     if not isinstance(entry, dict):
@@ -220,8 +220,8 @@ def metadata(content: Mapping[str, Any], path: str | Path) -> dict[str, Any] | N
 
 
 def _is_plain(value: Any, limit: int = 100_000) -> bool:
-    """Whether only dicts by name, lists, text, numbers, bools and None are in it, and not more of
-    them than ``limit``."""
+    """Whether it consists of dicts with string keys, lists, strings, numbers, bools and None only,
+    at most ``limit`` of them."""
     todo = [value]
     for _ in range(limit):
         if not todo:

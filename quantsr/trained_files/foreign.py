@@ -1,8 +1,8 @@
-"""Checkpoints of other programs: names that wrappers of a network add, and other projects' names of
-the same layers.
+"""Checkpoints of other programs: prefixes that wrappers of a network add to names, and other
+projects' names of the same layers.
 
-A state dict is renamed where one reading is certain. Where none is, `naming` says whose names they
-are.
+A state dict is renamed where the mapping is unambiguous; else `naming` finds the project whose
+names it has.
 """
 
 from __future__ import annotations
@@ -13,33 +13,33 @@ from typing import Any
 
 from torch import Tensor
 
-# torch.compile, FullyShardedDataParallel and activation checkpointing put these anywhere into a
+# torch.compile, FullyShardedDataParallel and activation checkpointing insert these anywhere in a
 # name.
 _INNER_WRAPPERS = re.compile(r"(?<![^.])(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 
-# Buffers that follow from the constructor's arguments and that SwinIR and its relatives keep in
-# their state dicts.
+# Buffers that are computed from the constructor's arguments, but are in the state dicts of SwinIR
+# and related networks.
 _DERIVED = re.compile(r"(^|\.)(attn_mask|relative_position_index(_\w+)?|relative_coords_table)$")
 
 _MEANS = ("sub_mean.", "add_mean.")
 
 
 def unwrapped(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Without what wrappers of torch add to names, whatever the network: ``module.``,
-    ``_orig_mod.``, ``n_averaged``.
+    """The state dict without the additions of torch's wrappers: ``module.``, ``_orig_mod.``,
+    ``n_averaged``.
 
-    ``module.`` (DataParallel, DistributedDataParallel, AveragedModel) goes where every name begins
-    with it.
+    ``module.`` (DataParallel, DistributedDataParallel, AveragedModel) is removed where every name
+    begins with it.
 
     Raises:
-        ValueError: two names become one.
+        ValueError: two names become equal.
     """
     found = dict(state)
     while True:
         names = {name: _INNER_WRAPPERS.sub("", name) for name in found if name != "n_averaged"}
         if names and all(name.startswith("module.") for name in names.values()):
             names = {name: new.removeprefix("module.") for name, new in names.items()}
-        elif "n_averaged" in found:  # an entry of AveragedModel, whose others begin with "module."
+        elif "n_averaged" in found:  # only AveragedModel has it, whose other names have "module."
             names["n_averaged"] = "n_averaged"
         if len(set(names.values())) < len(names):
             raise ValueError("it holds parameters twice, with and without a wrapper's prefix")
@@ -49,17 +49,17 @@ def unwrapped(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def without_prefix(state: Mapping[str, Tensor], own: Collection[str]) -> dict[str, Tensor]:
-    """Without a prefix like ``net_g.`` or ``model.``, under which another program keeps the whole
-    network.
+    """The state dict without a prefix like ``net_g.`` or ``model.``, under which another program
+    keeps the whole network.
 
     Args:
         state: names and tensors.
         own: the names of the network that is to be loaded.
 
     Returns:
-        ``state`` itself where its names begin like the network's. A prefix goes where all names
-        share it, or where the names behind it, and behind no other, are exactly the network's; the
-        other entries (a discriminator, a loss) then go too.
+        ``state`` itself where its names begin like the network's. A prefix is removed where all
+        names share it, or where the names after this prefix, and after no other, are exactly the
+        network's; entries without it (a discriminator, a loss) are then dropped.
     """
     found = dict(state)
     beginnings = {name.partition(".")[0] for name in own}
@@ -82,22 +82,22 @@ def without_prefix(state: Mapping[str, Tensor], own: Collection[str]) -> dict[st
 
 
 def is_derived(name: str) -> bool:
-    """Whether an entry is a buffer that follows from how the network is built, such as SwinIR's
+    """Whether an entry is a buffer computed from the constructor's arguments, such as SwinIR's
     ``attn_mask``."""
     return _DERIVED.search(name) is not None
 
 
 def is_edsr_pytorch(state: Mapping[str, Any]) -> bool:
-    """Whether the names are those of EDSR-PyTorch (https://github.com/sanghyun-son/EDSR-PyTorch),
-    in its EDSR."""
+    """Whether the names are those of EDSR in EDSR-PyTorch
+    (https://github.com/sanghyun-son/EDSR-PyTorch)."""
     return {"head.0.weight", "body.0.body.0.weight", "tail.0.0.weight"} <= state.keys()
 
 
 def from_edsr_pytorch(state: Mapping[str, Tensor], net: Any) -> dict[str, Tensor]:
-    """EDSR-PyTorch's EDSR under BasicSR's names, which are QuantSR-C's.
+    """EDSR-PyTorch's EDSR under BasicSR's names, which QuantSR-C has too.
 
-    Its networks see pictures in 0..255 less a mean that is in the file; the factor on residuals
-    (0.1 in its large network) is not.
+    The inputs of its networks are pictures in 0..255 minus a mean that is in the file; the residual
+    scaling factor (0.1 in its large network) is not in the file.
 
     Args:
         state: names and tensors.
@@ -105,7 +105,7 @@ def from_edsr_pytorch(state: Mapping[str, Tensor], net: Any) -> dict[str, Tensor
             those of the file.
 
     Raises:
-        ValueError: the file's mean or range is another.
+        ValueError: the file has another mean or range.
     """
     mean, wide = getattr(net, "mean", None), getattr(net, "img_range", None)
     bias = state.get("sub_mean.bias")
@@ -146,7 +146,7 @@ _NAMINGS = (
 
 
 def naming(names: Collection[str]) -> str | None:
-    """Whose names these are, None where that is not known."""
+    """The project that uses these names, None where it is unknown."""
     for pattern, project in _NAMINGS:
         if any(re.match(pattern, name) for name in names):
             return project

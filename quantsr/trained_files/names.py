@@ -1,4 +1,4 @@
-"""From the name of a trained network to its file: checkpoints, training runs, packed files, shipped
+"""Finding the file of a trained network by name: checkpoints, training runs, packed files, shipped
 networks."""
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ def resolve(name_or_path: str | Path) -> Path:
     """The file of a trained network, given by path, by the name of a training run, or by a shipped
     network's name.
 
-    Of a run, ``net_g_best.pth`` is taken where it exists, else ``net_g_latest.pth``.
+    For a run, this is ``net_g_best.pth`` where it exists, else ``net_g_latest.pth``.
 
     Raises:
-        InputError: there is none, the run has no checkpoint yet, or it is an exported graph.
+        InputError: no such file, a run without a checkpoint yet, or an exported graph.
     """
     path = _path(name_or_path)
     if path.is_file():
@@ -97,8 +97,7 @@ def refuse_graph(path: Path) -> None:
 
 
 def shipped_file(name: str | Path) -> Path | None:
-    """The file of a shipped network; None for any other name, and for a path, whatever its last
-    part is."""
+    """The file of a shipped network; None for any other name, and for any path with a folder."""
     file = ZOO / f"{name}{PACKED}"
     return file if Path(name).name == str(name) and file.is_file() else None
 

@@ -1,5 +1,5 @@
-"""The header of a packed network: JSON in the metadata of its safetensors file. docs/formats.md has
-its fields."""
+"""The header of a packed network: JSON in the metadata of its safetensors file. docs/formats.md
+describes its fields."""
 
 from __future__ import annotations
 
@@ -14,9 +14,11 @@ from safetensors import SafetensorError, safe_open
 from quantsr.errors import InputError
 
 FORMAT_VERSION = 3
-"""Newest version of packed files, which have ranges of codes; readers refuse newer ones."""
+"""Newest version of packed files, which have ranges of codes and programs; readers refuse newer
+ones."""
 FORMAT_WITHOUT_RANGES = 2
-"""Version of files whose input codes are all those of their bits."""
+"""Version of files whose input codes are all those of their bits and whose type says their
+program."""
 
 
 @contextmanager
@@ -24,8 +26,8 @@ def opened(path: Path) -> Iterator[Any]:
     """A safetensors file, open for reading.
 
     Raises:
-        InputError: it is missing, truncated, no safetensors file, or one with a data type that
-            numpy lacks.
+        InputError: it is missing, truncated, no safetensors file, or has a data type that numpy
+            does not have.
     """
     if not path.is_file():
         raise InputError(f"{path}: there is no such file; give a network written by 'quantsr export'")
@@ -40,7 +42,7 @@ def opened(path: Path) -> Iterator[Any]:
 
 
 def parse(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
-    """The header in a file's metadata; of its fields only the version is checked.
+    """The header in a file's metadata; only its version field is checked.
 
     Raises:
         InputError: the file is not a packed network, its header is damaged, or of a newer version.

@@ -55,14 +55,14 @@ COMPARISON: dict[str, Any] = {
 
 @pytest.fixture
 def training() -> dict[str, Any]:
-    """The base's options, to be changed."""
+    """The base's options, to be changed by a test."""
     return copy.deepcopy(TRAINING)
 
 
 @pytest.fixture
-def sound(tmp_path: Path) -> dict[str, Any]:
-    """A comparison without a problem, to be changed: ``rlq`` starts from ``float``, which stands
-    behind it."""
+def valid(tmp_path: Path) -> dict[str, Any]:
+    """A valid comparison, to be changed by a test: ``rlq`` starts from ``float``, which follows it
+    in the file."""
     return {**copy.deepcopy(COMPARISON), "experiments_root": str(tmp_path / "experiments")}
 
 
@@ -91,7 +91,7 @@ def load(write: Callable[..., Path]) -> Callable[..., Comparison]:
 
 @pytest.fixture
 def problems(load: Callable[..., Comparison], tmp_path: Path) -> Callable[..., list[str]]:
-    """What loading complains of, the folder taken away."""
+    """The problems that loading reports, without the path of the folder."""
 
     def run(comparison: dict[str, Any], *overrides: str, base: dict[str, Any] | None = None) -> list[str]:
         try:

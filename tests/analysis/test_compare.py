@@ -1,5 +1,5 @@
-"""``quantsr compare``: what it does, keeps, goes on with and writes. Trainings are faked but for
-the last test."""
+"""``quantsr compare``: the runs that it trains, keeps and resumes, and the files that it writes.
+Trainings are faked except in the last test."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ VALUES = {"float": {3: 32.0, 7: 33.0}, "rlq": {3: 31.0, 7: 32.5}}
 
 
 class Fake:
-    """Stands in for training and evaluation; notes what was asked for."""
+    """Replaces training and evaluation, and records the calls."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.trained: list[str] = []
         self.evaluated: list[str] = []
-        self.go_on = ""
+        self.resume_command = ""
         self.failing: dict[str, Exception] = {}
         monkeypatch.setattr(command, "_train", self.train)
         monkeypatch.setattr(command, "_evaluate", self.evaluate)
@@ -43,9 +43,9 @@ class Fake:
             command, "_baseline", lambda comparison: [Record("skimage", 2, "bicubic", None, "psnr", 30.0, 3)]
         )
 
-    def train(self, run: Run, go_on: str) -> None:
+    def train(self, run: Run, resume_command: str) -> None:
         self.trained.append(run.name)
-        self.go_on = go_on
+        self.resume_command = resume_command
         if run.name in self.failing:
             raise self.failing.pop(run.name)
         assert run.training.train is not None
@@ -57,14 +57,14 @@ class Fake:
         }
         checkpoint.save(Path(run.training.experiment_folder) / "models" / "net_g_latest.pth", content)
 
-    def evaluate(self, run: Run, go_on: str) -> list[Record]:
+    def evaluate(self, run: Run, resume_command: str) -> list[Record]:
         self.evaluated.append(run.name)
         value = VALUES.get(run.variant, {}).get(run.seed, 30.0)
         hashed = run.evaluation.config_hash()
         return [Record("skimage", 2, "Q", 2, "psnr", value, 3, config_hash=hashed, commit="abc")]
 
     def done(self) -> tuple[list[str], list[str]]:
-        """What was trained and evaluated since the last call."""
+        """The runs that were trained and evaluated since the last call."""
         found = (self.trained, self.evaluated)
         self.trained, self.evaluated = [], []
         return found
@@ -76,8 +76,8 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Fake:
 
 
 @pytest.fixture
-def folder(sound: dict[str, Any]) -> Path:
-    return Path(sound["experiments_root"]) / "compare_try"
+def folder(valid: dict[str, Any]) -> Path:
+    return Path(valid["experiments_root"]) / "compare_try"
 
 
 Write = Callable[..., Path]
@@ -85,9 +85,9 @@ ALL = ["float_seed3", "rlq_seed3", "float_seed7", "rlq_seed7"]
 
 
 def test_everything_is_trained_evaluated_and_tabled(
-    fake: Fake, write: Write, sound: dict[str, Any], folder: Path, capsys: pytest.CaptureFixture[str]
+    fake: Fake, write: Write, valid: dict[str, Any], folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["compare", "-opt", str(write(sound)), "--set", "reference=float"]) == 0
+    assert main(["compare", "-opt", str(write(valid)), "--set", "reference=float"]) == 0
     assert fake.done() == (ALL, ALL)
     records = read_results(folder / "results.json")
     assert [(r.variant, r.seed, r.value) for r in records] == [
@@ -105,8 +105,8 @@ def test_everything_is_trained_evaluated_and_tabled(
     assert "Not finished" not in page
 
 
-def test_finished_runs_are_kept(fake: Fake, write: Write, sound: dict[str, Any], folder: Path) -> None:
-    file = str(write(sound))
+def test_finished_runs_are_kept(fake: Fake, write: Write, valid: dict[str, Any], folder: Path) -> None:
+    file = str(write(valid))
     assert main(["compare", "-opt", file]) == 0
     fake.done()
     before = (folder / "results.json").read_bytes()
@@ -115,31 +115,31 @@ def test_finished_runs_are_kept(fake: Fake, write: Write, sound: dict[str, Any],
     assert (folder / "results.json").read_bytes() == before
 
 
-def test_a_seed_more_trains_only_its_runs(fake: Fake, write: Write, sound: dict[str, Any]) -> None:
-    assert main(["compare", "-opt", str(write(sound))]) == 0
+def test_an_additional_seed_trains_only_its_runs(fake: Fake, write: Write, valid: dict[str, Any]) -> None:
+    assert main(["compare", "-opt", str(write(valid))]) == 0
     fake.done()
     new = ["float_seed9", "rlq_seed9"]
-    assert main(["compare", "-opt", str(write({**sound, "seeds": [3, 7, 9]}))]) == 0
+    assert main(["compare", "-opt", str(write({**valid, "seeds": [3, 7, 9]}))]) == 0
     assert fake.done() == (new, new)
 
 
-def test_a_test_set_more_evaluates_again_without_training(
-    fake: Fake, write: Write, sound: dict[str, Any]
+def test_an_additional_test_set_is_evaluated_without_training(
+    fake: Fake, write: Write, valid: dict[str, Any]
 ) -> None:
-    assert main(["compare", "-opt", str(write(sound))]) == 0
+    assert main(["compare", "-opt", str(write(valid))]) == 0
     fake.done()
-    sound["datasets"]["test_2"] = {"name": "again", "type": "SkimageDataset"}
-    assert main(["compare", "-opt", str(write(sound))]) == 0
+    valid["datasets"]["test_2"] = {"name": "again", "type": "SkimageDataset"}
+    assert main(["compare", "-opt", str(write(valid))]) == 0
     assert fake.done() == ([], ALL)
 
 
-def test_an_interruption_keeps_what_is_finished_and_says_how_to_go_on(
-    fake: Fake, write: Write, sound: dict[str, Any], folder: Path, capsys: pytest.CaptureFixture[str]
+def test_after_an_interruption_only_unfinished_runs_are_trained(
+    fake: Fake, write: Write, valid: dict[str, Any], folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     fake.failing["float_seed7"] = StopError(
         "stopped by SIGINT at iteration 2, checkpoint written; go on with: it"
     )
-    file = str(write(sound))
+    file = str(write(valid))
     assert main(["compare", "-opt", file]) == 1
     assert "error: float_seed7: stopped by SIGINT at iteration 2" in capsys.readouterr().err
     assert fake.done() == (ALL[:3], ALL[:2])
@@ -149,11 +149,11 @@ def test_an_interruption_keeps_what_is_finished_and_says_how_to_go_on(
     assert fake.done() == (ALL[2:], ALL[2:])
 
 
-def test_a_run_that_fails_does_not_stop_those_that_do_not_build_on_it(
-    fake: Fake, write: Write, sound: dict[str, Any], folder: Path, capsys: pytest.CaptureFixture[str]
+def test_a_run_that_fails_does_not_stop_those_that_do_not_depend_on_it(
+    fake: Fake, write: Write, valid: dict[str, Any], folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     fake.failing["float_seed3"] = WorkError("iteration 3: the loss is not finite")
-    assert main(["compare", "-opt", str(write(sound))]) == 1
+    assert main(["compare", "-opt", str(write(valid))]) == 1
     assert fake.done() == (["float_seed3", "float_seed7", "rlq_seed7"], ["float_seed7", "rlq_seed7"])
     error = capsys.readouterr().err.splitlines()[-1]
     assert "2 of 4 runs failed" in error
@@ -162,13 +162,13 @@ def test_a_run_that_fails_does_not_stop_those_that_do_not_build_on_it(
     assert len(read_results(folder / "results.json")) == 3
 
 
-def test_runs_of_other_options_are_refused_or_set_aside(
-    fake: Fake, write: Write, sound: dict[str, Any], folder: Path, capsys: pytest.CaptureFixture[str]
+def test_runs_with_other_options_are_refused_or_set_aside(
+    fake: Fake, write: Write, valid: dict[str, Any], folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A change of ``float`` concerns ``rlq`` too, which starts from it; nothing of ``more`` is done
-    again."""
-    sound["variants"]["more"] = {"train.ema_decay": 0.5}
-    file = str(write(sound))
+    """A change of ``float`` affects ``rlq`` too, which starts from it; the runs of ``more`` are
+    kept."""
+    valid["variants"]["more"] = {"train.ema_decay": 0.5}
+    file = str(write(valid))
     assert main(["compare", "-opt", file]) == 0
     fake.done()
     words = ["compare", "-opt", file, "--set", "variants.float.train.total_iter=6"]
@@ -182,27 +182,27 @@ def test_runs_of_other_options_are_refused_or_set_aside(
     assert len(list(folder.glob("*_archived_*"))) == 4
 
 
-def test_a_stop_between_start_and_those_that_build_on_it_leaves_no_stale_run(
-    fake: Fake, write: Write, sound: dict[str, Any]
+def test_a_stop_after_retraining_a_run_leaves_no_stale_dependent_run(
+    fake: Fake, write: Write, valid: dict[str, Any]
 ) -> None:
-    file = str(write(sound))
+    file = str(write(valid))
     assert main(["compare", "-opt", file]) == 0
     fake.done()
     words = ["compare", "-opt", file, "--set", "variants.float.train.total_iter=6"]
     fake.failing["rlq_seed3"] = StopError("stopped")
     assert main([*words, "--retrain"]) == 1
     fake.done()
-    assert main(shlex.split(fake.go_on)[1:]) == 0  # the command that the message names
+    assert main(shlex.split(fake.resume_command)[1:]) == 0  # the command that the message names
     assert fake.done() == (
         ["rlq_seed3", "float_seed7", "rlq_seed7"],
         ["rlq_seed3", "float_seed7", "rlq_seed7"],
     )
 
 
-def test_the_plan_runs_nothing(
-    fake: Fake, write: Write, sound: dict[str, Any], folder: Path, capsys: pytest.CaptureFixture[str]
+def test_a_dry_run_trains_nothing(
+    fake: Fake, write: Write, valid: dict[str, Any], folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    file = str(write(sound))
+    file = str(write(valid))
     assert main(["compare", "-opt", file, "--dry-run"]) == 0
     out = capsys.readouterr().out
     assert [line.split(" | ")[0].strip("| ") for line in out.splitlines()[2:6]] == ALL
@@ -217,10 +217,10 @@ def test_the_plan_runs_nothing(
     assert "4 runs, 8 iterations left" in out
 
 
-def test_check_understands_comparisons(
-    write: Write, sound: dict[str, Any], capsys: pytest.CaptureFixture[str]
+def test_check_summarizes_comparisons_and_reports_their_problems(
+    write: Write, valid: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    file = str(write(sound))
+    file = str(write(valid))
     assert main(["check", "-opt", file]) == 0
     out = capsys.readouterr().out
     for line in ("no problems", "rlq, float", "3, 7", "4 runs, 16 iterations together", "skimage"):
@@ -231,10 +231,10 @@ def test_check_understands_comparisons(
     assert "is a comparison; run it with: quantsr compare" in capsys.readouterr().err
 
 
-def test_a_damaged_list_of_results_is_made_again(
-    fake: Fake, write: Write, sound: dict[str, Any], folder: Path
+def test_damaged_results_are_evaluated_again_and_damaged_runs_refused(
+    fake: Fake, write: Write, valid: dict[str, Any], folder: Path
 ) -> None:
-    file = str(write(sound))
+    file = str(write(valid))
     assert main(["compare", "-opt", file]) == 0
     fake.done()
     (folder / "results.json").write_text("[")
@@ -244,24 +244,24 @@ def test_a_damaged_list_of_results_is_made_again(
     assert main(["compare", "-opt", file]) == 2
 
 
-def _write_real(write: Write, sound: dict[str, Any], training: dict[str, Any]) -> Path:
+def _write_real(write: Write, valid: dict[str, Any], training: dict[str, Any]) -> Path:
     training["train"] |= {"total_iter": 40, "ema_decay": 0.9}
     training["logger"] |= {"print_freq": 1, "save_checkpoint_freq": 20}
-    sound["variants"]["rlq"] |= {
+    valid["variants"]["rlq"] |= {
         "path.pretrain_network_teacher": "{run:float}/models/net_g_latest.pth",
         "network_teacher": {**training["network_g"], "nbits_w": 32, "nbits_a": 32},
         "train.distill.output_weight": 0.5,
     }
-    return write(sound, training)
+    return write(valid, training)
 
 
 @pytest.mark.integration
-def test_a_real_comparison_interrupted_and_gone_on_with(
-    write: Write, sound: dict[str, Any], training: dict[str, Any], folder: Path, tmp_path: Path
+def test_a_real_comparison_is_resumed_after_an_interruption(
+    write: Write, valid: dict[str, Any], training: dict[str, Any], folder: Path, tmp_path: Path
 ) -> None:
-    """Two variants, two seeds, on datasets/mini: SIGINT in the second run, then on to the end;
-    equal to one never stopped."""
-    file = _write_real(write, sound, training)
+    """Two variants, two seeds, on datasets/mini: SIGINT in the second run, then resumed; the
+    results equal those of an uninterrupted comparison."""
+    file = _write_real(write, valid, training)
     words = [sys.executable, "-m", "quantsr", "compare", "-opt", str(file)]
     set_here = ["--set", "reference=float"]
     process = subprocess.Popen([*words, *set_here], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)

@@ -1,4 +1,4 @@
-"""Means, spreads and paired differences, against numbers worked out by hand."""
+"""Means, spreads and paired differences, compared with numbers computed by hand."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_numbers_that_are_not_finite_have_no_spread() -> None:
 
 
 def test_differences_are_paired_by_seed() -> None:
-    # 1 - 0 and 5 - 2: mean 2, deviation sqrt(1 + 1); the seed that only one has does not count
+    # 1 - 0 and 5 - 2: mean 2, deviation sqrt(1 + 1); seeds that only one has do not count
     found = paired_difference({1: 1.0, 2: 5.0, 9: 100.0}, {2: 2.0, 1: 0.0, 8: -100.0})
     assert found is not None
     assert (found.mean, found.n) == (2.0, 2)
@@ -38,16 +38,16 @@ def test_differences_are_paired_by_seed() -> None:
     assert paired_difference({1: 1.0}, {2: 1.0}) is None
 
 
-def test_pairing_removes_what_seeds_have_in_common() -> None:
+def test_pairing_removes_the_spread_between_seeds() -> None:
     """Seeds that spread by 10 dB, a difference of exactly 0.5 in each: no spread of the
     difference."""
     found = paired_difference({1: 20.5, 2: 30.5}, {1: 20.0, 2: 30.0})
     assert found == Spread(mean=0.5, deviation=0.0, n=2)
 
 
-def test_how_numbers_are_shown() -> None:
+def test_numbers_are_shown_with_deviation_and_count() -> None:
     assert shown(Spread(32.5, 0.25, 3), "psnr") == "32.500 ± 0.250"
-    assert shown(Spread(0.5, None, 1), "ssim", signed=True, beside=3) == "+0.50000 (n=1)"
+    assert shown(Spread(0.5, None, 1), "ssim", signed=True, row_n=3) == "+0.50000 (n=1)"
     assert shown(None, "psnr") == "-"
 
 
@@ -80,7 +80,7 @@ def test_rows_keep_sets_and_metrics_apart() -> None:
     assert lines[3].endswith("| 32.000 ± 1.414 | -0.500 ± 0.707 | 0.90000 |          - |")
 
 
-def test_the_page_names_seeds_reference_and_what_is_missing() -> None:
+def test_the_page_names_seeds_reference_and_unfinished_runs() -> None:
     page = markdown("try", RECORDS, reference="bar", about={"a": "4 iterations"}, missing=["bar_seed3"])
     assert page.startswith("# try\n")
     assert "over n seeds (1, 2)" in page

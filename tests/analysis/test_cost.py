@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_option_files_of_every_network_are_counted() -> None:
-    """One for each network and the bits it is given; others differ in numbers only."""
+    """One file for each network and set of bit options; other files differ in numbers only."""
     chosen: dict[tuple[str, ...], str] = {}
     for path in sorted((ROOT / "options").glob("t*/**/*.yml")):
         network = load_options(str(path), is_train="train" in path.parts, check_paths=False).network_g
@@ -24,7 +24,7 @@ def test_option_files_of_every_network_are_counted() -> None:
 
 
 def test_bits_left_at_their_default_are_counted() -> None:
-    """The released file names no bits, and means the network of ``w4a4_x4.yml``."""
+    """The released file gives no bits; its network is that of ``w4a4_x4.yml``."""
     folder = ROOT / "options" / "test" / "QuantSR_C"
     released, ours = (
         cost_of_options(str(folder / f"{name}.yml"), [(8, 8)])["depths"]

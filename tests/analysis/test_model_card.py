@@ -1,4 +1,4 @@
-"""``scripts/model_card.py``: which records a card keeps."""
+"""``scripts/model_card.py``: the records that a card keeps."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ NAME = "quantsr_c_small_x3_w4a6"
 model_card = load_script("model_card")
 
 
-def test_new_records_take_the_place_of_all_but_the_float_starts(
+def test_new_records_replace_all_but_those_of_float_networks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for suffix in ("safetensors", "md", "json"):

@@ -1,5 +1,5 @@
-"""``quantsr report``: what the page holds, that it needs nothing else, and that nothing in it can
-break out."""
+"""``quantsr report``: the content of the page, that it is self-contained, and that names are
+escaped."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 from quantsr.analysis.report import curves
-from quantsr.analysis.report.pictures import busiest, find_saved, scenes
+from quantsr.analysis.report.pictures import find_saved, scenes, strongest_edges
 from quantsr.analysis.report.runs import Source, read_runs
 from quantsr.cli import main
 from quantsr.config import Options
@@ -89,7 +89,7 @@ def truth(tmp_path: Path) -> Path:
 def make_run(
     folder: Path, truth: Path, *, set_name: str = "S", name: str = "net", train: bool = False
 ) -> Path:
-    """A run folder as ``quantsr test`` (or ``train``) leaves it, with one picture at depths 2 and
+    """A run folder as ``quantsr test`` (or ``train``) writes it, with one picture at depths 2 and
     1."""
     options = Options.model_validate(
         {
@@ -134,7 +134,7 @@ def test_tables_of_several_runs_with_the_baseline_once(tmp_path: Path, truth: Pa
     assert ["a", "test", "", "0123abc", "fed", "", str(tmp_path / "a")] in page.cells
 
 
-def test_the_page_needs_nothing_else(tmp_path: Path, truth: Path) -> None:
+def test_the_page_is_self_contained(tmp_path: Path, truth: Path) -> None:
     page = report(tmp_path, str(make_run(tmp_path / "a", truth)))
     text = (tmp_path / "out" / "report.html").read_text()
     assert {tag for tag, _ in page.tags}.isdisjoint({"link", "iframe", "object", "base", "form"})
@@ -148,8 +148,8 @@ def test_the_page_needs_nothing_else(tmp_path: Path, truth: Path) -> None:
     assert policy.startswith("default-src 'none'; img-src data:")
 
 
-def test_names_cannot_break_out(tmp_path: Path, truth: Path) -> None:
-    """Tags in the names of sets, networks, runs and the title arrive as text."""
+def test_names_are_escaped(tmp_path: Path, truth: Path) -> None:
+    """Tags in the names of sets, networks, runs and in the title are shown as text."""
     plain = report(tmp_path, str(make_run(tmp_path / "plain", truth)))
     folder = make_run(tmp_path / "run", truth, set_name=EVIL.replace("/", ""), name="x<b>&'y\"")
     write_results([record(31.0, EVIL, None, set=EVIL, metric=EVIL, commit=EVIL)], folder)
@@ -182,7 +182,7 @@ def test_the_embedded_pictures_are_crops_of_the_saved_ones(tmp_path: Path, truth
     found = crops(page)
     assert list(found) == ["bicubic", "a, depth 2", "a, depth 1", "ground truth"]
     item = EvalDataset("S", 2, ((truth / "one two.png", None),))[0]
-    top, left, height, width = busiest(item["gt"], 24)
+    top, left, height, width = strongest_edges(item["gt"], 24)
     place = np.s_[top : top + height, left : left + width]
     assert np.array_equal(found["ground truth"], item["gt"][place])
     assert np.array_equal(found["bicubic"], imresize_uint8(item["lq"], 2)[place])
@@ -202,14 +202,14 @@ def test_the_slider_can_be_used_from_the_keyboard(tmp_path: Path, truth: Path) -
     assert sum("selected" in option for option in page.all("option")) == 2
 
 
-def test_of_a_training_the_newest_pictures_are_shown(tmp_path: Path, truth: Path) -> None:
+def test_the_newest_pictures_of_a_training_are_shown(tmp_path: Path, truth: Path) -> None:
     make_run(tmp_path / "a", truth, train=True)
     found = crops(report(tmp_path, str(tmp_path / "a")))
     assert found["a, depth 2"].max() == 25
     assert found["a, depth 1"].max() == 205
 
 
-def test_pictures_without_their_data_set_are_shown_alone(tmp_path: Path, truth: Path) -> None:
+def test_without_the_data_set_only_saved_pictures_are_shown(tmp_path: Path, truth: Path) -> None:
     make_run(tmp_path / "a", truth)
     (truth / "one two.png").unlink()
     assert list(crops(report(tmp_path, str(tmp_path / "a")))) == ["a, depth 2", "a, depth 1"]
@@ -238,7 +238,7 @@ def test_pictures_of_another_size_are_left_out(tmp_path: Path, truth: Path) -> N
     assert scenes([Source("x", tmp_path / "gone", "x", run.sources[0].options)], per_set=3, side=16) == []
 
 
-def test_the_busiest_square_is_where_a_search_finds_it() -> None:
+def test_the_square_with_the_strongest_edges_is_that_of_a_search() -> None:
     picture = np.random.default_rng(1).integers(0, 256, (9, 12, 3)).astype(np.uint8)
     gray = picture.astype(float).mean(axis=2)
     edges = np.zeros_like(gray)
@@ -247,8 +247,8 @@ def test_the_busiest_square_is_where_a_search_finds_it() -> None:
             edges[i, j] += abs(gray[i, j] - gray[i, j - 1]) if j else 0
             edges[i, j] += abs(gray[i, j] - gray[i - 1, j]) if i else 0
     squares = {(i, j): edges[i : i + 4, j : j + 4].sum() for i in range(6) for j in range(9)}
-    assert busiest(picture, 4) == (*max(squares, key=squares.__getitem__), 4, 4)
-    assert busiest(picture, 100) == (0, 0, 9, 12)
+    assert strongest_edges(picture, 4) == (*max(squares, key=squares.__getitem__), 4, 4)
+    assert strongest_edges(picture, 100) == (0, 0, 9, 12)
 
 
 def test_curves_come_from_the_tensorboard_log(tmp_path: Path) -> None:
@@ -261,7 +261,7 @@ def test_curves_come_from_the_tensorboard_log(tmp_path: Path) -> None:
         writer.add_scalar("val/S/psnr/depth4", 31.5, 2)
         writer.add_scalar("val/S/psnr/depth4", float("nan"), 3)
         writer.add_scalar("quantizers/a", 1.0, 1)
-    with SummaryWriter(str(folder), purge_step=3) as writer:  # gone on after an interruption
+    with SummaryWriter(str(folder), purge_step=3) as writer:  # resumed after an interruption
         writer.add_scalar("train/loss", 0.125, 3)
     found = curves.read_scalars(folder)
     assert found["train/loss"] == ((1, 0.5), (2, 0.25), (3, 0.125))
@@ -311,7 +311,7 @@ def test_long_curves_are_thinned_and_keep_their_end() -> None:
     assert curves.thinned(points[:5]) == points[:5]
 
 
-def test_a_comparison(tmp_path: Path, sound: dict[str, Any], load: Any) -> None:
+def test_the_page_of_a_comparison_has_its_tables(tmp_path: Path, valid: dict[str, Any], load: Any) -> None:
     folder = tmp_path / "compare_try"
     records = [record(30.0, "bicubic", None)] + [
         record(value, "Q", 2, variant=variant, seed=seed)
@@ -323,9 +323,9 @@ def test_a_comparison(tmp_path: Path, sound: dict[str, Any], load: Any) -> None:
         )
     ]
     write_results(records, folder)
-    comparison = load({**sound, "reference": "float"})
+    comparison = load({**valid, "reference": "float"})
     (folder / "options.yml").write_text(yaml.safe_dump(comparison.dump(), sort_keys=False))
-    (tmp_path / "base.yml").unlink()  # the file in the folder needs no other
+    (tmp_path / "base.yml").unlink()  # the file in the folder is self-contained
     page = report(tmp_path, str(folder))
     assert ["variant", "network", "depth", "n", "PSNR", "PSNR - float"] in page.cells
     assert ["rlq", "Q", "2", "2", "32.000 ± 1.414", "-0.500 ± 0.707"] in page.cells
@@ -333,13 +333,13 @@ def test_a_comparison(tmp_path: Path, sound: dict[str, Any], load: Any) -> None:
 
 
 def test_equal_variants_of_two_comparisons_are_told_apart(
-    tmp_path: Path, truth: Path, sound: dict[str, Any], load: Any
+    tmp_path: Path, truth: Path, valid: dict[str, Any], load: Any
 ) -> None:
     for name in ("one", "two"):
         folder = tmp_path / f"compare_{name}"
         make_run(folder / "rlq_seed3", truth, set_name="skimage", name="rlq_seed3")
         write_results([record(31.0, "Q", 2, set="skimage", variant="rlq", seed=3)], folder)
-        comparison = load({**sound, "name": name})
+        comparison = load({**valid, "name": name})
         (folder / "options.yml").write_text(yaml.safe_dump(comparison.dump(), sort_keys=False))
     found = crops(report(tmp_path, str(tmp_path / "compare_one"), str(tmp_path / "compare_two")))
     assert [label for label in found if label.endswith("depth 2")] == [
@@ -357,12 +357,12 @@ def test_equal_variants_of_two_comparisons_are_told_apart(
         ("set=['S']", ["a"], "results.json: damaged (set is ['S'])"),
         ("pictures={}", ["a"], "results.json: damaged (pictures is {})"),
         ("foreign", ["a"], "options.yml: "),
-        ("sound", ["a", "a/results.json"], "a run is given twice"),
-        ("sound", ["a", "--crop", "3"], "--crop: must be 16 or more, got 3"),
-        ("sound", ["a", "-o", "a"], "-o a: is a folder"),
+        ("valid", ["a", "a/results.json"], "a run is given twice"),
+        ("valid", ["a", "--crop", "3"], "--crop: must be 16 or more, got 3"),
+        ("valid", ["a", "-o", "a"], "-o a: is a folder"),
     ],
 )
-def test_what_is_no_run_is_one_line(
+def test_bad_input_is_one_line(
     prepare: str,
     words: list[str],
     message: str,
@@ -380,7 +380,7 @@ def test_what_is_no_run_is_one_line(
         name, _, value = prepare.partition("=")
         rows = [asdict(record(30.0)) | {name: yaml.safe_load(value)}]
         (folder / "results.json").write_text(json.dumps(rows))
-    if prepare in ("sound", "foreign"):
+    if prepare in ("valid", "foreign"):
         (folder / "results.json").write_text(json.dumps([asdict(record(30.0))]))
     if prepare == "foreign":
         (folder / "options.yml").write_text("name: x\n")

@@ -1,4 +1,4 @@
-"""The contract of networks: of this package, of BasicSR and of users."""
+"""The contract of networks, for those of this package, of BasicSR and of users."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from quantsr.engine import build
 
 
 class Plain(nn.Module):
-    """A network that answers nothing but its forward pass."""
+    """A network without any attribute of the contract."""
 
     def __init__(self, width: int = 4, *, scale: int = 2) -> None:
         super().__init__()
@@ -33,7 +33,7 @@ def test_arguments_are_those_given_and_the_defaults_of_the_others() -> None:
     assert len(found.trunk) == 16
 
 
-def test_a_network_builds_again_from_its_contract() -> None:
+def test_a_network_is_rebuilt_from_its_contract() -> None:
     net = build.build_network("MSRResNet", {"num_in_ch": 3, "num_out_ch": 3, "num_feat": 8, "num_block": 2})
     arch = contract.of(net).arch
     again = build.build_network(arch.pop("type"), arch)
@@ -47,12 +47,12 @@ def test_copies_keep_the_contract() -> None:
     assert contract.of(net).scale == 3
 
 
-def test_a_network_built_by_hand_has_its_class_and_no_arguments() -> None:
+def test_a_network_built_without_the_registry_has_no_arguments() -> None:
     found = contract.of(Plain())
     assert (found.type, found.arguments, found.scale, found.trunk) == ("Plain", {}, None, None)
 
 
-def test_depth_dynamic_networks_answer_for_themselves() -> None:
+def test_depth_dynamic_networks_have_depths_and_rankings() -> None:
     net = QuantSR_C(num_feat=8, num_block=4, upscale=2)
     found = contract.of(net)
     assert found.depth_dynamic is net
@@ -83,7 +83,7 @@ def test_windows_of_transformers() -> None:
 
 
 @pytest.mark.parametrize("scale", [2, 3])
-def test_the_factor_is_the_constructors(scale: int) -> None:
+def test_the_scale_is_the_constructors_argument(scale: int) -> None:
     net = build.build_network(
         "EDSR", {"num_in_ch": 3, "num_out_ch": 3, "num_feat": 8, "num_block": 1, "upscale": scale}
     )

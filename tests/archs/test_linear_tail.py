@@ -1,4 +1,4 @@
-"""The composed tail is the tail run layer by layer: the same pictures and the same gradients."""
+"""The composed tail equals the tail run layer by layer, in pictures and gradients."""
 
 from __future__ import annotations
 
@@ -38,21 +38,20 @@ def test_pictures_and_gradients_are_those_of_the_layers(scale: int, size: tuple[
 
 
 @pytest.mark.parametrize("scale", SCALES)
-def test_the_kernel_has_the_size_and_the_reach_it_names(scale: int) -> None:
+def test_the_composed_kernel_has_its_documented_size(scale: int) -> None:
     upsample, conv_last = tail(scale)
     composed = linear_tail.compose(linear_tail.stages([*upsample, conv_last]))
     assert composed.factor == scale
     assert composed.weight.shape == (3 * scale**2, 6, linear_tail.SIDE, linear_tail.SIDE)
     assert composed.bias.shape == (3 * scale**2,)
-    rows = (
-        composed.weight.abs().amax((1, 3)) > 0
-    )  # (3 r r, 5): each phase sees the outermost row of its own side alone
+    # (3 r r, 5): each phase uses the outermost row of its own side only
+    rows = composed.weight.abs().amax((1, 3)) > 0
     assert rows[0, 0]
     assert not rows[0, -1] or scale > 2
     assert rows[:, 1:-1].all()
 
 
-def test_it_runs_where_it_is_less_work_and_only_in_training(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_runs_only_in_training_and_where_it_is_less_work(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     net = QuantSR_C(num_feat=4, num_block=4, upscale=2).double()
     x = torch.rand(2, 3, 24, 24, dtype=torch.float64)
@@ -71,7 +70,7 @@ def test_it_runs_where_it_is_less_work_and_only_in_training(monkeypatch: pytest.
 
     calls.clear()
     net(x[..., :5, :5])  # too small
-    net(x[:1, :, :8, :8])  # composing would be most of the work
+    net(x[:1, :, :8, :8])  # composing would cost more than it saves
     assert not calls
 
 

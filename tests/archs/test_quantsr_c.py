@@ -1,4 +1,4 @@
-"""QuantSR-C against the released formulation, float EDSR, and itself at other depths."""
+"""QuantSR-C compared with the released formulation, float EDSR, and itself at other depths."""
 
 import pytest
 import torch
@@ -28,7 +28,7 @@ def calibrated(**options):
 
 @pytest.fixture(params=[(4, 4), (2, 2), (3, 8)], ids=str)
 def pair(request):
-    """Ours and the released network with equal parameters, after its first training step."""
+    """Our network and the released one with equal parameters, after the initialisation of steps."""
     bits_w, bits_a = request.param
     torch.manual_seed(0)
     theirs = ReleasedQuantSRC(num_feat=8, num_block=8, upscale=4, bits_w=bits_w, bits_a=bits_a)
@@ -137,7 +137,7 @@ def test_load_float_head_and_tail_only_as_released():
     assert not torch.equal(model.body[0].conv1.weight, edsr.body[0].conv1.weight)
 
 
-def test_a_deepened_network_has_the_same_output_and_learns_in_every_block():
+def test_a_deepened_network_has_the_same_output_and_gradients_in_every_block():
     torch.manual_seed(2)
     edsr = EDSR(3, 3, num_feat=8, num_block=3, upscale=2)
     model = QuantSR_C(num_feat=8, num_block=8, upscale=2, nbits_w=32, nbits_a=32)
@@ -185,7 +185,7 @@ def test_a_float_start_deepened_with_bits_gets_steps_and_other_quantizers_are_an
     assert not bare.load_float(calibrated().state_dict(), which="deepen").unmatched
 
 
-def test_load_float_reports_what_did_not_match():
+def test_load_float_reports_tensors_that_did_not_match():
     report = net(num_block=4).load_float(MSRResNet(num_feat=8, num_block=4, upscale=4).state_dict())
     assert "conv_hr.weight" in report.unmatched
     assert "upsample.2.weight" in report.copied
@@ -222,7 +222,7 @@ def test_depth_runs_the_blocks_with_the_smallest_shortcuts():
     assert model.blocks_kept(None) == tuple(range(8))
 
 
-def test_a_skipped_block_still_scales():
+def test_the_shortcut_of_a_skipped_block_is_applied():
     model = calibrated()
     x = torch.rand(1, 3, 5, 5)
     before = model(x, depth=2)
@@ -266,22 +266,22 @@ def test_bad_options_are_refused(options, message):
 def test_arch_options_rebuild_the_network():
     model = calibrated(nbits_w=3, weight_granularity="channel")
     options = model.arch_options()
-    twin = ARCH_REGISTRY.get(options.pop("type"))(**options)
-    twin.load_state_dict(model.state_dict())
-    twin.set_ranking(model.ranking)
+    rebuilt = ARCH_REGISTRY.get(options.pop("type"))(**options)
+    rebuilt.load_state_dict(model.state_dict())
+    rebuilt.set_ranking(model.ranking)
     x = torch.rand(1, 3, 4, 4)
-    assert torch.equal(twin(x, depth=4), model(x, depth=4))
+    assert torch.equal(rebuilt(x, depth=4), model(x, depth=4))
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 7), (5, 3)])
 @pytest.mark.parametrize("upscale", [1, 2, 3, 4])
-def test_any_input_size(shape, upscale):
+def test_any_input_size_is_upscaled(shape, upscale):
     model = calibrated(upscale=upscale)
     out = model(torch.rand(2, 3, *shape), depth=4)
     assert out.shape == (2, 3, shape[0] * upscale, shape[1] * upscale)
 
 
-def test_autocast_runs_on_codes_and_stays_close():
+def test_the_output_under_autocast_is_close():
     model = calibrated()
     x = torch.rand(2, 3, 16, 16)
     exact = model(x)

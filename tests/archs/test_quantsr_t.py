@@ -1,4 +1,4 @@
-"""QuantSR-T against float SwinIR and itself at other depths; its quantization protocols."""
+"""QuantSR-T compared with float SwinIR and itself at other depths; its quantization protocols."""
 
 import pytest
 import torch
@@ -35,7 +35,7 @@ def calibrated(**options):
 
 
 def swinir(*, blocks=2, layers=2, seed=0, **options):
-    """BasicSR's SwinIR with random weights, also where it starts with zeros and ones."""
+    """BasicSR's SwinIR with random weights, also where they are initialised to zeros and ones."""
     torch.manual_seed(seed)
     options = {"upscale": 2, "upsampler": "pixelshuffledirect", "img_size": 64, "embed_dim": 12, **options}
     model = SwinIR(
@@ -46,8 +46,8 @@ def swinir(*, blocks=2, layers=2, seed=0, **options):
     return model
 
 
-def float_twin(theirs, **options):
-    """Ours with 32 bits and all of their parameters; every one must have its place."""
+def float_network(theirs, **options):
+    """QuantSR-T with 32 bits and the parameters of a SwinIR, each of which must be used."""
     ours = net(num_block=2, nbits_w=32, nbits_a=32, **options)
     converted = convert_swinir(theirs.state_dict())
     missing, unexpected = ours.load_state_dict(converted, strict=False)
@@ -73,7 +73,7 @@ def float_twin(theirs, **options):
 )
 def test_with_32_bits_it_is_swinir(options):
     theirs = swinir(**{k: v for k, v in options.items() if k != "dqa_unit"})
-    ours = float_twin(theirs, **options)
+    ours = float_network(theirs, **options)
     for size in [(8, 8), (4, 12), (64, 64)]:
         x = torch.rand(2 if size[0] < 64 else 1, 3, *size)
         with torch.no_grad():
@@ -81,9 +81,9 @@ def test_with_32_bits_it_is_swinir(options):
 
 
 @pytest.mark.parametrize("size", [(9, 6), (7, 8), (3, 5)])
-def test_other_sizes_are_padded_as_swinirs_test_pads(size):
+def test_other_sizes_are_padded_as_in_swinirs_test(size):
     theirs = swinir()
-    ours = float_twin(theirs)
+    ours = float_network(theirs)
     x = torch.rand(1, 3, *size)
     height, width = size
     padded = F.pad(x, (0, -width % 4, 0, -height % 4), mode="reflect")
@@ -94,7 +94,7 @@ def test_other_sizes_are_padded_as_swinirs_test_pads(size):
 
 def test_gradients_with_32_bits_are_swinirs():
     theirs = swinir()
-    ours = float_twin(theirs)
+    ours = float_network(theirs)
     x = torch.rand(1, 3, 8, 12)
     theirs(x).square().mean().backward()
     ours(x).square().mean().backward()
@@ -123,7 +123,7 @@ def test_load_float_head_and_tail_only():
         net().load_float({"nothing": torch.zeros(1)})
 
 
-def test_a_state_dict_of_ours_is_left_as_it_is():
+def test_a_state_dict_of_quantsr_t_is_not_converted():
     model = net()
     own = model.state_dict()
     assert convert_swinir(own).keys() == own.keys()
@@ -153,7 +153,7 @@ def test_several_depths_in_one_pass_equal_one_by_one(unit, depths, options):
         outputs = model(x, depth=depths)
         for depth, out in zip(depths, outputs, strict=True):
             assert torch.equal(out, model(x, depth=depth))
-        # Ranking by the loss names the units themselves.
+        # Ranking by the loss gives the units instead of a depth.
         for out, again in zip(
             outputs, model.run_units(x, [frozenset(model.blocks_kept(d)) for d in depths]), strict=True
         ):
@@ -175,10 +175,10 @@ def test_gradients_of_several_depths_add_up(unit, depths):
 
 @pytest.mark.parametrize(("unit", "depths"), UNITS)
 def test_a_skipped_unit_only_scales(unit, depths):
-    """With shortcut 1 and branches of output 0, skipping changes nothing; the shortcut counts."""
+    """With shortcut 1 and branches of output 0, skipping changes nothing; another shortcut does."""
     model = net(dqa_unit=unit, nbits_w=32, nbits_a=32)
     model.set_ranking(range(depths[0])[::-1])
-    skipped = model.units()[0]  # not the last: the LayerNorm behind that one undoes any factor
+    skipped = model.units()[0]  # not the last: the LayerNorm after it cancels any factor
     for name, parameter in skipped.named_parameters():
         if name.startswith(("conv", "attn.proj", "mlp.fc2")):
             parameter.data.zero_()
@@ -205,7 +205,7 @@ def test_depth_runs_the_units_with_the_smallest_shortcuts():
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 7), (2, 3), (5, 13)])
 @pytest.mark.parametrize("upscale", [2, 3, 4])
-def test_any_input_size(size, upscale):
+def test_any_input_size_is_upscaled(size, upscale):
     model = calibrated(upscale=upscale)
     with torch.no_grad():
         outputs = model(torch.rand(2, 3, *size), depth=(4, 1))
@@ -213,7 +213,7 @@ def test_any_input_size(size, upscale):
     assert all(out.isfinite().all() for out in outputs)
 
 
-# --- what is quantized ----------------------------------------------------------------------------
+# --- quantized layers -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -228,7 +228,7 @@ def test_any_input_size(size, upscale):
         (EVERYTHING, "QuantSR+", {"qkv", "proj", "fc1", "fc2", "scores", "mixture", "conv"}),
     ],
 )
-def test_protocols_quantize_what_they_say_and_are_named(options, protocol, kinds):
+def test_protocols_quantize_their_layers_and_are_named(options, protocol, kinds):
     model = calibrated(nbits_w=3, nbits_a=4, **options)
     records = manifest(model, model.protocol)
     quantized = [r for r in records if r["quantizer"] is not None]
@@ -269,7 +269,7 @@ def test_signs_follow_calibration():
     }
 
 
-def test_it_needs_calibration():
+def test_an_uncalibrated_network_refuses_to_run():
     with pytest.raises(RuntimeError, match="not calibrated"):
         net()(torch.rand(1, 3, 4, 4))
 
@@ -293,7 +293,7 @@ def test_gradients_reach_every_parameter(amp, quantizer):
 
 
 @pytest.mark.parametrize("options", [{}, EVERYTHING], ids=["linear", "everything"])
-def test_autocast_stays_close(options):
+def test_the_output_under_autocast_is_close(options):
     model = calibrated(nbits_w=8, nbits_a=8, **options)
     x = torch.rand(2, 3, 12, 12)
     with torch.no_grad():
@@ -314,7 +314,7 @@ def test_channels_last_gives_the_same():
         )
 
 
-# --- building and keeping -------------------------------------------------------------------------
+# --- building and saving --------------------------------------------------------------------------
 
 
 def test_it_is_registered():
@@ -352,11 +352,11 @@ def test_a_checkpoint_rebuilds_the_network(unit, tmp_path):
     checkpoint.save(file, network_file(model, None, iteration=7))
     entry = checkpoint.metadata(checkpoint.load(file), file)
     arch = entry["arch"]
-    twin = build.build_network(arch.pop("type"), arch)
-    assert build.load_checkpoint(twin, str(file)) == 7
-    assert twin.ranking == model.ranking
+    rebuilt = build.build_network(arch.pop("type"), arch)
+    assert build.load_checkpoint(rebuilt, str(file)) == 7
+    assert rebuilt.ranking == model.ranking
     assert entry["manifest"][0]["protocol"] == "QuantSR+"
     x = torch.rand(1, 3, 5, 6)
     with torch.no_grad():
         for depth in model.depths:
-            assert torch.equal(twin(x, depth=depth), model(x, depth=depth))
+            assert torch.equal(rebuilt(x, depth=depth), model(x, depth=depth))

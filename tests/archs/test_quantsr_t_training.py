@@ -64,7 +64,7 @@ def mini_options(tmp_path, *overrides):
 
 @pytest.mark.parametrize("unit", ["rstb", pytest.param("layer", marks=pytest.mark.integration)])
 def test_the_mini_option_file_trains_with_a_swinir_teacher(tmp_path, teacher_file, unit):
-    """One iteration of each stage in bfloat16 from the teacher's weights, all quantized."""
+    """One iteration of each stage in bfloat16, from the teacher's weights, all layers quantized."""
     teacher = " ".join(
         f"{key}: {str(value)!r}," if isinstance(value, str) else f"{key}: {value},"
         for key, value in TEACHER.items()
@@ -93,7 +93,7 @@ def test_the_mini_option_file_trains_with_a_swinir_teacher(tmp_path, teacher_fil
     moved = (
         net.layers[0].blocks[0].attn.qkv.weight - start["layers.0.residual_group.blocks.0.attn.qkv.weight"]
     )
-    assert 0 < moved.abs().max() < 0.01  # two Adam steps away from the teacher
+    assert 0 < moved.abs().max() < 0.01  # two Adam steps from the teacher
 
 
 def test_distillation_compares_the_outputs_of_rstbs():
@@ -109,7 +109,7 @@ def test_distillation_compares_the_outputs_of_rstbs():
     assert distillation.losses(outputs, (0.5, 0.5), target)["l_feature"] < 1e-5
 
 
-def test_a_swinir_checkpoint_is_a_float_network_of_ours(teacher_file):
+def test_a_swinir_checkpoint_loads_into_a_float_network(teacher_file):
     options = {"num_block": 2, "embed_dim": 24, "num_heads": 4, "layers_per_block": 2, "upscale": 2}
     net = build.build_network("QuantSR_T", {**options, "nbits_w": 32, "nbits_a": 32})
     with torch.no_grad():
@@ -123,7 +123,7 @@ def test_a_swinir_checkpoint_is_a_float_network_of_ours(teacher_file):
     assert build.title(theirs) == "float SwinIR"
 
 
-def test_a_swinir_checkpoint_is_not_taken_for_a_quantized_network(teacher_file):
+def test_a_swinir_checkpoint_is_refused_for_a_quantized_network(teacher_file):
     from quantsr.errors import InputError
 
     net = build.build_network("QuantSR_T", {**SMALL, "embed_dim": 24, "num_heads": 4, "num_block": 2})
@@ -131,8 +131,8 @@ def test_a_swinir_checkpoint_is_not_taken_for_a_quantized_network(teacher_file):
         build.load_checkpoint(net, str(teacher_file))
 
 
-def test_strips_begin_on_the_grid_of_windows():
-    """Each strip sees exactly the windows that the whole picture has there."""
+def test_strips_begin_at_multiples_of_the_window():
+    """Each strip has the same windows as the whole picture."""
     net = QuantSR_T(**SMALL)
     calibrate(net, [torch.rand(1, 3, 16, 16)])
     starts = []
@@ -147,8 +147,8 @@ def test_strips_begin_on_the_grid_of_windows():
     assert starts[:-1] == [0, 0, 32, 64, 96]  # 32 rows each, and four windows of margin before them
 
 
-def test_training_state_is_restored(tmp_path):
-    """The ranking of Swin layers comes back with the weights."""
+def test_a_network_file_restores_the_ranking_of_swin_layers(tmp_path):
+    """The ranking is restored with the weights."""
     net = QuantSR_T(**SMALL, dqa_unit="layer", depths=[8, 5])
     calibrate(net, [torch.rand(1, 3, 8, 8)])
     net.set_ranking([3, 1, 2, 0, 7, 6, 5, 4])
@@ -156,16 +156,16 @@ def test_training_state_is_restored(tmp_path):
     checkpoint.save(file, network_file(net, None, iteration=1))
     from quantsr.loading import load
 
-    twin = load(file)
-    assert twin.ranking == net.ranking
-    assert twin.depths == (8, 5)
+    rebuilt = load(file)
+    assert rebuilt.ranking == net.ranking
+    assert rebuilt.depths == (8, 5)
     x = torch.rand(1, 3, 8, 8)
     with torch.no_grad():
-        assert torch.equal(twin(x, depth=5), net.eval()(x, depth=5))
+        assert torch.equal(rebuilt(x, depth=5), net.eval()(x, depth=5))
 
 
 @pytest.mark.integration
-def test_compiled_kernels_give_the_same_and_are_few():
+def test_compiled_kernels_give_the_same_with_few_graphs():
     """Linear layers of four sizes share kernels: too many recompilations disable compiling."""
     if not compiler_works("cpu"):
         pytest.skip("no compiler")

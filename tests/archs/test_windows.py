@@ -1,4 +1,4 @@
-"""Padding, cutting and masking of windows, against the definition."""
+"""Padding, partitioning and masking of windows, compared with their definition."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ from quantsr.archs.windows import (
     to_windows,
 )
 from quantsr.basicsr_compat import SwinIR
-from tests.reference import window_mask as slow
+from tests.reference import window_mask as reference
 
 GRIDS = [((8, 8), 4, 2), ((4, 12), 4, 2), ((4, 4), 4, 1), ((16, 8), 8, 4), ((10, 15), 5, 2)]
 
@@ -20,7 +20,7 @@ GRIDS = [((8, 8), 4, 2), ((4, 12), 4, 2), ((4, 4), 4, 1), ((16, 8), 8, 4), ((10,
 @pytest.mark.parametrize(("grid", "window", "shift"), GRIDS)
 def test_mask_is_the_definition(grid, window, shift):
     mask = shifted_window_mask(grid, window, shift, torch.device("cpu"))
-    assert torch.equal(mask, slow.shifted_window_mask(*grid, window, shift))
+    assert torch.equal(mask, reference.shifted_window_mask(*grid, window, shift))
 
 
 def test_mask_is_swinirs():
@@ -40,12 +40,12 @@ def test_mask_is_kept_and_may_be_used_for_gradients_after_inference():
 
 @pytest.mark.parametrize(("grid", "window", "shift"), GRIDS)
 @pytest.mark.parametrize("shifted", [True, False])
-def test_windows_are_the_definition_and_go_back(grid, window, shift, shifted):
+def test_windows_are_the_definition_and_are_inverted(grid, window, shift, shifted):
     shift = shift * shifted
     picture = torch.arange(grid[0] * grid[1])
     tokens = torch.stack([picture, picture + 1000], -1).unsqueeze(0).repeat(2, 1, 1)  # (B, L, 2)
     windows = to_windows(tokens, grid, window, shift)
-    expected = torch.tensor(slow.windows_of(picture.view(grid).tolist(), window, shift))
+    expected = torch.tensor(reference.windows_of(picture.view(grid).tolist(), window, shift))
     assert torch.equal(windows[: len(expected), :, 0], expected)
     assert torch.equal(windows[len(expected) :, :, 1], expected + 1000)
     assert torch.equal(from_windows(windows, grid, window, shift), tokens)

@@ -13,7 +13,7 @@ import yaml
 from quantsr.config import Options, load_options
 from quantsr.errors import OptionsError
 
-SOUND: dict[str, Any] = {
+VALID: dict[str, Any] = {
     "name": "run",
     "scale": 2,
     "datasets": {
@@ -39,14 +39,14 @@ SOUND: dict[str, Any] = {
 
 
 @pytest.fixture
-def sound() -> dict[str, Any]:
-    """Options without a problem, to be spoiled."""
-    return copy.deepcopy(SOUND)
+def valid() -> dict[str, Any]:
+    """Valid options, to be changed by a test."""
+    return copy.deepcopy(VALID)
 
 
 @pytest.fixture
 def load(tmp_path: Path) -> Callable[..., Options]:
-    """Write options to a file and load it; paths are not checked unless asked for."""
+    """Write options to a file and load it; by default paths are not checked."""
 
     def run(options: dict[str, Any], *overrides: str, **how: Any) -> Options:
         file = tmp_path / "opt.yml"
@@ -58,7 +58,7 @@ def load(tmp_path: Path) -> Callable[..., Options]:
 
 @pytest.fixture
 def problems(load: Callable[..., Options], tmp_path: Path) -> Callable[..., list[str]]:
-    """What loading complains of, the file's name taken away."""
+    """The problems that loading reports, without the file's name."""
 
     def run(options: dict[str, Any], *overrides: str, **how: Any) -> list[str]:
         try:

@@ -58,7 +58,7 @@ def test_every_problem_on_a_line_and_exit_code_2(
     assert sum("network_g.nbits_w: bits must be 2..8" in line for line in lines) == 1
 
 
-def test_what_to_check_for_can_be_said(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_to_check_for_can_be_chosen(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", "-opt", PAPER, "--no-paths", "--for", "train"]) == 2
     assert "train: missing" in capsys.readouterr().err
     assert main(["check", "-opt", PAPER, "--no-paths"]) == 0

@@ -1,4 +1,5 @@
-"""Tests that leave ``network_g`` and ``scale`` to the checkpoint, and sets that may be absent."""
+"""Option files of tests that take ``network_g`` and ``scale`` from the checkpoint, and optional
+sets."""
 
 from __future__ import annotations
 
@@ -24,14 +25,14 @@ ARCH = {"type": "QuantSR_C", "num_feat": 4, "num_block": 4, "upscale": 2, "nbits
 
 
 @pytest.fixture
-def bare(sound: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """A sound test file without network and scale, and ``net.pth`` beside it that knows both."""
+def bare(valid: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """A valid test file without network and scale, and beside it ``net.pth``, which has both."""
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
     net = build.build_network("QuantSR_C", {key: value for key, value in ARCH.items() if key != "type"})
     quant.calibrate(net, [torch.rand(1, 3, 8, 8)])
     checkpoint.save(tmp_path / "net.pth", network_file(net, None, iteration=7))
-    return {key: value for key, value in sound.items() if key not in ("network_g", "scale", "train")}
+    return {key: value for key, value in valid.items() if key not in ("network_g", "scale", "train")}
 
 
 def test_network_and_scale_come_from_the_checkpoint(load: Load, bare: dict[str, Any]) -> None:
@@ -42,10 +43,10 @@ def test_network_and_scale_come_from_the_checkpoint(load: Load, bare: dict[str, 
     assert options.val.metrics["psnr"].crop_border == 2
 
 
-def test_or_from_a_network_that_comes_with_quantsr(load: Load, bare: dict[str, Any]) -> None:
+def test_network_and_scale_come_from_a_shipped_network(load: Load, bare: dict[str, Any]) -> None:
     options = load(bare, "path.pretrain_network_g=quantsr_c_x4_w4a4", is_train=False, check_paths=True)
     assert (options.scale, options.network_g.kwargs["num_feat"]) == (4, 64)
-    assert options.path.pretrain_network_g == "quantsr_c_x4_w4a4"  # not where it lies on this machine
+    assert options.path.pretrain_network_g == "quantsr_c_x4_w4a4"  # not its path on this machine
 
 
 def test_single_arguments_may_be_given(load: Load, bare: dict[str, Any]) -> None:
@@ -60,12 +61,12 @@ def test_single_arguments_may_be_given(load: Load, bare: dict[str, Any]) -> None
         (["network_g.nbit_w=3"], "network_g.nbit_w: unknown option of QuantSR_C; did you mean 'nbits_w'?"),
         (["path.pretrain_network_g=absent.pth"], "path.pretrain_network_g: 'absent.pth' does not exist"),
         (["path.pretrain_network_g=quantsr_c_x4"], "path.pretrain_network_g: 'quantsr_c_x4' does not exist"),
-        (["path.pretrain_network_g=other.pth"], "path.pretrain_network_g: other.pth: does not say how its network is built"),
+        (["path.pretrain_network_g=other.pth"], "path.pretrain_network_g: other.pth: has no description of its network"),
         (["path.pretrain_network_g=bad.pth"], "path.pretrain_network_g: bad.pth: "),
         (["path.pretrain_network_g=bad.safetensors"], "path.pretrain_network_g: bad.safetensors: "),
     ],
 )  # fmt: skip
-def test_what_is_wrong_is_said(
+def test_each_problem_is_one_line(
     problems: Lines, bare: dict[str, Any], tmp_path: Path, changes: list[str], line: str
 ) -> None:
     torch.save({"params": {"weight": torch.zeros(1)}}, tmp_path / "other.pth")
@@ -111,11 +112,11 @@ def test_an_optional_set_may_be_absent(
     assert main(["check", "-opt", str(tmp_path / "opt.yml"), "--for", "test"]) == 0
     assert "away, not there, left out" in capsys.readouterr().out
 
-    bare["datasets"]["test_2"]["dataroot_gt"] = "net.pth"  # there, but no folder
+    bare["datasets"]["test_2"]["dataroot_gt"] = "net.pth"  # exists, but is no folder
     assert len(problems(bare, is_train=False, check_paths=True)) == 1
 
 
-def test_training_pictures_are_never_optional(problems: Lines, sound: dict[str, Any]) -> None:
-    assert problems(sound, "datasets.train.optional=true") == [
+def test_training_pictures_are_never_optional(problems: Lines, valid: dict[str, Any]) -> None:
+    assert problems(valid, "datasets.train.optional=true") == [
         "--set: datasets.train.optional: training cannot go on without its pictures; leave it out"
     ]

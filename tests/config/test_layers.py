@@ -33,12 +33,12 @@ def test_sections_merge_and_everything_else_is_replaced(tmp_path: Path) -> None:
     assert options == {"a": {"x": 1, "y": {"p": 1, "q": 3, "r": 4}}, "l": [4], "b": {"c": 1}}
 
 
-def test_null_takes_an_inherited_key_away(tmp_path: Path) -> None:
+def test_null_removes_an_inherited_key(tmp_path: Path) -> None:
     write(tmp_path, base="a: {x: 1, y: 2}\nb: {c: 3}\n", child="_base_: base.yml\na: {x: ~}\nb: ~\n")
     assert read_layers(str(tmp_path / "child.yml"))[0] == {"a": {"y": 2}}
 
 
-def test_later_bases_win_and_are_relative_to_the_file_that_names_them(tmp_path: Path) -> None:
+def test_later_bases_override_and_are_relative_to_the_file_that_names_them(tmp_path: Path) -> None:
     write(
         tmp_path,
         sub__one="_base_: ../root.yml\na: 1\n",
@@ -49,7 +49,7 @@ def test_later_bases_win_and_are_relative_to_the_file_that_names_them(tmp_path: 
     assert read_layers(str(tmp_path / "run" / "child.yml"))[0] == {"a": 2, "z": 0, "b": 2, "c": 3}
 
 
-def test_every_key_knows_its_file(tmp_path: Path) -> None:
+def test_the_origin_of_every_key_is_its_file(tmp_path: Path) -> None:
     write(
         tmp_path,
         root="a: {x: 1}\n",
@@ -61,7 +61,7 @@ def test_every_key_knows_its_file(tmp_path: Path) -> None:
     assert Path(origins["a", "y"]).name == "child.yml"
 
 
-def test_circles_and_absent_bases(tmp_path: Path) -> None:
+def test_circles_and_absent_bases_are_refused(tmp_path: Path) -> None:
     write(
         tmp_path,
         a="_base_: b.yml\n",
@@ -91,9 +91,9 @@ def test_the_same_base_twice_is_no_circle(tmp_path: Path) -> None:
     assert read_layers(str(tmp_path / "d.yml"))[0] == {"a": 1, "x": 1}
 
 
-def test_set_changes_values_of_every_type(load: Callable[..., Options], sound: dict[str, Any]) -> None:
+def test_set_changes_values_of_every_type(load: Callable[..., Options], valid: dict[str, Any]) -> None:
     options = load(
-        sound,
+        valid,
         "train.total_iter=2e2",
         "train.optim_g.lr=1e-4",
         "train.scheduler.milestones=[60, 120]",
@@ -113,11 +113,11 @@ def test_set_changes_values_of_every_type(load: Callable[..., Options], sound: d
     assert options.train.grad_clip_norm == 0.5
 
 
-def test_set_wins_over_force_yml_and_null_restores_the_default(
-    load: Callable[..., Options], sound: dict[str, Any]
+def test_set_overrides_force_yml_and_null_restores_the_default(
+    load: Callable[..., Options], valid: dict[str, Any]
 ) -> None:
     options = load(
-        sound,
+        valid,
         "train.total_iter=7",
         "network_g.nbits_w=null",
         force_yml=["train:total_iter=5", "manual_seed=3", "path:pretrain_network_g=none"],
@@ -148,23 +148,23 @@ def test_set_wins_over_force_yml_and_null_restores_the_default(
         ("name=[a", "--set name=[a: line 1: "),
     ],
 )
-def test_a_wrong_set_says_so(
-    problems: Callable[..., list[str]], sound: dict[str, Any], override: str, expected: str
+def test_wrong_arguments_of_set_are_reported(
+    problems: Callable[..., list[str]], valid: dict[str, Any], override: str, expected: str
 ) -> None:
-    found = problems(sound, override)
+    found = problems(valid, override)
     assert any(line.startswith(expected) or expected in line for line in found), found
 
 
 def test_force_yml_evaluates_nothing(
-    load: Callable[..., Options], sound: dict[str, Any], tmp_path: Path
+    load: Callable[..., Options], valid: dict[str, Any], tmp_path: Path
 ) -> None:
     trace = tmp_path / "trace"
     with pytest.raises(OptionsError):
-        load(sound, force_yml=[f"train:total_iter=[open({str(trace)!r}, 'w')]"])
+        load(valid, force_yml=[f"train:total_iter=[open({str(trace)!r}, 'w')]"])
     assert not trace.exists()
 
 
-def test_the_line_to_type_again_repeats_every_change_quoted() -> None:
+def test_the_resume_command_repeats_every_argument_quoted() -> None:
     parser = argparse.ArgumentParser()
     add_option_arguments(parser)
     words = [

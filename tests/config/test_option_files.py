@@ -107,7 +107,7 @@ def test_shipped_files_load(file: str) -> None:
     assert [metric.crop_border for metric in options.val.metrics.values()] == [options.scale] * 2
 
 
-def test_the_papers_settings_are_all_there() -> None:
+def test_all_settings_of_the_paper_have_option_files() -> None:
     for kind in ("train", "test"):
         for bits in (2, 3, 4, 8):
             for scale in (2, 3, 4):
@@ -120,7 +120,7 @@ def test_the_papers_settings_are_all_there() -> None:
                 assert (kwargs["num_feat"], kwargs["num_block"], kwargs["depths"]) == (64, 32, [32, 16, 8])
 
 
-def test_quantsr_ts_settings_are_all_there() -> None:
+def test_all_settings_of_quantsr_t_have_option_files() -> None:
     for kind in ("train", "test"):
         for bits in (2, 3, 4, 8):
             for scale in (2, 4):
@@ -156,7 +156,7 @@ def test_a_test_file_reads_what_its_training_file_writes() -> None:
         assert tested.network_g == trained.network_g
 
 
-def test_quantsrs_released_test_file() -> None:
+def test_the_released_test_file_of_quantsr_loads() -> None:
     file = ROOT / "options" / "test" / "QuantSR_C" / "released_w4a4_x4.yml"
     options = load_options(str(file), is_train=False, check_paths=False)
     assert options.slimmable_version == 1
@@ -171,7 +171,7 @@ def test_quantsrs_released_test_file() -> None:
     assert options.datasets["test_5"].filename_tmpl == "{}_LRBI_x4"
 
 
-def test_a_basicsr_training_file(tmp_path: Path) -> None:
+def test_a_training_file_of_basicsr_loads(tmp_path: Path) -> None:
     file = tmp_path / "edsr.yml"
     file.write_text(BASICSR_TRAIN)
     options = load_options(str(file), check_paths=False)

@@ -1,4 +1,4 @@
-"""Each kind of mistake, and the line that reports it."""
+"""Each kind of problem, and the line that reports it."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ CASES = [
     ("val.metrics.psnr.type=null", "val.metrics.psnr.type: missing"),
     ("logger.keep_states=-1", "logger.keep_states: must be a whole number >= 0, got -1"),
     ("logger.wandb={project: p}", "logger.wandb.project: must be empty, got 'p'"),
-    # what is registered
+    # registered names
     ("model_type=QuantSRModl", "model_type: no subclass of QuantSRModel is registered as 'QuantSRModl'; did you mean 'QuantSRModel'?"),
     ("model_type=ESRGANModel", "model_type: no subclass of QuantSRModel is registered as 'ESRGANModel'; did you mean 'SRModel'?"),
     ("network_g.type=QuantSR-C", "network_g.type: no network 'QuantSR-C' is registered; did you mean 'QuantSR_C'?"),
@@ -112,71 +112,71 @@ CASES = [
 
 @pytest.mark.parametrize(("override", "expected"), CASES, ids=[f"{o} {e[:30]}" for o, e in CASES])
 def test_each_mistake_has_its_line(
-    problems: Callable[..., list[str]], sound: dict[str, Any], override: str, expected: str
+    problems: Callable[..., list[str]], valid: dict[str, Any], override: str, expected: str
 ) -> None:
-    found = [line.removeprefix("--set: ") for line in problems(sound, override)]
+    found = [line.removeprefix("--set: ") for line in problems(valid, override)]
     assert any(line.startswith(expected) for line in found), found
 
 
-def test_a_wrong_scale_is_one_problem(problems: Callable[..., list[str]], sound: dict[str, Any]) -> None:
-    del sound["network_g"]["upscale"], sound["datasets"]["train"]
+def test_a_wrong_scale_is_one_problem(problems: Callable[..., list[str]], valid: dict[str, Any]) -> None:
+    del valid["network_g"]["upscale"], valid["datasets"]["train"]
     for wrong in ("null", "'2'", "true", "2.5"):
-        (line,) = problems(sound, f"scale={wrong}", is_train=False)
+        (line,) = problems(valid, f"scale={wrong}", is_train=False)
         assert line.startswith("--set: scale: ")
 
 
-def test_sound_options_have_no_problem(problems: Callable[..., list[str]], sound: dict[str, Any]) -> None:
-    assert problems(sound) == []
-    assert problems(sound, is_train=False) == []
+def test_valid_options_have_no_problem(problems: Callable[..., list[str]], valid: dict[str, Any]) -> None:
+    assert problems(valid) == []
+    assert problems(valid, is_train=False) == []
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 7, 8, 32])
-def test_every_bit_width_there_is(
-    problems: Callable[..., list[str]], sound: dict[str, Any], bits: int
+def test_every_supported_bit_width_is_accepted(
+    problems: Callable[..., list[str]], valid: dict[str, Any], bits: int
 ) -> None:
-    assert problems(sound, f"network_g.nbits_w={bits}", f"network_g.nbits_a={bits}") == []
+    assert problems(valid, f"network_g.nbits_w={bits}", f"network_g.nbits_a={bits}") == []
 
 
 def test_a_test_needs_a_set_and_a_checkpoint_but_no_training(
-    problems: Callable[..., list[str]], sound: dict[str, Any]
+    problems: Callable[..., list[str]], valid: dict[str, Any]
 ) -> None:
-    del sound["train"], sound["datasets"]["train"], sound["val"]["val_freq"]
-    assert problems(sound, is_train=False) == []
-    del sound["path"]
-    sound["datasets"] = {}
-    assert problems(sound, is_train=False) == [
+    del valid["train"], valid["datasets"]["train"], valid["val"]["val_freq"]
+    assert problems(valid, is_train=False) == []
+    del valid["path"]
+    valid["datasets"] = {}
+    assert problems(valid, is_train=False) == [
         "datasets: no test set; add one under the key test_1 (or val)",
         "path.pretrain_network_g: missing; name the checkpoint to test",
     ]
 
 
 def test_a_test_needs_metrics_and_an_engine_that_runs_its_file(
-    problems: Callable[..., list[str]], sound: dict[str, Any]
+    problems: Callable[..., list[str]], valid: dict[str, Any]
 ) -> None:
-    (metrics,) = problems(sound, "val.metrics=null", is_train=False)
+    (metrics,) = problems(valid, "val.metrics=null", is_train=False)
     assert metrics.startswith("--set: val.metrics: missing; name what to measure")
-    (engine,) = problems(sound, "val.engine=native", is_train=False)
+    (engine,) = problems(valid, "val.engine=native", is_train=False)
     assert engine.startswith("--set: val.engine: native runs packed files, and path.pretrain_network_g is")
     packed = ("val.engine=native", "path.pretrain_network_g=quantsr_c_x2_w4a4")
-    assert problems(sound, *packed, is_train=False) == []
+    assert problems(valid, *packed, is_train=False) == []
 
 
 def test_only_sets_that_are_read_together_need_names_of_their_own(
-    problems: Callable[..., list[str]], sound: dict[str, Any]
+    problems: Callable[..., list[str]], valid: dict[str, Any]
 ) -> None:
-    sound["datasets"]["train"]["name"] = "v"  # in no table
-    sound["datasets"]["test_1"] = {"name": "v", "type": "SkimageDataset"}
-    assert problems(sound) == problems(sound, is_train=False) == []
-    sound["datasets"]["test_2"] = {"name": "v", "type": "SkimageDataset"}
-    assert problems(sound) == []
-    assert problems(sound, is_train=False) == [
+    valid["datasets"]["train"]["name"] = "v"  # in no table
+    valid["datasets"]["test_1"] = {"name": "v", "type": "SkimageDataset"}
+    assert problems(valid) == problems(valid, is_train=False) == []
+    valid["datasets"]["test_2"] = {"name": "v", "type": "SkimageDataset"}
+    assert problems(valid) == []
+    assert problems(valid, is_train=False) == [
         "datasets.test_2.name: 'v' is the name of datasets.test_1 too; give each its own"
     ]
 
 
-def test_all_problems_at_once(problems: Callable[..., list[str]], sound: dict[str, Any]) -> None:
+def test_all_problems_at_once(problems: Callable[..., list[str]], valid: dict[str, Any]) -> None:
     found = problems(
-        sound,
+        valid,
         "scale=5",
         "trian=1",
         "train.optim_g.lr=no",
@@ -250,39 +250,39 @@ WEIRD = [
 
 
 @pytest.mark.parametrize("value", WEIRD, ids=repr)
-def test_whatever_stands_in_a_file_ends_in_options_or_a_list_of_problems(
-    problems: Callable[..., list[str]], sound: dict[str, Any], value: Any
+def test_any_value_of_a_key_ends_in_options_or_a_list_of_problems(
+    problems: Callable[..., list[str]], valid: dict[str, Any], value: Any
 ) -> None:
-    sound["network_g"]["depths"] = [4, 2]
-    sound["train"]["distill"] = {"output_weight": 0.0}
-    sound["val"]["depths"] = [4]
-    sound["datasets"]["val"]["filename_tmpl"] = "{}"
+    valid["network_g"]["depths"] = [4, 2]
+    valid["train"]["distill"] = {"output_weight": 0.0}
+    valid["val"]["depths"] = [4]
+    valid["datasets"]["val"]["filename_tmpl"] = "{}"
 
-    def spoil(section: dict[str, Any]) -> None:
+    def replace_each(section: dict[str, Any]) -> None:
         for key in list(section):
             kept, section[key] = section[key], value
-            for line in problems(sound, check_paths=True) + problems(sound, is_train=False):
+            for line in problems(valid, check_paths=True) + problems(valid, is_train=False):
                 assert isinstance(line, str)
                 assert "\n" not in line
             section[key] = kept
             if isinstance(kept, dict):
-                spoil(kept)
+                replace_each(kept)
 
-    spoil(sound)
+    replace_each(valid)
 
 
-def test_of_very_many_problems_the_first_are_said(
-    problems: Callable[..., list[str]], sound: dict[str, Any]
+def test_of_very_many_problems_the_first_are_reported(
+    problems: Callable[..., list[str]], valid: dict[str, Any]
 ) -> None:
-    for section in (sound, sound["train"], sound["network_g"], sound["datasets"]):
+    for section in (valid, valid["train"], valid["network_g"], valid["datasets"]):
         section.update({f"unknown_{i}": i for i in range(1000)})
-    lines = problems(sound)
+    lines = problems(valid)
     assert len(lines) == 101
     assert lines[-1] == "has more problems; correct these first"
 
 
 def test_a_key_of_very_many_parts_is_refused(
-    problems: Callable[..., list[str]], sound: dict[str, Any]
+    problems: Callable[..., list[str]], valid: dict[str, Any]
 ) -> None:
-    (line,) = problems(sound, f"{'a.' * 5000}b=1")
+    (line,) = problems(valid, f"{'a.' * 5000}b=1")
     assert "is not understood; write --set train.total_iter=1000" in line

@@ -1,4 +1,4 @@
-"""Files of certain names register what stands in them."""
+"""Files of certain names are imported, so that their classes are registered."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Own({base}):
 
 
 @pytest.mark.parametrize(("package", "file", "registry", "base", "listing"), CASES)
-def test_a_file_in_its_place_needs_no_import(
+def test_a_file_in_the_right_folder_is_imported_by_its_name(
     package: str,
     file: str,
     registry: str,
@@ -42,20 +42,22 @@ def test_a_file_in_its_place_needs_no_import(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert "Own" not in listing()
-    home = import_module(f"quantsr.{package}")
+    parent = import_module(f"quantsr.{package}")
     objects = getattr(basicsr_compat, registry)
-    monkeypatch.setattr(home, "__path__", [*home.__path__, str(tmp_path)])
+    monkeypatch.setattr(parent, "__path__", [*parent.__path__, str(tmp_path)])
     monkeypatch.setattr(objects, "_obj_map", dict(objects._obj_map))
-    monkeypatch.setattr(home, file, None, raising=False)
-    monkeypatch.setitem(sys.modules, f"{home.__name__}.{file}", None)  # so that it is taken out again
-    del sys.modules[f"{home.__name__}.{file}"]
+    monkeypatch.setattr(parent, file, None, raising=False)
+    monkeypatch.setitem(
+        sys.modules, f"{parent.__name__}.{file}", None
+    )  # so that it is removed after the test
+    del sys.modules[f"{parent.__name__}.{file}"]
     (tmp_path / f"{file}.py").write_text(TEXT.format(registry=registry, base=base))
     assert "Own" in listing()
 
 
 def test_a_file_that_cannot_be_imported_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    home = import_module("quantsr.archs")
-    monkeypatch.setattr(home, "__path__", [*home.__path__, str(tmp_path)])
+    parent = import_module("quantsr.archs")
+    monkeypatch.setattr(parent, "__path__", [*parent.__path__, str(tmp_path)])
     (tmp_path / "broken_arch.py").write_text("import nowhere_to_be_found\n")
     with pytest.raises(
         InputError, match=r"broken_arch\.py: cannot be imported \(ModuleNotFoundError: .*\); correct"

@@ -1,4 +1,4 @@
-"""Crops cut on a device are those of the CPU's data set, bit for bit."""
+"""Crops cut on a device equal those of the data set on the CPU, bit for bit."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def options(tmp_path: Path) -> dict[str, Any]:
-    """Three pictures of different sides, and further targets of theirs that are other pictures."""
+    """Three pictures of different sizes, with soft targets that are other pictures."""
     rng = np.random.default_rng(0)
     for folder in ("gt", "soft"):
         (tmp_path / folder).mkdir()
@@ -37,7 +37,7 @@ def options(tmp_path: Path) -> dict[str, Any]:
     }
 
 
-def equal(a: TrainLoader, b: TrainLoader, batches: int) -> None:
+def assert_equal(a: TrainLoader, b: TrainLoader, batches: int) -> None:
     for _ in range(batches):
         one, other = next(a), next(b)
         assert one.keys() == other.keys()
@@ -57,10 +57,10 @@ def test_crops_cut_on_a_device_are_the_same(
     plain = build_train_loader({**options, **change, "device_cache": False}, scale, 3, device=CPU)
     assert kept.crops is not None
     assert plain.crops is None
-    equal(kept, plain, 40)
+    assert_equal(kept, plain, 40)
     kept.load_state_dict({"position": 35, "seed": 3})
     plain.load_state_dict({"position": 35, "seed": 3})
-    equal(kept, plain, 2)
+    assert_equal(kept, plain, 2)
     kept.close()
     plain.close()
 
@@ -73,12 +73,14 @@ def test_crops_cut_on_a_gpu_are_the_same(options: dict[str, Any]) -> None:
     assert kept.crops is not None, "auto keeps a few pictures"
     assert next(kept)["gt"].device == gpu
     next(plain)
-    equal(kept, plain, 40)
+    assert_equal(kept, plain, 40)
     kept.close()
     plain.close()
 
 
-def test_where_pictures_are_kept(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_keeps_pictures_that_take_at_most_half_of_the_free_memory(
+    options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     dataset = CroppedImageDataset({**options, "scale": 2})
     size = dataset.store.nbytes
     assert size == sum(int(p) for p in dataset.store.pixels) * 3 * 2 * 9 // 8

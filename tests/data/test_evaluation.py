@@ -23,9 +23,9 @@ def test_lr_is_made_where_there_is_none(make_pictures: Maker) -> None:
         build_eval_dataset({"type": "PairedImageDataset", "name": "own", "dataroot_gt": str(folder)}, 3)
     )
     assert [item["name"] for item in items] == ["p0", "p1"]
-    want = mod_crop(read_rgb(folder / "p0.png"), 3)
-    np.testing.assert_array_equal(items[0]["gt"], want)
-    np.testing.assert_array_equal(items[0]["lq"], imresize_uint8(want, 1 / 3))
+    expected = mod_crop(read_rgb(folder / "p0.png"), 3)
+    np.testing.assert_array_equal(items[0]["gt"], expected)
+    np.testing.assert_array_equal(items[0]["lq"], imresize_uint8(expected, 1 / 3))
     assert items[0]["gt"].flags.c_contiguous
 
 
@@ -56,7 +56,7 @@ def test_files_and_lmdb_give_the_same(make_pictures: Maker, tmp_path: Path) -> N
         np.testing.assert_array_equal(one["lq"], other["lq"])
 
 
-def test_a_list_of_names_picks_pictures(make_pictures: Maker, tmp_path: Path) -> None:
+def test_a_list_of_names_selects_pictures(make_pictures: Maker, tmp_path: Path) -> None:
     folder = make_pictures("hr", [(24, 24)] * 3)
     names = tmp_path / "names.txt"
     opt = {"type": "PairedImageDataset", "dataroot_gt": str(folder), "meta_info_file": str(names)}

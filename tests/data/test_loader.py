@@ -1,5 +1,4 @@
-"""Training crops: aligned, turned alike, and the same whatever the workers, ranks and
-interruptions."""
+"""Training crops: aligned, flipped alike, and independent of workers, ranks and interruptions."""
 
 from __future__ import annotations
 
@@ -41,27 +40,27 @@ def assert_same(a: list[dict[str, torch.Tensor]], b: list[dict[str, torch.Tensor
 
 
 def find_crop(crop: np.ndarray, picture: np.ndarray, step: int) -> tuple[int, int, int] | None:
-    """Top, left and turn (0..7) at which a crop ``(g, g, 3)`` lies in a picture ``(H, W, 3)``,
-    corners at multiples of step."""
+    """Top, left and symmetry (bits: hflip, vflip, transpose) of a crop ``(g, g, 3)`` in a picture
+    ``(H, W, 3)``, corners at multiples of step."""
     side = crop.shape[0]
     for top in range(0, picture.shape[0] - side + 1, step):
         for left in range(0, picture.shape[1] - side + 1, step):
             part = picture[top : top + side, left : left + side]
-            for turn in range(8):
-                view = part[:, ::-1] if turn & 1 else part
-                view = view[::-1] if turn & 2 else view
-                view = view.swapaxes(0, 1) if turn & 4 else view
+            for symmetry in range(8):
+                view = part[:, ::-1] if symmetry & 1 else part
+                view = view[::-1] if symmetry & 2 else view
+                view = view.swapaxes(0, 1) if symmetry & 4 else view
                 if np.array_equal(view, crop):
-                    return top, left, turn
+                    return top, left, symmetry
     return None
 
 
 @pytest.mark.parametrize("scale", [2, 4])
-def test_crops_are_aligned_and_turned_alike(make_pictures: Maker, scale: int) -> None:
+def test_crops_are_aligned_and_flipped_alike(make_pictures: Maker, scale: int) -> None:
     folder = make_pictures("hr", [(26, 31)])
     gt = mod_crop(read_rgb(folder / "p0.png"), scale)
     lq = imresize_uint8(gt, 1 / scale)
-    turns = set()
+    symmetries = set()
     for index in range(40):
         batch = CroppedImageDataset({**options(folder), "scale": scale})[index]
         levels = {
@@ -72,12 +71,12 @@ def test_crops_are_aligned_and_turned_alike(make_pictures: Maker, scale: int) ->
         assert at is not None
         small = find_crop(levels["lq"], lq, 1)
         assert small == (at[0] // scale, at[1] // scale, at[2])
-        turns.add(at[2])
-    assert turns == set(range(8))
+        symmetries.add(at[2])
+    assert symmetries == set(range(8))
 
 
 def test_soft_targets_are_cut_as_the_ground_truth(make_pictures: Maker) -> None:
-    """Soft pictures that are the negative of the ground truth stay so in every crop, also across
+    """Soft targets that are the negative of the ground truth are so in every crop, also after
     pickling."""
     folder = make_pictures("hr", [(27, 31), (24, 24)])
     soft = folder.parent / "soft"
@@ -108,32 +107,32 @@ def test_a_missing_or_misfit_soft_target_is_named(make_pictures: Maker) -> None:
 def test_values_are_those_of_basicsr(make_pictures: Maker) -> None:
     folder = make_pictures("hr", [(16, 16)])
     batch = next(build_train_loader(options(folder, use_hflip=False, use_rot=False), 2, 0, 3))
-    want = read_rgb(folder / "p0.png").astype(np.float32) / 255.0
+    expected = read_rgb(folder / "p0.png").astype(np.float32) / 255.0
     assert batch["gt"].dtype == torch.float32
     assert batch["gt"].shape == (3, 3, 16, 16)
     assert batch["lq"].shape == (3, 3, 8, 8)
-    np.testing.assert_array_equal(batch["gt"][2].permute(1, 2, 0).numpy(), want)
+    np.testing.assert_array_equal(batch["gt"][2].permute(1, 2, 0).numpy(), expected)
 
 
 @pytest.mark.parametrize("budget", [64, 0])
 def test_a_resumed_loader_gives_the_same_crops(make_pictures: Maker, budget: int) -> None:
     opt = options(make_pictures("hr", [(40, 40), (20, 30), (60, 17)]), cache_budget_mb=budget)
     whole = build_train_loader(opt, 2, 7, 5)
-    want = take(whole, 60)  # beyond one pass, and beyond one window
+    expected = take(whole, 60)  # beyond one pass, and beyond one window
     first = build_train_loader(opt, 2, 7, 5)
     take(first, 23)
     state = pickle.loads(pickle.dumps(first.state_dict()))  # noqa: S301
     second = build_train_loader(opt, 2, 7, 5)
     second.load_state_dict(state)
-    assert_same(take(second, 37), want[23:])
-    first.load_state_dict({"position": 0, "seed": 7})  # the same object can go back, too
-    assert_same(take(first, 3), want[:3])
+    assert_same(take(second, 37), expected[23:])
+    first.load_state_dict({"position": 0, "seed": 7})  # to an earlier position, too
+    assert_same(take(first, 3), expected[:3])
     for loader in (whole, first, second):
         loader.close()
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_workers_change_nothing(make_pictures: Maker, workers: int) -> None:
+def test_crops_do_not_depend_on_workers(make_pictures: Maker, workers: int) -> None:
     folder = make_pictures("hr", [(40, 40), (20, 30)])
     a = build_train_loader(options(folder), 2, 3, 4)
     b = build_train_loader(options(folder, num_worker_per_gpu=workers), 2, 3, 4)
@@ -148,8 +147,8 @@ def test_ranks_share_the_stream(make_pictures: Maker) -> None:
     single = build_train_loader(opt, 2, 3, 6)
     ranks = [build_train_loader(opt, 2, 3, 2, rank=rank, world_size=3) for rank in range(3)]
     for _ in range(4):
-        want, parts = next(single), [next(loader) for loader in ranks]
-        assert torch.equal(want["gt"], torch.cat([part["gt"] for part in parts]))
+        expected, parts = next(single), [next(loader) for loader in ranks]
+        assert torch.equal(expected["gt"], torch.cat([part["gt"] for part in parts]))
     assert {loader.position for loader in [single, *ranks]} == {24}
     for loader in [single, *ranks]:
         loader.close()
@@ -188,7 +187,7 @@ def test_each_picture_once_an_epoch_in_a_new_order(make_pictures: Maker) -> None
     assert len({tuple(epoch) for epoch in epochs}) > 1
 
 
-def test_without_room_each_picture_is_decoded_once_a_window(
+def test_beyond_the_memory_budget_each_picture_is_decoded_once_a_window(
     make_pictures: Maker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from quantsr.data import store
@@ -206,7 +205,7 @@ def test_without_room_each_picture_is_decoded_once_a_window(
     batches = 5 * CROPS_PER_DECODE // 8
     take(loader, batches)
     loader.close()
-    assert 5 <= len(decoded) <= 5 + 3 * 2  # one pass, and what was decoded ahead
+    assert 5 <= len(decoded) <= 5 + 3 * 2  # one pass, and the pictures decoded ahead
     assert len(loader.dataset.store._futures) == 0
 
 
@@ -282,7 +281,7 @@ def test_spawned_processes_get_the_pictures_in_shared_memory(make_pictures: Make
     assert torch.equal(dataset[5]["gt"], before["gt"])
 
 
-def test_an_error_in_the_background_reaches_the_training(make_pictures: Maker) -> None:
+def test_an_error_of_a_decoding_thread_is_raised(make_pictures: Maker) -> None:
     folder = make_pictures("hr", [(300, 400)] * 3)
     loader = build_train_loader(options(folder, cache_budget_mb=0), 2, 0, 2)
     for path in folder.iterdir():
@@ -302,15 +301,15 @@ def test_a_paired_set_of_basicsr_is_seeded_per_sample(make_pictures: Maker, tmp_
     )
     opt["io_backend"] = {"type": "disk"}
     a, b = build_train_loader(opt, 2, 5, 2), build_train_loader({**opt, "num_worker_per_gpu": 2}, 2, 5, 2)
-    want = take(a, 6)
-    assert want[0]["gt"].shape == (2, 3, 16, 16)
-    assert_same(want, take(b, 6))
+    expected = take(a, 6)
+    assert expected[0]["gt"].shape == (2, 3, 16, 16)
+    assert_same(expected, take(b, 6))
     c = build_train_loader(opt, 2, 5, 2)
     c.load_state_dict({"position": 8, "seed": 5})
-    assert_same(take(c, 2), want[4:])
+    assert_same(take(c, 2), expected[4:])
     b.close()
     missing = {**opt, "dataroot_lq": str(tmp_path / "none")}
-    with pytest.raises(InputError, match="PairedImageDataset refuses its options"):
+    with pytest.raises(InputError, match="PairedImageDataset cannot be built from its options"):
         build_train_loader(missing, 2, 5, 2)
 
 
@@ -351,9 +350,8 @@ def test_a_damaged_lmdb_is_one_line(tmp_path: Path, workers: int) -> None:
 
 
 @pytest.mark.parametrize(("pictures", "processes", "batch"), [(12, 3, 2), (7, 2, 2), (5, 4, 3)])
-def test_processes_see_each_picture_once_in_every_epoch(pictures: int, processes: int, batch: int) -> None:
-    """Also where an epoch ends within a batch: sample by sample, the stream is that of one
-    process."""
+def test_processes_draw_each_picture_once_in_every_epoch(pictures: int, processes: int, batch: int) -> None:
+    """Also where an epoch ends within a batch: the stream of samples is that of one process."""
 
     class Numbers(Dataset[Any]):
         def __len__(self) -> int:

@@ -1,4 +1,4 @@
-"""`quantsr prepare`: layouts, what is skipped, what is refused."""
+"""`quantsr prepare`: layouts, skipped files, refused input."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ def names(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
 
 
-def test_bicubic_folders_skip_what_is_there(
+def test_bicubic_skips_existing_files(
     make_pictures: Maker, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     hr, out = make_pictures("hr", [(25, 30), (24, 24)]), tmp_path / "out"
     assert run("bicubic", hr, out, "--scale", 2, 4, "-j", 2) == 0
     assert names(out) == ["X2/p0x2.png", "X2/p1x2.png", "X4/p0x4.png", "X4/p1x4.png"]
-    want = imresize_uint8(mod_crop(read_rgb(hr / "p0.png"), 4), 1 / 4)
-    np.testing.assert_array_equal(read_rgb(out / "X4/p0x4.png"), want)
+    expected = imresize_uint8(mod_crop(read_rgb(hr / "p0.png"), 4), 1 / 4)
+    np.testing.assert_array_equal(read_rgb(out / "X4/p0x4.png"), expected)
     (out / "X2/p0x2.png").write_bytes(b"mine")
     (out / "X4/p1x4.png").unlink()
     assert run("bicubic", hr, out, "--scale", 2, 4, "-j", 1) == 0
@@ -53,7 +53,7 @@ def test_bicubic_folders_skip_what_is_there(
     assert (out / "X2/p0x2.png").read_bytes() != b"mine"
 
 
-def test_benchmark_layout(make_pictures: Maker, tmp_path: Path) -> None:
+def test_the_layout_of_a_benchmark_set(make_pictures: Maker, tmp_path: Path) -> None:
     source, out = make_pictures("source", [(50, 40)], ".bmp"), tmp_path / "Own"
     run("benchmark", source, out, "-j", 1)
     assert names(out) == [
@@ -67,10 +67,10 @@ def test_benchmark_layout(make_pictures: Maker, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("length", "want"), [(10, []), (12, [0]), (13, [0, 1]), (24, [0, 6, 12]), (29, [0, 6, 12, 17])]
+    ("length", "expected"), [(10, []), (12, [0]), (13, [0, 1]), (24, [0, 6, 12]), (29, [0, 6, 12, 17])]
 )
-def test_sub_images_reach_the_border(length: int, want: list[int]) -> None:
-    assert starts(length, 12, 6) == want
+def test_sub_images_reach_the_border(length: int, expected: list[int]) -> None:
+    assert starts(length, 12, 6) == expected
 
 
 def test_sub_images_and_their_lr_train_from_lmdb(make_pictures: Maker, tmp_path: Path) -> None:
@@ -117,7 +117,7 @@ def test_sub_images_and_their_lr_train_from_lmdb(make_pictures: Maker, tmp_path:
     assert {picture.tobytes() for picture in levels} == pictures
 
 
-def test_bad_requests_are_one_line(make_pictures: Maker, tmp_path: Path) -> None:
+def test_bad_input_is_one_line(make_pictures: Maker, tmp_path: Path) -> None:
     hr = make_pictures("hr", [(24, 24)])
     (hr / "a.b.png").write_bytes((hr / "p0.png").read_bytes())
     with pytest.raises(InputError, match="no such folder"):
@@ -151,7 +151,7 @@ def test_bad_requests_are_one_line(make_pictures: Maker, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("value", ["x", "0", "-1", "2.5"])
-def test_a_number_that_is_none_is_named(value: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_number_that_cannot_be_parsed_is_named(value: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         run("bicubic", "in", "out", f"--scale={value}")
     assert f"must be a whole number of at least 1, got '{value}'" in capsys.readouterr().err
@@ -170,7 +170,7 @@ def server(tmp_path: Path) -> Iterator[tuple[str, Path]]:
 
     class Quiet(http.server.SimpleHTTPRequestHandler):
         def log_message(self, format: str, *args: object) -> None:
-            """Says nothing."""
+            """Logs nothing."""
 
     with http.server.ThreadingHTTPServer(
         ("127.0.0.1", 0), functools.partial(Quiet, directory=str(folder))
@@ -204,7 +204,7 @@ def test_downloads_are_checked_and_unpacked(
         download.download("div2k-train", tmp_path / "d", base="http://127.0.0.1:9/")
 
 
-def test_the_list_of_addresses(capsys: pytest.CaptureFixture[str]) -> None:
+def test_download_without_a_name_lists_the_addresses(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("download") == 0
     assert "DIV2K_train_LR_bicubic_X4.zip" in capsys.readouterr().out
 
@@ -240,7 +240,7 @@ def test_a_download_killed_while_it_unpacks_leaves_nothing_under_the_final_name(
     done = subprocess.run([sys.executable, "-c", KILLED_IN_ZIP, *words], check=False, capture_output=True)
     assert done.returncode == -9
     assert not (tmp_path / "d" / archive.folder).exists()
-    (folder / archive.file).unlink()  # the archive that is there is enough to go on
+    (folder / archive.file).unlink()  # the downloaded archive is enough to resume
     monkeypatch.setitem(download.ARCHIVES, "div2k-valid", download.Archive(archive.file, md5, archive.folder))
     download.download("div2k-valid", tmp_path / "d", base=base)
     assert names(tmp_path / "d") == [f"DIV2K_valid_HR/080{number}.png" for number in range(9)]
@@ -267,7 +267,7 @@ sys.exit(main(sys.argv[1:]))
 
 
 @pytest.mark.parametrize("what", ["lmdb", "bicubic"])
-def test_a_disk_that_is_full_is_one_line_and_leaves_no_part(
+def test_a_failed_write_is_one_line_and_leaves_no_file(
     make_pictures: Maker, tmp_path: Path, what: str
 ) -> None:
     hr, out = make_pictures("hr", [(80, 80)]), tmp_path / "out" / "o.lmdb"
@@ -283,7 +283,7 @@ def test_a_disk_that_is_full_is_one_line_and_leaves_no_part(
     assert names(tmp_path / "out") == []
 
 
-def test_names_as_long_as_the_file_system_takes_them(make_pictures: Maker, tmp_path: Path) -> None:
+def test_names_as_long_as_the_file_system_allows(make_pictures: Maker, tmp_path: Path) -> None:
     hr = make_pictures("hr", [(24, 24)])
     (hr / "p0.png").rename(hr / f"{'n' * 249}.png")
     run("bicubic", hr, tmp_path / "o", "--scale", 2, "-j", 1)
@@ -292,20 +292,20 @@ def test_names_as_long_as_the_file_system_takes_them(make_pictures: Maker, tmp_p
     assert (tmp_path / f"{'m' * 250}.lmdb" / "data.mdb").exists()
 
 
-def test_an_lmdb_is_replaced_whole_and_leftovers_go(make_pictures: Maker, tmp_path: Path) -> None:
-    hr, goal = make_pictures("hr", [(24, 24)]), tmp_path / "out" / "o.lmdb"
-    run("lmdb", hr, goal, "-j", 1)
+def test_an_lmdb_is_replaced_and_leftovers_are_removed(make_pictures: Maker, tmp_path: Path) -> None:
+    hr, target = make_pictures("hr", [(24, 24)]), tmp_path / "out" / "o.lmdb"
+    run("lmdb", hr, target, "-j", 1)
     make_pictures("hr", [(24, 24), (24, 24)])
-    with folder_beside(goal) as work:
+    with folder_beside(target) as work:
         leftover = work / "made.lmdb"
     leftover.mkdir(parents=True)  # of a killed process
-    run("lmdb", hr, goal, "-j", 1, "--force")
-    assert len((goal / "meta_info.txt").read_text().splitlines()) == 2
-    assert [path.name for path in goal.parent.iterdir()] == ["o.lmdb"]
+    run("lmdb", hr, target, "-j", 1, "--force")
+    assert len((target / "meta_info.txt").read_text().splitlines()) == 2
+    assert [path.name for path in target.parent.iterdir()] == ["o.lmdb"]
 
 
 def test_an_empty_picture_is_made_again(make_pictures: Maker, tmp_path: Path) -> None:
-    """A power failure can leave one."""
+    """A power failure can leave an empty file."""
     hr, out = make_pictures("hr", [(24, 24)]), tmp_path / "out"
     (out / "X2").mkdir(parents=True)
     (out / "X2" / "p0x2.png").touch()

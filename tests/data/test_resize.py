@@ -1,4 +1,4 @@
-"""MATLAB's bicubic: against the slow twin everywhere, and against MATLAB's own files."""
+"""MATLAB's bicubic: compared with the slow reference, and with MATLAB's own files."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from tests.reference import resize as reference
 
 @pytest.mark.parametrize("scale", [1 / 2, 1 / 3, 1 / 4, 2, 3, 4, 1.5, 0.37, 0.1])
 @pytest.mark.parametrize("shape", [(31, 29, 3), (1, 1, 3), (24, 5, 1), (3, 40, 4)])
-def test_equals_the_slow_twin(scale: float, shape: tuple[int, ...]) -> None:
+def test_equals_the_slow_reference(scale: float, shape: tuple[int, ...]) -> None:
     img = np.random.default_rng(1).integers(0, 256, shape, dtype=np.uint8)
     result = imresize_uint8(img, scale)
     np.testing.assert_array_equal(result, reference.imresize_uint8(img, scale))
 
 
-def test_many_blocks_and_a_mirrored_border_equal_the_slow_twin() -> None:
+def test_many_blocks_and_symmetric_padding_equal_the_slow_reference() -> None:
     img = np.random.default_rng(2).integers(0, 256, (203, 6, 1), dtype=np.uint8)
     for scale in (1 / 3, 2):
         np.testing.assert_array_equal(imresize_uint8(img, scale), reference.imresize_uint8(img, scale))
@@ -28,9 +28,9 @@ def test_many_blocks_and_a_mirrored_border_equal_the_slow_twin() -> None:
 
 def test_rows_come_first_and_are_rounded() -> None:
     img = np.random.default_rng(3).integers(0, 256, (64, 64, 1), dtype=np.uint8)
-    turned = imresize_uint8(np.ascontiguousarray(img.swapaxes(0, 1)), 1 / 4).swapaxes(0, 1)
+    transposed = imresize_uint8(np.ascontiguousarray(img.swapaxes(0, 1)), 1 / 4).swapaxes(0, 1)
     assert (
-        np.count_nonzero(turned != imresize_uint8(img, 1 / 4)) > 5
+        np.count_nonzero(transposed != imresize_uint8(img, 1 / 4)) > 5
     )  # the order matters, or it was not rounded
 
 
@@ -50,7 +50,7 @@ def test_a_constant_and_a_grey_picture_keep_their_shape_and_value() -> None:
         assert set(np.unique(result)) == {201}
 
 
-def test_the_result_is_a_copy_and_the_input_stays() -> None:
+def test_the_result_is_a_copy_and_the_input_is_unchanged() -> None:
     img = np.random.default_rng(4).integers(0, 256, (12, 12, 3), dtype=np.uint8)
     before = img.copy()
     assert not np.shares_memory(imresize_uint8(img, 1), img)

@@ -17,7 +17,8 @@ from quantsr.config import Options
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> Any:
-    """Tiny tensors: threads cost more than they bring, and compilation is tested where it lives."""
+    """One thread, which is fastest for tiny tensors, and no compilation, which tests/quant
+    covers."""
     threads, mode = torch.get_num_threads(), quant.get_compile()
     torch.set_num_threads(1)
     quant.set_compile(False)

@@ -1,4 +1,4 @@
-"""Checkpoints are whole or not there, are never unpickled, and name what is wrong with them."""
+"""Checkpoints are complete or absent, never unpickled, and their problems are named."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_a_truncated_file_is_named(tmp_path: Path, kept: float) -> None:
 
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 def test_a_truncated_file_of_an_old_torch_is_named(tmp_path: Path) -> None:
-    """Its reader fails by IndexError and struct.error too."""
+    """torch's reader of this format also raises IndexError and struct.error."""
     whole, path = tmp_path / "old.pth", tmp_path / "cut.pth"
     torch.save(CONTENT, whole, _use_new_zipfile_serialization=False)
     content = whole.read_bytes()
@@ -62,7 +62,7 @@ def test_a_truncated_file_of_an_old_torch_is_named(tmp_path: Path) -> None:
             checkpoint.load(path)
 
 
-def test_foreign_files_are_named(tmp_path: Path) -> None:
+def test_files_of_other_formats_are_named(tmp_path: Path) -> None:
     for name, content in {
         "text.pth": b"hello, not a checkpoint",
         "zip.pth": b"PK\x05\x06" + bytes(18),
@@ -119,8 +119,8 @@ def test_a_failed_write_raises_and_leaves_the_earlier_file(
     assert [p.name for p in tmp_path.iterdir()] == ["a.pth"]
 
 
-def test_a_disk_that_is_full_for_real(tmp_path: Path) -> None:
-    """The kernel refuses the bytes half way, as a full disk does."""
+def test_a_file_size_limit_leaves_the_earlier_file(tmp_path: Path) -> None:
+    """The kernel stops the write half way, as a full disk does."""
     path = tmp_path / "a.pth"
     checkpoint.save(path, CONTENT)
     before = path.read_bytes()
@@ -146,7 +146,7 @@ def test_the_rename_comes_after_the_sync(tmp_path: Path, monkeypatch: pytest.Mon
     assert calls == ["fsync", "replace", "fsync"]  # the file, its name, the folder
 
 
-def test_random_states_come_back(tmp_path: Path) -> None:
+def test_random_states_are_restored(tmp_path: Path) -> None:
     def draw() -> tuple[Any, ...]:
         legacy = np.random.normal(size=3).tolist()  # noqa: NPY002
         return random.random(), random.gauss(0, 1), legacy, torch.rand(3).tolist()
@@ -183,7 +183,7 @@ def test_a_network_file_rebuilds_its_network(tmp_path: Path) -> None:
 
 
 def test_basicsr_reads_a_network_file(tmp_path: Path) -> None:
-    """Its loader takes ``torch.load(path)[param_key]``."""
+    """BasicSR's loader uses ``torch.load(path)[param_key]``."""
     net = small_net()
     path = tmp_path / "net.pth"
     checkpoint.save(path, network_file(net, None, iteration=1))
@@ -212,10 +212,10 @@ def test_parameters_of_another_network_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("bits", "wanted"), [(4, RANKING), (2, None)])
-def test_the_released_checkpoint_is_ranked_as_its_test_script_ranks(
+def test_the_released_checkpoint_is_ranked_as_in_its_test_script(
     bits: int, wanted: Any, tmp_path: Path
 ) -> None:
-    """Whatever its shortcuts are, which training at all depths moved on."""
+    """Not by its shortcuts, which training at all depths has changed."""
     shape = {
         "num_in_ch": 3,
         "num_out_ch": 3,
@@ -231,7 +231,7 @@ def test_the_released_checkpoint_is_ranked_as_its_test_script_ranks(
     assert wanted is None or net.blocks_kept(16)[-3:] == (29, 30, 31)
 
 
-def test_param_key(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_param_key_selects_the_state_dict(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     a, b = {"w": torch.zeros(1)}, {"w": torch.ones(1)}
     both = {"params": a, "params_ema": b}
     assert checkpoint.parameters(both, "f", "params")["w"] == 0
@@ -243,7 +243,7 @@ def test_param_key(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
         checkpoint.parameters(both, "f", "other")
 
 
-def test_a_float_network_of_basicsrs_is_rebuilt_from_its_options(make_options: Any, tmp_path: Path) -> None:
+def test_a_float_network_of_basicsr_is_rebuilt_from_its_options(make_options: Any, tmp_path: Path) -> None:
     from quantsr.loading import load
 
     shape = {"num_in_ch": 3, "num_out_ch": 3, "num_feat": 4, "num_block": 1, "upscale": 2}
@@ -256,7 +256,7 @@ def test_a_float_network_of_basicsrs_is_rebuilt_from_its_options(make_options: A
         assert torch.equal(load(path)(picture), net.eval()(picture))
 
 
-def test_loading_by_name_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_network_is_loaded_by_the_name_of_its_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from quantsr.loading import load
 
     monkeypatch.chdir(tmp_path)
@@ -266,5 +266,5 @@ def test_loading_by_name_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     with pytest.raises(InputError, match="other: no such checkpoint"):
         load("other")
     checkpoint.save(Path("bare.pth"), {"params": checkpoint.cpu_state(small_net())})
-    with pytest.raises(InputError, match="does not say how its network is built"):
+    with pytest.raises(InputError, match="has no description of its network"):
         load("bare.pth")

@@ -1,4 +1,4 @@
-"""``quantsr train`` and ``quantsr test`` as they are typed."""
+"""The commands ``quantsr train`` and ``quantsr test``."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ RELEASED_NAMES = {
 
 
 def released_names(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """A state dict of ours as the released code would have written it."""
+    """A state dict under the names and with the shapes of the released code."""
     found = {}
     for name, value in state.items():
         for ours, theirs in RELEASED_NAMES.items():
@@ -83,9 +83,10 @@ def results(tmp_path: Path) -> dict[tuple[str, str], float]:
     return {(r.set, r.row): r.value for r in read_results(tmp_path / "results" / "tested" / "results.json")}
 
 
-def test_released_option_file_and_state_dict(tmp_path: Path, test_file: Any, capsys: Any) -> None:
-    """``slimmable_version: 1`` tests the half network with one block more, ranked by the
-    shortcuts."""
+def test_released_option_files_and_state_dicts_are_tested(
+    tmp_path: Path, test_file: Any, capsys: Any
+) -> None:
+    """``slimmable_version: 1`` tests half of the blocks plus one, ranked by the shortcuts."""
     network = {
         "type": "QEDSR_Ours",
         "num_in_ch": 3,
@@ -125,7 +126,7 @@ def test_released_option_file_and_state_dict(tmp_path: Path, test_file: Any, cap
 def test_train_then_test_every_depth_with_the_moving_average(
     make_options: Any, tmp_path: Path, test_file: Any
 ) -> None:
-    """``param_key_g`` picks the parameters; the float teacher stands beside where it is given."""
+    """``param_key_g`` selects the parameters; a float teacher is tested too."""
     options = make_options(**{"train.optim_g.lr": 0.02})
     Trainer(options).run()
     file = Path(options.experiment_folder) / "models" / "net_g_latest.pth"
@@ -159,16 +160,16 @@ def test_train_then_test_every_depth_with_the_moving_average(
 @pytest.fixture
 def packed(tmp_path: Path) -> Path:
     """A packed network x2 with an 8-bit tail."""
-    from quantsr.deploy import packing
-    from quantsr.deploy.stand_in import random_model
+    from quantsr.deploy.packed import packing
+    from quantsr.deploy.stand_ins.convolutional import random_model
 
     file = tmp_path / "packed.safetensors"
     packing.save(random_model(num_feat=8, num_block=4, scale=2), file)
     return file
 
 
-def test_a_packed_file_without_network_g(tmp_path: Path, test_file: Any, packed: Path) -> None:
-    """The rows are those of `quantsr.load`, and on an engine those of `Upscaler`."""
+def test_a_packed_file_is_tested_without_network_g(tmp_path: Path, test_file: Any, packed: Path) -> None:
+    """The values are those of `quantsr.load`, and on an engine those of `Upscaler`."""
     import quantsr
     from quantsr.data.images import read_rgb
     from quantsr.engine.evaluate import measure, network_upscaler
@@ -223,8 +224,8 @@ def test_engines_need_a_packed_file(tmp_path: Path, test_file: Any, capsys: Any)
 
 
 def test_a_checkpoint_of_other_bits_is_refused(tmp_path: Path, test_file: Any, capsys: Any) -> None:
-    """The tensors of W4A4 and W2A2 have the same shapes: only what the checkpoint says tells them
-    apart."""
+    """The tensors of W4A4 and W2A2 have the same shapes: only the checkpoint's description of its
+    network distinguishes them."""
     network = {"type": "QuantSR_C", "num_feat": 4, "num_block": 2, "upscale": 2, "nbits_w": 2}
     net = build.build_network("QuantSR_C", {k: v for k, v in network.items() if k != "type"})
     quant.calibrate(net, [torch.rand(1, 3, 8, 8)])
@@ -267,9 +268,9 @@ def test_a_missing_or_damaged_checkpoint_is_one_line(tmp_path: Path, test_file: 
 
 
 @pytest.mark.integration
-def test_interrupted_from_outside_and_resumed(make_options: Any, tmp_path: Path) -> None:
-    """SIGTERM to ``python -m quantsr.train``: exit code 1, a line that says how to go on, and going
-    on works."""
+def test_a_training_stopped_by_sigterm_is_resumed(make_options: Any, tmp_path: Path) -> None:
+    """SIGTERM to ``python -m quantsr.train``: exit code 1, a line with the command to resume, and
+    resuming works."""
     import signal
     import time
 

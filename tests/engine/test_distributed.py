@@ -1,4 +1,4 @@
-"""Who this process is, and two processes that train as one."""
+"""Detection of ranks and devices, and training and evaluation in two processes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.conftest import ROOT
 TORCHRUN = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"}
 
 
-def test_detection() -> None:
+def test_processes_are_detected_from_the_environment() -> None:
     assert detect("none", {}) == World()
     assert detect("none", TORCHRUN) == World()  # some schedulers set these for single processes too
     assert detect("none", {**TORCHRUN, "TORCHELASTIC_RUN_ID": "x"}) == World(1, 2, 1)
@@ -57,7 +57,9 @@ def test_node_lists_never_reach_a_shell(monkeypatch: pytest.MonkeyPatch, tmp_pat
     assert len(calls) == 1
 
 
-def test_a_gpu_that_is_not_here(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_without_a_gpu_the_cpu_is_used(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert resolve_device("auto") == torch.device("cpu")
     assert resolve_device(0) == torch.device("cpu")
@@ -79,13 +81,13 @@ def test_several_gpus_need_several_processes(
 
 
 @pytest.mark.gpu
-def test_a_gpu_that_is_here() -> None:
+def test_with_a_gpu_auto_uses_it() -> None:
     assert resolve_device("auto") == torch.device("cuda", 0)
     assert resolve_device(0) == torch.device("cpu")
 
 
 def trained_by(processes: int, options: Any, tmp_path: Path) -> dict[str, Any]:
-    """Trains in so many processes; gives the last network file."""
+    """Trains in this number of processes; returns the last network file."""
     file = tmp_path / f"{options.name}.yml"
     file.write_text(yaml.safe_dump(options.dump()))
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
@@ -101,11 +103,9 @@ def trained_by(processes: int, options: Any, tmp_path: Path) -> dict[str, Any]:
 def test_two_processes_equal_one_with_twice_the_batch(
     quantizer: str | None, make_options: Any, validated: dict[str, Any], tmp_path: Path
 ) -> None:
-    """Through both stages: initial steps, weights, steps, averages, ranking and the numbers of the
-    validations.
+    """Through both stages: weights, steps, averages, ranking and the values of the validations.
 
-    The sums over a batch are taken in another order, which is all that differs: the tolerance is
-    that of docs/numerics.md.
+    Only the order of the sums over a batch differs: the tolerance is that of docs/numerics.md.
     """
     changes = {**validated, "network_g.quantizer": quantizer or "RLQ", "train.initial_steps": "mse"}
     if quantizer is None:
@@ -145,7 +145,7 @@ seen = []
 records = evaluate.evaluate(net, sets, progress=seen.append, **how)
 write_records(records, pathlib.Path(sys.argv[1]) / f"{world.rank}_of_{world.size}.json")
 assert len(seen) == len(range(world.rank, 5, world.size)) + (world.rank == 0)
-pictures[1]["gt"] = make(4, 4, 3)  # one process meets it, all say so
+pictures[1]["gt"] = make(4, 4, 3)  # evaluated by one process, raised in all
 try:
     evaluate.evaluate(net, sets, **how)
 except InputError as error:
@@ -158,7 +158,7 @@ processes.leave()
 
 @pytest.mark.integration
 def test_processes_share_the_pictures_of_a_validation(tmp_path: Path) -> None:
-    """The numbers are those of one process, to the last bit, in each of them."""
+    """The values in each process are those of a single process, bit for bit."""
     script = tmp_path / "evaluate_pictures.py"
     script.write_text(_EVALUATE)
     for count in (1, 2):
@@ -172,7 +172,7 @@ def test_processes_share_the_pictures_of_a_validation(tmp_path: Path) -> None:
     assert read_results(tmp_path / "0_of_2.json") == read_results(tmp_path / "1_of_2.json") == alone
 
 
-def test_a_port_or_a_machine_that_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bad_addresses_of_the_first_process_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     world = World(0, 2, 0)
     monkeypatch.setenv("MASTER_ADDR", "localhost")
     for port in ("http", "0", "70000"):

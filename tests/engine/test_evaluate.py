@@ -1,4 +1,4 @@
-"""The evaluation loop gives BasicSR's numbers, for networks and for functions, at every depth."""
+"""The evaluation loop gives BasicSR's values, for networks and for functions, at every depth."""
 
 from __future__ import annotations
 
@@ -49,9 +49,9 @@ def network(num_block: int = 4) -> nn.Module:
     return net
 
 
-def basicsr_numbers(net: nn.Module, dataset: EvalSet, **kwargs: Any) -> tuple[float, float]:
-    """Exactly the steps of BasicSR's SRModel.nondist_validation on pictures read by OpenCV (BGR,
-    [0, 1])."""
+def basicsr_values(net: nn.Module, dataset: EvalSet, **kwargs: Any) -> tuple[float, float]:
+    """PSNR and SSIM by the steps of BasicSR's SRModel.nondist_validation on pictures read by OpenCV
+    (BGR, [0, 1])."""
     psnr = ssim = 0.0
     for item in dataset.pictures:
         lq = item["lq"][..., ::-1].astype(np.float32) / 255.0
@@ -67,25 +67,25 @@ def basicsr_numbers(net: nn.Module, dataset: EvalSet, **kwargs: Any) -> tuple[fl
     return psnr / len(dataset.pictures), ssim / len(dataset.pictures)
 
 
-def test_numbers_of_a_network_are_basicsrs(small_set: EvalSet) -> None:
+def test_values_of_a_network_are_basicsrs(small_set: EvalSet) -> None:
     net = network()
     records = evaluate(net, [small_set], metrics=METRICS, name="QuantSR_C W4A4")
     assert [(r.depth, r.metric) for r in records] == [(d, m) for d in (4, 2, 1) for m in ("psnr", "ssim")]
     for depth in (4, 2, 1):
-        wanted = basicsr_numbers(net.eval(), small_set, depth=depth)
+        wanted = basicsr_values(net.eval(), small_set, depth=depth)
         found = [r.value for r in records if r.depth == depth]
         assert found == pytest.approx(wanted, abs=1e-12)
     assert records[0].pictures == 2
 
 
-def test_numbers_of_a_float_network_are_basicsrs(small_set: EvalSet) -> None:
+def test_values_of_a_float_network_are_basicsrs(small_set: EvalSet) -> None:
     net = EDSR(3, 3, num_feat=8, num_block=2, upscale=2, img_range=255.0)
     records = evaluate(net, [small_set], metrics=METRICS, name="float EDSR")
     assert [r.depth for r in records] == [None, None]
-    assert [r.value for r in records] == pytest.approx(basicsr_numbers(net.eval(), small_set), abs=1e-12)
+    assert [r.value for r in records] == pytest.approx(basicsr_values(net.eval(), small_set), abs=1e-12)
 
 
-def test_bicubic_row(small_set: EvalSet) -> None:
+def test_the_values_of_bicubic_are_basicsrs(small_set: EvalSet) -> None:
     records = bicubic([small_set], metrics=METRICS)
     wanted = [
         calculate_psnr(imresize_uint8(i["lq"], 2)[..., ::-1], i["gt"][..., ::-1], 2, test_y_channel=True)
@@ -104,7 +104,7 @@ def test_conversions_are_inverse_and_basicsrs() -> None:
     assert np.array_equal(to_picture(noisy), tensor2img(noisy)[..., ::-1])
 
 
-def test_evaluation_leaves_the_network_as_it_was(small_set: EvalSet) -> None:
+def test_evaluation_restores_modes_and_changes_no_parameter(small_set: EvalSet) -> None:
     net = network().train()
     net.conv_last.eval()
     before = {k: v.clone() for k, v in net.state_dict().items()}
@@ -112,7 +112,7 @@ def test_evaluation_leaves_the_network_as_it_was(small_set: EvalSet) -> None:
     assert net.training
     assert not net.conv_last.training
     assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
-    # no tensor of the inference mode has stayed behind
+    # no tensor of the inference mode is left in the network
     net(torch.rand(1, 3, 5, 5)).sum().backward()
 
 
@@ -125,7 +125,7 @@ def test_transforms_are_the_eight_symmetries_and_invert() -> None:
 
 
 def test_self_ensemble_is_equivariant() -> None:
-    """f(T x) = T f(x) for every symmetry T, which no plain convolution fulfils."""
+    """f(T x) = T f(x) for every symmetry T, which does not hold for the network alone."""
     net = network().eval()
     x = torch.rand(1, 3, 9, 6)
 
@@ -150,7 +150,7 @@ def test_self_ensemble_of_a_symmetric_upscaler_changes_nothing(small_set: EvalSe
     assert eight[0].row == "repeat, self-ensemble"
 
 
-def test_self_ensemble_of_a_network_in_the_loop(small_set: EvalSet) -> None:
+def test_self_ensemble_of_a_network_is_the_mean_of_eight_outputs(small_set: EvalSet) -> None:
     net = network()
     records = evaluate(net, [small_set], metrics=METRICS, name="x", depths=[2], ensemble=True)
     wanted = []
@@ -203,7 +203,7 @@ def record(**changes: Any) -> Record:
     return Record(**{**base, "value": 31.23456, "pictures": 5, **changes})
 
 
-def test_result_files(tmp_path: Path) -> None:
+def test_result_files_are_written_and_read(tmp_path: Path) -> None:
     records = [
         record(network="bicubic", depth=None, value=28.43, engine="numpy"),
         record(network="bicubic", depth=None, metric="ssim", value=0.8111, engine="numpy"),

@@ -1,5 +1,5 @@
-"""Checkpoints of other programs are loaded where it is certain, or their naming is named; damaged
-ones name the entry."""
+"""Checkpoints of other programs are loaded where the mapping is unambiguous; else the project of
+their names is named. For damaged checkpoints the entry is named."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ WRAPPERS: dict[str, Callable[[State], dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("kind", WRAPPERS)
-def test_what_wrappers_add_to_names_is_taken_away(kind: str, tmp_path: Path) -> None:
+def test_prefixes_of_wrappers_are_removed(kind: str, tmp_path: Path) -> None:
     trained, net = small(), build.build_network("QuantSR_C", {"num_feat": 4, "num_block": 4, "upscale": 2})
     build.load_checkpoint(net, saved(tmp_path / "a.pth", WRAPPERS[kind](trained.state_dict())))
     for name, tensor in trained.state_dict().items():
@@ -94,7 +94,7 @@ def swinir(size: int) -> nn.Module:
     )
 
 
-def test_buffers_that_follow_from_the_size_of_patches_are_left(tmp_path: Path) -> None:
+def test_buffers_computed_from_the_patch_size_are_not_loaded(tmp_path: Path) -> None:
     torch.manual_seed(0)
     source, net = swinir(8), swinir(16)
     masks = [name for name in net.state_dict() if name.endswith("attn_mask")]
@@ -131,7 +131,7 @@ def edsr_pytorch(net: nn.Module, mean: float = 0.0) -> State:
     }
 
 
-def test_edsr_pytorch_is_loaded_where_its_mean_is_ours(tmp_path: Path) -> None:
+def test_edsr_pytorch_is_loaded_where_its_mean_is_that_of_the_network(tmp_path: Path) -> None:
     sizes = {"num_in_ch": 3, "num_out_ch": 3, "num_feat": 4, "num_block": 2, "upscale": 4}
     source, net = EDSR(**sizes), EDSR(**sizes)
     file = saved(tmp_path / "edsr.pt", edsr_pytorch(source))
@@ -145,13 +145,13 @@ def test_edsr_pytorch_is_loaded_where_its_mean_is_ours(tmp_path: Path) -> None:
         build.load_checkpoint(net, other)
 
 
-def test_a_naming_that_does_not_fit_is_named(tmp_path: Path) -> None:
+def test_the_project_whose_names_do_not_fit_is_named(tmp_path: Path) -> None:
     state = {"model.0.weight": torch.zeros(4, 3, 3, 3), "model.1.sub.0.RDB1.conv1.0.weight": torch.zeros(1)}
     with pytest.raises(InputError, match="its names are those of the first ESRGAN code"):
         build.load_checkpoint(small(), saved(tmp_path / "a.pth", {"params": state}))
 
 
-def test_not_strict_still_needs_something_that_fits(tmp_path: Path) -> None:
+def test_without_strict_at_least_one_tensor_must_fit(tmp_path: Path) -> None:
     file = saved(tmp_path / "a.pth", {"params": {"x": torch.zeros(1)}})
     with pytest.raises(InputError, match="no tensor of a name and shape of this QuantSR_C"):
         build.load_checkpoint(small(), file, strict=False)
@@ -231,7 +231,7 @@ def test_a_compressed_archive_is_not_unpacked(tmp_path: Path) -> None:
         checkpoint.load(tmp_path / "bomb.pth")
 
 
-def test_a_network_without_steps_is_not_run(tmp_path: Path) -> None:
+def test_a_network_without_steps_is_refused(tmp_path: Path) -> None:
     net = build.build_network("QuantSR_C", {"num_feat": 4, "num_block": 4, "upscale": 2})
     file = saved(tmp_path / "a.pth", network_file(net, None, iteration=1))
     with pytest.raises(InputError, match=r"a\.pth: has no steps for the quantizers of body\.0\.conv1"):
@@ -240,7 +240,7 @@ def test_a_network_without_steps_is_not_run(tmp_path: Path) -> None:
 
 def test_dead_quantizers_are_reported_when_loaded(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     net = small()
-    file = saved(tmp_path / "sound.pth", network_file(net, None, iteration=1))
+    file = saved(tmp_path / "valid.pth", network_file(net, None, iteration=1))
     load(file)
     assert "dead" not in caplog.text
     with torch.no_grad():
@@ -250,7 +250,7 @@ def test_dead_quantizers_are_reported_when_loaded(tmp_path: Path, caplog: pytest
     with caplog.at_level(logging.WARNING):
         load(saved(tmp_path / "dead.pth", network_file(net, None, iteration=1)))
     assert (
-        "dead.pth: dead quantizers, whose layers give nothing: body.0.conv1 (weight step at or below zero), "
+        "dead.pth: dead quantizers, whose layers output almost 0, or NaN: body.0.conv1 (weight step at or below zero), "
         "body.2.conv2 (input step at or below zero), body.3.conv1 (input quantizer not finite)"
     ) in caplog.text
 

@@ -1,5 +1,4 @@
-"""Networks other than QuantSR's: trained, checked, tested, loaded and resumed, as a user's commands
-do it."""
+"""Networks other than QuantSR's: trained, checked, tested, loaded and resumed by the commands."""
 
 from __future__ import annotations
 
@@ -78,14 +77,16 @@ def commands(make_options: Any, pictures: Path, tmp_path: Path, monkeypatch: pyt
 
 
 @pytest.mark.parametrize("network", [EDSR, MSRRESNET, SWINIR], ids=lambda network: str(network["type"]))
-def test_basicsrs_networks_go_round(commands: Any, network: dict[str, Any], capsys: Any) -> None:
+def test_networks_of_basicsr_are_trained_tested_and_loaded(
+    commands: Any, network: dict[str, Any], capsys: Any
+) -> None:
     assert commands("train", network, train={"total_iter": 4}) == 0
     net = "experiments/run/models/net_g_latest.pth"
     stored = checkpoint.load(net)["quantsr"]["arch"]
-    assert {key: stored[key] for key in network} == network  # and beside it the defaults
+    assert {key: stored[key] for key in network} == network  # with the defaults of other arguments
     assert len(stored) >= len(network)
     capsys.readouterr()
-    for given in (network, None):  # network_g from the file, and left to the checkpoint
+    for given in (network, None):  # network_g from the option file, and from the checkpoint
         for command in ("check", "test"):
             words = ["--for", "test"] if command == "check" else []
             assert commands(command, given, *words, "--set", f"path.pretrain_network_g={net}") == 0
@@ -95,7 +96,7 @@ def test_basicsrs_networks_go_round(commands: Any, network: dict[str, Any], caps
         assert loaded(torch.zeros(1, 3, 9, 10)).shape == (1, 3, 18, 20)
 
 
-def test_another_network_than_the_checkpoints_is_named(commands: Any, capsys: Any) -> None:
+def test_another_network_than_that_of_the_checkpoint_is_named(commands: Any, capsys: Any) -> None:
     assert commands("train", EDSR, train={"total_iter": 2}) == 0
     net = "experiments/run/models/net_g_latest.pth"
     words = ("--set", f"path.pretrain_network_g={net}")
@@ -120,8 +121,8 @@ def test_resuming_ends_in_the_same_network(commands: Any) -> None:
         assert torch.equal(value, again[name]), name
 
 
-def test_a_network_and_a_loss_of_ones_own_file(commands: Any, capsys: Any, tmp_path: Path) -> None:
-    number = abs(hash(str(tmp_path))) % 10**9  # registries know a name once
+def test_a_network_and_a_loss_of_an_imported_file(commands: Any, capsys: Any, tmp_path: Path) -> None:
+    number = abs(hash(str(tmp_path))) % 10**9  # a name can be registered only once
     Path("own.py").write_text(OWN_NETWORK.format(number=number), encoding="utf-8")
     network = {"type": f"TenLines{number}", "width": 6}
     losses = {
@@ -140,19 +141,19 @@ def test_a_network_and_a_loss_of_ones_own_file(commands: Any, capsys: Any, tmp_p
     assert quantsr.load("run").last[0].weight.shape == (12, 6, 3, 3)
     wrong = {"power": {"type": f"PowerLoss{number}", "exponend": 1.5, "loss_weight": "much"}}
     assert commands("train", network, *own, train={"total_iter": 2, "pixel_opt": None, "losses": wrong}) == 2
-    said = capsys.readouterr().err
+    err = capsys.readouterr().err
     assert (
-        f"train.losses.power.exponend: unknown option of PowerLoss{number}; did you mean 'exponent'?" in said
+        f"train.losses.power.exponend: unknown option of PowerLoss{number}; did you mean 'exponent'?" in err
     )
-    assert f"train.losses.power.exponent: missing; PowerLoss{number} needs it" in said
-    assert "train.losses.power.loss_weight: must be a number" in said
+    assert f"train.losses.power.exponent: missing; PowerLoss{number} needs it" in err
+    assert "train.losses.power.loss_weight: must be a number" in err
 
 
 def test_a_file_that_cannot_be_imported_is_one_line(commands: Any, capsys: Any) -> None:
     Path("broken.py").write_text("1 / 0\n", encoding="utf-8")
     assert commands("train", EDSR, "--import", "broken.py") == 2
     assert capsys.readouterr().err.strip() == (
-        "error: --import broken.py: cannot be imported (division by zero); mend the file or the name"
+        "error: --import broken.py: cannot be imported (division by zero); correct the file or the name"
     )
     assert commands("train", EDSR, "--import", "no.such.module") == 2
     assert "--import no.such.module: cannot be imported (No module named 'no')" in capsys.readouterr().err

@@ -1,5 +1,5 @@
-"""A queue: networks trained one after the other, call by call, with as many iterations as the time
-allows."""
+"""``quantsr queue``: networks trained one after the other in several calls, with as many iterations
+as the time allows."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from quantsr.trained_files import checkpoint
 
 
 class Ticks:
-    """A clock that is one second on at every reading."""
+    """A clock that advances by one second at every reading."""
 
     def __init__(self) -> None:
         self.now = 0
@@ -39,7 +39,7 @@ COSINE = {"type": "CosineAnnealingRestartLR", "eta_min": 1e-7}
 
 @pytest.fixture
 def queue_file(make_options: Any, tmp_path: Path) -> Path:
-    """Two entries of a tiny network: float, and 4 bits from there."""
+    """Two entries of a tiny network: float, and 4 bits starting from it."""
     options = make_options(**{"network_g.depths": [4, 2], "train.scheduler": COSINE}).dump()
     del options["train"]["scheduler"]["periods"]  # one cycle, as long as the training
     (tmp_path / "tiny.yml").write_text(yaml.safe_dump(options))
@@ -94,7 +94,7 @@ def assert_same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor
         assert torch.equal(found[name], value), name
 
 
-def test_calls_that_end_early_give_the_networks_of_one_call(
+def test_several_calls_give_the_networks_of_a_single_call(
     queue_file: Path, uninterrupted: dict[str, torch.Tensor], tmp_path: Path
 ) -> None:
     queue, folder = load_queue(str(queue_file)), tmp_path / "parts"
@@ -111,7 +111,7 @@ def test_calls_that_end_early_give_the_networks_of_one_call(
     }
 
 
-def test_a_killed_call_goes_on_from_a_checkpoint_written_by_time(
+def test_a_killed_call_is_resumed_from_a_checkpoint_written_by_time(
     queue_file: Path, uninterrupted: dict[str, torch.Tensor], tmp_path: Path, monkeypatch: Any
 ) -> None:
     queue, folder = load_queue(str(queue_file)), tmp_path / "killed"
@@ -121,7 +121,7 @@ def test_a_killed_call_goes_on_from_a_checkpoint_written_by_time(
     def killed(trainer: Trainer, monitor: Any) -> None:
         if trainer.iteration == 5 and trainer.options.name == "w4a4" and not stopped:
             stopped.append(sorted(path.name for path in trainer.folder.states.iterdir()))
-            raise KeyboardInterrupt  # caught nowhere: no checkpoint is written on the way out
+            raise KeyboardInterrupt  # not caught: no checkpoint is written
         step(trainer, monitor)
 
     monkeypatch.setattr(Trainer, "_step", killed)
@@ -134,7 +134,7 @@ def test_a_killed_call_goes_on_from_a_checkpoint_written_by_time(
 
 
 @pytest.mark.integration
-def test_iterations_are_cut_to_the_budget_and_the_schedule_ends_there(
+def test_iterations_are_fitted_to_the_budget_and_the_schedule_to_them(
     queue_file: Path, tmp_path: Path
 ) -> None:
     queue = changed(queue_file, budget=500, set={"train.total_iter": 100000, "logger.print_freq": 1})
@@ -150,14 +150,14 @@ def test_iterations_are_cut_to_the_budget_and_the_schedule_ends_there(
     assert record(folder)["w4a4"]["it_per_s"].keys() == {"1", "2"}
 
 
-def test_the_last_call_fits_what_has_no_budget(queue_file: Path, tmp_path: Path) -> None:
+def test_the_last_call_fits_iterations_without_a_budget(queue_file: Path, tmp_path: Path) -> None:
     queue = changed(queue_file, set={"train.total_iter": 100000})
     Queue(queue, tmp_path / "last", seconds=500, last=True, clock=Ticks(), save_every=1e6).run()
     assert record(tmp_path / "last")["float"]["state"] == "done"
     assert 50 < record(tmp_path / "last")["float"]["iteration"] < 500
 
 
-def test_an_entry_that_fails_leaves_the_others_to_train(queue_file: Path, tmp_path: Path) -> None:
+def test_independent_entries_are_trained_after_one_that_fails(queue_file: Path, tmp_path: Path) -> None:
     content = yaml.safe_load(queue_file.read_text())
     content["entries"]["float"]["set"]["datasets.train.dataroot_gt"] = "/nowhere"
     content["entries"]["alone"] = {**content["entries"]["w4a4"], "start": {}}
@@ -217,7 +217,9 @@ def test_a_limit_counts_parts_from_the_first_iteration() -> None:
     assert TimeLimit(stop_at=1000, clock=clock).reached()
 
 
-def test_what_is_wrong_with_a_queue_is_said_at_once(queue_file: Path, tmp_path: Path, capsys: Any) -> None:
+def test_problems_of_a_queue_are_reported_before_training(
+    queue_file: Path, tmp_path: Path, capsys: Any
+) -> None:
     content = yaml.safe_load(queue_file.read_text())
     content["entries"]["float"]["set"] = {"train.total_itre": 3}
     content["entries"]["w4a4"]["set"] = {"network_g.nbits_w": 99}

@@ -1,5 +1,4 @@
-"""A run's folder is its own, and no picture of a validation costs the training anything but
-itself."""
+"""Locking of run folders, and pictures, logs and streams whose failures do not stop a training."""
 
 from __future__ import annotations
 
@@ -49,7 +48,7 @@ def val_options(folder: Path, **val: Any) -> dict[str, Any]:
     }
 
 
-# A folder of one's own
+# Run folders
 
 
 def test_a_run_that_another_process_trains_is_refused(make_options: Any) -> None:
@@ -83,7 +82,7 @@ def test_leftovers_of_killed_saves_are_removed(make_options: Any) -> None:
     assert not list(models.parent.parent.rglob(".quantsr*"))
 
 
-def test_names_as_long_as_the_file_system_takes_them(make_options: Any) -> None:
+def test_names_as_long_as_the_file_system_allows(make_options: Any) -> None:
     options = make_options(name="n" * 255, **{"train.total_iter": 1})
     Trainer(options).run()
     Trainer(options).run()  # sets the first one aside
@@ -92,7 +91,7 @@ def test_names_as_long_as_the_file_system_takes_them(make_options: Any) -> None:
     assert folders[1] == 255
 
 
-def test_folders_of_one_second_are_set_aside_side_by_side(tmp_path: Path) -> None:
+def test_folders_set_aside_in_one_second_get_different_names(tmp_path: Path) -> None:
     for _ in range(12):
         (tmp_path / "run").mkdir()
         set_aside(tmp_path / "run")
@@ -105,13 +104,13 @@ def test_a_log_file_on_a_full_disk_is_one_line(caplog: pytest.LogCaptureFixture)
     with log_file(Path("/dev/full")):
         for _ in range(3):
             logging.getLogger("quantsr.some").info("a line")
-    said = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
-    assert said == [
+    warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert warnings == [
         "/dev/full: cannot be written ([Errno 28] No space left on device); the log goes on without it"
     ]
 
 
-def test_a_log_takes_names_that_are_no_text(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_file_names_that_are_not_utf8_are_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "quantsr")
     path = dated_log(tmp_path, "train", "x")
     with log_file(path):
@@ -132,8 +131,8 @@ def test_a_folder_that_cannot_be_made_is_one_line(make_options: Any, tmp_path: P
 def test_pictures_that_cannot_be_evaluated_are_named_and_left_out(
     make_options: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Too small for SSIM's window, too small for the border, no picture, and names that are no text
-    or too long."""
+    """Pictures too small for SSIM's window or for the border, damaged ones, and names that are not
+    UTF-8 or too long."""
     folder = tmp_path / "vset"
     long = "n" * 250
     for name, size in {"good": 40, "tiny": 4, "small": 14, "caf\udce9": 40, long: 40}.items():
@@ -153,7 +152,7 @@ def test_pictures_that_cannot_be_evaluated_are_named_and_left_out(
     assert (RunFolder(Path(options.experiment_folder)).models / "net_g_latest.pth").exists()
 
 
-def test_a_test_refuses_such_a_picture_before_it_begins(tmp_path: Path) -> None:
+def test_a_picture_too_small_for_the_metrics_is_refused_by_a_test(tmp_path: Path) -> None:
     write(tmp_path, "good.png")
     write(tmp_path, "small.png", 14)
     made = {"name": "v", "type": "PairedImageDataset", "dataroot_gt": str(tmp_path)}
@@ -178,7 +177,8 @@ def test_a_metric_that_is_not_a_number_is_an_error() -> None:
 def test_the_checkpoint_of_an_iteration_comes_before_its_validation(
     make_options: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever ends the process there, the training goes on from it, and validates first."""
+    """A process that ends during a validation is resumed from the checkpoint, and validates
+    first."""
     write(tmp_path / "vset", "a.png")
     options = make_options(**val_options(tmp_path / "vset"), **{"logger.save_checkpoint_freq": 4})
     states = RunFolder(Path(options.experiment_folder)).states
@@ -198,19 +198,21 @@ def test_the_checkpoint_of_an_iteration_comes_before_its_validation(
     assert checkpoint.load(states / "4.state")["best"]["iteration"] == 4
 
 
-def test_what_is_not_a_number_is_never_the_best(make_options: Any, validated: Any, tmp_path: Path) -> None:
-    keeper = Validation(make_options(**validated), [], RunFolder(tmp_path))
+def test_values_that_are_not_a_number_are_never_the_best(
+    make_options: Any, validated: Any, tmp_path: Path
+) -> None:
+    validator = Validation(make_options(**validated), [], RunFolder(tmp_path))
 
     def records(value: float) -> list[Record]:
         return [Record("s", 2, "n", 4, "psnr", value, 1)]
 
-    assert keeper.better_than(None, records(math.nan), 4, 1) is None
-    assert keeper.better_than(None, [], 4, 1) is None
+    assert validator.new_best(None, records(math.nan), 4, 1) is None
+    assert validator.new_best(None, [], 4, 1) is None
     frozen = {"metric": "psnr", "value": math.nan, "iteration": 4, "stage": 1}
-    assert keeper.better_than(frozen, records(20.0), 8, 1) is not None
+    assert validator.new_best(frozen, records(20.0), 8, 1) is not None
 
 
-def test_a_tensorboard_log_that_fails_ends_alone(
+def test_training_continues_without_a_tensorboard_log_that_fails(
     make_options: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     from torch.utils.tensorboard import SummaryWriter
@@ -232,7 +234,7 @@ def test_two_pictures_are_never_saved_under_one_name(tmp_path: Path) -> None:
     assert sorted(os.listdir(tmp_path / "S")) == ["a_s.png", "a~2_s.png"]
 
 
-def test_optional_sets_and_sets_without_a_usable_picture(make_options: Any, tmp_path: Path) -> None:
+def test_a_set_without_a_usable_picture_is_refused(make_options: Any, tmp_path: Path) -> None:
     write(tmp_path / "vset", "a.png", 4)
     options = make_options(**val_options(tmp_path / "vset"))
     with pytest.raises(InputError, match="data set v: none of its 1 pictures can be evaluated"):
@@ -243,7 +245,7 @@ def test_optional_sets_and_sets_without_a_usable_picture(make_options: Any, tmp_
 
 
 @pytest.mark.parametrize("closed", ["2>&-", ">&-", "<&- >&- 2>&-", "2>/dev/full"])
-def test_exit_codes_do_not_need_streams(closed: str, tmp_path: Path) -> None:
+def test_exit_codes_do_not_depend_on_open_streams(closed: str, tmp_path: Path) -> None:
     command = f'"{sys.executable}" -m quantsr check -opt absent.yml {closed}'
     done = subprocess.run(["sh", "-c", command], cwd=Path(__file__).parents[2], check=False)
     assert done.returncode == 2

@@ -1,5 +1,5 @@
-"""An interrupted and resumed training equals one that was not: parameters, EMA and optimizer, bit
-for bit."""
+"""An interrupted and resumed training equals an uninterrupted one: parameters, EMA and optimizer,
+bit for bit."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def assert_same_state(a: dict[str, Any], b: dict[str, Any]) -> None:
 
 
 class StopAt(Trainer):
-    """A run that gets a signal in the middle of iteration ``stop_at``."""
+    """A run that receives a signal in iteration ``stop_at``."""
 
     stop_at = 3
 
@@ -78,7 +78,7 @@ def test_resumed_equals_uninterrupted(
     first.stop_at = stop_at
     with pytest.raises(WorkError, match=f"iteration {stop_at}.*quantsr train -opt some.yml --auto-resume"):
         first.run()
-    torch.manual_seed(1234)  # whatever happened in between must not matter
+    torch.manual_seed(1234)  # the state of the process before must not matter
     Trainer(broken, auto_resume=True).run()
 
     states = [
@@ -122,7 +122,7 @@ def test_resume_skips_a_truncated_state(make_options: Any, caplog: pytest.LogCap
     assert_same_state(wanted["model"], again["model"])
 
 
-def test_resume_without_a_state_starts_anew(make_options: Any) -> None:
+def test_auto_resume_without_a_state_starts_a_new_run(make_options: Any) -> None:
     options = make_options(**{"train.total_iter": 1})
     Trainer(options, auto_resume=True).run()
     assert (Path(options.experiment_folder) / "training_states" / "1.state").exists()
@@ -147,9 +147,9 @@ def test_only_the_newest_states_are_kept(make_options: Any) -> None:
     assert len(list((root / "models").glob("net_g_[0-9]*.pth"))) == 8
 
 
-def test_states_behind_the_one_that_is_resumed_are_set_aside(make_options: Any) -> None:
-    """They would pass for the newest of this run: its own would be removed, and the next resumption
-    go on from them."""
+def test_states_after_the_resumed_one_are_set_aside(make_options: Any) -> None:
+    """Else they would be taken for the newest of this run: its own would be removed, and it would
+    resume from them."""
     some = {"logger.save_checkpoint_freq": 1, "logger.keep_states": 2}
     Trainer(make_options(**some, **{"train.total_iter": 4})).run()
     states = RunFolder(Path(make_options().experiment_folder)).states
@@ -162,8 +162,7 @@ def test_states_behind_the_one_that_is_resumed_are_set_aside(make_options: Any) 
 
 
 def test_parameters_that_are_not_finite_are_not_written(make_options: Any) -> None:
-    """The loss of this process may be sound: a gradient overflowed, or another process sent its
-    own."""
+    """Although the loss is finite: a gradient may overflow, in this or another process."""
     options = make_options(**{"logger.save_checkpoint_freq": 1, "train.total_iter": 4})
 
     class Overflowing(Trainer):
@@ -187,7 +186,7 @@ def test_a_state_of_another_network_is_refused(make_options: Any) -> None:
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(make_options: Any) -> None:
-    """The iteration is named and nothing of the ruined network is written."""
+    """The iteration is named, and no file of the network is written."""
     options = make_options(**{"logger.save_checkpoint_freq": 1})
 
     class Broken(Trainer):

@@ -1,5 +1,4 @@
-"""A whole run: what it leaves behind, validation, best network, stages, signals, starts from
-checkpoints."""
+"""Training runs: files, validation, best network, stages, signals, starts from checkpoints."""
 
 from __future__ import annotations
 
@@ -27,8 +26,10 @@ from quantsr.models.quantsr_model import QuantSRModel
 from quantsr.trained_files import checkpoint
 
 
-def test_a_whole_run(make_options: Any, validated: dict[str, Any], caplog: pytest.LogCaptureFixture) -> None:
-    """Every file is there and says what it should."""
+def test_the_files_and_logs_of_a_whole_run(
+    make_options: Any, validated: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Every file exists, with the expected content."""
     caplog.set_level(logging.INFO, "quantsr")
     options = make_options(**validated, **{"logger.use_tb_logger": True, "logger.save_checkpoint_freq": 4})
     records = Trainer(options).run()
@@ -76,7 +77,7 @@ def test_a_whole_run(make_options: Any, validated: dict[str, Any], caplog: pytes
 
 @pytest.fixture(autouse=True)
 def _small_validation_set(monkeypatch: pytest.MonkeyPatch, pictures: Path) -> None:
-    """The tiny training pictures stand in for scikit-image's, which take a second."""
+    """The tiny training pictures replace those of scikit-image, which take a second."""
     from quantsr.engine import evaluate
 
     def build(datasets: dict[str, Any], scale: int, *_: Any) -> list[evaluate.EvalSet]:
@@ -88,9 +89,8 @@ def _small_validation_set(monkeypatch: pytest.MonkeyPatch, pictures: Path) -> No
     monkeypatch.setattr("quantsr.engine.trainer.build_sets", build)
 
 
-def test_the_switch_of_stages(make_options: Any) -> None:
-    """Full depth for stage1_fraction of the iterations, all depths after; the ranking is that of
-    the shortcuts then."""
+def test_stage_2_starts_after_its_fraction_of_the_iterations(make_options: Any) -> None:
+    """One loss at full depth for stage1_fraction of the iterations, then a loss for each depth."""
     seen = []
 
     class Spy(Trainer):
@@ -103,26 +103,26 @@ def test_the_switch_of_stages(make_options: Any) -> None:
 
 
 @pytest.mark.parametrize("fraction", [0.0, 1.0])
-def test_one_stage_only(make_options: Any, fraction: float) -> None:
+def test_a_run_can_have_one_stage_only(make_options: Any, fraction: float) -> None:
     trainer = Trainer(make_options(**{"train.stage1_fraction": fraction, "train.total_iter": 2}))
     trainer.run()
     assert trainer.model.stage == (2 if fraction == 0 else 1)
 
 
 def test_best_compares_within_a_stage(make_options: Any, validated: dict[str, Any], tmp_path: Path) -> None:
-    keeper = Validation(make_options(**validated), [], RunFolder(tmp_path))
+    validator = Validation(make_options(**validated), [], RunFolder(tmp_path))
 
     def records(*values: float) -> list[Record]:
         return [Record("s", 2, "n", d, "psnr", v, 1) for d, v in enumerate(values)]
 
-    first = keeper.better_than(None, records(30.0), 4, 1)
+    first = validator.new_best(None, records(30.0), 4, 1)
     assert first == {"metric": "psnr", "value": 30.0, "iteration": 4, "stage": 1}
-    assert keeper.better_than(first, records(29.0), 8, 1) is None
-    assert keeper.better_than(first, records(31.0), 8, 1) is not None
-    second = keeper.better_than(first, records(20.0, 22.0), 8, 2)
+    assert validator.new_best(first, records(29.0), 8, 1) is None
+    assert validator.new_best(first, records(31.0), 8, 1) is not None
+    second = validator.new_best(first, records(20.0, 22.0), 8, 2)
     assert second is not None
     assert second["value"] == 21.0
-    assert keeper.better_than({**first, "metric": "ssim", "value": 40.0}, records(20.0), 8, 1) is not None
+    assert validator.new_best({**first, "metric": "ssim", "value": 40.0}, records(20.0), 8, 1) is not None
 
 
 def test_training_starts_from_a_float_network(make_options: Any, tmp_path: Path) -> None:
@@ -133,7 +133,7 @@ def test_training_starts_from_a_float_network(make_options: Any, tmp_path: Path)
     started: dict[str, torch.Tensor] = {}
 
     class Spy(Trainer):
-        def _announce(self, net: torch.nn.Module) -> None:
+        def _log_start(self, net: torch.nn.Module) -> None:
             started.update(checkpoint.cpu_state(net))
             raise KeyboardInterrupt
 
@@ -145,7 +145,7 @@ def test_training_starts_from_a_float_network(make_options: Any, tmp_path: Path)
             assert torch.equal(started[name], edsr.state_dict()[name]) == (same or name == "conv_last.weight")
 
 
-def test_training_goes_on_from_a_trained_network(make_options: Any) -> None:
+def test_training_from_a_trained_network_keeps_its_parameters(make_options: Any) -> None:
     """Steps and signs of the checkpoint are kept: it is not calibrated again."""
     first = make_options(name="first", **{"train.total_iter": 2})
     Trainer(first).run()
@@ -154,20 +154,20 @@ def test_training_goes_on_from_a_trained_network(make_options: Any) -> None:
     started: dict[str, torch.Tensor] = {}
 
     class Spy(Trainer):
-        def _announce(self, net: torch.nn.Module) -> None:
+        def _log_start(self, net: torch.nn.Module) -> None:
             started.update({k: v.clone() for k, v in checkpoint.cpu_state(net).items()})
 
     Spy(make_options(name="second", **{"path.pretrain_network_g": str(file), "train.total_iter": 1})).run()
     assert all(torch.equal(started[name], value) for name, value in wanted.items())
 
 
-def test_calibration_sees_the_batches_training_begins_with(make_options: Any) -> None:
-    """And takes none away from it."""
+def test_calibration_takes_no_batches_from_the_training(make_options: Any) -> None:
+    """The loader is at its first sample after the calibration."""
     options = make_options(**{"train.calibration_batches": 3})
     positions = []
 
     class Spy(Trainer):
-        def _announce(self, net: torch.nn.Module) -> None:
+        def _log_start(self, net: torch.nn.Module) -> None:
             positions.append(self.loader.position)
             raise KeyboardInterrupt
 
@@ -176,9 +176,11 @@ def test_calibration_sees_the_batches_training_begins_with(make_options: Any) ->
     assert positions == [0]
 
 
-def test_a_signal_during_validation(make_options: Any, validated: dict[str, Any], monkeypatch: Any) -> None:
-    """The state says that the validation is still due; the resumed run does it, and finds the same
-    best."""
+def test_a_validation_stopped_by_a_signal_is_repeated(
+    make_options: Any, validated: dict[str, Any], monkeypatch: Any
+) -> None:
+    """The state records that the validation is due; the resumed run repeats it, with the same best
+    network."""
     through = make_options(name="through", **validated)
     Trainer(through).run()
 
@@ -206,7 +208,7 @@ def test_a_signal_during_validation(make_options: Any, validated: dict[str, Any]
     )
 
 
-def test_a_second_signal_is_not_held_back() -> None:
+def test_a_second_signal_interrupts() -> None:
     # a shell's background job ignores it
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     with StopRequest() as stop:
@@ -217,7 +219,7 @@ def test_a_second_signal_is_not_held_back() -> None:
     assert signal.signal(signal.SIGINT, before) is signal.default_int_handler
 
 
-def test_what_is_missing_is_named(make_options: Any) -> None:
+def test_missing_sections_are_named(make_options: Any) -> None:
     options = make_options()
     plain = options.dump()
     del plain["train"]
@@ -236,8 +238,8 @@ def test_what_is_missing_is_named(make_options: Any) -> None:
         ).run()
 
 
-def test_an_own_model_class_trains(make_options: Any, tmp_path: Path, monkeypatch: Any) -> None:
-    """Registered in BasicSR's registry, named by an option file, it makes the step."""
+def test_a_registered_model_class_trains(make_options: Any, tmp_path: Path, monkeypatch: Any) -> None:
+    """A class registered in BasicSR's registry and named in an option file implements the step."""
     monkeypatch.setattr(MODEL_REGISTRY, "_obj_map", dict(MODEL_REGISTRY._obj_map))
 
     @MODEL_REGISTRY.register()
@@ -265,8 +267,8 @@ def test_an_own_model_class_trains(make_options: Any, tmp_path: Path, monkeypatc
     assert half == pytest.approx(own / 2, rel=0.05)
 
 
-def test_model_classes_are_those_that_the_trainer_can_drive(make_options: Any, monkeypatch: Any) -> None:
-    """BasicSR's own models need BasicSR's trainer; theirs of the name SRModel is never taken."""
+def test_model_classes_are_subclasses_of_quantsr_model(make_options: Any, monkeypatch: Any) -> None:
+    """BasicSR's own models need BasicSR's trainer; its class SRModel is never used."""
     assert MODEL_REGISTRY.get("SRModel") is QuantSRModel
     foreign = {
         "SRModel": type("SRModel", (BaseModel,), {}),
@@ -280,7 +282,7 @@ def test_model_classes_are_those_that_the_trainer_can_drive(make_options: Any, m
         Trainer(make_options(model_type="ESRGANModel")).run()
 
 
-def test_options_file_round_trips(make_options: Any) -> None:
+def test_the_options_file_of_a_run_loads_to_equal_options(make_options: Any) -> None:
     options = make_options(**{"train.total_iter": 1})
     Trainer(options).run()
     text = (Path(options.experiment_folder) / "options.yml").read_text()
@@ -288,7 +290,7 @@ def test_options_file_round_trips(make_options: Any) -> None:
 
 
 def test_dead_quantizers_are_reported_once(make_options: Any, caplog: pytest.LogCaptureFixture) -> None:
-    """A rate far too high drives steps below zero."""
+    """A learning rate that is far too high makes steps negative."""
     changes = {"train.total_iter": 12, "logger.save_checkpoint_freq": 4, "train.step_lr_mult": 3000}
     with caplog.at_level("WARNING"):
         Trainer(make_options(**changes)).run()

@@ -1,4 +1,4 @@
-"""The engine's tiny pictures and options serve the model's tests too."""
+"""Fixtures of tests/engine that the tests of models use too."""
 
 from tests.engine.conftest import _one_thread, make_options, pictures
 

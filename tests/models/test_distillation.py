@@ -1,4 +1,4 @@
-"""Distillation: the losses against their formulae written out, and which features they see."""
+"""Distillation: the losses compared with their formulas, and the features that they use."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def student(num_block: int = 4, num_feat: int = 8) -> nn.Module:
     return net
 
 
-def obvious_feature_loss(students: list[torch.Tensor], teachers: list[torch.Tensor]) -> float:
+def reference_feature_loss(students: list[torch.Tensor], teachers: list[torch.Tensor]) -> float:
     total = 0.0
     for a, b in zip(students, teachers, strict=True):
         s, t = [v**2 for v in a.flatten().tolist()], [v**2 for v in b.flatten().tolist()]
@@ -33,10 +33,10 @@ def obvious_feature_loss(students: list[torch.Tensor], teachers: list[torch.Tens
 def test_feature_loss_is_the_formula() -> None:
     ours = [torch.randn(2, 3, 4, 5), torch.randn(2, 3, 4, 5)]
     theirs = [torch.randn(2, 3, 4, 5) * 9, torch.randn(2, 3, 4, 5)]
-    assert feature_loss(ours, theirs).item() == pytest.approx(obvious_feature_loss(ours, theirs), rel=1e-5)
+    assert feature_loss(ours, theirs).item() == pytest.approx(reference_feature_loss(ours, theirs), rel=1e-5)
 
 
-def test_feature_loss_does_not_see_scale_or_sign() -> None:
+def test_feature_loss_does_not_depend_on_scale_or_sign() -> None:
     a = torch.randn(1, 2, 3, 3)
     assert feature_loss([a], [-7 * a]).item() == pytest.approx(0, abs=1e-6)
 
@@ -52,12 +52,12 @@ def test_feature_loss_of_equal_and_of_dead_features_has_finite_gradients() -> No
     assert torch.isfinite(dead.grad).all()
 
 
-def test_feature_loss_across_layouts_and_widths() -> None:
+def test_feature_loss_of_other_layouts_and_widths() -> None:
     """Teachers of other channels or of layout (B, L, C) are compared by channel means."""
     ours, wide = torch.randn(2, 4, 3, 5), torch.randn(2, 7, 3, 5)
     tokens = wide.flatten(2).transpose(1, 2)
     maps = [x.square().mean(1, keepdim=True).sqrt() for x in (ours, wide)]
-    wanted = obvious_feature_loss([maps[0]], [maps[1]])
+    wanted = reference_feature_loss([maps[0]], [maps[1]])
     assert feature_loss([ours], [wide]).item() == pytest.approx(wanted, rel=1e-5)
     assert feature_loss([ours], [tokens]).item() == pytest.approx(wanted, rel=1e-5)
 
@@ -77,7 +77,7 @@ def test_matched_points() -> None:
 
 
 def test_tap_keeps_the_full_networks_outputs() -> None:
-    """Also where one forward runs three depths."""
+    """Also where one forward pass runs several depths."""
     net = student()
     net.set_ranking([2, 0, 3, 1])
     x = torch.rand(1, 3, 8, 8)
@@ -132,7 +132,7 @@ def test_feature_term_is_the_formula_on_the_blocks() -> None:
     x = torch.rand(1, 3, 8, 8)
     target = distillation.teacher_output(x)
     terms = distillation.losses([net(x)], (1.0,), target)
-    wanted = 2 * obvious_feature_loss([seen["s0"], seen["s1"]], [seen["t0"], seen["t1"]])
+    wanted = 2 * reference_feature_loss([seen["s0"], seen["s1"]], [seen["t0"], seen["t1"]])
     assert terms.keys() == {"l_feature"}
     assert terms["l_feature"].item() == pytest.approx(wanted, rel=1e-5)
 

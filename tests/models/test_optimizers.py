@@ -1,4 +1,4 @@
-"""Which optimizer takes which weights, and Muon on kernels against the formula."""
+"""The optimizer of each parameter, and Muon on kernels compared with the formula."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_hidden_weights_are_all_but_the_first_and_the_last() -> None:
 @pytest.mark.parametrize("together", [False, True])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_kernel_muon_is_the_formula(layout: torch.memory_format, together: bool) -> None:
-    """Three steps with decay equal the reference, whatever the memory order of a kernel."""
+    """Three steps with decay equal the reference, for both memory formats of a kernel."""
     net = layers().to(memory_format=layout)  # type: ignore[call-overload]
     weights = hidden_weights(net)
     optimizer = KernelMuon(weights, lr=0.02, weight_decay=0.1, together=together)
@@ -42,7 +42,7 @@ def test_kernel_muon_is_the_formula(layout: torch.memory_format, together: bool)
         torch.manual_seed(step)
         for i, weight in enumerate(weights):
             weight.grad = torch.randn(weight.shape)
-            if weight.ndim == 4 and step != 1:  # gradients may lie otherwise than their weights
+            if weight.ndim == 4 and step != 1:  # else another memory format than the weight's
                 weight.grad = weight.grad.to(memory_format=layout)
             wanted[i], momenta[i] = muon_step(
                 wanted[i], weight.grad.flatten(1), momenta[i], lr=0.02, weight_decay=0.1
@@ -51,19 +51,19 @@ def test_kernel_muon_is_the_formula(layout: torch.memory_format, together: bool)
         optimizer.zero_grad()
         assert all(weight.grad is None for weight in weights)
     for weight, matrix in zip(weights, wanted, strict=True):
-        # bf16 in Newton and Schulz's iteration: sums in another order differ by some of its 2 **
-        # -8.
+        # bf16 in the Newton-Schulz iteration: sums in another order differ by some units of
+        # 2 ** -8.
         torch.testing.assert_close(weight.detach().flatten(1), matrix, rtol=0, atol=0.0005)
 
 
-def test_matrices_taken_together_move_as_one_by_one() -> None:
-    """Five of one shape, one of another and one without a gradient, along the same gradients."""
+def test_batched_updates_equal_updates_one_by_one() -> None:
+    """Five matrices of one shape, one of another shape and one without a gradient."""
     generator = torch.Generator().manual_seed(2)
     starts = [torch.randn(16, 8, 3, 3, generator=generator) for _ in range(6)]
     starts.append(torch.randn(20, 12, generator=generator))
     nets = [[nn.Parameter(start.clone()) for start in starts] for _ in range(2)]
     optimizers = [
-        KernelMuon(net, lr=1e-2, together=way) for net, way in zip(nets, (False, True), strict=True)
+        KernelMuon(net, lr=1e-2, together=batched) for net, batched in zip(nets, (False, True), strict=True)
     ]
     for _ in range(5):
         for number, start in enumerate(starts[1:], 1):
@@ -78,13 +78,13 @@ def test_matrices_taken_together_move_as_one_by_one() -> None:
     assert not torch.equal(nets[1][-1], starts[-1])
 
 
-def test_weights_that_no_matrix_can_share_are_an_error() -> None:
+def test_weights_of_other_memory_formats_are_an_error() -> None:
     weight = nn.Parameter(torch.randn(6, 4, 3, 4)[..., :3])
     with pytest.raises(ValueError, match="contiguous or channels-last"):
         KernelMuon([weight], lr=1e-3)
 
 
-def test_all_weights_and_steps_have_one_optimizer(make_options: Any) -> None:
+def test_every_parameter_has_one_optimizer(make_options: Any) -> None:
     model = make_model(make_options(**{"train.optim_g": {"type": "Muon", "lr": 1e-3, "weight_decay": 0.5}}))
     adam, muon = model.optimizers
     (group,) = muon.param_groups
@@ -101,7 +101,7 @@ def test_all_weights_and_steps_have_one_optimizer(make_options: Any) -> None:
     assert [g["lr"] for o in model.optimizers for g in o.param_groups] == pytest.approx([2.5e-4] * 3)
 
 
-def test_going_on_from_a_state_gives_the_same_weights(make_options: Any) -> None:
+def test_resuming_from_a_state_gives_the_same_weights(make_options: Any) -> None:
     options = make_options(**{"train.optim_g": {"type": "Muon", "lr": 1e-3}})
     whole = make_model(options)
     for iteration in (1, 2):
@@ -125,10 +125,10 @@ def test_going_on_from_a_state_gives_the_same_weights(make_options: Any) -> None
     ],
     ids=["cosine", "milestones"],
 )
-def test_rates_and_settings_of_a_resumed_run_are_the_present_options(
+def test_a_resumed_run_has_the_rates_and_settings_of_its_current_options(
     make_options: Any, scheduler: dict[str, Any]
 ) -> None:
-    """The way out of a loss that is not finite: another rate, and --auto-resume."""
+    """The remedy for a loss that is not finite: another rate, and --auto-resume."""
 
     def make(**optim: Any) -> QuantSRModel:
         return make_model(

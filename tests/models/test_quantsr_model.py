@@ -72,15 +72,15 @@ def test_stage2_is_the_weighted_sum_over_depths(make_options: Any, weights: list
     model.start_stage2()
     data = batch()
     model.feed_data(data)
-    twin = copy.deepcopy(model.net)
-    losses = [(twin(data["lq"], depth=d) - data["gt"]).abs().mean() for d in (4, 2, 1)]
+    other = copy.deepcopy(model.net)
+    losses = [(other(data["lq"], depth=d) - data["gt"]).abs().mean() for d in (4, 2, 1)]
     total = sum(w * x for w, x in zip(weights or [1 / 3] * 3, losses, strict=True))
     total.backward()
     losses_here = model._losses(model.batches[0])
     sum(losses_here.values()).backward()
     assert sum(v.item() for v in losses_here.values()) == pytest.approx(total.item(), rel=1e-6)
     assert list(losses_here) == ["l_pix", "l_pix_depth2", "l_pix_depth1"]
-    for (name, a), (_, b) in zip(model.net.named_parameters(), twin.named_parameters(), strict=True):
+    for (name, a), (_, b) in zip(model.net.named_parameters(), other.named_parameters(), strict=True):
         torch.testing.assert_close(a.grad, b.grad, rtol=1e-4, atol=1e-7, msg=name)
 
 
@@ -95,8 +95,8 @@ def test_ranking_is_by_shortcut_and_reaches_the_ema(make_options: Any) -> None:
     assert model.net.ranking == model.ema.net.ranking == (1, 3, 2, 0)
 
 
-def test_ranking_by_loss_drops_what_is_missed_least(make_options: Any) -> None:
-    """Reference: a copy of the network for each sub-network, ranked to keep its blocks."""
+def test_ranking_by_loss_drops_the_block_with_the_least_increase_first(make_options: Any) -> None:
+    """Compared with copies of the network, each ranked to keep the blocks of one sub-network."""
     distill = {"output_weight": 0.0, "feature_weight": 1.0}
     options = make_options(**{"train.distill": distill, "train.ranking": "loss", "train.ranking_batches": 2})
     model = make_model(options, teacher=EDSR(3, 3, num_feat=8, num_block=4, upscale=2))
@@ -108,10 +108,10 @@ def test_ranking_by_loss_drops_what_is_missed_least(make_options: Any) -> None:
     data = [batch(1), batch(2)]
 
     def loss_of(kept: set[int]) -> float:
-        twin = copy.deepcopy(model.net)
-        twin.set_ranking([*sorted(kept), *(i for i in range(4) if i not in kept)])
+        other = copy.deepcopy(model.net)
+        other.set_ranking([*sorted(kept), *(i for i in range(4) if i not in kept)])
         with torch.no_grad():
-            return sum((twin(b["lq"], depth=len(kept)) - b["gt"]).abs().mean().item() for b in data)
+            return sum((other(b["lq"], depth=len(kept)) - b["gt"]).abs().mean().item() for b in data)
 
     kept, wanted = {0, 1, 2, 3}, []
     while kept:
@@ -122,11 +122,11 @@ def test_ranking_by_loss_drops_what_is_missed_least(make_options: Any) -> None:
     assert model.ema is not None
     assert model.net.ranking == model.ema.net.ranking
     model.feed_data(batch())
-    model.optimize_parameters(1)  # on the features of this step, not of the ranking
+    model.optimize_parameters(1)  # with the features of this step, not those of the ranking
     assert model.get_current_log()["l_feature"] > 0
 
 
-def test_a_ranking_that_came_along_is_kept_without_stage1(make_options: Any) -> None:
+def test_the_ranking_of_the_checkpoint_is_kept_without_stage1(make_options: Any) -> None:
     for fraction, wanted in ((0.0, (3, 2, 1, 0)), (0.5, (0, 1, 2, 3))):
         model = make_model(make_options(**{"train.stage1_fraction": fraction}))
         model.net.set_ranking([3, 2, 1, 0])
@@ -148,8 +148,8 @@ def test_quantizer_parameters_have_their_own_rate_and_no_decay(make_options: Any
     assert len(weights["params"]) + len(steps["params"]) == len(names)
 
 
-def test_relative_rates_move_all_steps_by_the_same_share(make_options: Any) -> None:
-    """Adam's first step is as large as the rate."""
+def test_relative_rates_change_all_steps_by_the_same_ratio(make_options: Any) -> None:
+    """Adam's first update is as large as the rate."""
     model = make_model(make_options(**{"train.step_lr": "relative", "train.step_lr_mult": 0.5}))
     rate = model.train_options.optim_g.lr
     before = parameters(model.net)
@@ -202,7 +202,7 @@ def test_warm_up_ends_at_the_full_rate(make_options: Any) -> None:
     assert rates(model, 8, 4) == pytest.approx([2.5e-4, 5e-4, 7.5e-4, 1e-3, 1e-3, 1e-3, 5e-4, 5e-4])
 
 
-def test_cosine_reaches_its_floor(make_options: Any) -> None:
+def test_the_cosine_schedule_is_the_formula(make_options: Any) -> None:
     scheduler = {"type": "CosineAnnealingRestartLR", "eta_min": 1e-7, "periods": [8]}
     found = rates(make_model(make_options(**{"train.scheduler": scheduler})), 8, -1)
     wanted = [1e-7 + 0.5 * (1e-3 - 1e-7) * (1 + math.cos(math.pi * i / 8)) for i in range(8)]
@@ -272,7 +272,7 @@ def test_teacher_terms_are_in_the_loss(make_options: Any) -> None:
     assert not teacher.training
 
 
-def test_a_validation_between_leaves_the_teachers_terms_alone(make_options: Any) -> None:
+def test_a_validation_between_steps_does_not_change_the_teachers_terms(make_options: Any) -> None:
     """Without a moving average, the validated network is also the one with feature hooks."""
     teacher, logs = EDSR(3, 3, num_feat=8, num_block=2, upscale=2), []
     options = make_options(**{"train.distill": {"feature_weight": 1.0, "points": 2}, "train.ema_decay": 0.0})
@@ -288,7 +288,7 @@ def test_a_validation_between_leaves_the_teachers_terms_alone(make_options: Any)
     assert logs[0] == logs[1]
 
 
-def test_bf16_step_is_near_the_fp32_step(make_options: Any) -> None:
+def test_the_bf16_loss_is_near_the_fp32_loss(make_options: Any) -> None:
     logs = []
     for precision in ("fp32", "bf16"):
         model = make_model(make_options(**{"train.precision": precision}))
@@ -309,7 +309,7 @@ def test_auto_takes_bf16_where_the_processor_computes_in_it(
     assert make_model(make_options(**{"train.precision": "auto"})).precision == precision
 
 
-def test_first_bad_iteration_is_named(make_options: Any) -> None:
+def test_the_first_iteration_with_a_loss_that_is_not_finite_is_named(make_options: Any) -> None:
     model = make_model(make_options())
     for iteration, factor in ((1, 1.0), (2, math.inf), (3, math.nan)):
         data = batch()

@@ -1,4 +1,4 @@
-"""Steps that are replayed are the steps themselves."""
+"""Training steps recorded as a CUDA graph and replayed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from quantsr.models.step_graph import WARM_UP, StepGraph
 from tests.models.test_quantsr_model import batch, make_model, parameters
 
 
-def test_on_the_cpu_steps_are_as_they_are(make_options: Any, caplog: pytest.LogCaptureFixture) -> None:
+def test_on_the_cpu_steps_are_not_recorded(make_options: Any, caplog: pytest.LogCaptureFixture) -> None:
     assert make_model(make_options())._graph is None
     assert not caplog.records
     model = make_model(make_options(**{"train.cuda_graph": True}))
@@ -23,7 +23,7 @@ def test_on_the_cpu_steps_are_as_they_are(make_options: Any, caplog: pytest.LogC
 
 
 def train(options: Any, steps: int) -> tuple[QuantSRModel, list[float]]:
-    """Through both stages on the GPU, with rates that change in every step."""
+    """Trains both stages on the GPU, with rates that change in every step."""
     model = make_model(options, device=torch.device("cuda", 0))
     losses = []
     for iteration in range(1, steps + 1):
@@ -39,7 +39,9 @@ def train(options: Any, steps: int) -> tuple[QuantSRModel, list[float]]:
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("kind", ["Adam", "Muon"])
-def test_replayed_steps_are_the_same(make_options: Any, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_replayed_steps_equal_plain_steps(
+    make_options: Any, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     steps = 4 * WARM_UP
@@ -57,7 +59,7 @@ def test_replayed_steps_are_the_same(make_options: Any, kind: str, monkeypatch: 
 
 
 @pytest.mark.gpu
-def test_steps_that_cannot_be_recorded_go_on(caplog: pytest.LogCaptureFixture) -> None:
+def test_steps_that_cannot_be_recorded_run_without_a_graph(caplog: pytest.LogCaptureFixture) -> None:
     device = torch.device("cuda", 0)
     weight = torch.ones(4, device=device, requires_grad=True)
     optimizer = torch.optim.SGD([weight], lr=0.1)

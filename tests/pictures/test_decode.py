@@ -1,4 +1,4 @@
-"""Pictures are decoded right or refused in one line, for upscaling and training alike."""
+"""Pictures are decoded correctly or refused in one line, for upscaling and for training."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ LAYOUTS = [
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 @pytest.mark.parametrize("channels", [1, 3, 4])
 @pytest.mark.parametrize("pixels", [RGBA, DEEP], ids=["8", "16"])
-def test_tiffs_of_any_layout(pixels: np.ndarray, channels: int, layout: dict) -> None:
+def test_tiffs_of_many_layouts_are_decoded(pixels: np.ndarray, channels: int, layout: dict) -> None:
     stored = pixels[..., :channels]
     content = tiff(stored, extra=(2,) if channels == 4 else None, **layout)
     picture = _decoded(content)
@@ -59,13 +59,13 @@ def test_tiffs_of_any_layout(pixels: np.ndarray, channels: int, layout: dict) ->
 
 
 @pytest.mark.parametrize("deflate", [False, True])
-def test_planar_tiffs(deflate: bool) -> None:
+def test_planar_tiffs_are_decoded(deflate: bool) -> None:
     content = tiff(RGBA[..., :3], planar=True, deflate=deflate)
     np.testing.assert_array_equal(_decoded(content).rgb, RGBA[..., :3])
 
 
 @pytest.mark.parametrize(
-    ("content", "says"),
+    ("content", "message"),
     [
         (tiff(DEEP[..., :3], planar=True), "has 16 bits in separate planes; save it"),
         (tiff(RGBA[..., :2], planar=True, extra=(2,), deflate=True), "has separate planes that are not RGB"),
@@ -83,18 +83,18 @@ def test_planar_tiffs(deflate: bool) -> None:
         ),  # Pillow 10.1
     ],
 )
-def test_kinds_that_are_refused(content: bytes, says: str) -> None:
-    with pytest.raises(InputError, match=rf"^a\.x: {says}") as caught:
+def test_unsupported_kinds_are_refused(content: bytes, message: str) -> None:
+    with pytest.raises(InputError, match=rf"^a\.x: {message}") as caught:
         _decoded(content)
     assert "damaged" not in str(caught.value)
     if content[:1] != b"P":
-        with pytest.raises(InputError, match=says):
+        with pytest.raises(InputError, match=message):
             decode_for_training(content, "a.x")
 
 
 @pytest.mark.parametrize("pixels", [RGBA, DEEP], ids=["8", "16"])
-def test_a_fourth_channel_that_is_not_alpha(pixels: np.ndarray) -> None:
-    """Unspecified data is no alpha; a fourth channel without the tag is, as OpenCV writes it."""
+def test_a_fourth_channel_declared_as_no_alpha_is_left_out(pixels: np.ndarray) -> None:
+    """By its tag it is unspecified data; without the tag, as OpenCV writes it, it is alpha."""
     picture = _decoded(tiff(pixels, extra=(0,)))
     assert picture.alpha is None
     np.testing.assert_array_equal(picture.rgb, pixels[..., :3])
@@ -102,18 +102,18 @@ def test_a_fourth_channel_that_is_not_alpha(pixels: np.ndarray) -> None:
     np.testing.assert_array_equal(_decoded(tiff(pixels)).alpha, pixels[..., 3])
 
 
-def test_gray_with_a_channel_that_is_not_alpha() -> None:
+def test_a_second_channel_declared_as_no_alpha_is_left_out() -> None:
     assert _decoded(tiff(RGBA[..., :2], extra=(2,))).alpha is not None
     try:
         picture = _decoded(tiff(RGBA[..., :2], extra=(0,)))
-    except InputError:  # Pillow 10.1 does not know it
+    except InputError:  # Pillow 10.1 does not read it
         return
     assert picture.alpha is None
     assert picture.gray
     assert "neither colour nor alpha" in picture.notes[0]
 
 
-def test_cmyk_is_no_alpha() -> None:
+def test_cmyk_has_no_alpha() -> None:
     for content in (
         tiff(RGBA, photometric=5),
         _saved(Image.fromarray(RGBA[..., :3]).convert("CMYK"), "JPEG"),
@@ -161,7 +161,7 @@ def test_truncated_files_are_refused(kind: str, part: float) -> None:
 
 
 @pytest.mark.parametrize("kind", ["png", "jpeg", "bmp", "tiff", "gif", "ppm"])
-def test_truncated_files_are_accepted_where_that_is_asked_for(kind: str) -> None:
+def test_truncated_files_are_accepted_with_accept_truncated(kind: str) -> None:
     content = _pictures()[kind]
     whole, picture = _decoded(content), _decoded(content[: len(content) // 2], accept_truncated=True)
     first = {"bmp": slice(-20, None), "gif": slice(0, 1)}.get(kind, slice(20))  # upwards; interlaced
@@ -171,8 +171,8 @@ def test_truncated_files_are_accepted_where_that_is_asked_for(kind: str) -> None
     assert not ImageFile.LOAD_TRUNCATED_IMAGES
 
 
-def test_a_png_whose_pixels_end_early() -> None:
-    """Its file is whole, its data is not."""
+def test_a_png_whose_pixels_end_early_is_refused() -> None:
+    """The file is complete, its pixel data is not."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -189,7 +189,7 @@ def test_a_png_whose_pixels_end_early() -> None:
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 2), (5, 5), (9, 8), (23, 18)])
 @pytest.mark.parametrize("mode", ["1", "L", "P", "LA", "RGB", "RGBA"])
-def test_sound_pngs_have_all_pixels_interlaced_or_not(mode: str, size: tuple[int, int]) -> None:
+def test_valid_pngs_of_every_mode_and_size_are_decoded(mode: str, size: tuple[int, int]) -> None:
     image = Image.fromarray(RGBA).crop((0, 0, *size))
     image = (
         image if mode == "RGBA" else image.convert("RGB").convert("L" if mode == "LA" else mode).convert(mode)
@@ -198,8 +198,8 @@ def test_sound_pngs_have_all_pixels_interlaced_or_not(mode: str, size: tuple[int
     assert _decoded(content).rgb.shape == (size[1], size[0], 3)
 
 
-def test_an_interlaced_png() -> None:
-    """Adam7 by hand: of 5x5 gray pixels, five passes that are not empty."""
+def test_an_interlaced_png_is_decoded() -> None:
+    """Adam7 of 5x5 gray pixels, written by hand: five passes are not empty."""
     values = RGBA[:5, :5, 0]
     passes = [
         (0, 0, 8, 8),
@@ -231,7 +231,7 @@ def test_an_interlaced_png() -> None:
     ("kind", "count"),
     [("PNG", 3), ("WEBP", 3), ("TIFF", 3), ("GIF", 3), ("PNG", 1)],
 )
-def test_of_several_pictures_the_first_is_used_aloud(kind: str, count: int, caplog) -> None:
+def test_of_several_pictures_the_first_is_used_with_a_note(kind: str, count: int, caplog) -> None:
     first = Image.fromarray(RGBA[..., :3]).quantize(8).convert("RGB")
     others = [first.rotate(90 * n) for n in range(1, count)]
     options = {"lossless": True} if kind == "WEBP" else {}
@@ -247,7 +247,7 @@ def test_of_several_pictures_the_first_is_used_aloud(kind: str, count: int, capl
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "RGB"])
-def test_a_colour_that_stands_for_transparency(mode: str) -> None:
+def test_a_transparent_colour_becomes_alpha(mode: str) -> None:
     image = Image.fromarray(RGBA[..., :3]).convert(mode)
     key = image.getpixel((0, 0)) if mode != "1" else int(image.getpixel((0, 0)) > 0)
     picture = _decoded(_saved(image, "PNG", transparency=key))
@@ -273,15 +273,15 @@ def test_metadata_that_describes_the_photograph_is_kept() -> None:
 
 
 @pytest.mark.parametrize(("unit", "factor"), [(2, 1), (3, 2.54)])
-def test_a_resolution_that_only_exif_has(unit: int, factor: float) -> None:
+def test_the_resolution_is_read_from_exif(unit: int, factor: float) -> None:
     block = Image.Exif()
     block[0x011A], block[0x011B], block[0x0128] = 200.0, 100.0, unit
     picture = _decoded(_saved(Image.fromarray(RGBA[..., :3]), "WEBP", exif=block))
     assert picture.dpi == pytest.approx((200 * factor, 100 * factor))
 
 
-def test_a_phones_file_of_two_pictures() -> None:
-    """MPO, which is a JPEG with another behind it."""
+def test_of_an_mpo_file_the_first_picture_is_used() -> None:
+    """MPO, a JPEG followed by another one."""
     image = Image.fromarray(RGBA[..., :3])
     content = _saved(image, "MPO", save_all=True, append_images=[image.rotate(180)])
     picture = _decoded(content)
@@ -289,7 +289,7 @@ def test_a_phones_file_of_two_pictures() -> None:
     np.testing.assert_array_equal(picture.rgb, decode_for_training(content, "a.jpg"))
 
 
-def test_a_tiffs_own_tags_are_no_metadata() -> None:
+def test_layout_tags_of_a_tiff_are_no_metadata() -> None:
     content = _saved(Image.fromarray(RGBA[..., :3]), "TIFF", dpi=(96, 96))
     picture = _decoded(content)
     assert picture.exif is None
@@ -297,7 +297,7 @@ def test_a_tiffs_own_tags_are_no_metadata() -> None:
 
 
 @pytest.mark.parametrize("make", [lambda path: path.mkdir(), lambda path: __import__("os").mkfifo(path)])
-def test_what_is_no_file_is_named(make: Callable[[Path], None], tmp_path: Path) -> None:
+def test_paths_that_are_no_regular_files_are_named(make: Callable[[Path], None], tmp_path: Path) -> None:
     make(tmp_path / "a.png")
     with pytest.raises(InputError, match=r"a\.png: is no regular file"):
         read(tmp_path / "a.png")

@@ -1,4 +1,4 @@
-"""What is never decoded: other formats, and more pixels than the limit."""
+"""Other formats, and pictures with more pixels than the limit, are never decoded."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def _jpeg(**options) -> bytes:
     ],
 )
 def test_a_picture_starts_no_program(content: bytes, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Whatever its suffix, and also where other code has made Pillow know the format."""
+    """Independent of the suffix, and also where other code has registered Pillow's plugin."""
     Image.init()
     monkeypatch.setattr("subprocess.Popen", lambda *_, **__: pytest.fail("a program was started"))
     for read in (lambda: decode(io.BytesIO(content), "a.png"), lambda: decode_for_training(content, "a.png")):
@@ -51,7 +51,7 @@ def test_a_picture_starts_no_program(content: bytes, monkeypatch: pytest.MonkeyP
 
 
 def test_formats_are_named_to_pillow_everywhere(repo_root: Path) -> None:
-    """`Image.open` without a list of formats tries every plugin there is."""
+    """`Image.open` without a list of formats tries every plugin."""
     calls = [
         f"{path.relative_to(repo_root)}: {line.strip()}"
         for path in sorted((repo_root / "quantsr").rglob("*.py"))
@@ -108,7 +108,7 @@ def _huge_bmp() -> bytes:
         b"GIF89a\xff\xff\xff\xff\0\0\0!\xf9\4\x08\0\0\0\0,\0\0\0\0\xff\xff\xff\xff\0\2\0;",
     ],
 )
-def test_huge_headers_are_refused_before_memory_is_taken(content: bytes) -> None:
+def test_huge_headers_are_refused_before_memory_is_allocated(content: bytes) -> None:
     tracemalloc.start()
     try:
         for read in (lambda: decode(io.BytesIO(content), "a.x"), lambda: decode_for_training(content, "a.x")):
@@ -120,7 +120,7 @@ def test_huge_headers_are_refused_before_memory_is_taken(content: bytes) -> None
         tracemalloc.stop()
 
 
-def test_the_limit_is_one_of_pixels_and_can_be_changed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_limit_counts_pixels_and_can_be_changed(monkeypatch: pytest.MonkeyPatch) -> None:
     content, before = _jpeg(), Image.MAX_IMAGE_PIXELS
     assert decode(io.BytesIO(content), "a", limit=72).rgb.shape == (8, 9, 3)
     with pytest.raises(InputError, match=r"^a: has more than 71 pixels; raise the limit"):
@@ -147,7 +147,7 @@ def test_every_exception_of_a_decoder_is_one_line(error: Exception, monkeypatch:
         decode(io.BytesIO(_jpeg()), "a.jpg")
 
 
-def test_the_end_of_a_jpeg() -> None:
+def test_a_jpeg_without_its_end_marker_is_detected() -> None:
     for options in ({}, {"progressive": True}, {"restart_marker_rows": 1}):
         content = _jpeg(comment=b"\xff\xd9" * 3, **options)
         assert whole.is_whole_jpeg(content)
@@ -165,6 +165,6 @@ def test_hidden_files_are_no_pictures(tmp_path: Path) -> None:
     assert names.pictures_in(tmp_path) == list_images(tmp_path) == [tmp_path / "a.png"]
 
 
-def test_names_are_shown_on_one_line() -> None:
+def test_names_are_escaped_to_one_line() -> None:
     assert one_line("a\nb\x1b[31m\udce9\u2028.png") == "a\\nb\\x1b[31m\\xe9\\u2028.png"
     assert one_line("C:\\new \u65e5\u672c \xe9.png") == "C:\\new \u65e5\u672c \xe9.png"

@@ -1,4 +1,4 @@
-"""The colour under full transparency never reaches the visible part."""
+"""Colours of fully transparent pixels, which must not affect visible ones."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ RNG = np.random.default_rng(0)
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
 def test_hidden_colours_become_the_nearest_visible_one(dtype: type) -> None:
-    """Against a search over all pixels: the colour is one of those at (nearly) the least
-    distance."""
+    """By a search over all pixels: the colour is that of a pixel at (nearly) the least distance."""
     top = np.iinfo(dtype).max
     rgb = RNG.integers(0, top, (14, 17, 3), dtype)
     alpha = np.where(RNG.random((14, 17)) < 0.1, top, 0).astype(dtype)
@@ -26,7 +25,7 @@ def test_hidden_colours_become_the_nearest_visible_one(dtype: type) -> None:
             assert filled[y, x].tolist() in [rgb[a, b].tolist() for a, b in near]
 
 
-def test_what_shows_stays_and_all_or_nothing_comes_back_as_it_is() -> None:
+def test_visible_colours_are_unchanged() -> None:
     rgb = RNG.integers(0, 256, (6, 7, 3), np.uint8)
     alpha = RNG.integers(0, 2, (6, 7), np.uint8)
     np.testing.assert_array_equal(fill_hidden(rgb, alpha)[alpha > 0], rgb[alpha > 0])
@@ -34,14 +33,14 @@ def test_what_shows_stays_and_all_or_nothing_comes_back_as_it_is() -> None:
         assert fill_hidden(rgb, same) is rgb
 
 
-def test_an_alpha_that_rounds_to_nothing_is_nothing() -> None:
+def test_an_alpha_that_rounds_to_0_counts_as_0() -> None:
     rgb = np.array([[[9, 9, 9], [1, 2, 3]]], np.uint16)
     filled = fill_hidden(rgb, np.array([[128, 65535]], np.uint16))
     np.testing.assert_array_equal(filled[0, 0], rgb[0, 1])
     assert fill_hidden(rgb, np.array([[129, 65535]], np.uint16)) is rgb
 
 
-def test_on_white() -> None:
+def test_colours_are_composed_over_white() -> None:
     rgb = np.array([[[0, 100, 255]] * 3], np.uint8)
     alpha = np.array([[0, 255, 51]], np.uint8)
     np.testing.assert_array_equal(on_white(rgb, alpha)[0], [[255] * 3, [0, 100, 255], [204, 224, 255]])

@@ -34,7 +34,7 @@ def tiff(
         planar: whether each channel is stored by itself.
         tile: side of square tiles; 0 for one strip.
         deflate, predictor: compression, and horizontal differences before it (integers only).
-        tags: further tags, or others instead: number to (type B, H or I, values).
+        tags: further or replaced tags: number to (type B, H or I, values).
     """
     pixels = pixels[..., None] if pixels.ndim == 2 else pixels
     height, width, channels = pixels.shape
@@ -70,8 +70,7 @@ def tiff(
 
 
 def _blocks(plane: NDArray, tile: int) -> list[NDArray]:
-    """(H, W, C) as tiles, from left to right and then down, those at the border continued with
-    zeros."""
+    """(H, W, C) as tiles, row by row, padded with zeros at the borders."""
     if not tile:
         return [plane]
     height, width, _ = plane.shape
@@ -91,7 +90,7 @@ def _packed(block: NDArray, order: str, deflate: bool, predictor: bool) -> bytes
 
 
 def _directory(entries: Mapping[int, tuple[str, tuple[int, ...]]], order: str, position: int) -> bytes:
-    """The image file directory at `position`, its longer values behind it."""
+    """The image file directory at `position`, followed by its longer values."""
     rows, behind = b"", b""
     end = position + 2 + 12 * len(entries) + 4
     for tag, (letter, values) in sorted(entries.items()):

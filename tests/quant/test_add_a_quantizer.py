@@ -1,4 +1,4 @@
-"""The example of docs/add_a_quantizer.md is found, checked and trained as a file."""
+"""The example of docs/add_a_quantizer.md as a file: it is imported, checked and trained."""
 
 import re
 import shutil
@@ -28,7 +28,7 @@ def example() -> str:
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     """A folder whose files are modules of quantsr.quant during the test only."""
-    quantizer_names()  # all that are there already, before the registry is copied
+    quantizer_names()  # registers all existing ones before the registry is copied
     monkeypatch.setattr(quant, "__path__", [*quant.__path__, str(tmp_path)])
     monkeypatch.setattr(QUANTIZER_REGISTRY, "_obj_map", dict(QUANTIZER_REGISTRY._obj_map))
     known = set(sys.modules)
@@ -59,7 +59,7 @@ def test_the_example_is_found_and_trains_in_a_network(folder, capsys):
         assert {r["quantizer"] for r in manifest(net) if r["bits_w"] == 3} == {"MaxAbs"}
 
 
-def test_the_network_finds_it_by_itself(folder):
+def test_get_quantizer_imports_the_file(folder):
     (folder / FILE).write_text(example(), encoding="utf-8")
     assert get_quantizer("MaxAbs").__name__ == "MaxAbs"
 
@@ -71,7 +71,7 @@ def test_a_file_that_cannot_be_imported_is_one_line(folder, capsys):
     assert error.count("\n") == 1
     assert str(folder / "broken_quantizer.py") in error
     assert "No module named 'no_such_module'" in error
-    assert get_quantizer("RLQ")  # is known without looking through files
+    assert get_quantizer("RLQ")  # registered before the files are imported
 
 
 @pytest.mark.integration

@@ -1,4 +1,4 @@
-"""Linear layers and attention products on codes, against explicit fake quantization."""
+"""Linear layers and attention products on codes, compared with explicit fake quantization."""
 
 import pytest
 import torch
@@ -21,7 +21,8 @@ def relative_error(a, b):
 
 
 def close_enough(gradient):
-    """A step's gradient is one sum of many terms of both signs: rounding weighs more there."""
+    """Bound of the relative error. A step's gradient is a sum of many terms of both signs, where
+    rounding has more effect."""
     return 0.02 if gradient.numel() > 1 else 0.1
 
 
@@ -36,7 +37,7 @@ def linear(bits, granularity="tensor"):
 @pytest.mark.parametrize("granularity", ["tensor", "channel"])
 @pytest.mark.parametrize("bits", [2, 4, 8])
 def test_linear_on_codes_is_the_fake_quantized_linear(bits, granularity):
-    """In bfloat16 only output and gradients are rounded: half a unit of 8 binary places."""
+    """In bfloat16 only output and gradients are rounded, to 8 bits."""
     layer, x = linear(bits, granularity)
     results = []
     upstream = torch.randn(2, 5, 12)
@@ -55,7 +56,7 @@ def test_linear_on_codes_is_the_fake_quantized_linear(bits, granularity):
 
 
 def test_linear_on_codes_is_exact_before_the_last_rounding():
-    """Products of codes are integers: bfloat16's result is FP32's, rounded once or twice."""
+    """Products of codes are integers: bfloat16's result is that of FP32, rounded once or twice."""
     layer, x = linear(4)
     layer.bias.data.zero_()
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
@@ -65,7 +66,7 @@ def test_linear_on_codes_is_exact_before_the_last_rounding():
     assert torch.equal(fast, expected.bfloat16())
 
 
-def test_linear_saves_nothing_but_its_input_and_parameters():
+def test_linear_saves_only_its_input_parameters_and_quantized_weight():
     layer, x = linear(4)
     saved = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
@@ -94,7 +95,7 @@ def test_exact_fp32_computes_on_values_under_autocast():
 
 
 class Attention(torch.nn.Module):
-    """Both products on ready operands."""
+    """Both attention products on given q, k and v."""
 
     def __init__(self, bits, quantizer="RLQ"):
         super().__init__()
@@ -117,8 +118,8 @@ def attention(bits, quantizer="RLQ"):
     return net, qkv
 
 
-def written_out(net, qkv, soft):
-    """The same by the slow twin of the quantizer, head by head."""
+def attention_reference(net, qkv, soft):
+    """Attention with the reference quantizer, head by head."""
 
     def quantized(x, operand):
         q = operand.input_quantizer
@@ -143,7 +144,7 @@ def test_attention_products_and_gradients_agree_with_the_formulae(bits, quantize
     net, qkv = attention(bits, quantizer)
     upstream = torch.randn(B, N, C)
     results = []
-    for run in (net, lambda x: written_out(net, x, soft)):
+    for run in (net, lambda x: attention_reference(net, x, soft)):
         net.zero_grad()
         x = qkv.clone().requires_grad_()
         out = run(x)
@@ -154,8 +155,8 @@ def test_attention_products_and_gradients_agree_with_the_formulae(bits, quantize
 
 
 @pytest.mark.parametrize("bits", [2, 4, 8])
-def test_products_on_codes_are_close_and_so_are_their_gradients(bits):
-    """One product at a time: between the two a rounded score could move a code."""
+def test_products_on_codes_and_their_gradients_are_close(bits):
+    """One product at a time: with both, a rounded score could change a code."""
     net, qkv = attention(bits)
     q, k, v = qkv.chunk(3, -1)
     cases = [(net.scores, q, k), (net.mixture, torch.rand(B, HEADS, N, N), v)]
@@ -174,7 +175,7 @@ def test_products_on_codes_are_close_and_so_are_their_gradients(bits):
             assert relative_error(fast, exact) < close_enough(exact)
 
 
-def test_what_leaves_the_softmax_is_unsigned_even_when_calibrated_again():
+def test_the_output_of_softmax_is_unsigned_even_when_calibrated_again():
     net, qkv = attention(4)
     net.mixture.left.input_quantizer.tau.data.fill_(-0.5)
     calibrate(net, [qkv])

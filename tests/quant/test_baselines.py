@@ -1,4 +1,4 @@
-"""DoReFa, PACT, LSQ+, PAMS, MinMax, Percentile against references and in calibration."""
+"""DoReFa, PACT, LSQ+, PAMS, MinMax and Percentile, compared with references, and calibrated."""
 
 import math
 
@@ -7,7 +7,7 @@ import torch
 
 from quantsr.quant import IntRange, get_quantizer, uniform
 from quantsr.quant.functional import step_gradient_scale
-from tests.reference import baselines as twin
+from tests.reference import baselines as reference
 
 METHODS = ["DoReFa", "PACT", "LSQPlus", "PAMS", "MinMax", "Percentile"]
 BITS = pytest.mark.parametrize("bits", [2, 3, 4, 8])
@@ -15,7 +15,8 @@ SIGNED = pytest.mark.parametrize("signed", [True, False], ids=["signed", "unsign
 
 
 def features(signed: bool, count: int = 240) -> torch.Tensor:
-    """(2, 5, 4, 6), as features of a network: many small and few large values, about 0..255."""
+    """(2, 5, 4, 6), similar to a network's features: many small and few large values, about
+    0..255."""
     torch.manual_seed(7)
     x = torch.randn(count, dtype=torch.float64).reshape(2, 5, 4, -1) ** 3 * 20
     return x + 2 if signed else (x + 2).relu()
@@ -29,7 +30,7 @@ def activation(method: str, bits: int, x: torch.Tensor, *, search: bool = False)
 
 
 def run(q, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Values, upstream gradient, and gradient of ``x``; parameters get theirs."""
+    """Values, upstream gradient, and gradient of ``x``; sets the gradients of parameters."""
     upstream = torch.randn_like(x)
     a = x.clone().requires_grad_()
     out = q(a)
@@ -38,16 +39,16 @@ def run(q, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 
 
 def columns(function, x: torch.Tensor, *args) -> list[torch.Tensor]:
-    """What the twin gives for every element, one tensor for each of its results."""
+    """The reference applied to every element; a tensor for each of its results."""
     rows = [function(float(value), *args) for value in x.flatten()]
     return [torch.tensor(column, dtype=torch.float64).reshape(x.shape) for column in zip(*rows, strict=True)]
 
 
-def same(got: torch.Tensor, expected: torch.Tensor) -> None:
+def assert_close(got: torch.Tensor, expected: torch.Tensor) -> None:
     torch.testing.assert_close(got, expected, rtol=1e-11, atol=1e-9)
 
 
-# --- activations against their twins --------------------------------------------------------------
+# --- activations compared with their references ---------------------------------------------------
 
 
 @BITS
@@ -56,10 +57,10 @@ def test_dorefa_activation(bits, signed):
     x = features(signed)
     q = activation("DoReFa", bits, x)
     out, upstream, grad = run(q, x)
-    value, slope = columns(twin.dorefa_activation, x, q.alpha.item(), bits, signed)
-    same(out, value)
-    inside = x != 0  # at 0 itself the gradient is a matter of taste, and of the ReLU before it
-    same(grad[inside], (upstream * slope)[inside])
+    value, slope = columns(reference.dorefa_activation, x, q.alpha.item(), bits, signed)
+    assert_close(out, value)
+    inside = x != 0  # at 0 itself the gradient depends on the convention, as that of a ReLU
+    assert_close(grad[inside], (upstream * slope)[inside])
     assert bool(q.signed) is signed
     assert list(q.parameters()) == []
 
@@ -73,11 +74,11 @@ def test_pact_activation(bits, signed):
     alpha = q.alpha.item()
     x.view(-1)[5] = alpha  # equation 3: alpha itself counts
     out, upstream, grad = run(q, x)
-    value, slope, by_alpha = columns(twin.pact_activation, x, alpha, bits, signed)
-    same(out, value)
-    same(grad, upstream * slope)
+    value, slope, by_alpha = columns(reference.pact_activation, x, alpha, bits, signed)
+    assert_close(out, value)
+    assert_close(grad, upstream * slope)
     steps = (2**bits - 1) / 2 if signed else 2**bits - 1  # alpha in steps
-    same(q.step.grad, (upstream * by_alpha).sum().reshape(1) * steps)
+    assert_close(q.step.grad, (upstream * by_alpha).sum().reshape(1) * steps)
     assert by_alpha.view(-1)[5] == 1
 
 
@@ -90,12 +91,12 @@ def test_lsq_plus_activation(bits, signed):
     q.step.data.mul_(0.8)
     out, upstream, grad = run(q, x)
     step, beta = q.step.item(), q.beta.item()
-    value, slope, by_step, by_beta = columns(twin.lsq_plus_activation, x, step, beta, bits)
-    same(out, value)
-    same(grad, upstream * slope)
+    value, slope, by_step, by_beta = columns(reference.lsq_plus_activation, x, step, beta, bits)
+    assert_close(out, value)
+    assert_close(grad, upstream * slope)
     g = step_gradient_scale(x.numel(), 2**bits - 1)
-    same(q.step.grad, (upstream * by_step).sum().reshape(1) * g)
-    same(q.beta.grad, (upstream * by_beta).sum().reshape(1) * g)
+    assert_close(q.step.grad, (upstream * by_step).sum().reshape(1) * g)
+    assert_close(q.beta.grad, (upstream * by_beta).sum().reshape(1) * g)
 
 
 @BITS
@@ -104,12 +105,12 @@ def test_pams_activation(bits, signed):
     x = features(signed)
     q = activation("PAMS", bits, x, search=True)
     out, upstream, grad = run(q, x)
-    value, slope, by_alpha = columns(twin.pams_activation, x, q.alpha.item(), bits, signed)
-    same(out, value)
-    same(grad, upstream * slope)
+    value, slope, by_alpha = columns(reference.pams_activation, x, q.alpha.item(), bits, signed)
+    assert_close(out, value)
+    assert_close(grad, upstream * slope)
     top = IntRange.of(bits, signed).qmax
     g = step_gradient_scale(x.numel(), top)
-    same(q.step.grad, (upstream * by_alpha).sum().reshape(1) * top * g)
+    assert_close(q.step.grad, (upstream * by_alpha).sum().reshape(1) * top * g)
 
 
 @BITS
@@ -122,22 +123,22 @@ def test_static_activation(method, bits, signed):
     low, high = (
         (min(values), max(values))
         if method == "MinMax"
-        else (twin.percentile(values, 0.01), twin.percentile(values, 0.99))
+        else (reference.percentile(values, 0.01), reference.percentile(values, 0.99))
     )
     low = min(low, 0.0)
     step = torch.tensor([(high - low) / (2**bits - 1)], dtype=torch.float64)
     torch.testing.assert_close(q.step, step, rtol=1e-6, atol=0)
     q.step.copy_(step)  # calibration is FP32
     out, upstream, grad = run(q, x)
-    value, slope = columns(twin.affine, x, low, high, bits)
-    same(out, value)
+    value, slope = columns(reference.affine, x, low, high, bits)
+    assert_close(out, value)
     inside = (x != 0) & (x != high) & (x != low)
-    same(grad[inside], (upstream * slope)[inside])
+    assert_close(grad[inside], (upstream * slope)[inside])
     assert (int(q.zero_point) > 0) is signed
     assert list(q.parameters()) == []
 
 
-# --- weights against their twins ------------------------------------------------------------------
+# --- weights compared with their references -------------------------------------------------------
 
 
 def weights(method: str, bits: int, granularity: str):
@@ -165,14 +166,14 @@ def test_weights(method, bits, granularity):
         part = w[group]
         if method == "DoReFa":
             squashed = part.tanh()
-            value, slope = columns(twin.dorefa_weight, squashed, float(squashed.abs().max()), bits)
+            value, slope = columns(reference.dorefa_weight, squashed, float(squashed.abs().max()), bits)
         elif method == "PAMS":
-            value, slope = columns(twin.pams_weight, part, float(part.abs().max()), bits)
+            value, slope = columns(reference.pams_weight, part, float(part.abs().max()), bits)
         else:
-            value, slope = columns(twin.min_max_weight, part, float(part.min()), float(part.max()), bits)
+            value, slope = columns(reference.min_max_weight, part, float(part.min()), float(part.max()), bits)
             assert (value - part).abs().max() <= (0.5 + 1e-9) * float(q.step.max())
-        same(values[group], value)
-        same(grad[group], upstream[group] * slope)
+        assert_close(values[group], value)
+        assert_close(grad[group], upstream[group] * slope)
         assert value.unique().numel() <= 2**bits
     assert list(q.parameters()) == []
 
@@ -187,7 +188,7 @@ def test_levels_follow_the_weight_as_it_grows(method):
     torch.testing.assert_close(q.step, 2 * before, rtol=0.1, atol=0)
 
 
-def test_weights_of_pact_percentile_and_lsq_plus_are_those_of_others():
+def test_weight_quantizers_of_pact_percentile_and_lsq_plus():
     assert get_quantizer("PACT").weight is get_quantizer("DoReFa").weight
     assert get_quantizer("Percentile").weight is get_quantizer("MinMax").weight
     assert get_quantizer("LSQPlus").weight is get_quantizer("LSQ").weight
@@ -223,7 +224,7 @@ def test_odd_multiples_are_no_codes(method):
 @pytest.mark.parametrize(
     ("method", "signed"), [("PAMS", True), ("PAMS", False), ("MinMax", False), ("DoReFa", False)]
 )
-def test_activation_codes_are_the_truth(method, signed, bits):
+def test_activation_values_are_codes_times_step(method, signed, bits):
     x = features(signed).float()
     q = activation(method, bits, x).float()
     codes = q.codes(x)
@@ -245,7 +246,7 @@ def test_levels_without_0_have_no_codes(method):
 @BITS
 @SIGNED
 @pytest.mark.parametrize("method", METHODS)
-def test_as_many_levels_as_the_bits_give(method, bits, signed):
+def test_the_number_of_levels_is_two_to_the_bits(method, bits, signed):
     x = torch.linspace(-100 if signed else 0, 100, 4000).view(1, 1, 40, 100)
     q = activation(method, bits, x).float()
     assert q(1.3 * x if bits > 3 else 3 * x).unique().numel() == 2**bits
@@ -278,7 +279,7 @@ def test_a_searched_bound_beats_the_largest_value_and_is_the_best_of_its_kind(me
 
 
 def test_lsq_plus_uses_the_offset_for_lopsided_inputs():
-    """After a GELU: a little below 0, much above."""
+    """As after a GELU: small negative values, large positive ones."""
     x = torch.nn.functional.gelu(torch.randn(1, 4, 40, 40) * 4)
     with_offset, without = (activation(m, 3, x, search=True).float() for m in ("LSQPlus", "LSQ"))
     assert (with_offset(x) - x).square().mean() < 0.5 * (without(x) - x).square().mean()
@@ -291,7 +292,7 @@ def test_pams_starts_at_the_mean_of_the_batches_largest_values():
     assert q.alpha.item() == pytest.approx(4)
 
 
-def test_min_max_are_those_of_all_batches_until_they_are_forgotten():
+def test_min_max_are_those_of_all_batches_until_the_reset():
     q = get_quantizer("MinMax").activation(bits=4, channels=1, channel_dim=1)
     q.observe(torch.tensor([1.0, 3.0]).view(1, 1, 1, 2))
     assert not q.signed
@@ -315,7 +316,7 @@ def test_a_fixed_sign_is_kept(method):
 
 @pytest.mark.parametrize("value", [0.0, -3.0])
 @pytest.mark.parametrize("method", METHODS)
-def test_constant_inputs_give_numbers(method, value):
+def test_constant_inputs_give_finite_values_and_gradients(method, value):
     x = torch.full((1, 3, 4, 4), value, requires_grad=True)
     q = activation(method, 2, x.detach()).float()
     out = q(x)

@@ -1,4 +1,4 @@
-"""Ranges and the pure maths."""
+"""Integer ranges and the pure functions of quantization."""
 
 import math
 
@@ -58,7 +58,7 @@ def test_fake_quantize_is_dequantized_codes_to_the_last_bit():
     assert torch.equal(functional.fake_quantize(x, step, -8, 7), functional.dequantize(codes, step))
 
 
-def test_soft_round_meets_the_staircase_at_integers_and_half_way():
+def test_soft_round_equals_its_input_at_multiples_of_one_half():
     u = torch.arange(-8, 8, 0.5, dtype=torch.float64)
     torch.testing.assert_close(functional.soft_round(u), u, rtol=0, atol=1e-15)
 

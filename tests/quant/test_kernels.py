@@ -1,4 +1,4 @@
-"""The fused passes: compiled equals plain, and the switch between them."""
+"""Fused kernels: compiled ones equal eager ones, and the switch between them."""
 
 import pytest
 import torch
@@ -36,8 +36,8 @@ def test_compiled_training_step_equals_the_plain_one(precision):
         pytest.skip("no C++ compiler here")
     plain_out, plain_grad = _step(False, precision=precision)
     fused_out, fused_grad = _step(True, precision=precision)
-    # One fused pass rounds to bf16 less often than its operations one by one; a code may then fall
-    # to the other side.
+    # A fused kernel rounds to bf16 less often than its operations one by one, which may change a
+    # code.
     loose = precision is torch.bfloat16
     for a, b in zip(plain_out, fused_out, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=2e-2 if loose else 1e-6)
@@ -46,19 +46,19 @@ def test_compiled_training_step_equals_the_plain_one(precision):
         assert (fused_grad[name] - grad).abs().max() / largest < (5e-2 if loose else 1e-4), name
 
 
-def test_without_a_compiler_auto_runs_plain(monkeypatch):
+def test_without_a_compiler_auto_runs_eager_kernels(monkeypatch):
     monkeypatch.setattr(kernels, "compiler_works", lambda device_type: False)
     set_compile("auto")
     assert kernels.kernel("scale_bias", "cpu") is kernels.scale_bias
 
 
-def test_evaluation_runs_plain():
+def test_evaluation_runs_eager_kernels():
     set_compile(True)
     with torch.inference_mode():
         assert kernels.kernel("scale_bias", "cpu") is kernels.scale_bias
 
 
-def test_a_compiler_that_fails_is_noticed_once_and_not_fatal(monkeypatch, caplog):
+def test_a_compiler_that_fails_is_reported_at_most_once_and_not_fatal(monkeypatch, caplog):
     def broken(*args, **kwargs):
         raise RuntimeError("no such header: Python.h")
 
@@ -91,8 +91,8 @@ def test_exact_fp32_computes_on_values_under_autocast():
         assert not torch.equal(conv(x).float(), expected)
 
 
-def test_saved_for_backward_is_what_a_float_network_saves():
-    """Input and weight of every layer, nothing else of a feature's size."""
+def test_only_the_inputs_of_layers_are_saved_for_backward():
+    """No other tensors of the size of a feature map."""
     net = QuantSR_C(num_feat=8, num_block=2, upscale=2)
     calibrate(net, [torch.rand(1, 3, 12, 12)])
     size = torch.rand(1, 8, 10, 13).numel() * 2

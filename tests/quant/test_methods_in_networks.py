@@ -9,7 +9,8 @@ import torch
 import quantsr
 from quantsr import cli
 from quantsr.archs import QuantSR_C, QuantSR_T
-from quantsr.deploy import convert, integer_reference
+from quantsr.deploy import convert
+from quantsr.deploy.engines import reference as integer_reference
 from quantsr.engine.network_file import network_file
 from quantsr.errors import InputError
 from quantsr.quant import (
@@ -63,7 +64,7 @@ def test_the_methods_here_are_those_registered():
 
 @every_method
 @both_kinds
-def test_it_refuses_to_run_uncalibrated(kind, method):
+def test_an_uncalibrated_network_refuses_to_run(kind, method):
     with pytest.raises(RuntimeError, match=r"not calibrated; call quantsr\.quant\.calibrate"):
         network(kind, method)(torch.rand(1, 3, 8, 8))
 
@@ -71,7 +72,7 @@ def test_it_refuses_to_run_uncalibrated(kind, method):
 @pytest.mark.parametrize("amp", [False, True], ids=["fp32", "bf16"])
 @every_method
 @both_kinds
-def test_steps_of_training_move_what_is_learned(kind, method, amp):
+def test_training_changes_the_learned_parameters(kind, method, amp):
     net = calibrated(kind, method)
     learned = step_parameters(net)
     assert {name.split(".", name.count(".") - 1)[-1] for name in learned} == LEARNED[method]
@@ -91,8 +92,7 @@ def test_steps_of_training_move_what_is_learned(kind, method, amp):
         optimizer.step()
     assert loss.isfinite()
     still = {name for name, parameter in net.named_parameters() if torch.equal(parameter, before[name])}
-    # Nothing clips: the only gradient of PACT's bound and of LSQ+'s offset is that of clipped
-    # values.
+    # Where no value is clipped, PACT's bound and LSQ+'s offset have no gradient.
     idle = {name for name, p in net.named_parameters() if not p.grad.any()} & set(learned)
     if method not in ("PACT", "LSQPlus"):
         idle = set()
@@ -106,7 +106,7 @@ def test_steps_of_training_move_what_is_learned(kind, method, amp):
 @every_method
 @both_kinds
 def test_eight_bits_change_little(kind, method):
-    """Everything is in its place: a bound, an offset or a padding gone wrong would show."""
+    """A wrong bound, offset or padding would give a larger difference."""
     net = calibrated(kind, method, 8)
     exact = network(kind, method, 32)
     exact.load_state_dict(net.state_dict(), strict=False)
@@ -140,7 +140,7 @@ def test_a_checkpoint_gives_the_same_network(kind, method, tmp_path):
 
 
 @every_method
-def test_it_goes_on_from_a_state_as_if_nothing_had_happened(method):
+def test_resuming_from_a_state_equals_uninterrupted_training(method):
     def train(net, optimizer, seeds):
         for seed in seeds:
             torch.manual_seed(seed)
@@ -165,7 +165,7 @@ def test_it_goes_on_from_a_state_as_if_nothing_had_happened(method):
 
 @pytest.mark.parametrize("granularity", ["tensor", "channel"])
 @every_method
-def test_on_codes_and_on_values_a_convolution_is_the_same(method, granularity):
+def test_a_convolution_on_codes_equals_the_one_on_values(method, granularity):
     layer = QuantConv2d(
         6, 5, 3, padding=1, nbits_w=3, nbits_a=4, quantizer=method, weight_granularity=granularity
     )
@@ -184,7 +184,7 @@ def test_on_codes_and_on_values_a_convolution_is_the_same(method, granularity):
 @pytest.mark.parametrize("bits", [2, 4, 8])
 @pytest.mark.parametrize("granularity", ["tensor", "channel"])
 @pytest.mark.parametrize("method", ["PAMS", "MinMax", "Percentile"])
-def test_it_ships_as_integers(method, granularity, bits):
+def test_the_integer_reference_is_within_one_level_of_the_network(method, granularity, bits):
     torch.manual_seed(3)
     options = {"nbits_w": bits, "nbits_a": bits, "weight_granularity": granularity, "quantizer": method}
     net = QuantSR_C(num_feat=8, num_block=4, upscale=2, **options)
@@ -203,13 +203,13 @@ def test_it_ships_as_integers(method, granularity, bits):
 
 @pytest.mark.parametrize("method", ["DoReFa", "PACT"])
 @both_kinds
-def test_what_a_packed_file_cannot_hold_is_refused(kind, method):
+def test_quantizers_without_integer_codes_are_refused_by_conversion(kind, method):
     with pytest.raises(InputError, match="no integer") as caught:
         convert.convert(calibrated(kind, method), head_tail_bits=32)
     assert "\n" not in str(caught.value)
 
 
-def test_export_says_so_in_one_line(tmp_path, capsys):
+def test_export_reports_them_in_one_line(tmp_path, capsys):
     net = calibrated("C", "PACT")
     checkpoint.save(tmp_path / "net.pth", network_file(net, None, iteration=1))
     arguments = ["export", "-m", str(tmp_path / "net.pth"), "-o", str(tmp_path / "net.safetensors")]

@@ -1,4 +1,4 @@
-"""Processes that share a batch have, on average, the gradients of one process with all of it."""
+"""The average gradients of processes that share a batch equal those of one process."""
 
 from __future__ import annotations
 

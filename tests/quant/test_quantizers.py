@@ -1,4 +1,4 @@
-"""RLQ and LSQ, compiled or not, against their slow twin."""
+"""RLQ and LSQ compared with their slow reference."""
 
 import pytest
 import torch
@@ -97,14 +97,14 @@ def test_never_more_than_two_to_the_bits_codes(bits):
     assert w.codes(weight).unique().numel() <= 2**bits
 
 
-def test_codes_are_the_truth():
+def test_values_are_codes_times_step():
     torch.manual_seed(0)
     x = torch.randn(2, 8, 5, 5)
     q = activation("RLQ", 4, 8, x)
     assert torch.equal(q.codes(x).float() * q.step, q(x))
 
 
-def test_initial_state_is_the_papers():
+def test_the_initial_step_is_that_of_the_paper():
     x = torch.rand(2, 3, 4, 4)
     q = activation("RLQ", 4, 3, x)
     assert not q.signed
@@ -121,7 +121,7 @@ def test_statistics_of_several_batches_are_averaged():
     assert q.step.item() == pytest.approx(2 * 2 / 15**0.5)
 
 
-def test_sign_survives_a_checkpoint():
+def test_the_sign_is_restored_from_a_checkpoint():
     q = activation("RLQ", 4, 3, torch.rand(1, 3, 4, 4))
     other = get_quantizer("RLQ").activation(bits=4, channels=3, channel_dim=1)
     other.load_state_dict(q.state_dict())
@@ -164,7 +164,7 @@ def test_calibration_needs_batches_and_reaches_every_layer():
 
 
 @pytest.mark.parametrize("granularity", ["tensor", "channel"])
-def test_calibration_for_least_error_leaves_less_of_it(granularity):
+def test_calibration_for_least_error_reduces_the_error(granularity):
     torch.manual_seed(0)
     x = torch.relu(torch.randn(2, 6, 24, 24) - 1)
     found = {}
@@ -180,8 +180,8 @@ def test_calibration_for_least_error_leaves_less_of_it(granularity):
     assert found["mse"][1] < 0.7 * found["mean"][1]
 
 
-def test_the_search_looks_at_all_channels_of_a_large_batch():
-    """One channel in 60 holds the large values."""
+def test_the_search_samples_all_channels_of_a_large_batch():
+    """One channel of 60 has the large values."""
     x = torch.rand(20_000, 60) * 0.1
     x[:, 7] *= 100
     layer = QuantLinear(60, 4, nbits_w=4, nbits_a=4)

@@ -1,4 +1,4 @@
-"""Quantizers with a zero point and layers on their codes equal the reference exactly."""
+"""Quantizers with a zero point, and layers on their codes, equal the reference exactly."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ from quantsr.quant.autograd import (
     quantize_weight,
 )
 from quantsr.quant.layers import QuantConv2d
-from tests.reference import zero_point as twin
+from tests.reference import zero_point as reference
 
 BITS = pytest.mark.parametrize("bits", [2, 3, 4, 8])
 STEP, STEP_W = 0.25, 0.125  # powers of two: every result is exact in float32, whatever its order of summation
@@ -27,13 +27,13 @@ def spec_of(bits: int, zero_point: int, channels: int, channel_dim: int = 1) -> 
 
 
 def zero_points(bits: int) -> list[int]:
-    """Of a range that ends at 0, of one that begins there, and between."""
+    """For a range that begins at 0, for one that ends there, and between."""
     largest = 2**bits - 1
     return [0, 1, largest // 2, largest]
 
 
 def inputs(*shape: int, bits: int) -> torch.Tensor:
-    """Multiples of 1/32 that reach beyond every range of so many bits; ties are among them."""
+    """Multiples of 1/32 that exceed every range of this many bits; ties are among them."""
     generator, reach = torch.Generator().manual_seed(2), 10 * 2**bits
     return torch.randint(-reach, reach, shape, generator=generator) / 32
 
@@ -44,11 +44,12 @@ def weight_of(bits: int, *shape: int):
 
 
 def codes_of(x: torch.Tensor, spec: ActivationQuant) -> np.ndarray:
-    """By the twin; the channels are the second dimension of (C, ...) or the last of (M, C)."""
+    """Codes by the reference; the channels are the first dimension of (C, ...) or the last of
+    (M, C)."""
     taus = spec.tau.view(-1, *[1] * (x.dim() - 1)) if spec.channel_dim == 1 else spec.tau
     taus = taus.expand(x.shape)
     numbers = [
-        twin.code(float(a), float(tau), STEP, spec.zero_point, *spec.range.bounds)
+        reference.code(float(a), float(tau), STEP, spec.zero_point, *spec.range.bounds)
         for a, tau in zip(x.flatten(), taus.flatten(), strict=True)
     ]
     return np.array(numbers).reshape(x.shape)
@@ -62,24 +63,26 @@ def test_a_convolution_pads_with_the_code_of_0(bits: int) -> None:
         spec = spec_of(bits, zero_point, 3)
         codes = codes_of(x[0], spec)
         assert len(np.unique(codes)) > 2
-        expected = twin.convolution(codes, weight.codes.int().numpy(), bias.numpy(), STEP, zero_point, STEP_W)
+        expected = reference.convolution(
+            codes, weight.codes.int().numpy(), bias.numpy(), STEP, zero_point, STEP_W
+        )
         got = conv2d_on_codes(x, spec, weight, bias, **how)[0]
         np.testing.assert_array_equal(got.numpy(), expected)
 
 
 @BITS
-def test_a_linear_layer_on_codes_is_the_twins(bits: int) -> None:
+def test_a_linear_layer_on_codes_is_the_reference(bits: int) -> None:
     x, weight, bias = inputs(6, 5, bits=bits), weight_of(bits, 3, 5), torch.tensor([0.5, -2.0, 1.0])
     for zero_point in zero_points(bits):
         spec = spec_of(bits, zero_point, 5, channel_dim=-1)
-        expected = twin.linear(
+        expected = reference.linear(
             codes_of(x, spec), weight.codes.int().numpy(), bias.numpy(), STEP, zero_point, STEP_W
         )
         np.testing.assert_array_equal(linear_on_codes(x, spec, weight, bias).numpy(), expected)
 
 
 @BITS
-def test_codes_and_values_are_the_twins(bits: int) -> None:
+def test_codes_and_values_are_the_references(bits: int) -> None:
     x = inputs(1, 3, 5, 4, bits=bits)
     for zero_point in zero_points(bits):
         spec = spec_of(bits, zero_point, 3)
@@ -101,7 +104,7 @@ def test_codes_are_unsigned_and_values_those_of_the_formula(method: str, bits: i
     assert 0 < spec.zero_point < spec.range.qmax
     assert (codes.min(), codes.max()) == (0, spec.range.qmax)
     assert torch.equal((codes - spec.zero_point) * q.step, q(x))
-    # What these quantizers gave before they had codes, to the last bit.
+    # The values of these quantizers before they had codes, bit for bit.
     z, n = spec.zero_point, spec.range.qmax
     assert torch.equal(q(x), (x / q.step).clamp(-z, n - z).round() * q.step)
 
@@ -129,7 +132,7 @@ def test_gradients_on_codes_are_those_on_values(bits: int) -> None:
         torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
 
 
-# --- LSQ+: a real offset becomes a zero point and a rest ------------------------------------------
+# --- LSQ+: a real offset becomes a zero point and a remainder -------------------------------------
 
 
 def lsq_plus(bits: int, step: float, beta: float):
@@ -155,14 +158,14 @@ def test_the_offset_is_a_zero_point_and_at_most_half_a_step(bits: int) -> None:
         assert offset - spec.zero_point * q.step.item() == pytest.approx(q.beta.item(), abs=1e-6 * n * step)
         x = torch.randn(1, 3, 16, 16) * n * step / 2
         codes = activation_codes(x, spec.tau, spec.step, spec, torch.float32) + spec.zero_point
-        # Apart from values next to a tie, which float32 may put on either side of it.
+        # Except values next to a tie, which float32 may round to either side.
         assert (codes.to(torch.int16) == q.codes(x)).float().mean() > 0.99
         values = fake_quantize_activation(x, spec) + offset
         same = codes.to(torch.int16) == q.codes(x)
         torch.testing.assert_close(values[same], q(x)[same], rtol=0, atol=1e-5 * n * step)
 
 
-def test_an_offset_of_whole_steps_leaves_no_rest() -> None:
+def test_an_offset_of_whole_steps_leaves_no_remainder() -> None:
     q = lsq_plus(4, 0.5, -3.0)
     spec, offset = q.integers()
     assert (spec.zero_point, offset) == (6, 0)
@@ -181,7 +184,7 @@ def test_an_offset_beyond_the_levels_keeps_0_among_them(beta: float) -> None:
 def test_loaded_integers_stay_in_a_checkpoint() -> None:
     spec, _ = lsq_plus(4, 0.5, -2.8).integers()
     q = lsq_plus(4, 1.0, 1.0)
-    assert "zero_point" not in q.state_dict()  # as checkpoints from before had none
+    assert "zero_point" not in q.state_dict()  # as in earlier checkpoints
     q.load_integers(step=spec.step.detach(), tau=spec.tau.detach(), codes=spec.centred)
     x = inputs(1, 3, 5, 4, bits=4)
     expected = fake_quantize_activation(x, spec)

@@ -1,4 +1,4 @@
-"""What every stress test shares: a seed that is printed, and a time budget."""
+"""Shared by all stress tests: a seed that is printed, and a time budget."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import pytest
 
 
 class Budget:
-    """A seeded run that ends when its time is used up.
+    """A seeded run with a time limit.
 
     Args:
-        seconds: how long `rounds` goes on.
-        seed: of every random number of the run.
+        seconds: duration of `rounds`.
+        seed: of all random numbers of the run.
 
     Attributes:
-        rng: the generator that a test draws everything from.
+        rng: the random generator of the test.
         count: rounds begun so far.
     """
 

@@ -1,5 +1,4 @@
-"""Random damage to checkpoints, packed files and option files, everything drawn from the generator
-that is handed in."""
+"""Random damage to checkpoints, packed files and option files, by a given random generator."""
 
 from __future__ import annotations
 
@@ -36,7 +35,7 @@ ODD: list[Any] = [
     torch.full((3,), float("nan")),
     torch.zeros(1).expand(10**12),
 ]
-"""Values that stand where others are expected."""
+"""Values of wrong types or unusual sizes."""
 
 NAMES: list[Any] = [
     "",
@@ -53,7 +52,7 @@ NAMES: list[Any] = [
 
 
 def flip_bytes(content: bytes, rng: random.Random) -> bytes:
-    """Cut, or with some bytes changed, swapped, added or taken away."""
+    """The bytes truncated, or with some of them changed, replaced, added or removed."""
     data = bytearray(content)
     kind = rng.randrange(4)
     if kind == 0 or not data:
@@ -70,7 +69,7 @@ def flip_bytes(content: bytes, rng: random.Random) -> bytes:
     return bytes(data)
 
 
-def spoil(value: Any, rng: random.Random) -> Any:
+def change_entry(value: Any, rng: random.Random) -> Any:
     """A copy of nested dicts and lists in which one entry is replaced by an odd value, renamed,
     removed or added."""
     value = copy.copy(value)
@@ -80,7 +79,7 @@ def spoil(value: Any, rng: random.Random) -> Any:
     key = rng.choice(keys)
     inner = value[key]
     if isinstance(inner, (dict, list)) and inner and rng.random() < 0.75:
-        value[key] = spoil(inner, rng)
+        value[key] = change_entry(inner, rng)
         return value
     kind = rng.randrange(4)
     if kind == 0:
@@ -98,18 +97,18 @@ def spoil(value: Any, rng: random.Random) -> Any:
     return value
 
 
-def spoil_often(content: dict[str, Any], rng: random.Random) -> dict[str, Any]:
-    """`spoil` once to three times; what becomes of the whole stays a dict."""
+def change_several_entries(content: dict[str, Any], rng: random.Random) -> dict[str, Any]:
+    """`change_entry` once to three times; the result is always a dict."""
     for _ in range(rng.choice((1, 1, 2, 3))):
-        found = spoil(content, rng)
+        found = change_entry(content, rng)
         content = found if isinstance(found, dict) else content
     return content
 
 
 def damaged_checkpoint(whole: Path, target: Path, rng: random.Random) -> None:
-    """Write a damaged copy of the checkpoint ``whole``: of its bytes, or of what it holds."""
+    """Write a damaged copy of the checkpoint ``whole``: with damaged bytes, or changed entries."""
     if rng.random() < 0.3:
         target.write_bytes(flip_bytes(whole.read_bytes(), rng))
         return
     content = torch.load(whole, weights_only=True)
-    torch.save(spoil_often(content, rng), target)
+    torch.save(change_several_entries(content, rng), target)

@@ -1,4 +1,4 @@
-"""Odd and bad picture files, everything drawn from the generator that is handed in."""
+"""Odd and bad picture files, by a given random generator."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ FOREIGN: tuple[bytes, ...] = (
 
 
 def odd_picture(rng: random.Random) -> tuple[bytes, str]:
-    """A file that is or was a picture, and a suffix that it may have."""
+    """The content of a picture, damaged picture or other file, and a suffix."""
     kind = rng.random()
     if kind < 0.06:
         return rng.choice(FOREIGN), rng.choice((".png", ".jpg", ".tif", ".webp", ".bmp"))
@@ -52,7 +52,7 @@ def odd_picture(rng: random.Random) -> tuple[bytes, str]:
 
 
 def whole_picture(rng: random.Random) -> tuple[bytes, str]:
-    """A picture of some kind, sound, though its kind may be one that is refused."""
+    """A valid picture of a random kind, which may be unsupported, and its suffix."""
     make = rng.choice((_by_pillow, _by_pillow, _by_pillow, _deep, _tiff))
     return make(rng)
 
@@ -130,7 +130,7 @@ def _tiff(rng: random.Random) -> tuple[bytes, str]:
 
 
 def damaged(content: bytes, rng: random.Random) -> bytes:
-    """Cut, changed, lengthened, or with a number of the header made an extreme one."""
+    """The content truncated, changed, lengthened, or with an extreme number in the header."""
     data = bytearray(content)
     kind = rng.randrange(6)
     if kind == 0:

@@ -1,5 +1,4 @@
-"""Damaged checkpoints and training states: an answer or one line, from everything that reads
-them."""
+"""Damaged checkpoints and training states: every command succeeds, or prints one line."""
 
 from __future__ import annotations
 
@@ -24,20 +23,20 @@ pytestmark = [
 
 
 def one_line(capsys: pytest.CaptureFixture[str], *words: str) -> int:
-    """Run a command in this process; fail unless it ends in an answer, or one line for each
+    """Run a command in this process; fail unless it succeeds, or prints one line for each
     problem."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         code = main([*words])
-    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
     assert code in (DONE, BAD_INPUT, FAILED)
-    assert (code == DONE) == (not said), (words, said)
+    assert (code == DONE) == (not errors), (words, errors)
     return code
 
 
 @pytest.fixture
 def trained(make_options: Callable[..., Options], tmp_path: Path) -> tuple[Options, Path]:  # noqa: F811
-    """Options of a run of two iterations that was done, and its option file."""
+    """Options of a finished run of two iterations, and its option file."""
     options = make_options(name="whole", **{"train.total_iter": 2, "logger.save_checkpoint_freq": 1})
     file = tmp_path / "train.yml"
     file.write_text(yaml.safe_dump(options.dump()))

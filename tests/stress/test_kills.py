@@ -1,5 +1,5 @@
-"""SIGKILL at random moments: nothing is lost, nothing half done stands under a final name, and a
-rerun ends the work."""
+"""SIGKILL at random moments: no incomplete file has a final name, and repeating the command
+completes the work."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ import yaml
 
 from quantsr.cli import main
 from quantsr.data import download
-from quantsr.deploy import packing
+from quantsr.deploy.packed import packing
 from quantsr.trained_files import checkpoint
 from tests.stress.conftest import Budget
 
@@ -40,7 +40,7 @@ _context.set_forkserver_preload(
 
 
 def run_command(words: list[str], log: str, base: str | None, md5: str | None) -> None:
-    """Runs one command in a process of its own, what it says into a file; ``base`` and ``md5`` of a
+    """Runs one command in this process, with its output in a file; ``base`` and ``md5`` are for a
     download."""
     handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(handle, 1)
@@ -54,11 +54,11 @@ def run_command(words: list[str], log: str, base: str | None, md5: str | None) -
 
 
 class Commands:
-    """Starts commands, and kills them.
+    """Starts commands in processes, and kills them.
 
     Attributes:
-        kills: how many processes were killed while they ran.
-        log: what all of them said.
+        kills: number of processes killed while they ran.
+        log: file with the output of all commands.
     """
 
     def __init__(self, log: Path) -> None:
@@ -77,13 +77,13 @@ class Commands:
         process.kill()
         process.join()
         if killed:
-            assert kill_after is not None, f"{words} takes for ever"
+            assert kill_after is not None, f"{words} does not end"
             self.kills += 1
             return None
         return process.exitcode
 
     def seconds(self, words: list[str]) -> float:
-        """How long a command takes that is not disturbed."""
+        """The duration of a command that is not killed."""
         begin = time.perf_counter()
         assert self.run(words) == 0, self.log.read_text()
         return time.perf_counter() - begin
@@ -95,11 +95,10 @@ class Commands:
 
 @pytest.fixture
 def commands(tmp_path: Path) -> Iterator[Commands]:
-    """Prints how many processes were killed."""
+    """Starts and kills commands; prints the number of killed processes at the end."""
     found = Commands(tmp_path / "commands.log")
-    assert (
-        found.run(["--version"]) == 0
-    )  # the server of processes has imported everything before anything is timed
+    # the fork server imports everything before commands are timed
+    assert found.run(["--version"]) == 0
     yield found
     print(f"{found.kills} kills")
 
@@ -114,7 +113,7 @@ def write_pictures(folder: Path, count: int, side: int) -> None:
 
 
 def training(folder: Path) -> dict[str, Any]:
-    """A training of a second or two that saves, validates and changes its stage all the time."""
+    """A training of a second or two with frequent checkpoints and validations, in both stages."""
     write_pictures(folder / "pictures", 3, 40)
     pictures = str(folder / "pictures")
     metrics = {"psnr": {"type": "calculate_psnr"}, "ssim": {"type": "calculate_ssim"}}
@@ -154,8 +153,8 @@ def same(a: Any, b: Any) -> bool:
 
 
 def test_killed_trainings_end_with_the_same_bits(budget: Budget, commands: Commands, tmp_path: Path) -> None:
-    """However often one is killed: network, optimizer, random states and the best network are those
-    of one that was not."""
+    """Network, optimizer, random states and the best network are those of an uninterrupted
+    training."""
     file = tmp_path / "run.yml"
     file.write_text(yaml.safe_dump({"name": "through", **training(tmp_path)}))
     seconds = commands.seconds(["train", "-opt", str(file)])
@@ -208,7 +207,7 @@ def test_killed_comparisons_end_with_the_same_table(
         found = (root / f"compare_again{number}" / "results.json").read_text()
         assert [
             line for line in found.splitlines() if "hash" not in line
-        ] == [  # of options with another name
+        ] == [  # the names, and so the hashes of options, differ
             line for line in wanted.splitlines() if "hash" not in line
         ]
         assert leftovers(root) == []
@@ -217,7 +216,7 @@ def test_killed_comparisons_end_with_the_same_table(
 
 @pytest.fixture
 def served(tmp_path: Path, commands: Commands) -> Iterator[None]:
-    """A small archive on a local server, in the place of DIV2K's."""
+    """A small archive on a local server, instead of DIV2K's."""
     folder = tmp_path / "served"
     folder.mkdir()
     old = download.ARCHIVES[ARCHIVE]
@@ -228,7 +227,7 @@ def served(tmp_path: Path, commands: Commands) -> Iterator[None]:
 
     class Quiet(http.server.SimpleHTTPRequestHandler):
         def log_message(self, format: str, *args: object) -> None:
-            """Says nothing."""
+            """Logs nothing."""
 
     handler = functools.partial(Quiet, directory=str(folder))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
@@ -244,7 +243,7 @@ def test_killed_preparations_and_exports_leave_nothing_half_done(
 ) -> None:
     """What stands under a final name is whole, whenever the command was killed; a rerun makes the
     rest."""
-    from quantsr.deploy.stand_in import random_model
+    from quantsr.deploy.stand_ins.convolutional import random_model
 
     write_pictures(tmp_path / "in", 24, 96)
     source, network = str(tmp_path / "in"), tmp_path / "packed.safetensors"
@@ -276,19 +275,18 @@ def test_killed_preparations_and_exports_leave_nothing_half_done(
             assert code in (None, 0) or done, f"{words}: {commands.log.read_text()[-500:]}"
             for name, content in contents(out).items():
                 if name.endswith(".zip.part"):
-                    continue  # the download goes on from it
+                    continue  # a partial download, which is resumed
                 assert content == wanted[kind][name], f"{kind}: {name} is not whole"
         code = commands.run(words)
         complete = contents(out) == wanted[kind]
         assert complete, f"{kind}: {sorted(contents(out))}"
-        assert code == 0 or (code == 2 and kind in ("lmdb", "download"))  # is there already
+        assert code == 0 or (code == 2 and kind in ("lmdb", "download"))  # exists already
         assert leftovers(out) == [], f"{kind}: leftovers"
     commands.check_log()
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Every file under its final name; of an LMDB, whose pages are not always the same, its
-    list."""
+    """The content of every file with a final name; of an LMDB, whose pages vary, only its list."""
     found = {}
     for path in sorted(folder.rglob("*")):
         name = str(path.relative_to(folder))

@@ -1,4 +1,4 @@
-"""Bad option files: options, or one line for each problem, within seconds."""
+"""Bad option files: each loads, or has one line for each problem, within seconds."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ WORDS: list[Any] = [
 
 
 def option_files(root: Path = ROOT) -> list[Path]:
-    """Those of the project, or of a copy of it."""
+    """The option files of the project, or of a copy of it."""
     return sorted((root / "options").rglob("*.yml"))
 
 
 def keys_everywhere() -> list[str]:
-    """Every key that stands in one of these files."""
+    """Every key in these files."""
     found: set[str] = set()
 
     def collect(value: Any) -> None:
@@ -60,7 +60,7 @@ def keys_everywhere() -> list[str]:
     return sorted(found)
 
 
-def spoil(value: Any, keys: list[str], rng: random.Random) -> None:
+def change_entry(value: Any, keys: list[str], rng: random.Random) -> None:
     """Change one entry of nested sections, in place."""
     while isinstance(value, dict) and value:
         key = rng.choice(list(value))
@@ -82,13 +82,13 @@ def spoil(value: Any, keys: list[str], rng: random.Random) -> None:
 
 
 def bad_text(path: Path, keys: list[str], rng: random.Random) -> bytes:
-    """A damaged form of an option file: of its text, or of what it says."""
+    """A damaged option file: with damaged text, or changed options."""
     content = path.read_bytes()
     if rng.random() < 0.4:
         return flip_bytes(content, rng)
     options = yaml.safe_load(content)
     for _ in range(rng.choice((1, 2, 4))):
-        spoil(options, keys, rng)
+        change_entry(options, keys, rng)
     text = yaml.safe_dump(options, allow_unicode=True, sort_keys=False)
     if rng.random() < 0.1:
         lines = text.splitlines()
@@ -98,11 +98,10 @@ def bad_text(path: Path, keys: list[str], rng: random.Random) -> bytes:
 
 def test_bad_option_files(budget: Budget, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    shutil.copytree(
-        ROOT / "options", tmp_path / "options"
-    )  # what a file inherits is named from its own folder
+    # inherited files are relative to the folder of a file
+    shutil.copytree(ROOT / "options", tmp_path / "options")
     files, keys = option_files(tmp_path), keys_everywhere()
-    sound, said = 0, []
+    valid, errors = 0, []
     for _ in budget.rounds():
         source = budget.rng.choice(files)
         bad = source.with_name("bad.yml")
@@ -114,10 +113,10 @@ def test_bad_option_files(budget: Budget, tmp_path: Path, monkeypatch: pytest.Mo
                 load_comparison(str(bad), **how)
             else:
                 load_options(str(bad), is_train="test" not in source.parts, **how)
-            sound += 1
+            valid += 1
         except OptionsError as error:
-            said.append(error.problems)
+            errors.append(error.problems)
         assert time.monotonic() - begin < PATIENCE, (source, text)
         bad.unlink()
-    assert all(problems and not any("\n" in line for line in problems) for problems in said)
-    print(f"{sound} sound, {len(said)} with problems")
+    assert all(problems and not any("\n" in line for line in problems) for problems in errors)
+    print(f"{valid} valid, {len(errors)} with problems")

@@ -10,14 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from quantsr.deploy import packing
-from quantsr.deploy.model import PackedModel
-from quantsr.deploy.quantsr_t.stand_in import random_model as random_model_t
-from quantsr.deploy.stand_in import random_model
-from quantsr.deploy.upscaler import Upscaler
+from quantsr.deploy.packed import packing
+from quantsr.deploy.packed.model import PackedModel
+from quantsr.deploy.stand_ins.convolutional import random_model
+from quantsr.deploy.stand_ins.transformer import random_model as random_model_t
+from quantsr.deploy.upscale.upscaler import Upscaler
 from quantsr.errors import InputError
 from tests.stress.conftest import Budget
-from tests.stress.damage import flip_bytes, spoil
+from tests.stress.damage import change_entry, flip_bytes
 
 pytestmark = pytest.mark.stress
 
@@ -37,7 +37,7 @@ def rewritten(content: bytes, budget: Budget) -> bytes:
     kind = rng.randrange(3)
     if kind < 2:
         for _ in range(rng.choice((1, 2))):
-            found = spoil(header, rng)
+            found = change_entry(header, rng)
             header = found if isinstance(found, dict) else header
     if kind > 0:
         for _ in range(rng.choice((1, 20))):
@@ -59,16 +59,16 @@ def test_damaged_packed_files(budget: Budget, tmp_path: Path, make: Callable[...
     packing.save(make(), whole)
     content = whole.read_bytes()
     picture = np.random.default_rng(budget.seed).integers(0, 256, (9, 11, 3), dtype=np.uint8)
-    ran, said = 0, []
+    ran, errors = 0, []
     for _ in budget.rounds():
         bad.write_bytes(rewritten(content, budget))
         try:
             upscaler = Upscaler(bad, engine=budget.rng.choice(ENGINES_TRIED), threads=1)
             found = upscaler(picture)
         except InputError as error:
-            said.append(str(error))
+            errors.append(str(error))
             continue
         assert found.shape == (9 * upscaler.scale, 11 * upscaler.scale, 3)
         ran += 1
-    assert not any("\n" in line for line in said)
-    print(f"{len(said)} refused, {ran} ran")
+    assert not any("\n" in line for line in errors)
+    print(f"{len(errors)} refused, {ran} ran")

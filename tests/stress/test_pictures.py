@@ -1,5 +1,5 @@
-"""Odd and bad pictures: `quantsr upscale` says one line for each, and the others of the same call
-are upscaled."""
+"""Odd and bad pictures: `quantsr upscale` upscales or reports each in one line, and upscales the
+others of the same call."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from PIL import Image
 
 from quantsr import cli
 from quantsr.data.images import read_rgb
-from quantsr.deploy import packing
-from quantsr.deploy.stand_in import random_model
+from quantsr.deploy.packed import packing
+from quantsr.deploy.stand_ins.convolutional import random_model
 from quantsr.errors import InputError
 from tests.stress.conftest import Budget
 from tests.stress.pictures import odd_picture
@@ -26,15 +26,15 @@ from tests.stress.pictures import odd_picture
 pytestmark = [pytest.mark.stress, pytest.mark.filterwarnings("ignore")]
 
 CALL = 25
-"""Pictures of one call."""
+"""Pictures per call."""
 LIMIT_S = 60
-"""Seconds after which a call hangs: it takes about one."""
+"""Seconds after which a call is taken to hang; it takes about one."""
 MAX_PIXELS = 4096
 
 
 @contextmanager
 def no_hang() -> Iterator[None]:
-    """An exception in this thread where the body takes too long."""
+    """Raises AssertionError where the body takes too long."""
 
     def stop(*_: Any) -> None:
         raise AssertionError(f"still running after {LIMIT_S} s")
@@ -56,7 +56,7 @@ def network(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def draw(folder: Path, budget: Budget) -> list[Path]:
-    """A folder of odd pictures, and one that is sound in their middle."""
+    """A folder of odd pictures, with a valid one in the middle."""
     folder.mkdir()
     paths = []
     for index in range(CALL):
@@ -68,7 +68,7 @@ def draw(folder: Path, budget: Budget) -> list[Path]:
     return paths
 
 
-def test_upscaling(
+def test_odd_and_bad_pictures(
     budget: Budget, network: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -82,10 +82,10 @@ def test_upscaling(
         words += ["--model", str(network), *(["--accept-truncated"] if number % 4 == 0 else [])]
         with no_hang():
             code = cli.main(words)
-        said = capsys.readouterr()
-        assert "Traceback" not in said.out + said.err
-        written = set(re.findall(r"^\S*/in\d+/(\S+) -> ", said.out, re.M))
-        refused = set(re.findall(r"^error: \S*/(?:in\d+|out\d+)/([^:\s]+): ", said.out, re.M))
+        captured = capsys.readouterr()
+        assert "Traceback" not in captured.out + captured.err
+        written = set(re.findall(r"^\S*/in\d+/(\S+) -> ", captured.out, re.M))
+        refused = set(re.findall(r"^error: \S*/(?:in\d+|out\d+)/([^:\s]+): ", captured.out, re.M))
         names = {path.name for path in paths} | {"12good.png"}
         for name in names:
             assert (name in written) != (
@@ -94,7 +94,7 @@ def test_upscaling(
                 budget.seed,
                 number,
                 name,
-                said.out,
+                captured.out,
             )
         assert len(written) == len(list(out.iterdir())), (budget.seed, number)
         assert code == (1 if len(written) < len(names) else 0)
@@ -107,7 +107,7 @@ def test_upscaling(
 
 
 def assert_training_agrees(path: Path, seen: Counter[str], place: Any) -> None:
-    """Training and evaluation read it or say one line, as well."""
+    """Training and evaluation also read the picture, or report it in one line."""
     picture, refusal = None, ""
     with no_hang():
         try:

@@ -1,2 +1,2 @@
-"""``quantsr report``: runs side by side in one HTML file that needs nothing else. ``command`` puts
-it together; ``runs``, ``pictures`` and ``curves`` read what runs left; ``html`` writes it."""
+"""``quantsr report``: several runs in one self-contained HTML file. `document` assembles it;
+`runs`, `pictures` and `curves` read the folders of runs; `html` makes the elements."""

@@ -11,10 +11,10 @@ from pathlib import Path
 WIDTH, HEIGHT = 640, 260
 _LEFT, _RIGHT, _TOP, _BOTTOM = 64, 12, 10, 34
 MOST_POINTS = 400
-"""Of a line; where there are more, every k-th is drawn, and the last."""
+"""Limit of the points of a line; of more, every k-th and the last are drawn."""
 
 STYLES = 8
-"""Colours and dash patterns of the lines in the style sheet, ``line0`` to ``line7``."""
+"""Number of line styles (colour and dash pattern) in the style sheet, ``line0`` to ``line7``."""
 
 
 @dataclass(frozen=True)
@@ -26,10 +26,9 @@ class Line:
 
 
 def read_scalars(folder: Path) -> dict[str, tuple[tuple[int, float], ...]]:
-    """The scalars of a TensorBoard log by tag, without values that are not finite; nothing where
-    there is no log.
+    """The scalars of a TensorBoard log by tag, finite values only; empty where there is no log.
 
-    Points that an interrupted run made again are there once.
+    Of points that an interrupted run wrote twice, the last is used.
     """
     if not folder.is_dir():
         return {}
@@ -66,8 +65,8 @@ def charts(runs: Sequence[tuple[str, dict[str, tuple[tuple[int, float], ...]]]])
 
 
 def chart(title: str, lines: Sequence[Line], *, log_scale: bool = False) -> str:
-    """A line chart with axes and a legend, as HTML. ``log_scale`` is for the vertical axis, of
-    positive values."""
+    """A line chart with axes and a legend, as HTML. ``log_scale`` makes the vertical axis
+    logarithmic where all values are positive."""
     last = max(line.points[-1][0] for line in lines)
     values = [value for line in lines for _, value in line.points]
     log_scale = log_scale and min(values) > 0
@@ -114,7 +113,7 @@ def chart(title: str, lines: Sequence[Line], *, log_scale: bool = False) -> str:
 
 
 def thinned(points: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
-    """At most about `MOST_POINTS` of them, the last always."""
+    """At most about `MOST_POINTS` of the points, always with the last."""
     stride = -(-len(points) // MOST_POINTS)
     return [*points[:-1:stride], points[-1]]
 
@@ -127,7 +126,7 @@ def ticks(low: float, high: float, *, whole: bool = False) -> list[float]:
     if whole:
         step = max(1.0, step)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    last = max(last, first + 1)  # an axis has two ends
+    last = max(last, first + 1)  # at least two ticks
     return [round((first + k) * step, 12) for k in range(last - first + 1)]
 
 

@@ -34,8 +34,8 @@ def report(runs: Sequence[ReportRun], *, title: str = "Results", per_set: int = 
 
 
 def _results(runs: Sequence[ReportRun]) -> str:
-    """A table per set with the rows of all tests and trainings; equal baselines once, under the
-    first run that has them."""
+    """A table per set with the rows of all tests and trainings; equal baselines are shown once, for
+    the first run."""
     rows = [(entry.label, record) for entry in runs if not entry.comparison for record in entry.records]
     tables = []
     for key in dict.fromkeys((record.set, record.scale, record.pictures) for _, record in rows):
@@ -80,7 +80,7 @@ def _comparison(entry: ReportRun) -> str:
 
 
 def _provenance(runs: Sequence[ReportRun]) -> str:
-    """Where every number comes from."""
+    """The table of iterations, options, commits and folders of the runs."""
     cells = [["run", "kind", "iteration", "options", "commit", "quantsr", "folder"]]
     for entry in runs:
         trained = [record for record in entry.records if record.network != "bicubic"]
@@ -99,5 +99,5 @@ def _provenance(runs: Sequence[ReportRun]) -> str:
 
 
 def _one_of(values: Iterable[object]) -> str:
-    """The values there are, each once."""
+    """The distinct values that are not None, as text."""
     return ", ".join(dict.fromkeys(str(value) for value in values if value is not None))

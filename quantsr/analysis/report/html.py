@@ -1,4 +1,4 @@
-"""The pieces of the page. Every text that comes from outside passes through `html.escape` here."""
+"""The HTML elements of the page. All text from runs is escaped here by `html.escape`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from importlib.resources import files
 from quantsr.analysis.report.pictures import Scene, data_uri
 
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
-"""What the page may load: nothing but what is in it."""
+"""Content security policy of the page: it loads nothing from outside."""
 
 
 def page(title: str, about: str, sections: Sequence[tuple[str, str]]) -> str:
@@ -28,8 +28,8 @@ def page(title: str, about: str, sections: Sequence[tuple[str, str]]) -> str:
 
 
 def table(caption: str, cells: Sequence[Sequence[str]], left: int = 1) -> str:
-    """A table with its head in the first line; the first ``left`` columns are flush left, the
-    others numbers."""
+    """A table whose first row is the header; the first ``left`` columns are left-aligned, the
+    others are numbers."""
     head = "".join(f'<th scope="col"{_side(i, left)}>{escape(cell)}</th>' for i, cell in enumerate(cells[0]))
     lines = []
     for line in cells[1:]:
@@ -53,14 +53,14 @@ def paragraph(text: str) -> str:
 
 
 def bullets(items: Sequence[tuple[str, str]]) -> str:
-    """A list of names and what they are."""
+    """A list of names with their descriptions."""
     lines = "".join(f"<li><code>{escape(name)}</code>: {escape(text)}</li>" for name, text in items)
     return f'<ul class="about">{lines}</ul>\n'
 
 
 def scene(shown: Scene, number: int) -> str:
-    """One picture with its versions: a slider between two of them, or all side by side where
-    scripts do not run."""
+    """One picture with its versions: a slider between two of them, or all side by side without
+    JavaScript."""
     name = f"{shown.set} / {shown.name}"
     top, left, height, width = shown.box
     where = f"x{shown.scale}, {width}x{height} pixels at column {left}, row {top}"
@@ -70,7 +70,7 @@ def scene(shown: Scene, number: int) -> str:
         for label, crop in shown.versions
     )
     last = len(shown.versions) - 1
-    # Bicubic against the network at its full depth, to begin with.
+    # At first, bicubic beside the network at its full depth.
     choices = [
         _select(f"{side}{number}", label, shown, chosen)
         for side, label, chosen in (

@@ -1,5 +1,5 @@
 "use strict";
-// Before/after sliders. Without this script all versions of a picture stand side by side.
+// Before/after sliders. Without this script all versions of a picture are shown side by side.
 document.documentElement.classList.add("js");
 for (const scene of document.querySelectorAll(".scene")) {
   const stage = scene.querySelector(".stage");

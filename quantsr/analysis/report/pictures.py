@@ -1,5 +1,5 @@
-"""Crops of the pictures that runs saved, with bicubic and the true picture where the data set is at
-hand."""
+"""Crops of the pictures that runs saved, with bicubic and ground truth where the data set is
+available."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ class Scene:
     """The same crop of one picture in several versions.
 
     Attributes:
-        set, name, scale: which picture.
-        box: top, left, height and width of the crop in pixels of the large picture.
-        versions: label and crop ``(h, w, 3)`` uint8 RGB: bicubic first, the true picture last.
+        set, name, scale: of the picture.
+        box: top, left, height and width of the crop in pixels of the upscaled picture.
+        versions: label and crop ``(h, w, 3)`` uint8 RGB: bicubic first, the ground truth last.
     """
 
     set: str
@@ -73,13 +73,13 @@ def find_saved(sources: Sequence[Source]) -> dict[tuple[str, int], dict[str, lis
 
 
 def scenes(sources: Sequence[Source], *, per_set: int, side: int) -> list[Scene]:
-    """The first ``per_set`` pictures of every set, as crops of at most ``side`` pixels where there
-    is most to see."""
+    """The first ``per_set`` pictures of every set, as crops of at most ``side`` pixels with the
+    strongest edges."""
     found = []
     for (set_name, scale), names in find_saved(sources).items():
         wanted = sorted(names)[:per_set]
         options = next(iter(names.values()))[0].source.options
-        truth = _truth(options, set_name, wanted)
+        truth = _ground_truth(options, set_name, wanted)
         for name in wanted:
             scene = _scene(set_name, name, scale, names[name], truth.get(name), side)
             if scene is not None:
@@ -108,13 +108,13 @@ def _scene(
         logger.warning(
             "%s %s: pictures of different sizes; %d left out", set_name, name, len(versions) - len(same)
         )
-    top, left, height, width = box = busiest(versions[-1][1], side)
+    top, left, height, width = box = strongest_edges(versions[-1][1], side)
     crops = tuple((label, picture[top : top + height, left : left + width]) for label, picture in same)
     return Scene(set_name, name, scale, box, crops)
 
 
-def _truth(options: Any, set_name: str, wanted: Sequence[str]) -> dict[str, tuple[U8, U8]]:
-    """LR and true picture of the wanted names; without those that cannot be read."""
+def _ground_truth(options: Any, set_name: str, wanted: Sequence[str]) -> dict[str, tuple[U8, U8]]:
+    """LR and ground truth of the wanted names; those that cannot be read are left out."""
     chosen = [d for d in options.sets("test", "val").values() if d.name == set_name]
     found: dict[str, tuple[U8, U8]] = {}
     try:
@@ -129,19 +129,19 @@ def _truth(options: Any, set_name: str, wanted: Sequence[str]) -> dict[str, tupl
 
 
 def _as_stem(name: str) -> str:
-    """As `quantsr.engine.evaluate` writes it into file names."""
+    """A picture's name in the form of `quantsr.engine.saved_pictures.file_stem`."""
     return name.replace("/", "-").replace(" ", "-")
 
 
-def busiest(picture: U8, side: int) -> tuple[int, int, int, int]:
-    """Top, left, height and width of the square of ``side`` pixels (or all there are) with the
-    strongest edges."""
+def strongest_edges(picture: U8, side: int) -> tuple[int, int, int, int]:
+    """Top, left, height and width of the square with the strongest edges, of ``side`` pixels or the
+    picture's sides where these are shorter."""
     height, width = min(side, picture.shape[0]), min(side, picture.shape[1])
     gray = picture.astype(np.float64).mean(axis=2)  # (H, W)
     edges = np.zeros_like(gray)
     edges[:, 1:] += np.abs(np.diff(gray, axis=1))
     edges[1:] += np.abs(np.diff(gray, axis=0))
-    # (H + 1, W + 1), sums of all above and left
+    # (H + 1, W + 1), the sums over all pixels above and to the left
     total = np.pad(edges.cumsum(0).cumsum(1), ((1, 0), (1, 0)))
     sums = (
         total[height:, width:] - total[:-height, width:] - total[height:, :-width] + total[:-height, :-width]

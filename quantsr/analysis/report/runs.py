@@ -19,13 +19,13 @@ from quantsr.errors import InputError
 
 @dataclass(frozen=True)
 class Source:
-    """Where a run left upscaled pictures: ``folder/SET/NAME_SUFFIX[_ITERATION][_depthN].png``.
+    """The saved pictures of a run: ``folder/SET/NAME_SUFFIX[_ITERATION][_depthN].png``.
 
     Attributes:
         label: of the network, in lists of pictures.
         folder: with a folder per set.
         suffix: see above.
-        options: name the sets, with their LR and ground-truth pictures.
+        options: of the run, with the folders of LR and ground-truth pictures of the sets.
     """
 
     label: str
@@ -36,15 +36,15 @@ class Source:
 
 @dataclass(frozen=True)
 class ReportRun:
-    """What one run left.
+    """The results of one run.
 
     Attributes:
-        label: short and different for each run of a report.
+        label: short and unique in a report.
         folder: of the run.
         kind: ``test``, ``training`` or ``comparison``.
-        records: of ``results.json``; none where it is not finished.
-        comparison: of a comparison, its file.
-        sources: of pictures.
+        records: of ``results.json``; none where the run is not finished.
+        comparison: the comparison file, for a comparison.
+        sources: saved pictures.
     """
 
     label: str
@@ -56,7 +56,7 @@ class ReportRun:
 
     @property
     def tensorboard(self) -> Path:
-        """The TensorBoard log, where there is one."""
+        """The folder of the TensorBoard log; it may not exist."""
         return self.folder / "tb_logger"
 
 
@@ -81,7 +81,7 @@ def _folder(path: str) -> Path:
 
 
 def _labels(folders: Sequence[Path]) -> list[str]:
-    """The folders' names, with as many parents as make them differ."""
+    """The folders' names, with as many parent folders as needed to make them unique."""
     paths = [Path(os.path.abspath(folder)) for folder in folders]
     for count in range(1, max(len(path.parts) for path in paths) + 1):
         labels = ["/".join(path.parts[-count:]) for path in paths]
@@ -131,7 +131,7 @@ def _comparison(path: Path) -> Comparison:
 
 
 def _sources_of(comparison: Comparison, folder: Path, label: str) -> list[Source]:
-    """The pictures of the runs of the first seed."""
+    """The saved pictures of the runs with the first seed."""
     first = comparison.options.seeds[0]
     return [
         Source(

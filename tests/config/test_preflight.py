@@ -1,5 +1,5 @@
-"""`quantsr check` finds what the commands find, since it asks the same code; values of `--set` are
-taken as typed."""
+"""Problems that `quantsr check` reports by the code of the commands themselves, and values of
+`--set`."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ def pictures(folder: str, *names: str, size: tuple[int, int] = (60, 50)) -> None
 
 
 @pytest.fixture
-def check(sound: dict[str, Any], here: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., list[str]]:
+def check(valid: dict[str, Any], here: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., list[str]]:
     """A function from ``--set`` words to the errors of `quantsr check`, or to its summary."""
-    del sound["path"]
-    Path("opt.yml").write_text(yaml.safe_dump(sound), encoding="utf-8")
+    del valid["path"]
+    Path("opt.yml").write_text(yaml.safe_dump(valid), encoding="utf-8")
 
     def run(*words: str) -> list[str]:
         code = main(["check", "-opt", "opt.yml", *(["--set", *words] if words else [])])
@@ -56,39 +56,37 @@ def check(sound: dict[str, Any], here: Path, capsys: pytest.CaptureFixture[str])
         ("'a' #b", None), ("[a] #b", None), ("3 #4", "3 #4"),
     ],
 )  # fmt: skip
-def test_text_is_taken_as_it_is_typed(
-    load: Callable[..., Options], problems: Lines, sound: dict[str, Any], typed: str, value: str | None
+def test_text_is_used_as_typed(
+    load: Callable[..., Options], problems: Lines, valid: dict[str, Any], typed: str, value: str | None
 ) -> None:
-    """Or refused, never cut."""
+    """Or it is refused; no part of it is dropped."""
     if value is None:
-        assert len(problems(sound, f"val.suffix={typed}")) == 1
+        assert len(problems(valid, f"val.suffix={typed}")) == 1
     else:
-        options = load(sound, f"val.suffix={typed}")
+        options = load(valid, f"val.suffix={typed}")
         assert options.val is not None
         assert options.val.suffix == value
 
 
-def test_numbers_lists_and_nulls_are_what_they_were(
-    load: Callable[..., Options], sound: dict[str, Any]
-) -> None:
+def test_numbers_lists_and_nulls_are_parsed(load: Callable[..., Options], valid: dict[str, Any]) -> None:
     options = load(
-        sound, "train.total_iter=1e3", "val.depths=[4, 2]", "network_g.nbits_w= 2", "val.baseline=no"
+        valid, "train.total_iter=1e3", "val.depths=[4, 2]", "network_g.nbits_w= 2", "val.baseline=no"
     )
     assert options.train is not None
     assert options.val is not None
     assert (options.train.total_iter, options.val.depths, options.val.baseline) == (1000, [4, 2], False)
     assert options.network_g.kwargs["nbits_w"] == 2
-    assert load(sound, "val.suffix=null").val.suffix is None  # type: ignore[union-attr]
+    assert load(valid, "val.suffix=null").val.suffix is None  # type: ignore[union-attr]
 
 
-def test_a_name_that_is_no_text_is_refused(problems: Lines, sound: dict[str, Any]) -> None:
-    (line,) = problems(sound, "name=caf\udce9")
+def test_a_name_that_is_no_text_is_refused(problems: Lines, valid: dict[str, Any]) -> None:
+    (line,) = problems(valid, "name=caf\udce9")
     assert "special characters are not allowed" in line
 
 
 @pytest.mark.parametrize("key", ["num_in_ch", "num_out_ch"])
-def test_networks_of_other_channels_are_refused(problems: Lines, sound: dict[str, Any], key: str) -> None:
-    (line,) = problems(sound, f"network_g.{key}=1")
+def test_networks_of_other_channels_are_refused(problems: Lines, valid: dict[str, Any], key: str) -> None:
+    (line,) = problems(valid, f"network_g.{key}=1")
     assert line.startswith(f"--set: network_g.{key}: must be 3, got 1")
 
 
@@ -121,7 +119,7 @@ def test_broken_links_are_named_and_not_counted(
     assert "c.png: a link to a file that is not there; left out" in caplog.text
 
 
-def test_partners_are_found_whatever_case_their_suffix_has(check: Any, here: Path) -> None:
+def test_lr_pictures_are_found_with_suffixes_of_any_case_and_must_fit(check: Any, here: Path) -> None:
     pictures("pictures", "a.png")
     pictures("lq", "a.PNG", size=(30, 25))
     assert check("datasets.train.dataroot_lq=lq")[0] == "opt.yml: no problems"
@@ -149,7 +147,7 @@ def test_pictures_too_small_for_a_metric_are_named(
     assert "v: tiny: left out of the validation" in caplog.text
 
 
-def test_checkpoints_are_those_of_the_network(check: Any, here: Path) -> None:
+def test_checkpoints_of_other_networks_are_reported(check: Any, here: Path) -> None:
     pictures("pictures", "a.png")
     torch.save({"params": {"weight": torch.zeros(1)}}, "other.pth")
     (line,) = check("path.pretrain_network_g=other.pth")

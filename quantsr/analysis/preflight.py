@@ -1,5 +1,5 @@
-"""What `quantsr check` looks at beside the option file: all that a command does before its first
-step but decode pictures."""
+"""The checks of `quantsr check` beyond the option file: all that a command does before its first
+step, except decoding pictures."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from quantsr.loading import trained_network
 
 
 def problems_of(options: Options, is_train: bool) -> list[str]:
-    """A line for each part of the run that cannot begin. Pictures that a training leaves out are
-    named in the log."""
+    """An error message for each part of the run that cannot start. Pictures that a training leaves
+    out are named in the log."""
     checks = [_training_set, _validation_sets, _networks] if is_train else [_trained_network, _test_sets]
     found = []
     for check in checks:
@@ -68,8 +68,7 @@ def _networks(options: Options) -> None:
 
 
 def _resumption(options: Options) -> None:
-    """The state that the options go on from must fit their network, optimizers, schedule and
-    seed."""
+    """Checks that the training state to resume from fits network, optimizers, schedule and seed."""
     folder = RunFolder(Path(options.experiment_folder))
     state = Saver(options, folder).find_state(options.auto_resume)
     if state is None or options.train is None:
