@@ -3,6 +3,7 @@ deployment. Imports no torch."""
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 MIN_BITS = 2
@@ -22,6 +23,39 @@ def check_bits(bits: int, what: str = "bits") -> int:
     if bits != FLOAT_BITS and not MIN_BITS <= bits <= MAX_BITS:
         raise ValueError(f"{what} must be {MIN_BITS}..{MAX_BITS}, or {FLOAT_BITS} for float, got {bits}")
     return bits
+
+
+@dataclass(frozen=True)
+class Bits:
+    """Bit-widths of a layer's weight and of its input: 2..8, or 32 for float.
+
+    >>> str(Bits.parse("4")), str(Bits.parse("W4A8")), str(Bits.parse("float"))
+    ('W4A4', 'W4A8', 'float')
+    """
+
+    weights: int
+    activations: int
+
+    @classmethod
+    def parse(cls, text: str) -> Bits:
+        """``4`` for both, ``W4A8``, or ``float``. Raises ValueError for another text."""
+        if text == "float":
+            return cls(FLOAT_BITS, FLOAT_BITS)
+        match = re.fullmatch(r"(\d)|[wW](\d)[aA](\d)", text)
+        if match is None:
+            raise ValueError(f"{text!r} names no bits; write 4, W4A8 or float")
+        weights, activations = (int(match[1] or match[group]) for group in (2, 3))
+        if not all(MIN_BITS <= bits <= MAX_BITS for bits in (weights, activations)):
+            raise ValueError(f"{text!r}: bits are {MIN_BITS} to {MAX_BITS}")
+        return cls(weights, activations)
+
+    @property
+    def is_float(self) -> bool:
+        """Whether nothing is quantized."""
+        return self.weights == self.activations == FLOAT_BITS
+
+    def __str__(self) -> str:
+        return "float" if self.is_float else f"W{self.weights}A{self.activations}"
 
 
 @dataclass(frozen=True)

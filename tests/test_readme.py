@@ -73,8 +73,8 @@ def own_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_network_of_the_page_upscales(own_files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch = pytest.importorskip("torch")
+    from quantsr.archs.constructors import build_network
     from quantsr.discovery import import_named
-    from quantsr.engine.build import build_network
 
     monkeypatch.chdir(own_files)
     import_named("own_arch.py")

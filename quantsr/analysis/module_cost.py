@@ -12,12 +12,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from quantsr.analysis.cost import Storage, record, sums
 from quantsr.archs import contract
+from quantsr.archs.constructors import build_network
 from quantsr.archs.windows import shifted_window_mask
 from quantsr.config import registries
 from quantsr.config.binding import parameters
 from quantsr.config.load import load_options, read_options
 from quantsr.deploy.costs import LayerCost
-from quantsr.engine.build import build_network
 from quantsr.quant import manifest
 from quantsr.quant.kernels import bounds_on
 

@@ -43,16 +43,21 @@ def trained_layer(name: str, conv: nn.Conv2d | nn.Linear) -> PackedLayer:
         )
     if conv.input_quantizer is not None:
         codes = _input_codes(name, conv)
+        if codes.offset:
+            layer = replace(layer, bias=layer.bias + _offset_output(layer, codes.offset))
+        equal = None if conv.input_equal is None else array(conv.input_equal)
+        tau = codes.tau if equal is None else codes.tau * equal
         layer = replace(
             layer,
             bits_a=conv.nbits_a,
             act_step=codes.step,
-            act_tau=codes.tau if codes.tau.any() else None,
+            act_tau=tau if tau.any() else None,
+            act_equal=equal,
             act_signed=codes.range.qmin < 0,
             act_limits=codes.limits(conv.nbits_a),
         )
-        if codes.offset:
-            layer = replace(layer, bias=layer.bias + _offset_output(layer, codes.offset))
+    elif conv.input_equal is not None and not bool((conv.input_equal == 1).all()):
+        raise InputError(f"{name}: is equalized, but its input is float; give it activation bits")
     return layer
 
 

@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 from torch import nn
 
 from quantsr.archs import contract
+from quantsr.archs.constructors import build_network
 from quantsr.config import registries
 from quantsr.config.networks import check_network
 from quantsr.config.problems import Problems
 from quantsr.deploy.lower import lower
 from quantsr.deploy.packed.model import Float, PackedLayer, PackedModel
-from quantsr.engine.build import build_network
 from quantsr.errors import InputError
 from quantsr.quant import Rule, quantize_layers
 from quantsr.quant.attention import QuantOperand
@@ -30,8 +30,8 @@ def to_module(model: PackedModel, source: str | Path = "model") -> nn.Module:
     for training on and for PyTorch engines.
 
     Layers outside the blocks stay plain convs, whose weights are the dequantized codes: 16-bit
-    inputs are left in float. Those with 8-bit inputs (older files) become `QuantConv2d`, equalized
-    by a hook; the one whose input codes are the pixels does not. A network with an 8-bit head
+    inputs are left in float. Those with 8-bit inputs (older files) become `QuantConv2d`; the one
+    whose input codes are the pixels does not. A network with an 8-bit head
     and tail cannot be converted again: convert its checkpoint.
 
     Raises:
@@ -103,12 +103,12 @@ def _load_layer(module: nn.Module, layer: PackedLayer) -> None:
         # Its codes are the pixels, so quantization is the identity, and only their zero point is
         # left to apply.
         assert layer.act_step is not None
-        _prepend(module, np.ones(3, np.float32), layer.tau() - layer.act_step * layer.zero_point())
+        _prepend(module, layer.tau() - layer.act_step * layer.zero_point())
     elif layer.act_equal is not None and layer.bits_a <= 8:
-        # The module's input step is one number: the channels are equalized before it and in the
-        # weight.
-        _prepend(module, layer.act_equal, np.zeros_like(layer.act_equal))
-        layer = replace(layer, act_equal=None)
+        assert isinstance(module, QuantizedLayer)
+        module.input_equal = torch.from_numpy(layer.act_equal.copy())
+        # of the equalized input and weight
+        layer = replace(layer, act_tau=layer.tau() / layer.act_equal, act_equal=None)
     module.weight.copy_(torch.from_numpy(layer.float_weight()))
     if module.bias is not None:
         module.bias.copy_(torch.from_numpy(layer.bias))
@@ -133,17 +133,15 @@ def _load_input_quantizer(module: QuantizedLayer, step: Float, tau: Float, limit
     module.input_quantizer.load_integers(**step_and_tau, codes=IntRange(*limits))
 
 
-def _prepend(module: nn.Module, equal: NDArray[np.float32], shift: NDArray[np.float32]) -> None:
-    """Let `module` read `x / equal[c] + shift[c]`."""
-    for name, values in (("input_equal", equal), ("input_shift", shift)):
-        module.register_buffer(
-            name, torch.tensor(values, dtype=torch.float32).view(1, -1, 1, 1), persistent=False
-        )
-    module.register_forward_pre_hook(_equalize)
+def _prepend(module: nn.Module, shift: NDArray[np.float32]) -> None:
+    """Let `module` read `x + shift[c]`."""
+    values = torch.tensor(shift, dtype=torch.float32).view(1, -1, 1, 1)
+    module.register_buffer("input_shift", values, persistent=False)
+    module.register_forward_pre_hook(_shift)
 
 
-def _equalize(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-    return (inputs[0] / module.input_equal + module.input_shift, *inputs[1:])
+def _shift(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    return (inputs[0] + module.input_shift, *inputs[1:])
 
 
 def _set_calibrated(quantizer: nn.Module) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from quantsr.archs import QuantSR_C, contract, released
-from quantsr.archs.swinir import SwinIR
+from quantsr.archs.constructors import build_network
 from quantsr.config import NetworkOptions, Options, registries
 from quantsr.config.networks import check_network
 from quantsr.config.problems import Problems
@@ -21,31 +21,6 @@ from quantsr.quant import FLOAT_BITS, dead_quantizers, describe_dead, manifest, 
 from quantsr.trained_files import checkpoint, foreign
 
 logger = logging.getLogger(__name__)
-
-
-def build_network(kind: str, kwargs: Mapping[str, Any]) -> nn.Module:
-    """The network registered as ``kind``, float or quantized, randomly initialised; ``SwinIR`` with
-    padding.
-
-    Raises:
-        InputError: no such network, or arguments that its constructor rejects.
-    """
-    known = {**registries.networks(), "SwinIR": SwinIR}
-    if kind not in known:
-        raise InputError(f"network_g.type: no network {kind!r}; choose from {', '.join(sorted(known))}")
-    try:
-        return contract.build(kind, known[kind], kwargs)
-    except (
-        ArithmeticError,
-        AssertionError,
-        AttributeError,
-        LookupError,
-        RuntimeError,
-        TypeError,
-        ValueError,
-    ) as error:
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise InputError(f"network_g: {kind} cannot be built ({reason}); see docs/options.md") from error
 
 
 def build_described(arch: Mapping[str, Any], path: str | Path) -> nn.Module:

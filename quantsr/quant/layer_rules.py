@@ -24,6 +24,7 @@ class Rule:
         nbits_w, nbits_a: 2..8, or 32 for float.
         quantizer: a name in ``QUANTIZER_REGISTRY``.
         weight_granularity: ``tensor`` or ``channel``.
+        equalized: see `quantsr.quant.layers.QuantizedLayer`.
     """
 
     pattern: str
@@ -31,6 +32,7 @@ class Rule:
     nbits_a: int
     quantizer: str = "RLQ"
     weight_granularity: Granularity = "tensor"
+    equalized: bool = False
 
 
 def quantize_layers(net: nn.Module, rules: Sequence[Rule]) -> nn.Module:
@@ -71,6 +73,7 @@ def _quantized(layer: nn.Module, rule: Rule) -> nn.Module:
         "nbits_a": rule.nbits_a,
         "quantizer": rule.quantizer,
         "weight_granularity": rule.weight_granularity,
+        "equalized": rule.equalized,
     }
     new: QuantConv2d | QuantLinear
     if isinstance(layer, nn.Conv2d):

@@ -28,10 +28,13 @@ def set_exact_fp32(enabled: bool) -> None:
 class QuantizedLayer(nn.Module):
     """Base of quantized layers: the two quantizers, and their calibration.
 
-    ``weight_quantizer`` and ``input_quantizer`` are None where the bit-width is 32.
+    ``weight_quantizer`` and ``input_quantizer`` are None where the bit-width is 32. An equalized
+    layer reads ``x / input_equal``, and ``weight`` is that of a plain layer times ``input_equal``.
     """
 
     weight: nn.Parameter
+    input_equal: Tensor | None
+    """(C,) of the input's channels, 1 until it is set; None in a layer that is not equalized."""
     weight_quantizer: WeightQuantizer | None
     input_quantizer: ActivationQuantizer | None
 
@@ -44,12 +47,15 @@ class QuantizedLayer(nn.Module):
         granularity: Granularity,
         in_channels: int,
         channel_dim: int,
+        equalized: bool = False,
     ) -> None:
         check_bits(nbits_w, "nbits_w")
         check_bits(nbits_a, "nbits_a")
         method = get_quantizer(quantizer)
         self.quantizer = quantizer
         self.calibrating = False
+        self.channel_dim = channel_dim
+        self.register_buffer("input_equal", torch.ones(in_channels) if equalized else None)
         self.weight_quantizer = None
         self.input_quantizer = None
         if nbits_w != FLOAT_BITS:
@@ -87,6 +93,14 @@ class QuantizedLayer(nn.Module):
         """Update the input quantizer's statistics if this forward pass is a calibration batch."""
         if self.calibrating and self.input_quantizer is not None:
             self.input_quantizer.observe(x)
+
+    def equalized(self, x: Tensor) -> Tensor:
+        """The input that is quantized, shape of ``x``."""
+        if self.input_equal is None:
+            return x
+        shape = [1] * x.dim()
+        shape[self.channel_dim] = -1
+        return x / self.input_equal.view(shape)
 
     def weight_codes(self) -> Tensor:
         """Integer codes of the weight, int8, shape of the weight.
@@ -143,6 +157,7 @@ class QuantConv2d(QuantizedLayer, nn.Conv2d):  # type: ignore[misc]
         nbits_a: bits of the input, 2..8, or 32 for float.
         quantizer: a name in ``QUANTIZER_REGISTRY``.
         weight_granularity: one weight step per ``tensor`` (the paper) or per output ``channel``.
+        equalized: whether the channels of the input are scaled before they are quantized.
 
     Raises:
         ValueError: for other bit-widths, an unknown quantizer or granularity.
@@ -163,6 +178,7 @@ class QuantConv2d(QuantizedLayer, nn.Conv2d):  # type: ignore[misc]
         nbits_a: int,
         quantizer: str = "RLQ",
         weight_granularity: Granularity = "tensor",
+        equalized: bool = False,
     ) -> None:
         nn.Conv2d.__init__(
             self, in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias
@@ -174,6 +190,7 @@ class QuantConv2d(QuantizedLayer, nn.Conv2d):  # type: ignore[misc]
             granularity=weight_granularity,
             in_channels=in_channels,
             channel_dim=1,
+            equalized=equalized,
         )
 
     def forward(self, x: Tensor, weight: QuantizedWeight | None = None, relu: bool = False) -> Tensor:
@@ -184,6 +201,7 @@ class QuantConv2d(QuantizedLayer, nn.Conv2d):  # type: ignore[misc]
             weight: from :meth:`quantized_weight`, to quantize it once for several calls.
             relu: apply ReLU to the result.
         """
+        x = self.equalized(x)
         self.observe(x)
         dtype = compute_dtype(x)
         if weight is None:
@@ -227,7 +245,7 @@ class QuantLinear(QuantizedLayer, nn.Linear):  # type: ignore[misc]
 
     Args:
         in_features, out_features, bias: as ``torch.nn.Linear``.
-        nbits_w, nbits_a, quantizer, weight_granularity: as :class:`QuantConv2d`.
+        nbits_w, nbits_a, quantizer, weight_granularity, equalized: as :class:`QuantConv2d`.
     """
 
     def __init__(
@@ -240,6 +258,7 @@ class QuantLinear(QuantizedLayer, nn.Linear):  # type: ignore[misc]
         nbits_a: int,
         quantizer: str = "RLQ",
         weight_granularity: Granularity = "tensor",
+        equalized: bool = False,
     ) -> None:
         nn.Linear.__init__(self, in_features, out_features, bias)
         self._add_quantizers(
@@ -249,10 +268,12 @@ class QuantLinear(QuantizedLayer, nn.Linear):  # type: ignore[misc]
             granularity=weight_granularity,
             in_channels=in_features,
             channel_dim=-1,
+            equalized=equalized,
         )
 
     def forward(self, x: Tensor, weight: QuantizedWeight | None = None) -> Tensor:
         """(..., C) to (..., O)."""
+        x = self.equalized(x)
         self.observe(x)
         dtype = compute_dtype(x)
         if weight is None:

@@ -34,6 +34,7 @@ LEARNED = {
     "PAMS": {"input_quantizer.step"},
     "Percentile": set(),
     "RLQ": {"weight_quantizer.step", "input_quantizer.step", "input_quantizer.tau"},
+    "RLQAsymmetric": {"weight_quantizer.step", "input_quantizer.step", "input_quantizer.tau"},
 }
 METHODS = sorted(LEARNED)
 KINDS = ["C", "T"]

@@ -188,3 +188,37 @@ def test_the_search_samples_all_channels_of_a_large_batch():
     calibrate(layer, [x], "mse")
     errors = (layer.input_quantizer(x) - x).square().mean()
     assert errors < 0.5 * x.square().mean()
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize("zero_point", [0, 1, 2])
+def test_asymmetric_rlq_is_rlq_with_codes_from_minus_its_zero_point(bits, zero_point):
+    torch.manual_seed(bits)
+    x = torch.randn(2, 5, 6, 7) * 3
+    q = get_quantizer("RLQAsymmetric").activation(bits=bits, channels=5, channel_dim=1)
+    q.fix_zero_point(zero_point)
+    q.observe(x)
+    q.tau.data.normal_(0, 0.3)
+    upstream = torch.randn_like(x)
+    a = x.clone().requires_grad_()
+    out = q(a)
+    out.backward(upstream)
+    b, tau, v = (t.detach().clone().requires_grad_() for t in (x, q.tau.view(1, -1, 1, 1), q.step))
+    codes = (-zero_point, 2**bits - 1 - zero_point)
+    expected = rlq.fake_quantize(b, tau, v, *codes, soft=True, numel=x.numel())
+    expected.backward(upstream)
+    assert torch.equal(out, expected)
+    torch.testing.assert_close(a.grad, b.grad, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(q.step.grad, v.grad, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(q.tau.grad, tau.grad.flatten(), rtol=1e-5, atol=1e-5)
+    assert q.integers().spec.centred.bounds == codes
+
+
+@pytest.mark.parametrize(("low", "high", "zero_point"), [(0.0, 2.0, 0), (-1.0, 1.0, 8), (-0.5, 7.0, 1)])
+def test_extremes_decide_the_zero_point(low, high, zero_point):
+    q = get_quantizer("RLQAsymmetric").activation(bits=4, channels=1, channel_dim=1)
+    q.observe(torch.linspace(low, high, 9).view(1, 1, 3, 3))
+    assert int(q.zero_point) == zero_point
+    other = get_quantizer("RLQAsymmetric").activation(bits=4, channels=1, channel_dim=1)
+    other.load_state_dict(q.state_dict())
+    assert other.spec().range == q.spec().range == IntRange(-zero_point, 15 - zero_point)
