@@ -4,7 +4,8 @@ faulty modules.
 The rest of the project imports BasicSR only from here. ``import basicsr`` itself runs the
 initialisers of all its packages (some forty modules, among them every faulty one), so its packages
 are put into ``sys.modules`` without running their ``__init__``; only the modules named below run,
-unchanged. Used are: the five registries, the float networks EDSR, MSRResNet and SwinIR, the losses,
+unchanged. Used are: the five registries, the float networks EDSR, MSRResNet, RCAN, RRDBNet,
+SRVGGNetCompact and SwinIR, the losses,
 PSNR and SSIM, ``PairedImageDataset``, the LMDB writer, the learning-rate schedulers, the picture
 conversions and the model base class.
 
@@ -30,7 +31,7 @@ register themselves::
 
     from quantsr.basicsr_compat import importable
     with importable():
-        import basicsr.archs.rcan_arch
+        import basicsr.archs.ridnet_arch
 """
 
 from __future__ import annotations
@@ -55,6 +56,7 @@ __all__ = [
     "METRIC_REGISTRY",
     "MODEL_REGISTRY",
     "QUANTIZER_REGISTRY",
+    "RCAN",
     "BaseModel",
     "CharbonnierLoss",
     "CosineAnnealingRestartLR",
@@ -64,7 +66,9 @@ __all__ = [
     "MSRResNet",
     "MultiStepRestartLR",
     "PairedImageDataset",
+    "RRDBNet",
     "Registry",
+    "SRVGGNetCompact",
     "SwinIR",
     "Upsample",
     "WindowAttention",
@@ -166,7 +170,10 @@ try:
     with importable():
         from basicsr.archs.arch_util import Upsample
         from basicsr.archs.edsr_arch import EDSR
+        from basicsr.archs.rcan_arch import RCAN
+        from basicsr.archs.rrdbnet_arch import RRDBNet
         from basicsr.archs.srresnet_arch import MSRResNet
+        from basicsr.archs.srvgg_arch import SRVGGNetCompact
         from basicsr.archs.swinir_arch import SwinIR, WindowAttention
         from basicsr.data.paired_image_dataset import PairedImageDataset
         from basicsr.losses.basic_loss import CharbonnierLoss, L1Loss, MSELoss

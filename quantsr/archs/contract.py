@@ -19,6 +19,9 @@ from quantsr.config.binding import with_defaults
 _SCALE_ARGUMENTS = ("upscale", "scale")
 """How constructors name the upscaling factor."""
 
+_WRAPPED = "network"
+"""Argument with the section of the network that a constructor changes, `archs.quantized_arch`'s."""
+
 _TRUNKS = ("body", "layers")
 """Attributes that hold the units of the trunk.
 
@@ -74,8 +77,7 @@ class Contract:
     @property
     def scale(self) -> int | None:
         """The upscaling factor; None where the constructor has no argument for it."""
-        found = [self.arguments[name] for name in _SCALE_ARGUMENTS if name in self.arguments]
-        return int(found[0]) if found else None
+        return _scale_in(self.arguments)
 
     @property
     def window(self) -> int:
@@ -101,8 +103,22 @@ def build(kind: str, constructor: Callable[..., nn.Module], arguments: Mapping[s
     """
     net = constructor(**arguments)
     defaults = {word: v for word, v in with_defaults(constructor, {}).items() if _is_plain(v)}
-    setattr(net, _RECORD, (kind, {**defaults, **arguments}))
+    record(net, kind, {**defaults, **arguments})
     return net
+
+
+def record(net: nn.Module, kind: str, arguments: Mapping[str, Any]) -> None:
+    """Let `of` say that ``net`` was built as ``kind``, a registered name, with ``arguments``."""
+    setattr(net, _RECORD, (kind, dict(arguments)))
+
+
+def _scale_in(arguments: Mapping[str, Any]) -> int | None:
+    """The upscaling factor among a constructor's arguments, or those of the network it wraps."""
+    for name in _SCALE_ARGUMENTS:
+        if arguments.get(name) is not None:
+            return int(arguments[name])
+    inner = arguments.get(_WRAPPED)
+    return _scale_in(inner) if isinstance(inner, Mapping) else None
 
 
 def _is_plain(value: Any) -> bool:

@@ -23,7 +23,8 @@ def networks() -> dict[str, Callable[..., Any]]:
     from quantsr.basicsr_compat import ARCH_REGISTRY
 
     import_files("archs", "_arch")
-    return dict(iter(ARCH_REGISTRY))
+    # BasicSR registers some of its networks under a suffix that option files leave out
+    return {name.removesuffix("_basicsr"): network for name, network in ARCH_REGISTRY}
 
 
 def models() -> dict[str, Callable[..., Any]]:

@@ -21,6 +21,7 @@ def program(operations: Sequence[Operation], result: int, multiple: int) -> Prog
     """
     operations = _with_picture(used(operations, result), result)
     operations = _with_normalize(operations)
+    operations = _with_tanh(operations)
     operations = _with_units(operations)
     for op in operations:
         if op.kind == "offset":
@@ -87,6 +88,28 @@ def _with_normalize(operations: Sequence[Operation]) -> list[Operation]:
                     value = made[affine]
                 inputs.append(value)
             result.append(replace(op, inputs=tuple(inputs)))
+    return result
+
+
+def _with_tanh(operations: Sequence[Operation]) -> list[Operation]:
+    """`tanh(x / 2) / 2` in place of `sigmoid(x) - 1/2`, which it is (SPAN's attention has it)."""
+    producer = {op.output: op for op in operations}
+    free = max(producer, default=0) + 1
+    result: list[Operation] = []
+    for op in operations:
+        sigmoid = producer.get(op.inputs[0])
+        if (
+            op.kind == "offset"
+            and set(op.attributes["values"]) == {-0.5}
+            and sigmoid is not None
+            and sigmoid.kind == "sigmoid"
+        ):
+            half = {"factor": 0.5}
+            result.append(Operation("scale", sigmoid.inputs, free, attributes=half))
+            result.append(Operation("tanh", (free,), free + 1))
+            op = replace(op, kind="scale", inputs=(free + 1,), attributes=half)
+            free += 2
+        result.append(op)
     return result
 
 

@@ -1,0 +1,52 @@
+"""Networks that the package spandrel recognizes by the names of their parameters."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import nn
+
+from quantsr.basicsr_compat import ARCH_REGISTRY
+from quantsr.errors import InputError
+from quantsr.trained_files import checkpoint
+
+
+def Spandrel(file: str, scale: int | None = None) -> nn.Module:
+    """The network of a checkpoint, with its parameters (https://github.com/chaiNNer-org/spandrel).
+
+    Args:
+        file: a checkpoint of tensors only; no code in it is run.
+        scale: its upscaling factor; default: whatever it has.
+
+    Raises:
+        InputError: spandrel is not installed or does not recognize the network, or it has another
+            scale or other channels than three.
+    """
+    path = Path(file).expanduser()
+    try:
+        from spandrel import ModelLoader, UnsupportedModelError, canonicalize_state_dict
+    except ImportError as error:
+        raise InputError(
+            f"network_g.type: Spandrel needs the package spandrel; pip install spandrel ({error})"
+        ) from error
+    content = checkpoint.load(path)
+    try:
+        found = ModelLoader(device="cpu").load_from_state_dict(canonicalize_state_dict(content))
+    except UnsupportedModelError as error:
+        raise InputError(
+            f"{path}: spandrel does not recognize its network; give an option file with network_g by -opt FILE"
+        ) from error
+    except (AttributeError, KeyError, IndexError, RuntimeError, TypeError, ValueError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"{path}: spandrel cannot load it ({reason}); fetch it again") from error
+    if (found.input_channels, found.output_channels) != (3, 3):
+        raise InputError(
+            f"{path}: has {found.input_channels} and {found.output_channels} channels instead of 3"
+        )
+    if scale is not None and found.scale != scale:
+        raise InputError(f"{path}: is a network of x{found.scale}, not of x{scale}")
+    net: nn.Module = found.model
+    return net.eval()
+
+
+ARCH_REGISTRY.register(Spandrel)
