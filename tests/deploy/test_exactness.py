@@ -11,6 +11,7 @@ from quantsr.archs.quantsr_c_arch import QuantSR_C
 from quantsr.deploy import convert
 from quantsr.deploy.engines import openvino_ops, select
 from quantsr.deploy.engines import reference as integer_reference
+from quantsr.deploy.engines import torch as torch_engine
 from quantsr.deploy.passes.fold import fold
 from quantsr.quant import calibrate
 from tests.deploy.codes import (
@@ -127,6 +128,15 @@ def test_openvino_rounds_the_sums_of_the_first_convolution_once(picture):
         wrong[exact] = (got != expected).mean()
     assert wrong[True] < 5e-4
     assert wrong[False] > 0.1
+
+
+def test_torch_rounds_the_sums_of_the_first_convolution_once(picture):
+    first = fold(convert.convert(network(num_feat=32), head_tail_bits=32)).steps[0].op
+    pixels = torch.from_numpy(picture).permute(2, 0, 1)[None].float()
+    expected = integer_reference.ReferenceOps(picture.shape[:2])(first, pixels)
+    ops = torch_engine.TorchOps(picture.shape[:2], torch.device("cpu"), {}, float_io=False)
+    assert torch.equal(ops(first, pixels), expected)
+    assert not torch.equal(ops.conv(first.head, pixels), expected)  # in float32
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from quantsr.deploy import windows
 from quantsr.deploy.engines.base import Images, OneByOne
 from quantsr.deploy.engines.reference import ReferenceOps, run_steps
-from quantsr.deploy.folded import FoldedConv, Pixels
+from quantsr.deploy.folded import FirstConv, FoldedConv, Pixels
 from quantsr.deploy.packed.model import PackedModel
 from quantsr.deploy.passes.fold import fold
 from quantsr.deploy.passes.layout import lay_out
@@ -34,7 +34,7 @@ class TorchEngine(OneByOne):
         program = self._program
         rows, columns = (windows.reflected(size, program.multiple) for size in images.shape[1:3])
         padded = np.ascontiguousarray(images[:, rows][:, :, columns])
-        ops = _TorchOps((len(rows), len(columns)), self._device, self._constants, images.dtype != np.uint8)
+        ops = TorchOps((len(rows), len(columns)), self._device, self._constants, images.dtype != np.uint8)
         with torch.inference_mode():
             pixels = torch.from_numpy(padded).to(self._device).permute(0, 3, 1, 2).float()  # (N, 3, H, W)
             height, width = (size * program.scale for size in images.shape[1:3])
@@ -43,7 +43,7 @@ class TorchEngine(OneByOne):
             return np.ascontiguousarray(result.cpu().numpy())
 
 
-class _TorchOps(ReferenceOps):
+class TorchOps(ReferenceOps):
     """The operations of the reference with PyTorch's convolutions and matrix products."""
 
     def __init__(
@@ -51,16 +51,28 @@ class _TorchOps(ReferenceOps):
     ) -> None:
         super().__init__(grid)
         self._device, self._constants, self._float_io = device, constants, float_io
+        self._in_float64 = False
 
     def constant(self, values: np.ndarray) -> Tensor:
         """On the device."""
         return super().constant(values).to(self._device)
 
+    def first_conv(self, op: FirstConv, pixels: Tensor) -> Tensor:
+        """With sums in float64, rounded once, as in training: codes of its output are exact."""
+        self._in_float64 = True
+        try:
+            return super().first_conv(op, pixels)
+        finally:
+            self._in_float64 = False
+
     def sums(self, x: Tensor, conv: FoldedConv) -> Tensor:
         """The convolution without multiplier and bias, in float32."""
         if id(conv) not in self._constants:
             self._constants[id(conv)] = super().constant(conv.weight).to(self._device)
-        return F.conv2d(x, self._constants[id(conv)], padding=conv.weight.shape[-1] // 2)
+        weight, padding = self._constants[id(conv)], conv.weight.shape[-1] // 2
+        if self._in_float64:
+            return F.conv2d(x.double(), weight.double(), padding=padding).float()
+        return F.conv2d(x, weight, padding=padding)
 
     def product(self, a: Tensor, b: Tensor, bound: int | None) -> Tensor:
         """a @ b in float32."""
