@@ -160,6 +160,13 @@ def _check_training(options: dict[str, Any], problems: Problems) -> None:
             ("train", "distill"),
             "missing or all zero although there is a teacher; set output_weight or remove network_teacher",
         )
+    losses = section_at(train, "losses") or {"pix": section_at(train, "pixel_opt")}
+    unused = all(isinstance(loss, dict) and loss.get("loss_weight") == 0 for loss in losses.values())
+    if unused and not distill.get("output_weight") and not distill.get("soft_weight"):
+        problems.add(
+            ("train", "pixel_opt", "loss_weight"),
+            "is 0 and no other output is learned from; set it, or train.distill.output_weight or soft_weight",
+        )
     weighted, given = bool(distill.get("soft_weight")), "dataroot_soft" in section_at(datasets, "train")
     if weighted and not given:
         problems.add(

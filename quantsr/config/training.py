@@ -91,7 +91,11 @@ class LossOptions(Registered):
         default="L1Loss",
         description="Name in BasicSR's loss registry: `L1Loss`, `MSELoss`, `CharbonnierLoss`, or another registered one.",
     )
-    loss_weight: float = Field(default=1.0, gt=0, description="Factor.")
+    loss_weight: float = Field(
+        default=1.0,
+        ge=0,
+        description="Factor; 0 where only the teacher's output or `dataroot_soft` is learned from.",
+    )
     reduction: Literal["mean", "sum"] = Field(default="mean", description="`mean` or `sum` over pixels.")
     eps: float | None = Field(default=None, gt=0, description="`CharbonnierLoss`: its epsilon.")
 
