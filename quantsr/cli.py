@@ -62,6 +62,9 @@ COMMANDS = {
     "prepare": Command("quantsr.commands.prepare", "prepare data sets: bicubic pictures, sub-images, LMDB"),
     "upscale": Command("quantsr.commands.upscale", "upscale pictures"),
     "export": Command("quantsr.commands.export", "convert a checkpoint to a packed file, ONNX or OpenVINO"),
+    "quantize": Command(
+        "quantsr.commands.quantize", "quantize a trained float network in minutes, without training it"
+    ),
     "bench": Command("quantsr.commands.bench", "measure the speed of a network on this machine"),
     "cost": Command("quantsr.commands.cost", "count parameters, bytes, MACs and BitOPs"),
 }

@@ -4,14 +4,18 @@ test."""
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from quantsr.archs import contract
 from quantsr.config import Options, registries
 from quantsr.config.binding import with_defaults
+from quantsr.config.load import read_options
+from quantsr.config.networks import check_network
 from quantsr.deploy.module import to_module
 from quantsr.deploy.packed import packing
 from quantsr.engine import build
@@ -49,6 +53,65 @@ def from_checkpoint(content: Mapping[str, Any], path: Path) -> nn.Module:
     build.load_content(net, content, str(path), None)
     build.require_steps(net, path)
     return net.eval()
+
+
+def float_network(model: str | Path, opt: str | None) -> tuple[nn.Module, Mapping[str, Any], Path]:
+    """A trained float network of any origin, in eval mode on the CPU.
+
+    Args:
+        model: a checkpoint or run of quantsr; with ``opt`` any checkpoint; ncnn's ``.param`` file;
+            a checkpoint that the package spandrel recognizes.
+        opt: an option file whose ``network_g`` the checkpoint is of.
+
+    Returns:
+        The network, the content of the checkpoint (empty for ncnn's files), and the file.
+
+    Raises:
+        InputError: no such file or run, or nothing describes its network.
+    """
+    path = Path(model).expanduser()
+    if path.suffix == ".param":
+        return _of_file("NcnnNetwork", path), {}, path
+    path = resolve(model)
+    if path.suffix == PACKED:
+        raise InputError(f"{path}: is a packed network; give the checkpoint of a float one")
+    content = checkpoint.load(path)
+    if opt is not None:
+        net = _network_of(opt)
+        build.load_content(net, content, str(path), None)
+        return net.eval(), content, path
+    ours = checkpoint.metadata(content, path)
+    if ours is not None and ours.get("arch"):
+        return from_checkpoint(content, path), content, path
+    if find_spec("spandrel") is None:
+        raise InputError(
+            f"{path}: has no description of its network; give an option file with network_g by -opt FILE, or "
+            "pip install spandrel, which recognizes many"
+        )
+    return _of_file("Spandrel", path), content, path
+
+
+def _of_file(kind: str, path: Path) -> nn.Module:
+    """A network whose file describes it, with the scale that it has among its arguments."""
+    file = str(path.absolute())
+    net = build.build_network(kind, {"file": file}).eval()
+    side = 2 * max(contract.of(net).window, 8)
+    with torch.inference_mode():
+        scale = net(torch.zeros(1, 3, side, side)).shape[-1] // side
+    contract.record(net, kind, {"file": file, "scale": scale})
+    return net
+
+
+def _network_of(opt: str) -> nn.Module:
+    """The network of ``network_g`` in an option file, which needs no other section."""
+    options, problems = read_options(opt)
+    section = options.get("network_g")
+    if not isinstance(section, dict) or "type" not in section:
+        problems.add(("network_g",), "missing; name the network: type and its arguments")
+    check_network("network_g", section, None, problems)
+    problems.raise_if_any()
+    assert isinstance(section, dict)
+    return build.build_network(section["type"], {k: v for k, v in section.items() if k != "type"})
 
 
 def trained_network(options: Options) -> tuple[nn.Module, int | None]:

@@ -107,14 +107,14 @@ def _one_by_one(engine: select.Engine) -> Upscale:
     return lambda picture: engine.run(picture[None])[0]
 
 
-def table(rows: Sequence[ParityRow], title: str = "") -> str:
-    """The rows as a Markdown table."""
+def table(rows: Sequence[ParityRow], title: str = "", network: str = NETWORK) -> str:
+    """The rows as a Markdown table; `network` names the training network in it."""
     head = ["set", "engine", "PSNR (Y)"]
-    for other in ("network", "integer"):
+    for other in (network, "integer"):
         head += [f"largest difference to {other}", "equal", "within 1"]
     lines = [head, ["---"] * len(head)]
     for row in rows:
-        cells = [row.set, row.engine, f"{row.psnr:.3f}"]
+        cells = [row.set, network if row.engine == NETWORK else row.engine, f"{row.psnr:.3f}"]
         for d in (row.to_network, row.to_integer):
             cells += (
                 ["", "", ""]

@@ -1,0 +1,231 @@
+"""``quantsr quantize``: a trained float network as a packed file of few bits."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from quantsr import timing
+from quantsr.archs import contract
+from quantsr.commands.arguments import add_import_argument, import_words
+from quantsr.commands.export import provenance
+from quantsr.data.mini import mini_folder
+from quantsr.deploy import parity
+from quantsr.deploy.convert import convert
+from quantsr.deploy.engines import select
+from quantsr.deploy.export import calibration_pictures, evaluation_set, write
+from quantsr.deploy.packed.model import PackedModel
+from quantsr.deploy.post_training import LayerBits, quantize
+from quantsr.engine.evaluate import network_upscaler
+from quantsr.engine.finetune import finetune
+from quantsr.errors import InputError
+from quantsr.loading import float_network
+from quantsr.ranges import FLOAT_BITS, Bits
+from quantsr.trained_files.names import PACKED
+
+_TIMED_SIZE, _TIMED_RUNS = (180, 320), 5
+_FOLDERS = Path("experiments")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of ``quantsr quantize``."""
+    parser.add_argument(
+        "model",
+        metavar="MODEL",
+        help="float network: checkpoint or run of quantsr, ncnn's .param file, or with -opt any checkpoint",
+    )
+    parser.add_argument(
+        "-o", "--output", required=True, metavar="OUT", help="packed file to write, .safetensors"
+    )
+    parser.add_argument(
+        "-opt",
+        "--opt",
+        metavar="FILE",
+        help="option file with network_g, for a checkpoint that does not describe its network",
+    )
+    add_import_argument(parser)
+    parser.add_argument(
+        "--bits",
+        type=_bits,
+        default="4",
+        metavar="N|WnAm",
+        help="of weights and activations of the body, 2 to 8 (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--rule",
+        type=_rule,
+        action="append",
+        default=[],
+        metavar="PATTERN=BITS",
+        help="bits of the layers whose names match, float to leave them; the first rule that matches decides",
+    )
+    parser.add_argument("--quantizer", default="RLQAsymmetric", metavar="NAME", help="default: %(default)s")
+    parser.add_argument(
+        "--data",
+        metavar="DIR",
+        help="pictures of the kind that the network makes; no others are needed (default: datasets/mini)",
+    )
+    parser.add_argument(
+        "--minutes",
+        type=_minutes,
+        metavar="N",
+        help="train that long to give the float network's pictures; default: no training",
+    )
+    parser.add_argument(
+        "--gt",
+        metavar="DIR",
+        help="ground truth for the table, or a folder with HR and LR_bicubic/X<scale> (default: three pictures of scikit-image)",
+    )
+    parser.add_argument("--no-bias-correction", action="store_true", help="leave the biases as they are")
+
+
+def _bits(text: str) -> Bits:
+    try:
+        return Bits.parse(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _rule(text: str) -> LayerBits:
+    pattern, equals, bits = text.rpartition("=")
+    if not equals or not pattern:
+        raise argparse.ArgumentTypeError(f"{text!r} is not PATTERN=BITS")
+    return LayerBits(pattern, _bits(bits))
+
+
+def _minutes(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be a number of minutes above 0, got {text!r}")
+    return value
+
+
+def run(args: argparse.Namespace) -> int:
+    """Quantize, write the file, and print sizes, quality and times.
+
+    Raises:
+        InputError: the network cannot be read, quantized or lowered.
+        StopError, WorkError: see `quantsr.engine.finetune.finetune`.
+    """
+    output = Path(args.output).expanduser()
+    if output.suffix != PACKED:
+        raise InputError(f"{output}: is no name of a packed file; name one that ends in {PACKED}")
+    original, content, source = float_network(args.model, args.opt)
+    scale = contract.of(original).scale
+    if scale is None:
+        raise InputError(
+            "network_g: has no argument upscale or scale; name the upscaling factor so in its constructor"
+        )
+    pictures = calibration_pictures(args.data, scale)
+    gt = evaluation_set(args.gt, scale)
+    network = quantize(
+        original,
+        args.bits,
+        pictures,
+        rules=args.rule,
+        quantizer=args.quantizer,
+        correct_bias=not args.no_bias_correction,
+    )
+    facts: dict[str, Any] = {"quantized": "after training"}
+    if args.minutes is not None:
+        facts["quantized"] = f"{args.minutes:g} minutes of distillation"
+        network = finetune(
+            network,
+            original,
+            Path(args.data).expanduser().absolute() if args.data else mini_folder(),
+            (_FOLDERS / f"quantize_{output.stem}").absolute(),
+            scale=scale,
+            seconds=60 * args.minutes,
+            resume_command=_command(args),
+        )
+    facts |= provenance(content, source, args.data, 8)
+    model = convert(network, head_tail_bits=8, calib=pictures, provenance=facts)
+    depth = model.header.depths[0]
+    (file,), model = write(model, output, depth=depth)
+    print(f"{output}: {_layers(model)}")
+    engines = parity.engines_at_hand(model, depth)
+    rows = parity.parity(model, [gt], depth=depth, network=original, engines=engines)
+    print(_summary(rows, model, original, file, scale))
+    print()
+    print(parity.table(rows, network="float"))
+    return 0
+
+
+def _command(args: argparse.Namespace) -> str:
+    """The command line that goes on where this one was stopped."""
+    words = [
+        "quantsr",
+        "quantize",
+        args.model,
+        "-o",
+        args.output,
+        *import_words(args),
+        "--bits",
+        str(args.bits),
+    ]
+    for rule in args.rule:
+        words += ["--rule", f"{rule.pattern}={rule.bits}"]
+    words += ["--minutes", f"{args.minutes:g}"]
+    given = {"-opt": args.opt, "--quantizer": args.quantizer, "--data": args.data, "--gt": args.gt}
+    for name, value in given.items():
+        words += [name, value] if value is not None else []
+    return shlex.join([*words, *(["--no-bias-correction"] if args.no_bias_correction else [])])
+
+
+def _layers(model: PackedModel) -> str:
+    """How many layers have which bits."""
+    counts: dict[str, int] = {}
+    for layer in model.layers.values():
+        words = [
+            f"{kind}{bits}" for kind, bits in (("W", layer.bits_w), ("A", layer.bits_a)) if bits < FLOAT_BITS
+        ]
+        counts["".join(words) or "float"] = counts.get("".join(words) or "float", 0) + 1
+    return ", ".join(f"{count} layers {bits}" for bits, count in counts.items())
+
+
+def _summary(
+    rows: list[parity.ParityRow], model: PackedModel, original: nn.Module, file: Path, scale: int
+) -> str:
+    """Size, quality and time of both networks as a Markdown table."""
+    by_engine = {row.engine: row for row in rows}
+    float_row, integer_row = by_engine[parity.NETWORK], by_engine[parity.INTEGER]
+    between = integer_row.to_network
+    assert between is not None
+    values = sum(parameter.numel() for parameter in original.parameters())
+    times = _times(model, original, scale)
+    height, width = _TIMED_SIZE
+    lines = [
+        f"| | bytes | PSNR (Y), {float_row.set} | {width}x{height} |",
+        "| --- | --- | --- | --- |",
+        f"| float32 | {4 * values:,} | {float_row.psnr:.2f} dB | {times['float']} |",
+        f"| {file.name} | {file.stat().st_size:,} | {integer_row.psnr:.2f} dB | {times['quantized']} |",
+        "",
+        f"{4 * values / file.stat().st_size:.1f} times smaller; {between.psnr:.2f} dB between the float network's pictures "
+        f"and the file's. Times: medians of {_TIMED_RUNS} on {timing.machine()}.",
+    ]
+    return "\n".join(lines)
+
+
+def _times(model: PackedModel, original: nn.Module, scale: int) -> Mapping[str, str]:
+    """Milliseconds and engine of both networks, measured in turn."""
+    image = np.random.default_rng(0).integers(0, 256, (*_TIMED_SIZE, 3), np.uint8)
+    engine = select.create("auto", model, model.header.depths[0])
+    float_net = network_upscaler(original.eval(), (None,), scale=scale)
+    with torch.inference_mode():
+        float_time, time = timing.interleaved(
+            {"float": lambda: float_net(image), "quantized": lambda: engine.run(image[None])}, _TIMED_RUNS
+        )
+    return {
+        "float": f"{float_time.median:.1f} ms, PyTorch",
+        "quantized": f"{time.median:.1f} ms, {engine.name}",
+    }

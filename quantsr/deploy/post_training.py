@@ -1,0 +1,184 @@
+"""Post-training quantization: a trained float network with few bits, from some pictures and without
+training."""
+
+from __future__ import annotations
+
+import copy
+import fnmatch
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from quantsr.archs import contract
+from quantsr.archs.constructors import build_network
+from quantsr.deploy.lower import lower
+from quantsr.deploy.roles import roles
+from quantsr.errors import InputError
+from quantsr.quant import Rule, calibrate, quantize_layers
+from quantsr.quant.fit import fit
+from quantsr.quant.layers import QuantizedLayer, quantized_layers
+from quantsr.quant.quantizers import Granularity
+from quantsr.ranges import Bits
+
+Picture = NDArray[np.uint8]
+
+QUANTIZER = "RLQAsymmetric"
+
+CROPS, CROP_SIDE = 16, 48
+"""How many crops of low resolution quantization reads, and their height and width in pixels."""
+
+
+@dataclass(frozen=True)
+class LayerBits:
+    """Bits of the layers whose names match, in place of those by role."""
+
+    pattern: str
+    """As the shell's: ``body.*.conv[12]``."""
+    bits: Bits
+
+
+def quantize(
+    net: nn.Module,
+    bits: Bits,
+    pictures: Sequence[Picture],
+    *,
+    rules: Sequence[LayerBits] = (),
+    quantizer: str | None = None,
+    granularity: Granularity = "channel",
+    correct_bias: bool = True,
+) -> nn.Module:
+    """A copy of a float network whose body has few bits, in eval mode.
+
+    The first layer and those at or behind the enlargement stay float; conversion gives them 8-bit
+    weights. A network with arguments for its bits (QuantSR-C and -T) is quantized as these say.
+    Each layer is fitted (`quantsr.quant.fit`) to what the fitted layers before it give of crops of
+    the pictures; those of QuantSR-C and -T are calibrated, their biases stay.
+
+    Args:
+        net: a float network that can be lowered.
+        bits: of the body's layers.
+        pictures: uint8 (h, w, 3) of low resolution.
+        rules: the first that matches a layer decides, before its role.
+        quantizer: a name in ``QUANTIZER_REGISTRY`` whose codes are integers; default:
+            `QUANTIZER`, of QuantSR-C and -T their own argument.
+        granularity: one weight step per ``tensor`` or per output ``channel``; of QuantSR-C and -T
+            their own argument decides.
+
+    Raises:
+        InputError: the network cannot be lowered or is quantized, a rule matches no layer, or
+            nothing is left to quantize.
+    """
+    if any(_quantizes(layer) for layer in quantized_layers(net).values()):
+        raise InputError("network: is quantized already; give a float one")
+    device = next(net.parameters()).device
+    batch = crops(pictures).to(device)
+    found = _with_bits(net, bits, rules, quantizer, granularity).to(device).eval()
+    if contract.of(found).type == contract.of(net).type:
+        return calibrate(found, [batch], "mse")
+    fit_layers(found, batch, correct_bias=correct_bias)
+    return found
+
+
+def _quantizes(layer: QuantizedLayer) -> bool:
+    return layer.weight_quantizer is not None or layer.input_quantizer is not None
+
+
+def _with_bits(
+    net: nn.Module,
+    bits: Bits,
+    rules: Sequence[LayerBits],
+    quantizer: str | None,
+    granularity: Granularity,
+) -> nn.Module:
+    """The copy with uncalibrated quantizers."""
+    network = contract.of(net)
+    if {"nbits_w", "nbits_a", "quantizer"} <= network.arguments.keys():
+        if rules:
+            raise InputError(
+                f"--rule: {network.type} has its own rule, all convolutions of its blocks; omit it"
+            )
+        own = {"nbits_w": bits.weights, "nbits_a": bits.activations}
+        own |= {} if quantizer is None else {"quantizer": quantizer}
+        found = build_network(network.type, {**network.arguments, **own})
+        found.load_state_dict(net.state_dict(), strict=False)  # the quantizers have no state yet
+        return found
+    chosen, quantizer = choose_bits(net, bits, rules), quantizer or QUANTIZER
+    found = quantize_layers(
+        copy.deepcopy(net),
+        [
+            Rule(_literal(n), b.weights, b.activations, quantizer, granularity, equalized=True)
+            for n, b in chosen.items()
+        ],
+    )
+    arguments = {
+        "network": network.arch,
+        "rules": {_literal(name): str(layer_bits) for name, layer_bits in chosen.items()},
+        "quantizer": quantizer,
+        "granularity": granularity,
+        "equalized": True,
+    }
+    contract.record(found, "Quantized", arguments)
+    return found
+
+
+def choose_bits(net: nn.Module, bits: Bits, rules: Sequence[LayerBits]) -> dict[str, Bits]:
+    """The bits of each layer that is to be quantized, in the order of the network."""
+    found, used = {}, set()
+    for name, role in roles(lower(net)).items():
+        rule = next((rule for rule in rules if fnmatch.fnmatchcase(name, rule.pattern)), None)
+        if rule is not None:
+            used.add(rule.pattern)
+        chosen = rule.bits if rule is not None else bits if role == "body" else None
+        if chosen is not None and not chosen.is_float:
+            found[name] = chosen
+    if unused := [rule.pattern for rule in rules if rule.pattern not in used]:
+        raise InputError(f"--rule: {unused[0]!r} matches no layer that no rule before it does")
+    if not found:
+        raise InputError("network: no layer is left to quantize; choose layers by --rule PATTERN=W4A4")
+    return found
+
+
+@torch.no_grad()
+def fit_layers(net: nn.Module, batch: Tensor, *, correct_bias: bool = True) -> None:
+    """Fit each quantized layer (`quantsr.quant.fit`) to what the fitted layers before it give of a
+    batch (B, 3, h, w)."""
+    fitted = set()
+
+    def hook(layer: QuantizedLayer, inputs: tuple[Tensor, ...]) -> None:
+        if layer not in fitted:
+            fitted.add(layer)
+            fit(layer, inputs[0], correct_bias=correct_bias)
+
+    handles = [
+        layer.register_forward_pre_hook(hook) for layer in quantized_layers(net).values() if _quantizes(layer)
+    ]
+    try:
+        net(batch)
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def crops(pictures: Sequence[Picture]) -> Tensor:
+    """(B, 3, side, side) in [0, 1]: the middle of each picture, at most `CROPS` of them.
+
+    The side is `CROP_SIDE`, or that of the smallest picture. Raises InputError without pictures.
+    """
+    if not pictures:
+        raise InputError("--data: has no pictures; name a folder with some")
+    chosen = pictures[:: max(1, len(pictures) // CROPS)][:CROPS]
+    side = min(CROP_SIDE, *(size for picture in chosen for size in picture.shape[:2]))
+    middles = []
+    for picture in chosen:
+        top, left = ((size - side) // 2 for size in picture.shape[:2])
+        middles.append(picture[top : top + side, left : left + side])
+    return torch.from_numpy(np.stack(middles)).permute(0, 3, 1, 2).float() / 255
+
+
+def _literal(name: str) -> str:
+    """A pattern that matches this name only."""
+    return name.replace("[", "[[]")
