@@ -33,10 +33,11 @@ POSITIONS = {"first": (RADIUS + 1, 0), "inner": (2 * RADIUS + 1, RADIUS), "last"
 
 @dataclass(frozen=True, eq=False)
 class Stage:
-    """A 3x3 convolution, and the factor of the pixel shuffle behind it (1: none)."""
+    """A 3x3 convolution and the pixel shuffle behind it."""
 
     conv: FoldedConv
     shuffle: int
+    """Factor of the pixel shuffle; 1: none."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,6 +53,20 @@ class Kernel:
 
 
 Positions = Mapping[str, tuple[int, int]]
+
+
+def values(tail: Sequence[Stage]) -> int:
+    """The most numbers that `collapse` holds in one array."""
+    side, factor, most = 2 * RADIUS + 1, 1, 0
+    for stage in tail:
+        most = max(most, max(stage.conv.weight.shape[:2]) * (side * factor) ** 2)
+        factor *= stage.shuffle
+    colours = _colours(tail[-1])
+    return colours * factor**2 * max(most, colours * (side * factor) ** 2)
+
+
+def _colours(last: Stage) -> int:
+    return len(last.conv.bias) // last.shuffle**2
 
 
 def collapse(
@@ -89,7 +104,7 @@ def _kernel(stages: Sequence[_Values], rows: tuple[int, int], columns: tuple[int
     a small domain."""
     (height, y), (width, x) = rows, columns
     scale = int(np.prod([stage.shuffle for stage in stages]))
-    colours = len(stages[-1].bias)
+    colours = len(stages[-1].bias) // stages[-1].shuffle ** 2
     # (row phase, column phase, colour of the output; colour, H * scale, W * scale of what it is
     # read from)
     impulses = np.zeros((scale, scale, colours, colours, height * scale, width * scale))
