@@ -30,12 +30,12 @@ from quantsr.deploy.folded import (
     UpsampleBilinear,
     UpsampleNearest,
 )
-from quantsr.deploy.operations import OPERANDS
 from quantsr.deploy.packed.model import Operand, PackedLayer, PackedModel
 from quantsr.deploy.passes import constants, scales, units
 from quantsr.deploy.passes.exact import exact_values
 from quantsr.deploy.passes.first import first_conv
 from quantsr.deploy.program import PICTURE, Operation, Program
+from quantsr.deploy.shapes import OPERANDS
 
 
 def fold(model: PackedModel, depth: int | None = None, *, wide_inputs: bool = True) -> FoldedProgram:
