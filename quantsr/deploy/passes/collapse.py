@@ -1,10 +1,9 @@
 """A linear tail (`tail.py`) as one convolution at low resolution. Imports no torch.
 
-Behind the body of EDSR and its like nothing is non-linear but roundings: upsampler, pixel shuffles
-and `conv_last` compose to one 5x5 convolution from the features at low resolution to the
-`scale**2 * 3` values of each low-resolution pixel. At x4 with 64 channels that is 77k
-multiplications per low-resolution pixel instead of 766k, and no tensor with many channels exists at
-high resolution.
+Where a network ends in convolutions and pixel shuffles, nothing there is non-linear but roundings:
+they compose to one 5x5 convolution from the features at low resolution to the `scale**2 * 3` values
+of each low-resolution pixel. At x4 with 64 channels that is 77k multiplications per low-resolution
+pixel instead of 766k, and no tensor with many channels exists at high resolution.
 
 What is not shift-invariant is the picture's border: the network pads every layer's input with
 zeros, so the outermost ring of low-resolution pixels sees other kernels. There are nine in all
