@@ -62,9 +62,10 @@ class _Merge:
 
     def _behind_a_layer(self, scale: Operation) -> None:
         value = scale.inputs[0]
-        op = self.operations.get(value)
-        reads_picture = op is not None and self.operations[op.inputs[0]].kind == "normalize"
-        if op is None or op.kind not in ("conv", "linear") or reads_picture or len(self.readers[value]) != 1:
+        op = self.operations[value]
+        if op.kind not in ("conv", "linear") or len(self.readers[value]) != 1:
+            return
+        if self.operations[op.inputs[0]].kind == "normalize":
             return
         self._multiply(op, scale.attributes["factor"])
         self.renamed[scale.output] = value
