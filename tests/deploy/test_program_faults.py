@@ -49,8 +49,6 @@ def test_every_engine_gives_the_references_picture(make, engine: str, tmp_path: 
 @pytest.mark.parametrize("make", ODD, ids=lambda make: make.__name__)
 def test_the_reference_computes_them_as_they_are_defined(make) -> None:
     model = make()
-    if any(op.kind == "window_attention" for op in model.program.operations):
-        pytest.skip("the definition has no attention")
     difference = np.abs(run(model, noise()).astype(int) - definition.run(model, noise(), 1))
     assert difference.max() <= 1
 
