@@ -60,6 +60,18 @@ def test_tables_beyond_all_memory_are_refused(tmp_path: Path) -> None:
     check_structure(large_windows(2))
 
 
+def test_a_large_layer_used_again_and_again_is_refused(tmp_path: Path) -> None:
+    def net(uses: int) -> PackedModel:
+        net = Written()
+        x = net.conv(net.x, "first", 256, 3)
+        for _ in range(uses):
+            x = net.conv(x, "shared", 256, 256, 5)
+        return net.finish(net.conv(x, "last", 3, 256))
+
+    refused(net(164), tmp_path, "uses 268711424 weights")
+    check_structure(net(163))
+
+
 def test_the_peak_counts_values_until_they_are_last_read() -> None:
     net = Written()
     x = net.conv(net.x, "a", 8, 3)  # beside the picture, 3, and as normalized, 3

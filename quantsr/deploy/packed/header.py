@@ -125,7 +125,7 @@ def check_structure(model: PackedModel) -> None:
         raise ValueError(str(error)) from error
     shapes = operations.check(model.program, parts)
     operations.check_use(units.without(model.program, used), parts)
-    memory.check(model.program, shapes)
+    memory.check(model.program, shapes, parts)
     _check_zero_points(model)
     if operations.scale_of(model.program, shapes) != header.scale:
         raise ValueError(f"scale: {header.scale} is not that of its program")
