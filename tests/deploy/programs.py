@@ -122,6 +122,7 @@ def swin(
     window: int = 8,
     multiple: int = 8,
     shifts: tuple[int, ...] = (0,),
+    hidden: int = 32,
     fc2_outputs: int | None = None,
 ) -> PackedModel:
     """One group of Swin layers with quantized linear layers, as the kernels have them."""
@@ -132,8 +133,8 @@ def swin(
         y = net.quantized(net.norm(inside, f"norm1.{i}", dim), f"qkv.{i}", 3 * inner, dim, 0)
         y = net.attention(y, f"attn.{i}", 2, window, shift)
         middle = net.add("add", inside, net.quantized(y, f"proj.{i}", dim, inner, 0))
-        y = net.add("gelu", net.quantized(net.norm(middle, f"norm2.{i}", dim), f"fc1.{i}", 32, dim, 0))
-        inside = net.add("add", middle, net.quantized(y, f"fc2.{i}", fc2_outputs or dim, 32, 0))
+        y = net.add("gelu", net.quantized(net.norm(middle, f"norm2.{i}", dim), f"fc1.{i}", hidden, dim, 0))
+        inside = net.add("add", middle, net.quantized(y, f"fc2.{i}", fc2_outputs or dim, hidden, 0))
     x = net.add("shortcut", x, net.conv(inside, "closing", dim, dim), unit=0)
     x = net.add("add", net.conv(net.norm(x, "norm", dim), "after", dim, dim), start)
     return net.finish(net.conv(x, "last", 3, dim))

@@ -86,6 +86,7 @@ def test_a_second_window_that_is_multiplied_by_0_changes_nothing() -> None:
         (swin(window=8, multiple=64), "attn.0 has windows of 8 on multiples of 64 pixels"),
         (swin(inner=32), r"qkv.0.q has a weight of shape \(32, 16\), not \(16, 16\)"),
         (swin(fc2_outputs=1), r"fc2.0 has a weight of shape \(1, 32\)"),
+        (swin(hidden=4100), "it has more than 4096 channels"),
     ],
 )
 def test_the_kernels_refuse_layers_of_other_shapes(model: PackedModel, says: str) -> None:

@@ -20,6 +20,7 @@ from quantsr.deploy.native.arrays import (
     wide_step,
 )
 from quantsr.deploy.native.match import (
+    MOST,
     ConvStage,
     Rstb,
     SwinLayer,
@@ -83,6 +84,8 @@ class SwinProgram(Arrays):
         if net.first.head.weight.shape[1:] != (3, 3, 3) or net.tail.conv.weight.shape[1:] != (dim, 3, 3):
             raise Unsupported("its first or last convolution is not 3x3")
         hidden = len(layers[0].fc1.bias) if layers else _ROUND_CHANNELS
+        if max(dim, hidden, len(net.groups)) > MOST:
+            raise Unsupported(f"it has more than {MOST} channels or groups of layers")
         shapes = {(x.attention.heads, len(x.fc1.bias)) for x in layers}
         if len(shapes) > 1 or any(x.attention.shift not in (0, self.multiple // 2) for x in layers):
             raise Unsupported("its Swin layers differ in shape")
