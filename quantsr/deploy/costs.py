@@ -5,25 +5,29 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from quantsr.deploy import operations
-from quantsr.deploy.operations import OPERANDS, Parts, Shape
+from quantsr.deploy import memory, operations
+from quantsr.deploy.packed.header import parts_of
 from quantsr.deploy.packed.model import PackedModel
 from quantsr.deploy.passes import units
 from quantsr.deploy.program import Program
+from quantsr.deploy.shapes import OPERANDS, Shape
 
 OVERLAP = 32
 """Low-resolution pixels that a tile reads beyond what it keeps where a pixel of the result depends
 on the whole picture, as in transformers: whole windows, at least. So this is a choice;
 docs/numerics.md has the measured effect."""
 MAX_TILE_AREA = 3 << 16
-"""Pixels of low resolution computed at once where the tile is not given. About 1.2 kB each at 64
-channels: 250 MB per parallel tile.
+"""Pixels of low resolution computed at once where the tile is not given: fewer where a network
+holds more than `memory.USUAL_PEAK` numbers for each. About 1.2 kB each at 64 channels: 250 MB per
+parallel tile.
 
 Smaller tiles are not faster: with the tail collapsed no tensor is larger than the float32 stream,
 and the halo (36 pixels at 16 blocks) costs more than the cache gains; int8 convolutions ran at the
 same speed from 32 x 32 to 320 x 180.
 """
-_MAX_WINDOWS_AREA = 1 << 16  # the same of transformers
+_MAX_WHOLE_AREA = 1 << 16
+"""The same where a pixel of the result depends on the whole picture: of transformers, which take
+more memory for each pixel, and of networks with `mean`, whose tiles take a mean each."""
 
 
 @dataclass(frozen=True)
@@ -31,9 +35,9 @@ class Reach:
     """What tiles of a picture need."""
 
     halo: int
-    """Low-resolution pixels that a tile reads beyond what it keeps."""
+    """Low-resolution pixels that a tile reads beyond what it keeps, on each side; at least 0."""
     grid: int
-    """Tiles start and end at multiples of this many pixels."""
+    """Tiles start and end at multiples of this many low-resolution pixels; 1 without windows."""
     max_area: int
     """Pixels of low resolution to compute at once where the tile is not given."""
 
@@ -54,11 +58,7 @@ def at_depth(model: PackedModel, depth: int) -> tuple[Program, dict[int, Shape]]
     """The operations that run at `depth`, and the shapes of their values. Raises InputError for an
     unknown depth."""
     program = units.without(model.program, model.header.blocks_kept(depth))
-    named = {op.name for op in program.operations}
-    floats = {n: t.values.shape for n, t in model.floats.items() if n.rpartition(".")[0] in named}
-    operands = {n: o.channels for n, o in model.operands.items() if n.rsplit(".", 2)[0] in named}
-    layers = {n: layer.weight.shape for n, layer in model.layers.items() if n in named}
-    return program, operations.check(program, Parts(layers, operands, floats, model.header.num_block))
+    return program, operations.shapes_of(program, parts_of(model))
 
 
 def reach(model: PackedModel, depth: int) -> Reach:
@@ -66,9 +66,10 @@ def reach(model: PackedModel, depth: int) -> Reach:
     program, shapes = at_depth(model, depth)
     sides = {name: layer.weight.shape[-1] for name, layer in model.layers.items()}
     halo, grid = operations.halo(program, shapes, sides), program.multiple
+    peak = max(memory.peak(program, shapes), memory.USUAL_PEAK)
     if halo is None:
-        return Reach(-(-OVERLAP // grid) * grid, grid, _MAX_WINDOWS_AREA)
-    return Reach(halo, grid, MAX_TILE_AREA)
+        return Reach(-(-OVERLAP // grid) * grid, grid, _MAX_WHOLE_AREA * memory.USUAL_PEAK // peak)
+    return Reach(halo, grid, MAX_TILE_AREA * memory.USUAL_PEAK // peak)
 
 
 def costs(model: PackedModel, depth: int, size: tuple[int, int]) -> list[LayerCost]:

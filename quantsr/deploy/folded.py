@@ -18,8 +18,16 @@ from numpy.typing import NDArray
 
 from quantsr.deploy.packed.model import Codes, Float
 
+LARGEST_CODE = 255
+"""Of 8 bits; 16-bit codes are beyond."""
 Limits = tuple[int, int]
 """Smallest and largest code."""
+
+
+def is_wide(limits: Limits) -> bool:
+    """Whether codes are those of 16 bits, which do not fit in a byte."""
+    return limits[1] - limits[0] > LARGEST_CODE
+
 
 NORM_EPS = 1e-5
 """Added to the variance in LayerNorm."""
@@ -77,7 +85,8 @@ class FoldedConv:
     codes_name: str = ""
     """Of the result, where it is codes."""
     relu_at: Float | None = None
-    """(O,) where a ReLU lies between y and the codes: what 0 is in their units, not rounded."""
+    """(O,) where a ReLU lies between y and the codes: the code, not rounded, of a y of 0 before its
+    multiplier and bias were taken into units of codes."""
 
     @property
     def low(self) -> Float | None:
@@ -105,6 +114,10 @@ class FoldedConv:
 
 class FoldedLinear(FoldedConv):
     """`FoldedConv` at every pixel by itself: weight (O, I), no padding."""
+
+    def as_conv(self) -> FoldedConv:
+        """The same as a 1x1 convolution, weight (O, I, 1, 1)."""
+        return FoldedConv(**{**vars(self), "weight": self.weight[:, :, None, None]})
 
 
 @dataclass(frozen=True, eq=False)
@@ -244,16 +257,23 @@ class Offset:
     """`x + values[c]`."""
 
     values: Float
+    """(C,)"""
 
 
 @dataclass(frozen=True, eq=False)
 class ToTokens:
-    """(C, H, W) to (L, C), row by row."""
+    """(C, h, w) to (L, C), row by row."""
+
+    growth: int = 1
+    """Of the map's sides over those of the picture; 0 of (C, 1, 1)."""
 
 
 @dataclass(frozen=True, eq=False)
 class ToMap:
-    """(L, C), row by row, to (C, H, W)."""
+    """(L, C), row by row, to (C, h, w)."""
+
+    growth: int = 1
+    """Of the map's sides over those of the picture; 0 of (C, 1, 1)."""
 
 
 Order = int | None
@@ -324,6 +344,17 @@ class FoldedProgram:
             for value in step.inputs:
                 found[value].append(step)
             found[step.output] = []
+        return found
+
+    def growth(self) -> dict[int, int]:
+        """How many times as high and wide as the padded picture each value is; 0 where it is one
+        number for each channel."""
+        found = {0: 1}
+        for step in self.steps:
+            op = step.op
+            factor = op.factor if isinstance(op, PixelShuffle | UpsampleNearest | UpsampleBilinear) else 1
+            largest = max(found[value] for value in step.inputs)
+            found[step.output] = 0 if isinstance(op, Mean) else largest * factor
         return found
 
     def convs(self) -> list[FoldedConv]:

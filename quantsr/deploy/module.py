@@ -1,4 +1,4 @@
-"""From a converted network back to a PyTorch module; the way there is `convert`."""
+"""A converted network as a PyTorch module: the inverse of `convert`."""
 
 from __future__ import annotations
 

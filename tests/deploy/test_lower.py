@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from quantsr import Upscaler
 from quantsr.archs import QuantSR_C, QuantSR_T
 from quantsr.archs.dqa import DepthDynamic
 from quantsr.archs.released import QEDSR_Ours
@@ -16,7 +17,7 @@ from quantsr.archs.swinir import SwinIR
 from quantsr.basicsr_compat import EDSR, importable
 from quantsr.deploy import operations
 from quantsr.deploy.convert import convert
-from quantsr.deploy.engines import reference
+from quantsr.deploy.engines import onnx_model, reference
 from quantsr.deploy.lower import lower
 from quantsr.deploy.packed import packing, unwritten
 from quantsr.deploy.packed.description import Header
@@ -139,6 +140,22 @@ def test_float_networks_compute_the_same_from_a_packed_file(name, picture, tmp_p
     difference = np.abs(found - expected.round().clamp(0, 255).numpy())
     assert difference.max() <= 1
     assert (difference > 0).mean() < 0.001
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino", "torch", "auto"])
+@pytest.mark.parametrize("bits", [8, 32])
+@pytest.mark.parametrize("name", FLOAT_NETWORKS)
+def test_every_engine_runs_networks_of_basicsr(name, bits, engine, picture):
+    if engine != "auto":
+        pytest.importorskip(engine)
+    torch.manual_seed(0)
+    model = convert(FLOAT_NETWORKS[name]().eval(), head_tail_bits=bits, calib=[picture])
+    expected = reference.run(model, picture)
+    difference = np.abs(Upscaler(model, engine=engine, threads=1)(picture).astype(int) - expected)
+    assert difference.max() <= 1
+    assert (difference == 0).mean() > 0.98
+    if engine == "onnxruntime":
+        onnx_model.build(model)
 
 
 def test_subclasses_are_known_by_what_they_compute():

@@ -21,8 +21,9 @@ from quantsr.deploy.engines import select
 from quantsr.deploy.engines.reference import run
 from quantsr.deploy.packed.description import Header
 from quantsr.deploy.packed.header import check_structure
-from quantsr.deploy.packed.model import ConvLayer, FloatTensor, LinearLayer, PackedLayer, PackedModel
+from quantsr.deploy.packed.model import ConvLayer, FloatTensor, LinearLayer, Operand, PackedLayer, PackedModel
 from quantsr.deploy.program import PICTURE, Builder
+from quantsr.deploy.shapes import OPERANDS
 from quantsr.ranges import IntRange
 from tests.reference import program as definition
 
@@ -51,6 +52,7 @@ class Net:
         self.build = Builder()
         self.layers: dict[str, PackedLayer] = {}
         self.floats: dict[str, FloatTensor] = {}
+        self.operands: dict[str, Operand] = {}
         colours = {"mean": [0.4, 0.2, 0.6], "range": 255.0}  # 102, 51 and 153 of 255
         self.colours = colours
         self.picture = self.build.add("normalize", PICTURE, **colours)
@@ -118,9 +120,9 @@ class Net:
     def tensor(self, name: str, values: np.ndarray) -> None:
         self.floats[name] = FloatTensor(name, values.astype(np.float32))
 
-    def finish(self, x: int, channels: int, *, factor: int = 1) -> PackedModel:
-        """The network; the last convolution reads `x`, which is `factor` times the picture's
-        size."""
+    def finish(self, x: int, channels: int, *, factor: int = 1, multiple: int = 1) -> PackedModel:
+        """The network, on multiples of so many pixels; the last convolution reads `x`, which is
+        `factor` times the picture's size."""
         x = self.layer(x, channels, 3, quantized=False, gain=0.5)
         self.build.add("picture", x, **self.colours)
         header = Header(
@@ -132,7 +134,8 @@ class Net:
             rgb_mean=(0.4, 0.2, 0.6),
             provenance={"note": "test"},
         )
-        model = PackedModel(header, self.layers, {}, self.floats, self.build.finish())
+        program = replace(self.build.finish(), multiple=multiple)
+        model = PackedModel(header, self.layers, self.operands, self.floats, program)
         return replace(model, header=replace(header, format_version=model.format_version))
 
 
@@ -259,6 +262,28 @@ def layer_norm(net: Net) -> PackedModel:
     return net.finish(net.layer(x, CHANNELS, CHANNELS, size=0), CHANNELS)
 
 
+def attention(quantized: bool, shift: int) -> Callable[[Net], PackedModel]:
+    """In windows of 4 pixels, on a picture continued to whole windows."""
+
+    def make(net: Net) -> PackedModel:
+        net.tensor("attn.relative_position_bias_table", net.rng.standard_normal((49, 2)))
+        x = net.build.add("scale", net.layer(net.start, CHANNELS, CHANNELS), factor=1 / 32)
+        x = net.layer(x, CHANNELS, 3 * CHANNELS, size=0, quantized=False)
+        if quantized:
+            for role in OPERANDS:
+                channels, signed = (16, False) if role == "mixture.left" else (CHANNELS, True)
+                step = np.array([2.0 ** -(net.bits if role == "mixture.left" else net.bits - 3)], np.float32)
+                tau = (net.rng.standard_normal(channels) * step / 4).astype(np.float32)
+                name = f"attn.{role}"
+                net.operands[name] = Operand(name, channels, net.bits, step, tau, signed)
+        how = {"heads": 2, "window": 4, "shift": shift, "quantized": int(quantized)}
+        x = net.build.add("window_attention", x, name="attn", **how)
+        x = net.build.add("scale", x, factor=64.0)
+        return net.finish(net.layer(x, CHANNELS, CHANNELS, size=0), CHANNELS, multiple=4)
+
+    return make
+
+
 LAYERS = [conv, conv_1x1, conv_5x5, linear, relu, nothing_between, relu_behind_linear]
 EXACT = [
     leaky_relu,
@@ -275,6 +300,10 @@ ROUNDING = {
     "upsample_bilinear": upsample_bilinear,
     "multiply and mean": multiply_mean,
     "layer_norm": layer_norm,
+    "window_attention": attention(quantized=False, shift=0),
+    "window_attention, shifted": attention(quantized=False, shift=2),
+    "window_attention of codes": attention(quantized=True, shift=0),
+    "window_attention of codes, shifted": attention(quantized=True, shift=2),
     **{kind: rounding(kind) for kind in ("gelu", "sigmoid", "silu", "tanh")},
 }
 
@@ -324,4 +353,4 @@ def test_operations_that_round_are_within_1_of_the_definition(kind, engine, imag
 def test_every_kind_of_operation_is_tried() -> None:
     made = [make(Net()) for make in (*LAYERS, *EXACT, *ROUNDING.values())]
     tried = {op.kind for model in made for op in model.program.operations}
-    assert tried == set(operations.KINDS) - {"window_attention"}
+    assert tried == set(operations.KINDS)

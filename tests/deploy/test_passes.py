@@ -79,7 +79,10 @@ def test_shapes_follow_from_the_layers() -> None:
         (lambda op: replace(op, inputs=(1, 1)), "reads 2 values"),
         (lambda op: replace(op, name=""), "has no name"),
         (lambda op: replace(op, name="body.7"), "there is no 'body.7'"),
-        (lambda op: replace(op, attributes={"slope": 1.0}), r"its attributes are \['slope'\]"),
+        (
+            lambda op: replace(op, attributes={"slope": 1.0}),
+            r"has the attributes \['slope'\], its kind has none",
+        ),
     ],
 )
 def test_a_program_that_cannot_run_is_one_line(change, says: str) -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import numpy as np
 import pytest
 import torch
 
 from quantsr.deploy import windows
 from quantsr.deploy.engines.reference import ReferenceOps
-from quantsr.deploy.folded import FoldedConv, FoldedLinear, Norm, Reorder, Requantize, Step, ToMap
+from quantsr.deploy.folded import Attention, FoldedConv, FoldedLinear, Norm, Reorder, Requantize, Step, ToMap
 from quantsr.deploy.packed.model import PackedModel
 from quantsr.deploy.passes.fold import fold
 from quantsr.deploy.passes.layout import lay_out
@@ -115,3 +117,23 @@ def test_codes_are_the_definitions_exactly(index: int, bits: int, attention: boo
         assert len(np.unique(codes)) >= 2 ** (bits - 1), name
         np.testing.assert_array_equal(ours[name].reshape(-1, len(codes[0])), codes, err_msg=name)
     assert np.abs(got - expected).max() <= ROUNDED * np.abs(expected).max()
+
+
+def test_sums_of_scores_are_bounded_by_the_size_of_a_head() -> None:
+    """Those of scores are over the d channels of a head, those of the mixture over the N positions
+    of a window."""
+
+    class Bounds(ReferenceOps):
+        bounds: ClassVar[list[int | None]] = []
+
+        def product(self, a: torch.Tensor, b: torch.Tensor, bound: int | None) -> torch.Tensor:
+            self.bounds.append(bound)
+            return super().product(a, b, bound)
+
+    limits = (0, 255)
+    step = Requantize("p", np.array(255, np.float32), np.zeros(4, np.float32), limits)
+    bias, mix = np.zeros((1, 4, 4), np.float32), np.float32(1)
+    attention = Attention("a", 1, 2, 0, np.float32(1), bias, (limits,) * 3, step, mix)
+    codes = torch.full((1, 4, 1024), 255.0)
+    Bounds((2, 2)).attention(attention, codes, codes, codes)
+    assert Bounds.bounds == [2**16 * 1024, 2**16 * 4]

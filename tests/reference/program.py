@@ -1,6 +1,6 @@
 """Reference of folding and of every engine: a packed network's program operation by operation,
-nothing folded, in float64 with loops over taps. Window attention has a twin of its own
-(`swin_integer`)."""
+nothing folded, in float64 with loops over taps. Window attention stands in
+`reference.window_attention`."""
 
 from __future__ import annotations
 
@@ -12,23 +12,39 @@ from numpy.typing import NDArray
 
 from quantsr.deploy.packed.model import PackedLayer, PackedModel
 from quantsr.deploy.program import PICTURE, Operation
+from tests.reference.window_attention import window_attention
 
 Map = NDArray[np.float64]
 
 
 def run(model: PackedModel, image: NDArray[np.uint8], depth: int) -> NDArray[np.uint8]:
     """uint8 (H, W, 3) to uint8 (H*s, W*s, 3)."""
-    last = values(model, image, depth)[model.program.operations[-1].inputs[0]]
+    padded = image[continued(len(image), model.program.multiple)]
+    padded = padded[:, continued(image.shape[1], model.program.multiple)]
+    last = values(model, padded, depth)[model.program.operations[-1].inputs[0]]
     attributes = model.program.operations[-1].attributes
     # Of the pixel range 0..255 rather than 0..1, so that integers stay integers.
     mean = 255.0 * np.asarray(attributes["mean"], np.float64)[:, None, None]
     x = last * (255.0 / attributes["range"]) + mean
-    return np.clip(np.rint(x), 0, 255).astype(np.uint8).transpose(1, 2, 0)
+    height, width = (size * model.header.scale for size in image.shape[:2])
+    return np.clip(np.rint(x), 0, 255).astype(np.uint8).transpose(1, 2, 0)[:height, :width]
+
+
+def continued(size: int, multiple: int) -> list[int]:
+    """The rows of a picture that goes on by reflection: down, up without the last row again, down
+    ... to a multiple of rows."""
+    row, step, rows = 0, 1, []
+    while len(rows) < size or len(rows) % multiple:
+        rows.append(row)
+        if not 0 <= row + step < size:
+            step = -step
+        row = row + step if size > 1 else 0
+    return rows
 
 
 def values(model: PackedModel, image: NDArray[np.uint8], depth: int) -> dict[int, Map]:
-    """(C, H, W) of every value but the last, by its number in the program."""
-    assert model.program.multiple == 1
+    """(C, H, W) of every value but the last, by its number in the program; the picture's sides are
+    multiples of the program's."""
     kept = model.header.blocks_kept(depth)
     found: dict[int, Map] = {PICTURE: image.transpose(2, 0, 1).astype(np.float64)}
     for op in model.program.operations[:-1]:
@@ -45,6 +61,8 @@ def values(model: PackedModel, image: NDArray[np.uint8], depth: int) -> dict[int
         elif op.kind == "prelu":
             slope = model.floats[f"{op.name}.weight"].values.astype(np.float64)[:, None, None]
             found[op.output] = np.where(inputs[0] >= 0, inputs[0], slope * inputs[0])
+        elif op.kind == "window_attention":
+            found[op.output] = window_attention(model, op, inputs[0])
         elif op.kind == "layer_norm":
             weight, bias = (model.floats[f"{op.name}.{part}"].values for part in ("weight", "bias"))
             x = inputs[0]

@@ -16,12 +16,23 @@ from quantsr.deploy.stand_ins.convolutional import random_model
 from quantsr.deploy.stand_ins.transformer import random_model as random_model_t
 from quantsr.deploy.upscale.upscaler import Upscaler
 from quantsr.errors import InputError
+from tests.deploy.mutations import mutated
+from tests.deploy.odd_programs import ODD
+from tests.deploy.programs import residual, swin
 from tests.stress.conftest import Budget
 from tests.stress.damage import change_entry, flip_bytes
 
 pytestmark = pytest.mark.stress
 
 ENGINES_TRIED = ("native", "native", "native", "onnxruntime", "torch")
+NETWORKS: dict[str, Callable[..., PackedModel]] = {
+    "quantsr_c": random_model,
+    "quantsr_t": random_model_t,
+    "residual": residual,
+    "swin": lambda: swin(shifts=(0, 4)),
+    **{make.__name__: make for make in ODD},
+}
+"""The first two without a program in their file."""
 
 
 def rewritten(content: bytes, budget: Budget) -> bytes:
@@ -35,6 +46,8 @@ def rewritten(content: bytes, budget: Budget) -> bytes:
     metadata = table["__metadata__"]
     header = json.loads(metadata["quantsr"])
     kind = rng.randrange(3)
+    if "program" in header and rng.random() < 0.5:
+        header["program"] = mutated(header["program"], rng)
     if kind < 2:
         for _ in range(rng.choice((1, 2))):
             found = change_entry(header, rng)
@@ -51,12 +64,12 @@ def rewritten(content: bytes, budget: Budget) -> bytes:
     return struct.pack("<Q", len(head)) + head + bytes(data)
 
 
-@pytest.mark.parametrize("make", [random_model, random_model_t], ids=["quantsr_c", "quantsr_t"])
-def test_damaged_packed_files(budget: Budget, tmp_path: Path, make: Callable[..., PackedModel]) -> None:
+@pytest.mark.parametrize("name", NETWORKS)
+def test_damaged_packed_files(budget: Budget, tmp_path: Path, name: str) -> None:
     """A file that is taken also runs, on the native engine, where sizes that do not fit would be
     memory errors."""
     whole, bad = tmp_path / "whole.safetensors", tmp_path / "bad.safetensors"
-    packing.save(make(), whole)
+    packing.save(NETWORKS[name](), whole)
     content = whole.read_bytes()
     picture = np.random.default_rng(budget.seed).integers(0, 256, (9, 11, 3), dtype=np.uint8)
     ran, errors = 0, []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from typing import Any, Literal, Protocol, TypeVar, get_args
 
@@ -33,12 +34,12 @@ class Engine(Protocol):
         ...
 
 
-class OneByOne:
+class OneByOne(ABC):
     """`run_tiles` for engines that use all cores for one picture."""
 
+    @abstractmethod
     def run(self, images: Images) -> Images:
-        """See `Engine.run`; left to the engine."""
-        raise TypeError(f"{type(self).__name__} must define run")
+        """See `Engine.run`."""
 
     def run_tiles(self, tiles: Iterable[tuple[Key, Images]]) -> Iterator[tuple[Key, Images]]:
         """See `Engine.run_tiles`; one after the other."""

@@ -11,12 +11,16 @@ of int8 inputs, runtimes on processors without VNNI halve the weights, which rou
 
 from __future__ import annotations
 
+import hashlib
+from collections import Counter
+from collections.abc import Callable
+
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from quantsr.deploy.folded import FirstConv, FoldedConv, Normalize, Quantize
+from quantsr.deploy.folded import FirstConv, FoldedConv, Normalize, Quantize, is_wide
 from quantsr.deploy.packed import bitstream
 from quantsr.deploy.passes.first import SplitHead, split_head
 
@@ -32,6 +36,10 @@ class Graph:
         self.suffix = ""
         self.nodes: list[onnx.NodeProto] = []
         self.constants: dict[str, onnx.TensorProto] = {}
+        self._names = {INPUT, OUTPUT}  # of constants and of results of nodes
+        self._count: Counter[str] = Counter()  # of names that were taken more than once
+        self._known: dict[tuple[str, str, tuple[int, ...], bytes], str] = {}  # constants
+        self._pixels: dict[tuple[str, bytes, bytes], str] = {}  # normalized in different ways
 
     def first_conv(self, op: FirstConv, pixels: str) -> str:
         """The first convolution, on the pixels."""
@@ -71,7 +79,13 @@ class Graph:
         return self.node("Add", [total, rest], f"{name}.sum")
 
     def normalized(self, op: FirstConv | Normalize, pixels: str) -> str:
-        """`(pixel / 255 - mean) * img_range`."""
+        """`(pixel / 255 - mean) * img_range`, once for all that read the same."""
+        key = (pixels, op.mean.tobytes(), op.img_range.tobytes())
+        if key not in self._pixels:
+            self._pixels[key] = self._normalized(op, pixels)
+        return self._pixels[key]
+
+    def _normalized(self, op: FirstConv | Normalize, pixels: str) -> str:
         x = self.node("Cast", [pixels], "pixels.float", to=TensorProto.FLOAT)
         x = self.node("Div", [x, self.scalar(255)], "pixels.share")
         x = self.node("Sub", [x, self.channels("pixels.mean", op.mean)], "pixels.centred")
@@ -122,7 +136,7 @@ class Graph:
     ) -> str:
         """QuantizeLinear with `step` (1,) or (C,), default 1, then Clip to `limits` where they are
         narrower than the 8-bit type; 16-bit codes, of step 1 only, stay in float32."""
-        if limits[1] > 255:
+        if is_wide(limits):
             assert step is None
             low, high = (self.scalar(v) for v in limits)
             return self.node("Clip", [self.node("Round", [x], f"{name}.wide"), low, high], name)
@@ -147,7 +161,7 @@ class Graph:
         """The codes that `layer` reads, less its zero point, as float32 integers; 16-bit codes are
         that already."""
         assert layer.codes_in is not None
-        if layer.codes_in[1] > 255:
+        if is_wide(layer.codes_in):
             return codes
         name = f"{layer.name}.input.value"
         if layer.zero_point is None:
@@ -167,9 +181,13 @@ class Graph:
         if self.int4 and weight.min() >= -8 and weight.max() <= 7:
             # two codes a byte, as ONNX lays int4 out
             nibbles = bitstream.pack(weight.astype(np.int8), 4)
-            self.constants[name] = helper.make_tensor(name, TensorProto.INT4, weight.shape, nibbles, raw=True)
+            name = self._initialiser(
+                name,
+                weight,
+                lambda name: helper.make_tensor(name, TensorProto.INT4, weight.shape, nibbles, raw=True),
+            )
         else:
-            self.constant(name, weight)
+            name = self.constant(name, weight)
         return self.node("DequantizeLinear", [name, self.scalar(1)], f"{name}.value")
 
     def channels(self, name: str, values: NDArray[np.float32]) -> str:
@@ -200,16 +218,35 @@ class Graph:
         return self.constant(f"scalar.{value!r}", np.array(value, np.float32))
 
     def constant(self, name: str, value: NDArray[np.generic]) -> str:
-        """An initialiser of the value's shape and type; the one there is, where the name is
-        taken."""
-        self.constants.setdefault(name, numpy_helper.from_array(value, name))
-        return name
+        """An initialiser of the value's shape and type, and its name: `name`, with a number where
+        another constant or result has it. The same for the same name and value."""
+        return self._initialiser(name, value, lambda name: numpy_helper.from_array(value, name))
+
+    def _initialiser(
+        self, name: str, value: NDArray[np.generic], make: Callable[[str], onnx.TensorProto]
+    ) -> str:
+        key = (name, value.dtype.str, value.shape, hashlib.sha256(value.tobytes()).digest())
+        if key not in self._known:
+            self._known[key] = free = self._free(name)
+            self.constants[free] = make(free)
+        return self._known[key]
 
     def node(self, op: str, inputs: list[str], output: str, **attributes: object) -> str:
-        """A node of the ONNX operator `op`, named as its one output: `output` and `suffix`."""
-        output += self.suffix
+        """A node of the ONNX operator `op`, named as its one output: `output` and `suffix`, with a
+        number where another constant or result has that name, as where two operations have one
+        layer."""
+        output = output if output == OUTPUT else self._free(output + self.suffix)
         self.nodes.append(helper.make_node(op, inputs, [output], name=output, **attributes))
         return output
+
+    def _free(self, name: str) -> str:
+        """`name`, or the first of `name.2`, `name.3` ... that is free; taken from then on."""
+        free = name
+        while free in self._names:
+            self._count[name] += 1
+            free = f"{name}.{self._count[name] + 1}"
+        self._names.add(free)
+        return free
 
     def finish(self, scale: int) -> onnx.GraphProto:
         """The graph with its dynamic input and output."""

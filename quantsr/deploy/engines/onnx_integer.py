@@ -20,7 +20,7 @@ import numpy as np
 from quantsr.deploy.engines.onnx_graph import Graph
 from quantsr.deploy.engines.onnx_operations import OnnxOps
 from quantsr.deploy.engines.onnx_strips import StripOps
-from quantsr.deploy.folded import FoldedConv, FoldedLinear, FoldedProgram, Quantize, Step
+from quantsr.deploy.folded import FoldedConv, FoldedLinear, FoldedProgram, Quantize, Step, is_wide
 from quantsr.deploy.passes import collapse
 from quantsr.deploy.passes.integer_scales import IntegerConv, bytes_fit, integer_conv
 from quantsr.deploy.passes.tail import Tail
@@ -132,7 +132,7 @@ class IntegerOps(StripOps):
     def quantize(self, step: Step, x: str) -> str:
         op = step.op
         assert isinstance(op, Quantize)
-        if op.limits[1] > 255:
+        if is_wide(op.limits):
             return super().quantize(step, x)
         if op.tau.any():
             x = self._node("Add", [x, self.graph.constant(f"{op.name}.tau", op.tau)])

@@ -57,6 +57,7 @@ class OnnxOps(Sizes):
     def __init__(self, graph: Graph, program: FoldedProgram) -> None:
         super().__init__(graph, program)
         self.names: dict[int, str] = {}
+        self.producer = {step.output: step.op for step in program.steps}
 
     def run(self) -> None:
         """All steps, from INPUT to OUTPUT."""
@@ -137,7 +138,7 @@ class OnnxOps(Sizes):
         linear, graph = step.op, self.graph
         assert isinstance(linear, FoldedLinear)
         if not self.on_tokens(step):
-            return graph.conv(as_conv(linear), x)
+            return graph.conv(linear.as_conv(), x)
         name = linear.name
         if linear.codes_in is not None:
             x = graph.dequantize(linear, x)
@@ -211,7 +212,7 @@ class OnnxOps(Sizes):
 
     def channels_of(self, value: int) -> int:
         """Outputs of the linear layer that gives `value`."""
-        op = next(step.op for step in self.program.steps if step.output == value)
+        op = self.producer[value]
         assert isinstance(op, FoldedConv)
         return len(op.bias)
 
@@ -280,14 +281,17 @@ class OnnxOps(Sizes):
 
     def to_tokens(self, step: Step, x: str) -> str:
         if not self.graph.channels_last:
-            x = self._node("Transpose", [x], perm=[0, 2, 3, 1])  # (B, H, W, C)
-        return self._node("Reshape", [x, self._shape([0], self.places, [-1])])  # (B, L, C)
+            x = self._node("Transpose", [x], perm=[0, 2, 3, 1])  # (B, h, w, C)
+        assert isinstance(step.op, ToTokens)
+        places = self.places_of(step.op.growth)
+        return self._node("Reshape", [x, self._shape([0], places, [-1])])  # (B, L, C)
 
     def to_map(self, step: Step, x: str) -> str:
-        x = self._node("Reshape", [x, self._shape([0], *self.grid, [-1])])  # (B, H, W, C)
+        assert isinstance(step.op, ToMap)
+        x = self._node("Reshape", [x, self._shape([0], *self.size(step.op.growth), [-1])])  # (B, h, w, C)
         if self.graph.channels_last:
             return x
-        return self._node("Transpose", [x], perm=[0, 3, 1, 2])  # (B, C, H, W)
+        return self._node("Transpose", [x], perm=[0, 3, 1, 2])  # (B, C, h, w)
 
     def reorder(self, step: Step, x: str) -> str:
         op = step.op
@@ -301,11 +305,6 @@ class OnnxOps(Sizes):
 
     def _dequantize(self, codes: str, limits: Limits) -> str:
         return self._node("DequantizeLinear", [codes, self.graph.scalar(1), self.graph.zero(limits)])
-
-
-def as_conv(linear: FoldedLinear) -> FoldedConv:
-    """A linear layer as a 1x1 convolution."""
-    return FoldedConv(**{**vars(linear), "weight": linear.weight[:, :, None, None]})
 
 
 OnnxOps.methods = {

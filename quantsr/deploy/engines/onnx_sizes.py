@@ -54,15 +54,39 @@ class Sizes:
         )
         return height, width
 
+    def size(self, growth: int) -> tuple[str, str]:
+        """(1,) height and (1,) width of maps `growth` times as large as the padded picture; of
+        means, 1."""
+        if growth == 1:
+            return self.grid
+        if growth == 0:
+            return self._ints([1]), self._ints([1])
+        height, width = (
+            self._once(
+                ("grown", axis, growth),
+                lambda axis=axis: self._node("Mul", [self.grid[axis], self._ints([growth])]),  # type: ignore[misc]
+            )
+            for axis in (0, 1)
+        )
+        return height, width
+
     @property
     def places(self) -> str:
         """(1,) L"""
         return self._once("places", lambda: self._node("Mul", list(self.grid)))
 
+    def places_of(self, growth: int) -> str:
+        """(1,) pixels of maps `growth` times as large as the padded picture; of means, 1."""
+        if growth == 1:
+            return self.places
+        return self._once(("places", growth), lambda: self._node("Mul", list(self.size(growth))))
+
     def _cells(self, window: int) -> tuple[str, str]:
         """(1,) rows and (1,) columns of windows."""
 
         def count(axis: int) -> str:
+            if window != self.program.multiple:
+                return self._node("Div", [self.grid[axis], self._ints([window])])
             rounded = self._node("Add", [self.sizes[axis], self._ints([window - 1])])
             return self._node("Div", [rounded, self._ints([window])])
 
@@ -78,7 +102,7 @@ class Sizes:
         return self._node("Min", [position, self._node("Sub", [period, position])])
 
     def _order(self, window: int, old: Order, new: Order) -> str:
-        """(L,) as `layout.order_index`."""
+        """(L,) as `windows.order_index`."""
         if ("order", window, old, new) not in self.known:
             index = self._range(self.places)
             if old is not None:
@@ -94,7 +118,7 @@ class Sizes:
         return self.known["order", window, old, new]
 
     def _mask(self, window: int, shift: int) -> str:
-        """(B * G, 1, N, N) as `layout.mask`."""
+        """(B * G, 1, N, N) as `windows.mask`."""
         if ("mask", window, shift) not in self.known:
             labels = []
             for size in self.grid:

@@ -19,16 +19,12 @@ from quantsr.deploy.folded import (
     Binary,
     Concat,
     FoldedProgram,
-    Mean,
     Offset,
-    PixelShuffle,
     Quantize,
     Requantize,
     Scale,
     Slice,
     Step,
-    UpsampleBilinear,
-    UpsampleNearest,
 )
 
 _EACH_PIXEL = (Activation, Binary, Concat, Offset, Quantize, Requantize, Scale, Slice)
@@ -43,7 +39,7 @@ class StripOps(OnnxOps):
         assert graph.channels_last
         super().__init__(graph, program)
         self.count = count
-        self.growth = _growth(program)
+        self.growth = program.growth()
         self.strips: dict[int, list[str]] = {}
 
     def run_step(self, step: Step) -> None:
@@ -100,27 +96,3 @@ class StripOps(OnnxOps):
             return self._node("Concat", [length] * (self.count - 1) + [last], axis=0)
 
         return self._once("lengths", lengths)
-
-    def size(self, growth: int) -> tuple[str, str]:
-        """(1,) height and (1,) width of maps `growth` times as large as the picture."""
-        if growth == 1:
-            return self.grid
-        height, width = (
-            self._once(
-                ("grown", axis, growth),
-                lambda axis=axis: self._node("Mul", [self.grid[axis], self._ints([growth])]),  # type: ignore[misc]
-            )
-            for axis in (0, 1)
-        )
-        return height, width
-
-
-def _growth(program: FoldedProgram) -> dict[int, int]:
-    """How many times as high and wide as the picture each value is; 0 of a mean over all pixels."""
-    growth = {0: 1}
-    for step in program.steps:
-        op = step.op
-        factor = op.factor if isinstance(op, PixelShuffle | UpsampleNearest | UpsampleBilinear) else 1
-        largest = max(growth[value] for value in step.inputs)
-        growth[step.output] = 0 if isinstance(op, Mean) else largest * factor
-    return growth

@@ -50,8 +50,10 @@ from quantsr.deploy.folded import (
     ToTokens,
     UpsampleBilinear,
     UpsampleNearest,
+    is_wide,
 )
 from quantsr.deploy.passes import collapse
+from quantsr.deploy.passes.integer_scales import PAIR_LIMIT
 from quantsr.deploy.passes.tail import linear_tail
 
 Node = Any
@@ -87,7 +89,7 @@ class OpenVinoOps:
             self.tail = None
         # From 7 bits on, codes next to an edge may differ anyway (see `constants.staircase_bias`).
         limits = [step.op.limits for step in program.steps if isinstance(step.op, Quantize)]
-        self.coarse = all(high > ops.LARGEST_CODE or high - low < _COARSE for low, high in limits)
+        self.coarse = all(is_wide(one) or one[1] - one[0] < _COARSE for one in limits)
 
     def result(self) -> Node:
         """The upscaled picture (batch, height * s, width * s, 3)."""
@@ -159,8 +161,7 @@ class OpenVinoOps:
     def linear(self, what: FoldedLinear, step: Step, x: Node) -> Node:
         linear = what
         if step.inputs[0] not in self.program.tokens:
-            conv = FoldedConv(**{**vars(linear), "weight": linear.weight[:, :, None, None]})
-            return self.conv(conv, step, x)
+            return self.conv(linear.as_conv(), step, x)
         weight = ops.floats(linear.weight)
         if linear.weight.dtype == np.int8:
             weight = op.convert(op.constant(linear.weight), "f32")
@@ -195,7 +196,7 @@ class OpenVinoOps:
         )
 
     def _requantized(self, quantize: Requantize, x: Node, *, on_tokens: bool, as_floats: bool) -> Node:
-        if not on_tokens and not as_floats and quantize.limits[1] <= ops.LARGEST_CODE:
+        if not on_tokens and not as_floats and not is_wide(quantize.limits):
             multiplier, shift = ops.column(quantize.multiplier), ops.column(quantize.shift)
             return ops.fake_quantize(x, quantize.limits, quantize.name, shift, multiplier)
         # Without its own kernels for it (below AVX2), the plugin refuses a FakeQuantize with one
@@ -259,14 +260,17 @@ class OpenVinoOps:
         )
 
     def _exceeds(self, limits: Limits, largest: int) -> bool:
-        return self.saturates and 2 * (limits[1] - limits[0]) * largest > ops.PAIR_LIMIT
+        return self.saturates and 2 * (limits[1] - limits[0]) * largest > PAIR_LIMIT
 
     def code_readers(self, value: int) -> list[Step]:
         """What multiplies codes, those that are moved first too."""
-        found = []
-        for reader in self.readers[value]:
-            moved = isinstance(reader.op, Reorder | ToMap | ToTokens | PixelShuffle)
-            found += self.code_readers(reader.output) if moved else [reader]
+        found, values = [], [value]
+        while values:
+            for reader in self.readers[values.pop()]:
+                if isinstance(reader.op, Reorder | ToMap | ToTokens | PixelShuffle):
+                    values.append(reader.output)
+                else:
+                    found.append(reader)
         return found
 
     def _largest_factor(self, reader: Step, value: int) -> int:
@@ -331,12 +335,17 @@ class OpenVinoOps:
         return op.reduce_mean(x, ops.ints(2, 3), True)
 
     def to_tokens(self, what: ToTokens, step: Step, x: Node) -> Node:
-        x = op.transpose(x, ops.ints(0, 2, 3, 1))  # (B, H, W, C)
-        return op.reshape(x, ops.ints(0, self.grid[0] * self.grid[1], -1), True)  # (B, L, C)
+        x = op.transpose(x, ops.ints(0, 2, 3, 1))  # (B, h, w, C)
+        height, width = self.sides(what.growth)
+        return op.reshape(x, ops.ints(0, height * width, -1), True)  # (B, L, C)
 
     def to_map(self, what: ToMap, step: Step, x: Node) -> Node:
-        x = op.reshape(x, ops.ints(0, *self.grid, -1), True)  # (B, H, W, C)
-        return op.transpose(x, ops.ints(0, 3, 1, 2))  # (B, C, H, W)
+        x = op.reshape(x, ops.ints(0, *self.sides(what.growth), -1), True)  # (B, h, w, C)
+        return op.transpose(x, ops.ints(0, 3, 1, 2))  # (B, C, h, w)
+
+    def sides(self, growth: int) -> tuple[int, int]:
+        """Height and width of maps `growth` times as large as the padded picture; of means 1."""
+        return (self.grid[0] * growth, self.grid[1] * growth) if growth else (1, 1)
 
     def reorder(self, what: Reorder, step: Step, x: Node) -> Node:
         key = ("order", what.window, what.old, what.new)

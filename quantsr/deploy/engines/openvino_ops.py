@@ -14,8 +14,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from quantsr import cpu
 from quantsr.deploy.engines.openvino_core import core
-from quantsr.deploy.folded import FoldedConv, Limits, Quantize
-from quantsr.deploy.passes.reciprocal import LARGEST_CODE, reciprocal
+from quantsr.deploy.folded import FoldedConv, Limits, Quantize, is_wide
+from quantsr.deploy.passes.reciprocal import reciprocal
 
 Node = Any
 """An openvino.Node or one of its outputs."""
@@ -27,7 +27,6 @@ _NATIVE_LEVELS = (16, 256)
 WideInputs = Literal["float", "bytes"]
 
 LARGEST_PAIR = 127 * 256 + 127  # of two signed bytes, high and low
-PAIR_LIMIT = 2**15 - 1  # of the sum of two products, on processors without VNNI
 
 
 def apart(x: Node) -> Node:
@@ -64,7 +63,7 @@ def codes(name: str, x: Node, limits: Limits, shift: ArrayLike = 0.0, *, as_floa
     """clip(rint(x + shift), *limits), in a form that makes what reads it an integer conv, unless
     `as_floats`."""
     low, high = limits
-    if high <= LARGEST_CODE and not as_floats:
+    if not is_wide(limits) and not as_floats:
         return fake_quantize(x, limits, name, shift)
     shifted = np.size(shift) > 1 or np.any(shift)
     y = op.round(op.add(x, floats(shift)) if shifted else x, "half_to_even")
@@ -103,7 +102,7 @@ def multiplied_sums(x: Node, conv: FoldedConv, pad: int | None = None) -> Node:
 def code_bytes(x: Node, name: str, limits: Limits, *, as_floats: bool = False) -> list[tuple[Node, float]]:
     """Codes as (operand of an integer conv, its unit) pairs: as they are, or 16-bit ones as their
     high and their low bytes, unless `as_floats`."""
-    if limits[1] <= LARGEST_CODE or as_floats:
+    if not is_wide(limits) or as_floats:
         return [(x, 1.0)]
     x = op.minimum(x, floats(LARGEST_PAIR))
     high = op.floor(op.multiply(op.add(x, floats(128)), floats(1 / 256)))

@@ -179,16 +179,17 @@ class ReferenceOps:
         q, k, v = (
             t.view(-1, op.window**2, op.heads, t.shape[-1] // op.heads).transpose(1, 2) for t in (q, k, v)
         )  # (G, h, N, d)
-        bound = 2**16 * op.window**2 if op.quantized else None
+        # Sums of scores are over d, those of the mixture over N; products of codes are below 2**16.
+        of_scores, of_mixture = (2**16 * n if op.quantized else None for n in (q.shape[-1], q.shape[-2]))
         # (G, h, N, N)
-        scores = self.product(q, k.transpose(-2, -1), bound) * float(op.score_multiplier)
+        scores = self.product(q, k.transpose(-2, -1), of_scores) * float(op.score_multiplier)
         scores = scores + self.constant(op.bias)  # (h, N, N) to every window
         if op.shift:
             scores = scores + self.mask(op, len(scores))
         weights = scores.softmax(-1)
         if op.probabilities is not None:
             weights = self.requantize_last(op.probabilities, weights)
-        mixed = self.product(weights, v, bound).transpose(1, 2)  # (G, N, h, d)
+        mixed = self.product(weights, v, of_mixture).transpose(1, 2)  # (G, N, h, d)
         mixed = mixed.reshape(batch, -1, op.heads * v.shape[-1])  # (B, L, C)
         if isinstance(op.mix, Requantize):
             return self.requantize(op.mix, mixed)
@@ -250,12 +251,13 @@ class ReferenceOps:
         return x.round().clamp(0, 255)
 
     def to_tokens(self, op: ToTokens, x: Tensor) -> Tensor:
-        """(B, C, H, W) to (B, L, C)."""
+        """(B, C, h, w) to (B, L, C)."""
         return x.flatten(2).transpose(1, 2)
 
     def to_map(self, op: ToMap, x: Tensor) -> Tensor:
-        """(B, L, C) to (B, C, H, W)."""
-        return x.transpose(1, 2).unflatten(2, self.grid)
+        """(B, L, C) to (B, C, h, w)."""
+        sides = [side * op.growth for side in self.grid] if op.growth else [1, 1]
+        return x.transpose(1, 2).unflatten(2, sides)
 
     def reorder(self, op: Reorder, x: Tensor) -> Tensor:
         """Tokens in another order."""

@@ -77,10 +77,12 @@ def _make(name: str, *args: Any, **options: Any) -> Engine:
 def native_is_fastest(model: PackedModel) -> bool:
     """Whether the native engine is the fastest for this network on this processor.
 
-    It is with AVX2, AVX-512 VNNI or AMX, except where products take most of the time and the
-    processor has matrix units that only OpenVINO uses (kernels compiled without AMX).
+    It is with AVX2, AVX-512 VNNI or AMX, except for a network without attention on a processor with
+    AMX for which the kernels were compiled without it: OpenVINO uses it then.
     """
     best = library.best_isa()
     if best in (None, "plain"):
         return False
-    return best == "amx" or not (not has_attention(model) and "amx_int8" in cpu.describe()[1])
+    if best == "amx" or has_attention(model):
+        return True
+    return "amx_int8" not in cpu.describe()[1]

@@ -10,6 +10,7 @@ result.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -83,7 +84,7 @@ class Found:
 
 
 @dataclass
-class Record:
+class Record(ABC):
     """The operations so far, and the values that references point to.
 
     Beside those of programs there are the kinds `offset` (plus `values`, one for each channel),
@@ -203,9 +204,9 @@ class Record:
 
     # Operations
 
+    @abstractmethod
     def run(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         """One operation of torch; one that is not known raises InputError."""
-        raise TypeError(f"{type(self).__name__} must define run")
 
     def elementwise(self, kind: str, x: Tensor, **attributes: Any) -> Traced:
         """Record an operation that computes each element from the same element."""

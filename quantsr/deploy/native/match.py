@@ -32,6 +32,9 @@ from quantsr.deploy.passes.tail import linear_tail
 
 T = TypeVar("T")
 
+MOST = 4096
+"""Channels, and parts of one kind in a row, that the kernels take."""
+
 
 class Unsupported(ValueError):
     """A network that the kernels cannot run; the message says why."""
@@ -134,6 +137,9 @@ def conv_net(program: FoldedProgram) -> ConvNet:
     steps.end()
     if total != tail.value:
         raise Unsupported("its tail reads another value than the sum behind its blocks")
+    gaps = [gap, *(block.gap for block in blocks)]
+    if max(len(start.op.head.weight), len(blocks), *map(len, gaps)) > MOST:
+        raise Unsupported(f"it has more than {MOST} channels, blocks or factors in a row")
     return ConvNet(start.op, gap, tuple(blocks), after.op, tail.stages)
 
 

@@ -20,6 +20,7 @@ from quantsr.deploy.native.arrays import (
     wide_step,
 )
 from quantsr.deploy.native.match import (
+    MOST,
     ConvStage,
     Rstb,
     SwinLayer,
@@ -74,17 +75,32 @@ class SwinProgram(Arrays):
         )
 
     def _check_shapes(self, dim: int, layers: list[SwinLayer]) -> None:
-        """Raises Unsupported unless all convolutions are 3x3 and all layers have the shape of the
-        first."""
+        """Raises Unsupported unless all convolutions are 3x3, all layers have the shape of the
+        first, and their windows are those that pictures are multiples of."""
         net = self._net
         for stage in (*(group.closing for group in net.groups), net.after_body):
             if stage.conv.weight.shape != (dim, dim, 3, 3):
                 raise Unsupported(f"{stage.conv.name} is no 3x3 convolution of {dim} channels")
         if net.first.head.weight.shape[1:] != (3, 3, 3) or net.tail.conv.weight.shape[1:] != (dim, 3, 3):
             raise Unsupported("its first or last convolution is not 3x3")
-        shapes = {(x.attention.heads, x.attention.window, len(x.fc1.bias)) for x in layers}
+        hidden = len(layers[0].fc1.bias) if layers else _ROUND_CHANNELS
+        if max(dim, hidden, len(net.groups)) > MOST:
+            raise Unsupported(f"it has more than {MOST} channels or groups of layers")
+        shapes = {(x.attention.heads, len(x.fc1.bias)) for x in layers}
         if len(shapes) > 1 or any(x.attention.shift not in (0, self.multiple // 2) for x in layers):
             raise Unsupported("its Swin layers differ in shape")
+        for layer in layers:
+            attention = layer.attention
+            if attention.window != self.multiple:
+                raise Unsupported(
+                    f"{attention.name} has windows of {attention.window} on multiples of {self.multiple} pixels"
+                )
+            square = [(linear, (dim, dim)) for linear in (layer.q, layer.k, layer.v, layer.proj)]
+            for linear, shape in (*square, (layer.fc1, (hidden, dim)), (layer.fc2, (dim, hidden))):
+                if linear.weight.shape != shape:
+                    raise Unsupported(
+                        f"{linear.name} has a weight of shape {linear.weight.shape}, not {shape}"
+                    )
 
     def for_size(self, height: int, width: int) -> library.Network:
         """The network for pictures of that size: the same for all."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -50,30 +49,3 @@ class Header:
         # The released code keeps one block more than the paper says (method: DQA).
         extra = 1 if self.arch.get("depth_rule", "exact") == "released" else 0
         return tuple(sorted(self.ranking[: depth + extra]))
-
-
-def tail_stages(arch: Mapping[str, Any], scale: int) -> list[tuple[str, int]]:
-    """The tail of QuantSR-C: (name of the conv, factor of the pixel shuffle behind it, 1 for none),
-    in order.
-
-    Raises InputError for another upsampler than these two, or a scale that has no stages.
-    """
-    upsampler = arch.get("upsampler", "pixelshuffle")
-    if upsampler == "pixelshuffledirect":
-        return [("upsample.0", scale)]
-    if upsampler != "pixelshuffle":
-        raise InputError(f"upsampler: {upsampler!r} is not known; use pixelshuffle or pixelshuffledirect")
-    return [*upsample_stages(scale), ("conv_last", 1)]
-
-
-def upsample_stages(scale: int) -> list[tuple[str, int]]:
-    """EDSR's upsampler: (name of the conv, factor of the pixel shuffle behind it), in order.
-
-    Powers of two take one x2 stage each, 3 takes one x3 stage, 1 none. Raises InputError for
-    others.
-    """
-    if scale == 3:
-        return [("upsample.0", 3)]
-    if scale < 1 or scale & (scale - 1):
-        raise InputError(f"scale: {scale} has no upsampler; use 3 or a power of two")
-    return [(f"upsample.{2 * i}", 2) for i in range(int(math.log2(scale)))]

@@ -6,18 +6,20 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from quantsr.deploy import operations
+from quantsr.deploy import memory, operations
 from quantsr.deploy.packed import written
 from quantsr.deploy.packed.description import Header
 from quantsr.deploy.packed.model import PackedModel
 from quantsr.deploy.packed.rows import Rows, integer, integers
 from quantsr.deploy.passes import units
 from quantsr.deploy.program import Program
+from quantsr.deploy.shapes import Parts
 from quantsr.errors import InputError
 from quantsr.trained_files.packed_header import FORMAT_WITHOUT_RANGES
 
 _MAX_BLOCKS = 1 << 10
-_MAX_FLOAT = 1e30  # also refuses NaN and infinity
+_PIXEL_BITS = 8
+_HEAD_TAIL_BITS = (8, 16, 32)
 
 
 def header_to_json(header: Header, rows: Rows, program: Program | None) -> str:
@@ -61,6 +63,8 @@ def header_from_json(raw: dict[str, Any]) -> tuple[Header, Rows, Program | None]
         raise ValueError(f"its header lacks {sorted(missing)}")
     if not isinstance(raw["arch"], dict) or not isinstance(raw.get("provenance", {}), dict):
         raise ValueError("arch or provenance of its header is not a table")
+    if not isinstance(raw["arch"].get("type", ""), str):
+        raise ValueError("arch.type: must be a string")
     num_block = integer(raw["num_block"], "num_block", 1, _MAX_BLOCKS)
     depths = integers(raw["depths"], "depths", 1, num_block)
     if not depths or depths != sorted(set(depths), reverse=True):
@@ -73,8 +77,13 @@ def header_from_json(raw: dict[str, Any]) -> tuple[Header, Rows, Program | None]
     rows = Rows.from_json(raw)
     red, green, blue = _floats(raw["rgb_mean"], "rgb_mean", 3)
     img_range, res_scale = _floats([raw["img_range"], raw["res_scale"]], "img_range, res_scale", 2)
-    if img_range <= 0:
-        raise ValueError(f"img_range: {img_range} is not positive")
+    if not operations.is_range(img_range):
+        raise ValueError(f"img_range: {img_range} is not between 1e-6 and 1e6")
+    if not operations.is_factor(res_scale):
+        raise ValueError(f"res_scale: {res_scale} is not 0, but too small")
+    head_tail_bits = raw.get("head_tail_bits", 32)
+    if head_tail_bits not in _HEAD_TAIL_BITS or isinstance(head_tail_bits, float):
+        raise ValueError(f"head_tail_bits: must be one of {', '.join(map(str, _HEAD_TAIL_BITS))}")
     header = Header(
         arch=raw["arch"],
         scale=integer(raw["scale"], "scale", 1, 64),
@@ -85,7 +94,7 @@ def header_from_json(raw: dict[str, Any]) -> tuple[Header, Rows, Program | None]
         res_scale=res_scale,
         img_range=img_range,
         rgb_mean=(red, green, blue),
-        head_tail_bits=integer(raw.get("head_tail_bits", 32), "head_tail_bits", 8, 32),
+        head_tail_bits=head_tail_bits,
         provenance=raw.get("provenance", {}),
         format_version=raw["format_version"],
     )
@@ -96,9 +105,9 @@ def header_from_json(raw: dict[str, Any]) -> tuple[Header, Rows, Program | None]
     return header, rows, written.from_json(raw["program"])
 
 
-def parts_of(model: PackedModel) -> operations.Parts:
+def parts_of(model: PackedModel) -> Parts:
     """Shapes of the parts, as `operations.check` takes them."""
-    return operations.Parts(
+    return Parts(
         {name: tuple(layer.weight.shape) for name, layer in model.layers.items()},
         {name: operand.channels for name, operand in model.operands.items()},
         {name: tuple(tensor.values.shape) for name, tensor in model.floats.items()},
@@ -109,15 +118,33 @@ def parts_of(model: PackedModel) -> operations.Parts:
 def check_structure(model: PackedModel) -> None:
     """Raises ValueError unless the parts are those that the network's program reads at any depth,
     with shapes that fit each other."""
-    header = model.header
+    header, parts = model.header, parts_of(model)
     try:
         used = {i for depth in header.depths for i in header.blocks_kept(depth)}
     except InputError as error:
         raise ValueError(str(error)) from error
-    program = units.without(model.program, used)
-    shapes = operations.check(program, parts_of(model))
-    if operations.scale_of(program, shapes) != header.scale:
+    shapes = operations.check(model.program, parts)
+    operations.check_use(units.without(model.program, used), parts)
+    memory.check(model.program, shapes, parts)
+    _check_zero_points(model)
+    if operations.scale_of(model.program, shapes) != header.scale:
         raise ValueError(f"scale: {header.scale} is not that of its program")
+
+
+def _check_zero_points(model: PackedModel) -> None:
+    """Raises ValueError unless layers with zero points are 8-bit convolutions of the normalized
+    picture, and the zero points are among their codes."""
+    program = model.program
+    pictures = {op.output for op in program.operations if op.kind == "normalize"}
+    for op in program.operations:
+        if op.kind not in ("conv", "linear") or model.layers[op.name].act_zero_point is None:
+            continue
+        layer = model.layers[op.name]
+        if op.kind != "conv" or layer.bits_a != _PIXEL_BITS or op.inputs[0] not in pictures:
+            raise ValueError(f"{op.name}: only a convolution of the picture, of 8-bit codes, has zero points")
+        low, high = layer.act_range
+        if (layer.zero_point() < low).any() or (layer.zero_point() > high).any():
+            raise ValueError(f"{op.name}: its zero points are not among its codes, {low} to {high}")
 
 
 def described_program(model: PackedModel) -> str:
@@ -139,7 +166,8 @@ def _floats(values: Any, name: str, count: int) -> list[float]:
     if not isinstance(values, list) or len(values) != count:
         raise ValueError(f"{name}: must be {count} numbers")
     if not all(
-        isinstance(v, int | float) and not isinstance(v, bool) and abs(v) < _MAX_FLOAT for v in values
+        isinstance(v, int | float) and not isinstance(v, bool) and abs(v) < operations.MAX_NUMBER
+        for v in values
     ):
         raise ValueError(f"{name}: must be finite numbers")
     return [float(v) for v in values]

@@ -22,13 +22,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantsr.deploy.packed import unwritten
+from quantsr.deploy.packed.bitstream import Codes
 from quantsr.deploy.packed.description import Header
 from quantsr.deploy.program import Program
 from quantsr.ranges import IntRange
 from quantsr.trained_files.packed_header import FORMAT_VERSION
 
 Float = NDArray[np.float32]
-Codes = NDArray[np.int8]
 
 
 @dataclass(frozen=True, eq=False)

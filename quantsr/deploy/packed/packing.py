@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save as serialize
 
+from quantsr.deploy import operations
 from quantsr.deploy.packed import bitstream
 from quantsr.deploy.packed.header import check_structure, header_from_json, header_to_json
 from quantsr.deploy.packed.model import (
@@ -40,6 +41,7 @@ from quantsr.trained_files import packed_header
 
 _FLOAT_TYPES: dict[int, Any] = {16: np.dtype(np.float16), 32: np.dtype(np.float32)}
 _VALUES, _HALVES = "values", "halves"
+_STEP_DECADES = 18
 
 
 def save(model: PackedModel, path: str | Path, coding: str | None = None) -> int:
@@ -88,6 +90,8 @@ def load(path: str | Path) -> PackedModel:
         header, rows, program = header_from_json(raw)
         values, halves = _float_streams(rows, tensors, header.num_block)
         shortcuts = tuple(float(s) for s in next(values))
+        if not all(map(operations.is_factor, shortcuts)):
+            raise ValueError("a shortcut of its header is too small or too large")
         model = PackedModel(
             replace(header, shortcuts=shortcuts),
             {row.name: _layer(row, tensors[f"{row.name}.weight"], values) for row in rows.layers},
@@ -96,6 +100,8 @@ def load(path: str | Path) -> PackedModel:
             program,
         )
         check_structure(model)
+    except operations.UnknownKindError as error:
+        raise InputError(f"{path}: {error}; update quantsr") from error
     except ValueError as error:
         raise InputError(f"{path}: is corrupt: {error}; fetch or export it again") from error
     return model
@@ -162,8 +168,8 @@ def _layer(row: LayerRow, stored: np.ndarray[Any, Any], values: Iterator[Float])
             raise ValueError(f"{row.name}.weight is not finite float values of shape {row.shape}")
         weight = stored.astype(np.float32)
     for step in (weight_step, act_step, equal):
-        if step is not None and not (step > 0).all():
-            raise ValueError(f"{row.name}: a step is not positive")
+        if step is not None:
+            _check_step(step, row.name)
     kind = ConvLayer if len(row.shape) == 4 else LinearLayer
     return kind(
         name=row.name,
@@ -181,10 +187,17 @@ def _layer(row: LayerRow, stored: np.ndarray[Any, Any], values: Iterator[Float])
     )
 
 
+def _check_step(step: Float, name: str) -> None:
+    """Raises ValueError unless products of any two steps are normal float32 numbers."""
+    if not (step > 0).all():
+        raise ValueError(f"{name}: a step is not positive")
+    if not (np.abs(np.log10(step)) <= _STEP_DECADES).all():
+        raise ValueError(f"{name}: a step is not between 1e-{_STEP_DECADES} and 1e{_STEP_DECADES}")
+
+
 def _operand(row: OperandRow, values: Iterator[Float]) -> Operand:
     step, tau = next(values).copy(), next(values).copy()
-    if not (step > 0).all():
-        raise ValueError(f"{row.name}: a step is not positive")
+    _check_step(step, row.name)
     tau_or_none = tau if row.has_tau else None
     return Operand(row.name, row.channels, row.bits, step, tau_or_none, row.signed, row.limits)
 

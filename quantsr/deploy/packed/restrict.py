@@ -1,10 +1,9 @@
-"""Cutting a network down to one of its depths: the file then holds only the units that run.
-Imports no torch."""
+"""Cutting a network down to one of its depths: a network with only the units that run. Imports no
+torch."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -21,31 +20,92 @@ from quantsr.errors import InputError
 def restrict(model: PackedModel, depth: int) -> PackedModel:
     """The network of `depth` units as one of its own, with the depths below it.
 
-    Units that never run are dropped, the others renumbered. What a dropped unit did, multiply by
-    its shortcut, is folded into the layers before it or, at the beginning, behind it, which is
-    exact but for the rounding of their constants.
+    Units that never run are dropped, the others renumbered. Where the file holds its program, a
+    dropped unit stays as an operation `scale` by its shortcut, so that the network computes the
+    same, bit for bit. Where its type says the program, the product of dropped shortcuts is folded
+    into the layers before them or, at the beginning, behind them, which is exact but for the
+    rounding of their constants.
 
-    Raises InputError for an unknown depth, shortcuts whose product is not positive, or units that
-    cannot be taken out.
+    Raises:
+        InputError: an unknown depth; or, without a program in the file, shortcuts whose product is
+            not positive, or units that cannot be taken out.
     """
-    header = model.header
-    kept = header.blocks_kept(depth)
-    if len(kept) == header.num_block:
+    kept = model.header.blocks_kept(depth)
+    if len(kept) == model.header.num_block:
         return model
-    shortcuts = np.asarray(header.shortcuts, np.float64)
-    gaps = [
-        float(np.prod(shortcuts[a + 1 : b])) for a, b in itertools.pairwise((-1, *kept, header.num_block))
-    ]
+    if model.written is not None:
+        return _Cut(model, depth, kept).run()
+    return _cut_of_known_type(model, depth, kept)
+
+
+class _Cut:
+    """The parts that remain. Those of a network with its program in the file."""
+
+    def __init__(self, model: PackedModel, depth: int, kept: tuple[int, ...]) -> None:
+        self.model, self.depth, self.kept = model, depth, kept
+        self.layers = dict(model.layers)
+        self.floats = dict(model.floats)
+        self.shortcuts = {i: model.header.shortcuts[i] for i in kept}
+
+    def run(self) -> PackedModel:
+        program = _joined(units.without(self.model.program, self.kept, self.model.header.shortcuts))
+        layers = {op.name for op in program.operations if op.kind in ("conv", "linear")}
+        named = [parameters(op) for op in program.operations]
+        operands, floats = ({name for pair in named for name in pair[i]} for i in (0, 1))
+        return PackedModel(
+            self._header(),
+            {n: part for n, part in self.layers.items() if n in layers},
+            {n: part for n, part in self.model.operands.items() if n in operands},
+            {n: part for n, part in self.floats.items() if n in floats},
+            self._renumbered(program),
+        )
+
+    def _header(self) -> Header:
+        header = self.model.header
+        number = {old: new for new, old in enumerate(self.kept)}
+        assert header.ranking is not None  # else only the full depth exists
+        # Under the released rule a depth of d keeps d + 1 blocks; the cut network counts what it
+        # has.
+        depths = tuple(len(header.blocks_kept(d)) for d in header.depths if d <= self.depth)
+        exact = {"depth_rule": "exact"} if "depth_rule" in header.arch else {}
+        return replace(
+            header,
+            arch={**header.arch, **exact},
+            depths=depths,
+            num_block=len(self.kept),
+            shortcuts=tuple(float(np.float32(self.shortcuts[i])) for i in self.kept),
+            ranking=tuple(number[i] for i in header.ranking if i in number),
+        )
+
+    def _renumbered(self, program: Program) -> Program:
+        number = {old: new for new, old in enumerate(self.kept)}
+        return replace(
+            program,
+            operations=tuple(
+                replace(op, attributes={"unit": number[op.attributes["unit"]]}) if op.kind in UNITS else op
+                for op in program.operations
+            ),
+        ).renumbered()
+
+
+def _cut_of_known_type(model: PackedModel, depth: int, kept: tuple[int, ...]) -> PackedModel:
+    shortcuts = np.asarray(model.header.shortcuts, np.float64)
+    ends = itertools.pairwise((-1, *kept, model.header.num_block))
+    gaps = [float(np.prod(shortcuts[a + 1 : b])) for a, b in ends]
     if min(gaps) <= 0:
         raise InputError(
             f"depth: the shortcuts dropped at depth {depth} are not positive; export the full depth instead"
         )
-    return _Cut(model, depth, kept, gaps).run()
+    return _CutOfKnownType(model, depth, kept, gaps).run()
 
 
-class _Cut:
+class _CutOfKnownType(_Cut):
+    """Of a network whose type says its program: at the branch and before the first unit it has
+    layers of which nothing else reads the result."""
+
     def __init__(self, model: PackedModel, depth: int, kept: tuple[int, ...], gaps: list[float]) -> None:
-        self.model, self.depth, self.kept, self.gaps = model, depth, kept, gaps
+        super().__init__(model, depth, kept)
+        self.gaps = gaps
         self.full = model.program
         self.ends = {op.attributes["unit"]: op for op in self.full.operations if op.kind in UNITS}
         if any(op.kind == "around" for op in self.ends.values()):
@@ -53,30 +113,24 @@ class _Cut:
                 "depth: the units of this network cannot be taken out of a packed file; export all depths, "
                 "or one depth as .onnx or .xml"
             )
-        self.layers = dict(model.layers)
-        self.floats = dict(model.floats)
-        self.shortcuts = {i: model.header.shortcuts[i] for i in kept}
 
     def run(self) -> PackedModel:
         for unit, gap in zip(self.kept, self.gaps[1:], strict=True):
             self.multiply_branch(self.ends[unit], gap)
             self.shortcuts[unit] *= gap
         self.multiply_start(self.gaps[0])
-        program = units.without(self.full, self.kept)
-        program = _joined(program)
-        named = {op.name for op in program.operations}
-        tensors = {n for op in program.operations for n in parameters(op)[1]}
-        operands = {n: o for n, o in self.model.operands.items() if n.rsplit(".", 2)[0] in named}
-        layers = {n: layer for n, layer in self.layers.items() if n in named}
-        floats = {n: t for n, t in self.floats.items() if n in tensors}
-        written, new_name = self._written(program), self._names()
+        cut, new_name = super().run(), self._names()
         return PackedModel(
-            self._header(),
-            {new_name(n): replace(part, name=new_name(n)) for n, part in layers.items()},
-            {new_name(n): replace(part, name=new_name(n)) for n, part in operands.items()},
-            {new_name(n): replace(part, name=new_name(n)) for n, part in floats.items()},
-            written,
+            cut.header,
+            {new_name(n): replace(part, name=new_name(n)) for n, part in cut.layers.items()},
+            {new_name(n): replace(part, name=new_name(n)) for n, part in cut.operands.items()},
+            {new_name(n): replace(part, name=new_name(n)) for n, part in cut.floats.items()},
         )
+
+    def _header(self) -> Header:
+        header = super()._header()
+        arch = {**header.arch, "num_block": len(self.kept), "depths": list(header.depths)}
+        return replace(header, arch=arch)
 
     def multiply_branch(self, end: Operation, gap: float) -> None:
         """The last layer of a unit, times the shortcuts of those that follow it and are dropped."""
@@ -112,48 +166,8 @@ class _Cut:
                 self.layers[op.name] = multiply_weight(conv, gap)
         self.shortcuts[self.kept[0]] *= gap
 
-    def _header(self) -> Header:
-        header = self.model.header
-        number = {old: new for new, old in enumerate(self.kept)}
-        assert header.ranking is not None  # else only the full depth exists
-        # Under the released rule a depth of d keeps d + 1 blocks; the cut network counts what it
-        # has.
-        depths = tuple(len(header.blocks_kept(d)) for d in header.depths if d <= self.depth)
-        arch: Mapping[str, Any] = header.arch
-        if self.model.written is None:
-            arch = {
-                **arch,
-                "num_block": len(self.kept),
-                "depths": list(depths),
-                **({"depth_rule": "exact"} if "depth_rule" in arch else {}),
-            }
-        return replace(
-            header,
-            arch=arch,
-            depths=depths,
-            num_block=len(self.kept),
-            shortcuts=tuple(float(np.float32(self.shortcuts[i])) for i in self.kept),
-            ranking=tuple(number[i] for i in header.ranking if i in number),
-        )
-
-    def _written(self, program: Program) -> Program | None:
-        """The program to store, its units renumbered."""
-        if self.model.written is None:
-            return None
-        number = {old: new for new, old in enumerate(self.kept)}
-        return replace(
-            program,
-            operations=tuple(
-                replace(op, attributes={"unit": number[op.attributes["unit"]]}) if op.kind in UNITS else op
-                for op in program.operations
-            ),
-        ).renumbered()
-
     def _names(self) -> Any:
-        """The new name of a part: of a network whose program is not stored, units are named by
-        their number."""
-        if self.model.written is not None:
-            return lambda name: name
+        """The new name of a part: units are named by their number."""
         prefixes = {}
         for new, old in enumerate(self.kept):
             first = next(op.name for op in _inside(self.full, self.ends[old]) if op.name)

@@ -8,11 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from quantsr.deploy.operations import MAX_CHANNELS
 from quantsr.deploy.packed.bitstream import DENSE, HUFFMAN
 from quantsr.deploy.packed.model import FloatTensor, Operand, PackedLayer, PackedModel
-from quantsr.ranges import IntRange
+from quantsr.ranges import MAX_BITS, IntRange
 
-_MAX_CHANNELS, _MAX_KERNEL = 1 << 14, 15
+_MAX_KERNEL = 15
 _CODINGS = {DENSE: 0, HUFFMAN: 1}
 _CODING_NAMES = {number: name for name, number in _CODINGS.items()}
 
@@ -72,11 +73,6 @@ class LayerRow:
         """Number of weights."""
         return math.prod(self.shape)
 
-    @property
-    def float_count(self) -> int:
-        """Number of its values in tensor `values`."""
-        return sum(self.float_counts)
-
     def to_json(self) -> list[Any]:
         """The row as `from_json` reads it (docs/formats.md)."""
         row = [
@@ -98,7 +94,7 @@ class LayerRow:
         if not isinstance(raw, list) or len(raw) not in (7, 8, 9) or not isinstance(raw[0], str):
             raise ValueError("a layer of its header is malformed")
         name = raw[0]
-        shape = integers(raw[1], f"{name}: shape", 1, _MAX_CHANNELS)
+        shape = integers(raw[1], f"{name}: shape", 1, MAX_CHANNELS)
         if len(shape) not in (2, 4) or (
             len(shape) == 4 and (shape[2] != shape[3] or shape[2] % 2 == 0 or shape[2] > _MAX_KERNEL)
         ):
@@ -112,7 +108,7 @@ class LayerRow:
         ):
             raise ValueError(f"{name}: bits, sign or coding out of range")
         out, inp = shape[:2]
-        counts = integers(raw[5], f"{name}: counts", 0, _MAX_CHANNELS)
+        counts = integers(raw[5], f"{name}: counts", 0, MAX_CHANNELS)
         quantized_w, quantized_a = bits_w <= 8, bits_a <= 16
         if (
             len(counts) != 5
@@ -186,7 +182,7 @@ class OperandRow:
         if not isinstance(raw, list) or len(raw) not in (5, 6) or not isinstance(raw[0], str):
             raise ValueError("an operand of its header is malformed")
         name = raw[0]
-        channels = integer(raw[1], f"{name}: channels", 1, _MAX_CHANNELS)
+        channels = integer(raw[1], f"{name}: channels", 1, MAX_CHANNELS)
         bits = integer(raw[2], f"{name}: bits", 2, 8)
         signed, has_tau = (integer(raw[i], f"{name}: field {i}", 0, 1) for i in (3, 4))
         limits = code_limits(raw[5], name, bits, bool(signed)) if len(raw) == 6 else None
@@ -223,7 +219,7 @@ class FloatRow:
         """Raises ValueError for anything but a sound row."""
         if not isinstance(raw, list) or len(raw) != 3 or not isinstance(raw[0], str):
             raise ValueError("a float tensor of its header is malformed")
-        shape = integers(raw[1], f"{raw[0]}: shape", 1, _MAX_CHANNELS)
+        shape = integers(raw[1], f"{raw[0]}: shape", 1, MAX_CHANNELS)
         if len(shape) not in (1, 2) or raw[2] not in (16, 32):
             raise ValueError(f"{raw[0]}: shape {shape} or bits are not those of a float tensor")
         return cls(raw[0], shape, integer(raw[2], f"{raw[0]}: bits", 16, 32))
@@ -237,7 +233,7 @@ class Rows:
     """In order of execution."""
     operands: list[OperandRow]
     floats: list[FloatRow]
-    """Both empty in a QuantSR-C."""
+    """Both empty where the network has neither attention, LayerNorm nor PReLU."""
 
     @classmethod
     def of(cls, model: PackedModel) -> Rows:
@@ -297,7 +293,9 @@ class Rows:
 def code_limits(values: Any, name: str, bits: int, signed: bool) -> tuple[int, int]:
     """(qmin, qmax) of codes that 0 is among and that `bits` hold, once a zero point is added.
     Raises ValueError for others."""
-    largest = IntRange.of(bits, signed=False, wide=True).qmax
+    if bits > MAX_BITS:  # engines keep codes with a range of their own in bytes
+        raise ValueError(f"{name}: codes of {bits} bits have no range of their own")
+    largest = IntRange.of(bits, signed=False).qmax
     limits = integers(values, f"{name}: range", -largest, largest)
     if len(limits) != 2 or not limits[0] <= 0 <= limits[1] or limits[1] - limits[0] > largest:
         raise ValueError(f"{name}: {limits} is no range of codes of {bits} bits")

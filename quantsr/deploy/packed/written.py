@@ -8,7 +8,7 @@ from quantsr.deploy import operations
 from quantsr.deploy.packed.rows import integer, integers
 from quantsr.deploy.program import PICTURE, Operation, Program
 
-_MAX_OPERATIONS, _MAX_NAME, _MAX_MULTIPLE = 1 << 14, 1 << 9, 64
+_MAX_NAME, _MAX_MULTIPLE = 1 << 9, 64
 
 
 def to_json(program: Program) -> dict[str, Any]:
@@ -31,8 +31,8 @@ def from_json(raw: Any) -> Program:
         raise ValueError("program: is not a table of multiple and operations")
     multiple = integer(raw["multiple"], "program: multiple", 1, _MAX_MULTIPLE)
     rows = raw["operations"]
-    if not isinstance(rows, list) or not 1 <= len(rows) <= _MAX_OPERATIONS:
-        raise ValueError(f"program: must have 1 to {_MAX_OPERATIONS} operations")
+    if not isinstance(rows, list) or not 1 <= len(rows) <= operations.MAX_OPERATIONS:
+        raise ValueError(f"program: must have 1 to {operations.MAX_OPERATIONS} operations")
     return Program(tuple(_operation(row, i) for i, row in enumerate(rows, 1)), multiple)
 
 

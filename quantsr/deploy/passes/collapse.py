@@ -1,10 +1,9 @@
 """A linear tail (`tail.py`) as one convolution at low resolution. Imports no torch.
 
-Behind the body of EDSR and its like nothing is non-linear but roundings: upsampler, pixel shuffles
-and `conv_last` compose to one 5x5 convolution from the features at low resolution to the
-`scale**2 * 3` values of each low-resolution pixel. At x4 with 64 channels that is 77k
-multiplications per low-resolution pixel instead of 766k, and no tensor with many channels exists at
-high resolution.
+Where a network ends in convolutions and pixel shuffles, nothing there is non-linear but roundings:
+they compose to one 5x5 convolution from the features at low resolution to the `scale**2 * 3` values
+of each low-resolution pixel. At x4 with 64 channels that is 77k multiplications per low-resolution
+pixel instead of 766k, and no tensor with many channels exists at high resolution.
 
 What is not shift-invariant is the picture's border: the network pads every layer's input with
 zeros, so the outermost ring of low-resolution pixels sees other kernels. There are nine in all
@@ -33,10 +32,11 @@ POSITIONS = {"first": (RADIUS + 1, 0), "inner": (2 * RADIUS + 1, RADIUS), "last"
 
 @dataclass(frozen=True, eq=False)
 class Stage:
-    """A 3x3 convolution, and the factor of the pixel shuffle behind it (1: none)."""
+    """A 3x3 convolution and the pixel shuffle behind it."""
 
     conv: FoldedConv
     shuffle: int
+    """Factor of the pixel shuffle; 1: none."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,6 +52,20 @@ class Kernel:
 
 
 Positions = Mapping[str, tuple[int, int]]
+
+
+def values(tail: Sequence[Stage]) -> int:
+    """The most numbers that `collapse` holds in one array."""
+    side, factor, most = 2 * RADIUS + 1, 1, 0
+    for stage in tail:
+        most = max(most, max(stage.conv.weight.shape[:2]) * (side * factor) ** 2)
+        factor *= stage.shuffle
+    colours = _colours(tail[-1])
+    return colours * factor**2 * max(most, colours * (side * factor) ** 2)
+
+
+def _colours(last: Stage) -> int:
+    return len(last.conv.bias) // last.shuffle**2
 
 
 def collapse(
@@ -89,7 +103,7 @@ def _kernel(stages: Sequence[_Values], rows: tuple[int, int], columns: tuple[int
     a small domain."""
     (height, y), (width, x) = rows, columns
     scale = int(np.prod([stage.shuffle for stage in stages]))
-    colours = len(stages[-1].bias)
+    colours = len(stages[-1].bias) // stages[-1].shuffle ** 2
     # (row phase, column phase, colour of the output; colour, H * scale, W * scale of what it is
     # read from)
     impulses = np.zeros((scale, scale, colours, colours, height * scale, width * scale))

@@ -30,12 +30,12 @@ from quantsr.deploy.folded import (
     UpsampleBilinear,
     UpsampleNearest,
 )
-from quantsr.deploy.operations import OPERANDS
 from quantsr.deploy.packed.model import Operand, PackedLayer, PackedModel
 from quantsr.deploy.passes import constants, scales, units
 from quantsr.deploy.passes.exact import exact_values
 from quantsr.deploy.passes.first import first_conv
 from quantsr.deploy.program import PICTURE, Operation, Program
+from quantsr.deploy.shapes import OPERANDS
 
 
 def fold(model: PackedModel, depth: int | None = None, *, wide_inputs: bool = True) -> FoldedProgram:
@@ -54,12 +54,15 @@ class _Target(NamedTuple):
     """The layer that reads what a layer gives, and what lies between."""
 
     reader: PackedLayer
+    """Its input has codes of at most 16 bits."""
     value: int
-    """That it reads."""
+    """The value, by the program's number, that it reads."""
     relu: bool
+    """Whether a ReLU lies between."""
     shuffle: int
+    """Factor of the pixel shuffle between; 1 where there is none."""
     absorbed: tuple[int, ...]
-    """Results of the operations between."""
+    """Results, by the program's numbers, of the operations between."""
 
 
 class _Fold:
@@ -138,8 +141,8 @@ class _Fold:
         self.floats[op.output] = self.step(folded, self.input(op.inputs[0], packed))
 
     def target(self, op: Operation) -> _Target | None:
-        """What alone reads an integer layer's result and takes codes, where the way there is a ReLU
-        or a pixel shuffle at most and values are exact."""
+        """What alone reads the result of an integer layer and takes codes, with nothing but a ReLU
+        or a pixel shuffle between, of values that are exact; None where there is none."""
         if not self.layer(op).integer or op.output not in self.exact or "factor" in op.attributes:
             return None
         value, between = op.output, []

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from quantsr.deploy.folded import FoldedConv
-from quantsr.deploy.passes.reciprocal import LARGEST_CODE
+from quantsr.deploy.folded import LARGEST_CODE, FoldedConv
 
 PAIR_LIMIT = 2**15 - 1
 """Processors without VNNI add two products of bytes in 16 bits, and saturate beyond this."""

@@ -1,8 +1,9 @@
 """The layout of values: maps for convolutions, tokens in the order of their windows for attention.
 Imports no torch.
 
-Tokens move by one step between windows of different shifts. A value that several steps read is
-moved once, for the first of them, and stays so for the others.
+Tokens move by one step between windows of different shifts, by two between windows of different
+sizes. A value that several steps read in one layout is moved once; one that is read in several is
+moved from each to the next.
 """
 
 from __future__ import annotations
@@ -39,7 +40,9 @@ class _Map:
 class _Tokens:
     """(L, C)"""
 
-    order: Order
+    order: Order = None
+    window: int = 1
+    """Side of the windows that order them; 1 row by row."""
 
 
 _Layout = _Map | _Tokens
@@ -60,13 +63,13 @@ def _wants_map(op: Op) -> bool:
 
 class _LayOut:
     def __init__(self, program: FoldedProgram) -> None:
-        self.program, self.readers = program, program.readers()
+        self.program = program
         self.steps: list[Step] = []
         self.free = max(step.output for step in program.steps) + 1
         self.place: dict[int, int] = {0: 0}  # where each value is now
         self.layout: dict[int, _Layout] = {0: _Map()}
-        windows = {step.op.window for step in program.steps if isinstance(step.op, Attention)}
-        self.window = max(windows, default=1)
+        self.growth = program.growth()
+        self.windows = _windows_behind(program)
 
     def run(self) -> FoldedProgram:
         for step in self.program.steps:
@@ -101,37 +104,57 @@ class _LayOut:
         if _wants_map(step.op):
             return _Map()
         if isinstance(step.op, Attention):
-            return _Tokens(step.op.shift)
+            return _Tokens(step.op.shift, step.op.window)
         if isinstance(step.op, Norm | FoldedLinear):
             now = self.layout[step.inputs[0]]
-            return self.windows_behind(step) or (now if isinstance(now, _Tokens) else _Tokens(None))
+            return self.windows.get(step.output) or (now if isinstance(now, _Tokens) else _Tokens())
         layouts = [self.layout[value] for value in step.inputs]
         if all(layout == layouts[0] for layout in layouts):
             return None
-        return next(layout for layout in layouts if isinstance(layout, _Tokens))
-
-    def windows_behind(self, step: Step) -> _Tokens | None:
-        """The order of the attention that reads what a step gives, with linear layers at most
-        between; None where none does."""
-        for reader in self.readers[step.output]:
-            if isinstance(reader.op, Attention):
-                return _Tokens(reader.op.shift)
-            if isinstance(reader.op, FoldedLinear) and (found := self.windows_behind(reader)):
-                return found
-        return None
+        # One number for each channel goes with any order, so maps decide.
+        maps = [self.layout[value] for value in step.inputs if self.growth[value]] or layouts
+        return next((layout for layout in maps if isinstance(layout, _Tokens)), maps[0])
 
     def move(self, value: int, wanted: _Layout) -> None:
-        now = self.layout[value]
+        now, growth = self.layout[value], self.growth[value]
         if isinstance(now, _Map):
-            self.append(value, ToTokens(), _Tokens(None))
-            now = _Tokens(None)
-        order = wanted.order if isinstance(wanted, _Tokens) else None
-        if now.order != order:
-            self.append(value, Reorder(self.window, now.order, order), _Tokens(order))
-        if isinstance(wanted, _Map):
-            self.append(value, ToMap(), wanted)
+            now = _Tokens()
+            self.append(value, ToTokens(growth), now)
+        if isinstance(wanted, _Tokens) and growth == 1:
+            for window, old, new in _moves(now, wanted):
+                self.append(value, Reorder(window, old, new), _Tokens(new, window))
+        elif isinstance(wanted, _Map):
+            if now.order is not None and growth == 1:
+                self.append(value, Reorder(now.window, now.order, None), _Tokens())
+            self.append(value, ToMap(growth), wanted)
+        self.layout[value] = wanted
 
     def append(self, value: int, op: Op, layout: _Layout) -> None:
         self.steps.append(Step(op, (self.place[value],), self.free))
         self.place[value], self.layout[value] = self.free, layout
         self.free += 1
+
+
+def _moves(now: _Tokens, wanted: _Tokens) -> list[tuple[int, Order, Order]]:
+    """(window, old order, new order) of the steps from one order of tokens to another."""
+    if now == wanted:
+        return []
+    if now.order is None or wanted.order is None or now.window == wanted.window:
+        return [(wanted.window if now.order is None else now.window, now.order, wanted.order)]
+    return [(now.window, now.order, None), (wanted.window, None, wanted.order)]
+
+
+def _windows_behind(program: FoldedProgram) -> dict[int, _Tokens]:
+    """For each value the order of the attention that reads it, with linear layers at most between;
+    of several the first."""
+    readers, found = program.readers(), dict[int, _Tokens]()
+    for step in reversed(program.steps):
+        for reader in readers[step.output]:
+            if isinstance(reader.op, Attention):
+                found[step.output] = _Tokens(reader.op.shift, reader.op.window)
+            elif isinstance(reader.op, FoldedLinear) and reader.output in found:
+                found[step.output] = found[reader.output]
+            else:
+                continue
+            break
+    return found

@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-LARGEST_CODE = 255
-"""Of 8 bits; 16-bit codes are beyond."""
+from quantsr.deploy.folded import is_wide
 
 _PAIRS = 1000  # of factors tried
 
@@ -21,7 +20,7 @@ def reciprocal(step: NDArray[np.float32], limits: tuple[int, int]) -> list[NDArr
     the plain reciprocals.
     """
     plain = np.float32(1) / step
-    if step.size != 1 or max(limits) > LARGEST_CODE:
+    if step.size != 1 or is_wide(limits):
         return [plain]
     edges = np.arange(*limits, dtype=np.float64) + 0.5
     near = (edges * step).astype(np.float32)

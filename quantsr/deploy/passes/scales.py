@@ -16,6 +16,10 @@ _ABSORBING = ("conv", "linear", "layer_norm")
 def merge(program: Program, exact: Collection[int]) -> Program:
     """The program with fewer operations `scale`.
 
+    Args:
+        program: at one depth; its units have the attribute `factor`, their shortcut (`units.keep`).
+        exact: values of which the products stay where they are (`exact.exact_values`).
+
     A scale directly behind a convolution or linear layer is always merged into it. Where values are
     not exact, the product of a run of scales goes as far up as it can: through sums into the layers
     before, and into the factors of the units that end there.
@@ -49,8 +53,8 @@ class _Merge:
                     break
                 last = following[0]
             value = op.inputs[0]
-            if len(self.readers[value]) == 1 and self._can_take(value):
-                self.renamed[last.output] = self._push(value, product, op)
+            if self._can_take(value):
+                self.renamed[last.output] = self._push(value, product)
             else:
                 self.operations[op.output] = replace(op, attributes={"factor": product})
                 self.renamed[last.output] = op.output
@@ -58,38 +62,46 @@ class _Merge:
 
     def _behind_a_layer(self, scale: Operation) -> None:
         value = scale.inputs[0]
-        op = self.operations.get(value)
-        reads_picture = op is not None and self.operations[op.inputs[0]].kind == "normalize"
-        if op is None or op.kind not in ("conv", "linear") or reads_picture or len(self.readers[value]) != 1:
+        op = self.operations[value]
+        if op.kind not in ("conv", "linear") or len(self.readers[value]) != 1:
+            return
+        if self.operations[op.inputs[0]].kind == "normalize":
             return
         self._multiply(op, scale.attributes["factor"])
         self.renamed[scale.output] = value
 
     def _can_take(self, value: int) -> bool:
+        """Whether the operation that gives a value, which one other reads, takes a factor."""
         op = self.operations.get(value)
-        if op is None or value in self.exact:
+        if op is None or value in self.exact or len(self.readers[value]) != 1:
             return False
         return op.kind in (*_ABSORBING, *UNITS, "add")
 
-    def _push(self, value: int, product: float, reader: Operation) -> int:
-        """`value` times `product`, for `reader`; returns the value that is it."""
-        if len(self.readers[value]) != 1 or not self._can_take(value):
-            output, self.free = self.free, self.free + 1
-            scale = Operation("scale", (value,), output, attributes={"factor": product})
-            self.inserted.setdefault(reader.output, []).append(scale)
-            return output
-        op = self.operations[value]
-        if op.kind in _ABSORBING:
-            self._multiply(op, product)
-        elif op.kind == "add":
-            inputs = tuple(self._push(v, product, op) for v in op.inputs)
-            self.operations[value] = replace(op, inputs=inputs)
-        else:
-            stream, other = op.inputs
-            other = self._push(other, product, op)
-            gap = {"gap": op.attributes.get("gap", 1.0) * product}
-            self.operations[value] = replace(op, inputs=(stream, other), attributes={**op.attributes, **gap})
+    def _push(self, value: int, product: float) -> int:
+        """`value`, which can take a factor, times `product`; returns the value that is it."""
+        pending = [value]
+        while pending:
+            op = self.operations[pending.pop()]
+            if op.kind in _ABSORBING:
+                self._multiply(op, product)
+                continue
+            inputs, attributes = list(op.inputs), dict(op.attributes)
+            for place in (0, 1) if op.kind == "add" else (1,):
+                if self._can_take(inputs[place]):
+                    pending.append(inputs[place])
+                else:
+                    inputs[place] = self._scaled(inputs[place], product, op)
+            if op.kind != "add":
+                attributes["gap"] = attributes.get("gap", 1.0) * product
+            self.operations[op.output] = replace(op, inputs=tuple(inputs), attributes=attributes)
         return value
+
+    def _scaled(self, value: int, product: float, reader: Operation) -> int:
+        """A new operation `scale` in front of `reader`; returns its value."""
+        output, self.free = self.free, self.free + 1
+        scale = Operation("scale", (value,), output, attributes={"factor": product})
+        self.inserted.setdefault(reader.output, []).append(scale)
+        return output
 
     def _multiply(self, op: Operation, factor: float) -> None:
         factor *= op.attributes.get("factor", 1.0)

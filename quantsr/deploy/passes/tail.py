@@ -15,10 +15,12 @@ from quantsr.deploy.folded import (
     Quantize,
     Step,
 )
+from quantsr.deploy.passes import collapse
 from quantsr.deploy.passes.collapse import RADIUS, Stage
 
 _KERNEL = 3
 _FINE = 2**16 - 1  # steps of a range of codes
+_MAX_VALUES = 1 << 27  # of float64 in composing the kernels: 1 GB
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +44,8 @@ def _is_coarse(limits: Limits) -> bool:
 
 def linear_tail(program: FoldedProgram) -> Tail | None:
     """The longest tail that sees at most `RADIUS` pixels of its input on each side; None where the
-    program does not end in a 3x3 convolution."""
+    program does not end in a 3x3 convolution, or its composed kernels would take too much memory to
+    find."""
     steps = {step.output: step for step in program.steps}
     readers = program.readers()
 
@@ -73,7 +76,8 @@ def linear_tail(program: FoldedProgram) -> Tail | None:
             shuffle, value = shuffled.op.factor, shuffled.inputs[0]
         elif factor <= 1:
             break
-    if first is None or factor != 1:
+    stages.reverse()
+    if first is None or factor != 1 or collapse.values(stages) > _MAX_VALUES:
         return None
     assert not isinstance(first.op, FoldedLinear)
     quantize, start = None, first
@@ -81,4 +85,4 @@ def linear_tail(program: FoldedProgram) -> Tail | None:
         assert isinstance(before.op, Quantize)
         quantize, start = before.op, before
     index = next(i for i, step in enumerate(program.steps) if step is start)
-    return Tail(start.inputs[0], quantize, tuple(reversed(stages)), index)
+    return Tail(start.inputs[0], quantize, tuple(stages), index)

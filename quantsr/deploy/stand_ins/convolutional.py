@@ -9,8 +9,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from quantsr.deploy.packed.description import Header, tail_stages
+from quantsr.deploy.packed.description import Header
 from quantsr.deploy.packed.model import ConvLayer, PackedLayer, PackedModel
+from quantsr.deploy.packed.unwritten import tail_stages
 from quantsr.ranges import IntRange
 
 

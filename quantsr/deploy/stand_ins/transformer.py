@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from quantsr.deploy.operations import OPERANDS
-from quantsr.deploy.packed.description import Header, upsample_stages
+from quantsr.deploy.packed.description import Header
 from quantsr.deploy.packed.model import ConvLayer, FloatTensor, LinearLayer, Operand, PackedLayer, PackedModel
+from quantsr.deploy.packed.unwritten import upsample_stages
+from quantsr.deploy.shapes import OPERANDS
 from quantsr.ranges import IntRange
 
 _TAIL_FEATURES = 64

@@ -18,16 +18,8 @@ from typing import Any
 
 import numpy as np
 
+from quantsr.deploy.costs import MAX_TILE_AREA
 from quantsr.errors import InputError
-
-MAX_TILE_AREA = 3 << 16
-"""Pixels of low resolution computed at once where the tile is not given. About 1.2 kB each at 64
-channels: 250 MB per parallel tile.
-
-Smaller tiles are not faster: with the tail collapsed no tensor is larger than the float32 stream,
-and the halo (36 pixels at 16 blocks) costs more than the cache gains; int8 convolutions ran at the
-same speed from 32 x 32 to 320 x 180.
-"""
 
 
 @dataclass(frozen=True)

@@ -44,13 +44,14 @@ class Upscaler:
     scale: int
     """The upscaling factor."""
     depth: int
-    """Units in use: residual blocks, RSTBs or Swin layers."""
+    """Units of depth in use, such as residual blocks or groups of Swin layers."""
     depths: tuple[int, ...]
     """Depths this network offers, descending."""
     halo: int
-    """Low-resolution pixels that tiles overlap by on each side: for QuantSR-C the receptive field,
-    so that the result does not depend on the tiles. For QuantSR-T, whose windows pass on what they
-    see from layer to layer, a choice (docs/numerics.md has its effect)."""
+    """Low-resolution pixels that tiles overlap by on each side. Of networks of convolutions it is
+    the receptive field, so that the result does not depend on the tiles. Where a pixel of the
+    result depends on the whole picture, by window attention or a mean over all pixels, it is a
+    choice (docs/numerics.md has its effect); each tile then takes its own mean."""
 
     def __init__(
         self,
@@ -71,13 +72,13 @@ class Upscaler:
                 that is fastest, else the first installed.
             depth: one of the network's depths; default: the deepest.
             tile: side of the tiles in low-resolution pixels, without their overlap; default: as few
-                as memory allows. QuantSR-C's result does not depend on it; QuantSR-T's tiles are
-                whole windows.
+                as memory allows. With window attention, tiles are whole windows. The result depends
+                on the tiles only with attention or means over all pixels (`halo`).
             threads: CPU threads; default: all this process may use.
             self_ensemble: average the results of the eight flips and rotations (eight times the
                 work).
             precision: "f32", or "bf16" for what OpenVINO does not run as integers: faster for
-                QuantSR-T on processors that compute in bf16, and no longer exact
+                networks with attention on processors that compute in bf16, and no longer exact
                 (docs/numerics.md).
 
         Raises:

@@ -1,0 +1,149 @@
+"""The shape of what each kind of operation gives, and what it checks: its values and its
+parameters. Imports no torch.
+
+Each function raises ValueError, or KeyError for a parameter that is missing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from quantsr.deploy.program import PICTURE, Operation
+
+OPERANDS = ("scores.left", "scores.right", "mixture.left", "mixture.right")
+"""Of window attention: q, k, the probabilities, v."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Of a value."""
+
+    channels: int
+    """C of the map (C, factor * H, factor * W), at least 1."""
+    factor: int
+    """Of its height and width over those of the picture; 0: one number for each channel."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Shapes of a network's parameters by name."""
+
+    layers: Mapping[str, tuple[int, ...]]
+    """Of weights: (O, I, k, k) of a convolution, (O, I) of a linear layer."""
+    operands: Mapping[str, int]
+    """Sizes of the last dimension of operands of attention products: channels, or positions in a
+    window."""
+    floats: Mapping[str, tuple[int, ...]]
+    """Of float tensors: (C,), or (positions, heads) of a table of relative position biases."""
+    units: int
+    """Number of units of depth."""
+
+
+def same(op: Operation, inputs: Sequence[Shape], parts: Parts) -> Shape:
+    return inputs[0]
+
+
+def equal(op: Operation, inputs: Sequence[Shape], parts: Parts) -> Shape:
+    if inputs[0] != inputs[1]:
+        raise ValueError(f"values of {inputs[0]} and {inputs[1]} differ in shape")
+    return inputs[0]
+
+
+def broadcast(op: Operation, inputs: Sequence[Shape], parts: Parts) -> Shape:
+    large, small = sorted(inputs, key=lambda shape: (-shape.factor, -shape.channels))
+    if small.factor not in (0, large.factor) or small.channels not in (1, large.channels):
+        raise ValueError("its values do not fit each other")
+    return large
+
+
+def normalize(op: Operation, inputs: Sequence[Shape], parts: Parts) -> Shape:
+    if op.inputs != (PICTURE,):
+        raise ValueError("reads another value than the picture")
+    return Shape(3, 1)
+
+
+def conv(op: Operation, inputs: Sequence[Shape], parts: Parts) -> Shape:
+    shape = parts.layers[op.name]
+    if len(shape) != 4 or shape[1] != inputs[0].channels:
+        raise ValueError(f"{op.name} has a weight of shape {shape}, for {inputs[0].channels} channels")
+    return Shape(shape[0], inputs[0].factor)
+
+
+def linear(op: Operation, inputs: Sequence[Shape], parts: Parts) -> Shape:
+    shape = parts.layers[op.name]
+    if len(shape) != 2 or shape[1] != inputs[0].channels:
+        raise ValueError(f"{op.name} has a weight of shape {shape}, for {inputs[0].channels} channels")
+    return Shape(shape[0], inputs[0].factor)
+
+
+def layer_norm(op: Operation, inputs: Sequence[Shape], parts: Parts) -> Shape:
+    for part in ("weight", "bias"):
+        _require_shape(parts.floats, f"{op.name}.{part}", (inputs[0].channels,))
+    return inputs[0]
+
+
+def prelu(op: Operation, inputs: Sequence[Shape], parts: Parts) -> Shape:
+    if parts.floats[f"{op.name}.weight"] != (1,):  # one slope for all channels
+        _require_shape(parts.floats, f"{op.name}.weight", (inputs[0].channels,))
+    return inputs[0]
+
+
+def window_attention(op: Operation, inputs: Sequence[Shape], parts: Parts) -> Shape:
+    heads, window, shift = (op.attributes[key] for key in ("heads", "window", "shift"))
+    channels = inputs[0].channels // 3
+    if inputs[0].channels % 3 or channels % heads or inputs[0].factor != 1 or shift >= window:
+        raise ValueError(f"{inputs[0].channels} channels, {heads} heads and windows of {window} do not fit")
+    _require_shape(parts.floats, f"{op.name}.relative_position_bias_table", ((2 * window - 1) ** 2, heads))
+    if op.attributes["quantized"]:
+        for role in OPERANDS:
+            wanted = window**2 if role == "mixture.left" else channels
+            if parts.operands[f"{op.name}.{role}"] != wanted:
+                raise ValueError(f"{op.name}.{role} does not have {wanted} channels")
+    return Shape(channels, 1)
+
+
+def concat(op: Operation, inputs: Sequence[Shape], parts: Parts) -> Shape:
+    if len({shape.factor for shape in inputs}) != 1:
+        raise ValueError("its values differ in size")
+    return Shape(sum(shape.channels for shape in inputs), inputs[0].factor)
+
+
+def slice(op: Operation, inputs: Sequence[Shape], parts: Parts) -> Shape:
+    start, stop = op.attributes["start"], op.attributes["stop"]
+    if not start < stop <= inputs[0].channels:
+        raise ValueError(f"channels {start} to {stop} of {inputs[0].channels}")
+    return Shape(stop - start, inputs[0].factor)
+
+
+def pixel_shuffle(op: Operation, inputs: Sequence[Shape], parts: Parts) -> Shape:
+    factor = op.attributes["factor"]
+    _require_map(inputs[0])
+    if inputs[0].channels % factor**2:
+        raise ValueError(f"{inputs[0].channels} channels are not a multiple of {factor**2}")
+    return Shape(inputs[0].channels // factor**2, inputs[0].factor * factor)
+
+
+def upsample(op: Operation, inputs: Sequence[Shape], parts: Parts) -> Shape:
+    _require_map(inputs[0])
+    return Shape(inputs[0].channels, inputs[0].factor * op.attributes["factor"])
+
+
+def mean(op: Operation, inputs: Sequence[Shape], parts: Parts) -> Shape:
+    return Shape(inputs[0].channels, 0)
+
+
+def picture(op: Operation, inputs: Sequence[Shape], parts: Parts) -> Shape:
+    if inputs[0].channels != 3 or inputs[0].factor < 1:
+        raise ValueError(f"{inputs[0].channels} channels are not a picture's")
+    return inputs[0]
+
+
+def _require_map(shape: Shape) -> None:
+    if not shape.factor:
+        raise ValueError("reads one number for each channel, not a map")
+
+
+def _require_shape(parts: Mapping[str, tuple[int, ...]], name: str, shape: tuple[int, ...]) -> None:
+    if parts[name] != shape:
+        raise ValueError(f"{name} has shape {parts[name]}, not {shape}")
