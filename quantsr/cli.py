@@ -65,6 +65,9 @@ COMMANDS = {
     "quantize": Command(
         "quantsr.commands.quantize", "quantize a trained float network in minutes, without training it"
     ),
+    "targets": Command(
+        "quantsr.commands.targets", "write a network's outputs for a training set, to learn from"
+    ),
     "bench": Command("quantsr.commands.bench", "measure the speed of a network on this machine"),
     "cost": Command("quantsr.commands.cost", "count parameters, bytes, MACs and BitOPs"),
 }

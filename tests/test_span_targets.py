@@ -1,4 +1,4 @@
-"""`scripts/span_targets.py`: ncnn's files read into PyTorch, and the ensemble."""
+"""`quantsr targets` and `scripts/span_targets.py`, and the ensemble."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from quantsr.errors import InputError
+from quantsr.archs.ncnn_arch import NcnnNetwork
+from quantsr.engine.targets import self_ensemble
+from tests.archs.ncnn_files import HALF
 from tests.scripts import load_script
 
 script = load_script("span_targets")
-CPU = torch.device("cpu")
 
 PARAM = """7767517
 10 12
@@ -41,7 +42,7 @@ def weights(tmp_path: Path) -> tuple[Path, dict[str, np.ndarray]]:
     values = {name: rng.standard_normal(size).astype(np.float32) for name, size in sizes.items()}
     half = np.append(values["w1"].astype("<f2"), np.zeros(1, "<f2"))
     values["w1"] = values["w1"].astype(np.float16).astype(np.float32)
-    parts = [values["mean"], np.uint32(script.FLOAT16), half, values["b1"]]
+    parts = [values["mean"], np.uint32(HALF), half, values["b1"]]
     parts += [np.uint32(0), values["w2"], values["b2"]]
     path = tmp_path / "net.param"
     path.write_text(PARAM, encoding="utf-8")
@@ -49,29 +50,16 @@ def weights(tmp_path: Path) -> tuple[Path, dict[str, np.ndarray]]:
     return path, values
 
 
-def test_a_network_is_read_and_run(weights: tuple[Path, dict[str, np.ndarray]]) -> None:
+def test_a_network_with_every_kind_of_layer_of_span_is_read(
+    weights: tuple[Path, dict[str, np.ndarray]],
+) -> None:
     path, values = weights
     v = {name: torch.from_numpy(value) for name, value in values.items()}
     x = torch.rand(1, 3, 6, 7)
     c = F.conv2d((x - v["mean"].view(1, 3, 1, 1)) * 4, v["w1"].view(5, 3, 3, 3), v["b1"], padding=1)
     f = torch.cat([F.silu(c), c.sigmoid(), c], 1)
     wanted = F.pixel_shuffle(F.conv2d(f, v["w2"].view(12, 15, 1, 1), v["b2"]), 2)
-    torch.testing.assert_close(script.Span(path, CPU)(x), wanted)
-
-
-def test_files_that_do_not_fit_are_one_line(weights: tuple[Path, dict[str, np.ndarray]]) -> None:
-    path, _ = weights
-    data = path.with_suffix(".bin")
-    data.write_bytes(data.read_bytes() + b"more")
-    with pytest.raises(InputError, match="another network's"):
-        script.Span(path, CPU)
-    data.write_bytes(data.read_bytes()[:100])
-    with pytest.raises(InputError, match="cannot be read"):
-        script.Span(path, CPU)
-    path.write_text(PARAM.replace("Swish", "GELU"), encoding="utf-8")
-    data.unlink()
-    with pytest.raises(InputError, match="cannot be read"):
-        script.Span(path, CPU)
+    torch.testing.assert_close(NcnnNetwork(str(path))(x), wanted)
 
 
 def test_the_ensemble_is_the_mean_over_flips_and_rotations() -> None:
@@ -80,12 +68,12 @@ def test_the_ensemble_is_the_mean_over_flips_and_rotations() -> None:
     def up(x: torch.Tensor) -> torch.Tensor:
         return F.interpolate(x, scale_factor=2)
 
-    torch.testing.assert_close(script.ensemble(up, x), up(x))
+    torch.testing.assert_close(self_ensemble(up, x), up(x))
 
     def left(x: torch.Tensor) -> torch.Tensor:
         return torch.cat([x[..., :1], torch.zeros_like(x[..., 1:])], 3)
 
-    spread = script.ensemble(left, torch.ones(1, 1, 5, 5))[0, 0] * 8
+    spread = self_ensemble(left, torch.ones(1, 1, 5, 5))[0, 0] * 8
     assert spread[2].tolist() == [2, 0, 0, 0, 2]
     assert spread[0].tolist() == [4, 2, 2, 2, 4]
 

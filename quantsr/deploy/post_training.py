@@ -7,6 +7,7 @@ import copy
 import fnmatch
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -101,19 +102,20 @@ def _with_bits(
             raise InputError(
                 f"--rule: {network.type} has its own rule, all convolutions of its blocks; omit it"
             )
-        own = {"nbits_w": bits.weights, "nbits_a": bits.activations}
+        own: dict[str, Any] = {"nbits_w": bits.weights, "nbits_a": bits.activations}
         own |= {} if quantizer is None else {"quantizer": quantizer}
         found = build_network(network.type, {**network.arguments, **own})
         found.load_state_dict(net.state_dict(), strict=False)  # the quantizers have no state yet
         return found
     chosen, quantizer = choose_bits(net, bits, rules), quantizer or QUANTIZER
-    found = quantize_layers(
-        copy.deepcopy(net),
-        [
-            Rule(_literal(n), b.weights, b.activations, quantizer, granularity, equalized=True)
-            for n, b in chosen.items()
-        ],
-    )
+    layers = [
+        Rule(_literal(name), b.weights, b.activations, quantizer, granularity, equalized=True)
+        for name, b in chosen.items()
+    ]
+    try:
+        found = quantize_layers(copy.deepcopy(net), layers)
+    except ValueError as error:
+        raise InputError(f"network: {error}") from error
     arguments = {
         "network": network.arch,
         "rules": {_literal(name): str(layer_bits) for name, layer_bits in chosen.items()},

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import logging
+import math
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,6 @@ from quantsr.errors import InputError
 from quantsr.files import write_text
 from quantsr.trained_files import checkpoint
 from quantsr.trained_files.checkpoint import plain
-
-logger = logging.getLogger(__name__)
 
 NAME = "network"
 OPTIONS_FILE, FLOAT_FILE, START_FILE = "training.json", "float.pth", "start.pth"
@@ -71,20 +69,13 @@ def finetune(
         write_text(file, options)
     entry = QueueEntry(why="distillation from the float network", opt=str(file), budget=seconds)
     queue = QueueOptions(entries={NAME: entry})
-    Queue(queue, folder, seconds=seconds, last=True, resume_command=resume_command).run()
-    return _trained(quantized, folder)
-
-
-def _trained(quantized: nn.Module, folder: Path) -> nn.Module:
-    """The trained network of the folder; `quantized` itself where training has not got to its
-    end."""
-    file = folder / NAME / NETWORK_FILE
-    if not file.is_file():
-        logger.warning("%s: too little time for a single measured iteration; give more", folder)
-        return quantized
-    arch = contract.of(quantized).arch
-    net = build.build_described(plain(arch), file)
-    build.load_content(net, checkpoint.load(file), str(file), None)
+    trained = folder / NAME / NETWORK_FILE
+    # A call whose machine became slower ends before the last iteration; another then ends the run.
+    for duration in (seconds, math.inf):
+        if not trained.is_file():
+            Queue(queue, folder, seconds=duration, last=True, resume_command=resume_command).run()
+    net = build.build_described(plain(contract.of(quantized).arch), trained)
+    build.load_content(net, checkpoint.load(trained), str(trained), None)
     return net.eval()
 
 

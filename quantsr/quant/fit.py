@@ -142,4 +142,5 @@ def _factors(layer: QuantizedLayer, x: Tensor, weight: Tensor) -> list[Tensor]:
 def _in_float(layer: QuantizedLayer, x: Tensor) -> Tensor:
     if isinstance(layer, QuantConv2d):
         return layer._conv_forward(x, layer.weight, layer.bias)
-    return F.linear(x, layer.weight, layer.bias)
+    bias: Tensor | None = layer.bias  # type: ignore[assignment]
+    return F.linear(x, layer.weight, bias)

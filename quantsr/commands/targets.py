@@ -1,0 +1,55 @@
+"""``quantsr targets``: a network's outputs for a training set, to learn from
+(`dataroot_soft`)."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from quantsr.archs import contract
+from quantsr.commands.arguments import add_import_argument
+from quantsr.engine.targets import write_targets
+from quantsr.errors import InputError
+from quantsr.loading import float_network
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of ``quantsr targets``."""
+    parser.add_argument(
+        "model",
+        metavar="MODEL",
+        help="checkpoint or run of quantsr, ncnn's .param file, or with -opt any checkpoint",
+    )
+    parser.add_argument("--data", required=True, metavar="DIR", help="pictures of the training set")
+    parser.add_argument(
+        "--out", required=True, metavar="DIR", help="folder to write to; pictures there are kept"
+    )
+    parser.add_argument(
+        "-opt",
+        "--opt",
+        metavar="FILE",
+        help="option file with network_g, for a checkpoint that does not describe its network",
+    )
+    add_import_argument(parser)
+    parser.add_argument(
+        "--ensemble", action="store_true", help="the mean over eight flips and rotations: 8 times slower"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Raises InputError for a network or pictures that cannot be read, WorkError where writing
+    fails."""
+    network, _, _ = float_network(args.model, args.opt)
+    scale = contract.of(network).scale
+    if scale is None:
+        raise InputError(
+            "network_g: has no argument upscale or scale; name the upscaling factor so in its constructor"
+        )
+    torch.backends.cudnn.allow_tf32 = False
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    data, out = Path(args.data).expanduser(), Path(args.out).expanduser()
+    count = write_targets(network, scale, data, out, ensemble=args.ensemble, device=device)
+    print(f"{out}: {count} pictures written")
+    return 0
