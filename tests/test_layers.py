@@ -18,6 +18,7 @@ LAZY = {
     ("quantsr.config.from_checkpoint", "quantsr.trained_files.architecture"),  # torch
     ("quantsr.commands.cost", "quantsr.analysis.module_cost"),  # torch
     ("quantsr.data.preparation", "quantsr.basicsr_compat"),  # torch
+    ("quantsr.deploy.export", "quantsr.deploy.engines.ncnn"),  # ncnn, which need not be installed
     ("quantsr.pictures.decode", "quantsr.pictures.opencv"),  # OpenCV loads slowly
 }
 """The allowed imports inside functions, each with the package that it avoids loading."""

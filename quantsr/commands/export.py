@@ -1,5 +1,5 @@
-"""``quantsr export``: a trained network as a packed file, an ONNX graph or an OpenVINO IR, with a
-parity table."""
+"""``quantsr export``: a trained network as a packed file, an ONNX graph, an OpenVINO IR or ncnn's
+files, with a parity table."""
 
 from __future__ import annotations
 
@@ -40,7 +40,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="checkpoint, packed network, or name of a run or of a network that comes with quantsr",
     )
     parser.add_argument(
-        "-o", "--output", required=True, metavar="OUT", help="file ending in .safetensors, .onnx or .xml"
+        "-o",
+        "--output",
+        required=True,
+        metavar="OUT",
+        help="file ending in .safetensors, .onnx, .xml or .param (ncnn)",
     )
     parser.add_argument(
         "-opt",
@@ -76,6 +80,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--int4", action="store_true", help="ONNX: weights of up to 4 bits as int4 tensors (opset 21)"
     )
+    parser.add_argument(
+        "--fp16", action="store_true", help="ncnn: float convolutions on which no code depends as float16"
+    )
     parser.add_argument("--no-parity", action="store_true", help="do not compare the engines")
 
 
@@ -86,9 +93,11 @@ def run(args: argparse.Namespace) -> int:
         raise InputError(f"{output}: cannot be exported to; name a file ending in {', '.join(SUFFIXES)}")
     if args.int4 and output.suffix != ".onnx":
         raise InputError("--int4: only ONNX files have int4 tensors; packed files are smaller still")
+    if args.fp16 and output.suffix != ".param":
+        raise InputError("--fp16: only ncnn's files (.param) have float16 weights")
     model, network = read(args)
     depth = model.depth_or_default(args.depth)
-    written, exported = write(model, output, depth=depth, int4=args.int4)
+    written, exported = write(model, output, depth=depth, int4=args.int4, fp16=args.fp16)
     print(
         f"{output}: {sum(path.stat().st_size for path in written):,} bytes, depth {depth}, scale x{model.header.scale}"
     )

@@ -1,5 +1,5 @@
-"""A converted network as a packed file, an ONNX graph or an OpenVINO IR, and the pictures that
-conversion needs."""
+"""A converted network as a packed file, an ONNX graph, an OpenVINO IR or ncnn's files, and the
+pictures that conversion needs."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 import openvino
 
+from quantsr import cpu
 from quantsr.data.evaluation import build_eval_dataset
 from quantsr.data.images import read_rgb
 from quantsr.data.mini import mini_folder
 from quantsr.data.resize import imresize_uint8
-from quantsr.deploy.engines import onnx_model, reference
+from quantsr.deploy.engines import ncnn_model, onnx_model, reference
 from quantsr.deploy.engines.openvino_core import core
 from quantsr.deploy.packed import packing
 from quantsr.deploy.packed.model import PackedModel
@@ -28,23 +29,25 @@ from quantsr.temporary import folder_beside, remove_leftovers
 
 logger = logging.getLogger(__name__)
 
-SUFFIXES = (".safetensors", ".onnx", ".xml")
+SUFFIXES = (".safetensors", ".onnx", ".xml", ".param")
 _CALIBRATION_PICTURES, _CALIBRATION_SIDE = 32, 128
 
 
 def write(
-    model: PackedModel, output: Path, *, depth: int, int4: bool = False
+    model: PackedModel, output: Path, *, depth: int, int4: bool = False, fp16: bool = False
 ) -> tuple[list[Path], PackedModel]:
     """Write `model` at `depth` in the format of the file's name; returns the files, and the network
     they hold as read back.
 
-    Raises InputError where the file has no folder or no possible name, WorkError where writing
-    fails.
+    Raises InputError where the file has no folder or no possible name, or its format lacks an
+    operation of the network, WorkError where writing fails.
     """
     remove_leftovers(output.parent, below=False)
     if output.suffix == ".safetensors":
         packing.save(restrict(model, depth), output)
         return [output], packing.load(output)
+    if output.suffix == ".param":
+        return ncnn_model.save(ncnn_model.build(model, depth, half=fp16), output), model
     graph = onnx_model.build(model, depth, int4=int4)
     if output.suffix == ".onnx":
         onnx_model.save(graph, output)
@@ -69,6 +72,14 @@ def exported_engine(output: Path, model: PackedModel) -> list[tuple[str, Upscale
         return [
             (f"{output.name} (onnxruntime)", lambda picture: session.run(None, {name: picture[None]})[0][0])
         ]
+    if output.suffix == ".param":
+        try:
+            from quantsr.deploy.engines import ncnn
+        except ImportError:
+            logger.info("parity leaves the ncnn files out: ncnn is not installed; pip install ncnn")
+            return []
+        net = ncnn.read(output, threads=cpu.cores())
+        return [(f"{output.name} (ncnn)", lambda picture: ncnn.upscale(net, picture))]
     compiled = core().compile_model(core().read_model(output), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     return [(f"{output.name} (openvino)", lambda picture: np.array(compiled(picture[None])[0][0]))]
 

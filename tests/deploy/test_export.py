@@ -113,10 +113,14 @@ def test_exporting_a_shipped_network_by_its_name(tmp_path):
     [
         ("net.pt", [], "ending in .safetensors"),
         ("net.xml", ["--int4"], "only ONNX"),
+        ("net.param", ["--int4"], "only ONNX"),
+        ("net.onnx", ["--fp16"], "only ncnn"),
+        ("net", [], "ending in .safetensors"),
         ("net.onnx", ["--depth", "3"], r"choose one of \[4, 2, 1\]"),
         ("absent/net.onnx", ["--no-parity"], "cannot be written"),
         ("absent/net.safetensors", ["--no-parity"], "cannot be written"),
         ("absent/net.xml", ["--no-parity"], "cannot be written"),
+        ("absent/net.param", ["--no-parity"], "cannot be written"),
     ],
 )
 def test_bad_requests_are_one_line(files, capsys, output, words, message):
@@ -126,7 +130,7 @@ def test_bad_requests_are_one_line(files, capsys, output, words, message):
     assert re.search(message, errors[0])
 
 
-@pytest.mark.parametrize("suffix", ["safetensors", "onnx", "xml"])
+@pytest.mark.parametrize("suffix", ["safetensors", "onnx", "xml", "param"])
 def test_a_disk_that_takes_no_more_is_work_that_failed(tmp_path, capsys, suffix):
     """Exit code 1 and one line; an earlier file stays, and no part of the new one."""
     packing.save(small_model(), tmp_path / "packed.safetensors")

@@ -32,6 +32,7 @@ RANGES = ("signed", "unsigned", "zero point")
 ENGINES: dict[str, Callable[[PackedModel, np.ndarray], np.ndarray]] = {
     "reference": run,
     "onnxruntime": lambda model, image: by_engine("onnxruntime", model, image),
+    "ncnn": lambda model, image: by_engine("ncnn", model, image),
     "openvino": lambda model, image: by_engine("openvino", model, image, cache=False),
     "torch": lambda model, image: by_engine("torch", model, image),
 }

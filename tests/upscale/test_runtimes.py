@@ -14,9 +14,10 @@ import pytest
 from quantsr.deploy.engines import openvino, select
 from quantsr.deploy.engines import reference as integer_reference
 from quantsr.errors import InputError
+from tests.deploy import quantsr_t
 
 
-@pytest.mark.parametrize("engine", ["openvino", "onnxruntime", "torch"])
+@pytest.mark.parametrize("engine", ["openvino", "ncnn", "onnxruntime", "torch"])
 @pytest.mark.parametrize("head_tail_bits", [32, 8])
 def test_engines_agree_with_the_reference(engine: str, head_tail_bits: int, picture) -> None:
     from quantsr.deploy.stand_ins.convolutional import random_model
@@ -36,7 +37,7 @@ def test_engines_agree_with_the_reference(engine: str, head_tail_bits: int, pict
         assert (difference > 0).mean() <= 0.05
 
 
-@pytest.mark.parametrize("engine", ["openvino", "onnxruntime", "torch"])
+@pytest.mark.parametrize("engine", ["openvino", "ncnn", "onnxruntime", "torch"])
 def test_batches_and_tiles_come_back_in_order(engine: str, small, picture) -> None:
     pytest.importorskip(engine)
     net = select.create(engine, small, 1, threads=2)
@@ -106,15 +107,27 @@ def test_missing_package_names_its_install_line(small, monkeypatch) -> None:
     monkeypatch.setattr(select, "find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"engine onnxruntime: .*pip install onnxruntime"):
         select.create("onnxruntime", small)
+    with pytest.raises(InputError, match=r"engine ncnn: .*pip install ncnn"):
+        select.create("ncnn", small)
     with pytest.raises(InputError, match="pip install openvino"):
         select.create("auto", small)
 
 
 def test_auto_takes_what_is_there(small, monkeypatch) -> None:
     pytest.importorskip("onnxruntime")
+    real, absent = select.find_spec, {"openvino", "ncnn"}
+    monkeypatch.setattr(select, "find_spec", lambda name: None if name in absent else real(name))
+    assert select.create("auto", small).name.startswith("onnxruntime")
+
+
+def test_auto_takes_the_next_where_an_engine_lacks_an_operation(small, monkeypatch) -> None:
+    pytest.importorskip("ncnn")
+    pytest.importorskip("onnxruntime")
     real = select.find_spec
     monkeypatch.setattr(select, "find_spec", lambda name: None if name == "openvino" else real(name))
-    assert select.create("auto", small).name.startswith("onnxruntime")
+    monkeypatch.setattr(select, "native_is_fastest", lambda model: False)
+    assert select.create("auto", small).name == "ncnn"
+    assert select.create("auto", quantsr_t.small_model()).name.startswith("onnxruntime")
 
 
 def test_unknown_engine_and_depth_are_named(small) -> None:
@@ -124,7 +137,7 @@ def test_unknown_engine_and_depth_are_named(small) -> None:
         select.create("openvino", small, 7)
 
 
-@pytest.mark.parametrize("engine", ["auto", "native", "openvino", "onnxruntime", "torch"])
+@pytest.mark.parametrize("engine", ["auto", "native", "openvino", "ncnn", "onnxruntime", "torch"])
 @pytest.mark.parametrize("threads", [0, -3])
 def test_threads_are_at_least_one(engine: str, threads: int, small) -> None:
     with pytest.raises(InputError, match=f"threads: must be at least 1, got {threads}"):

@@ -20,6 +20,7 @@ log = logging.getLogger(__name__)
 MODULES = {
     "native": ("quantsr.deploy.native.engine", "NativeEngine"),
     "openvino": ("quantsr.deploy.engines.openvino", "OpenVinoEngine"),
+    "ncnn": ("quantsr.deploy.engines.ncnn", "NcnnEngine"),
     "onnxruntime": ("quantsr.deploy.engines.onnxruntime", "OnnxEngine"),
     "torch": ("quantsr.deploy.engines.torch", "TorchEngine"),
 }
@@ -29,6 +30,7 @@ PACKAGES = ENGINES[2:]
 """Engines that need a package of the same name."""
 INSTALL = {
     "openvino": "pip install openvino",
+    "ncnn": "pip install ncnn",
     "onnxruntime": "pip install onnxruntime (or onnxruntime-gpu for CUDA)",
     "torch": 'pip install "quantsr[train]"',
 }
@@ -38,7 +40,8 @@ def create(
     engine: str, model: PackedModel, depth: int | None = None, *, threads: int | None = None, **options: Any
 ) -> Engine:
     """The engine of that name; "auto" takes native where that is the fastest way to run this
-    network, else the first installed of openvino, onnxruntime, torch.
+    network, else the first of openvino, ncnn, onnxruntime and torch that is installed and has every
+    operation.
 
     Args:
         depth: default: the network's deepest.
@@ -61,11 +64,21 @@ def create(
             if engine == "native":
                 raise
             log.info("%s", error)
-    if engine == "auto":
-        engine = next((name for name in PACKAGES if find_spec(name)), "openvino")
-    if not find_spec(engine):
-        raise InputError(f"engine {engine}: the package is not installed; {INSTALL[engine]}")
-    return _make(engine, model, depth, threads=threads, **options)
+    if engine != "auto":
+        return _from_package(engine, model, depth, threads=threads, **options)
+    *others, last = [name for name in PACKAGES if find_spec(name)] or ["openvino"]
+    for name in others:
+        try:
+            return _from_package(name, model, depth, threads=threads, **options)
+        except InputError as error:
+            log.info("%s", error)
+    return _from_package(last, model, depth, threads=threads, **options)
+
+
+def _from_package(name: str, *args: Any, **options: Any) -> Engine:
+    if not find_spec(name):
+        raise InputError(f"engine {name}: the package is not installed; {INSTALL[name]}")
+    return _make(name, *args, **options)
 
 
 def _make(name: str, *args: Any, **options: Any) -> Engine:

@@ -68,8 +68,8 @@ class Upscaler:
         Args:
             name_or_path: a packed `.safetensors` file, the name of a network that comes with
                 quantsr, or a network in memory.
-            engine: "auto", "native", "openvino", "onnxruntime" or "torch"; auto takes native where
-                that is fastest, else the first installed.
+            engine: "auto", "native", "openvino", "ncnn", "onnxruntime" or "torch"; auto takes
+                native where that is fastest, else the first installed.
             depth: one of the network's depths; default: the deepest.
             tile: side of the tiles in low-resolution pixels, without their overlap; default: as few
                 as memory allows. With window attention, tiles are whole windows. The result depends
@@ -124,7 +124,7 @@ class Upscaler:
         """Upscale an RGB picture (H, W, 3) to (H*s, W*s, 3) of the same type, uint8 or uint16.
 
         uint16 pictures keep their precision on engines that take float pictures (native, openvino,
-        torch); on onnxruntime they pass through 8 bits.
+        ncnn, torch); on onnxruntime they pass through 8 bits.
 
         Args:
             out: where to write, e.g. a `numpy.memmap`; made where None.
