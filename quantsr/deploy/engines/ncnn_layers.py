@@ -29,6 +29,7 @@ from quantsr.deploy.folded import (
 from quantsr.deploy.passes import collapse
 from quantsr.deploy.passes.edges import clear_of_edges
 from quantsr.deploy.passes.first import split_head
+from quantsr.deploy.passes.reciprocal import reciprocal
 from quantsr.deploy.passes.tail import Tail
 
 _LARGEST_CODE = 127  # that ncnn's int8 convolutions read, and its opposite
@@ -207,10 +208,13 @@ class Layers:
         self.blobs[step.output] = self.quantized(step.op, self.blobs[step.inputs[0]])
 
     def quantized(self, op: Quantize, x: str) -> str:
-        """`clip(round((x + tau) / step), *limits)`."""
+        """`clip(round((x + tau) / step), *limits)`; ncnn's division is not rounded as IEEE 754
+        says."""
         if op.tau.any():
             x = self.graph.with_constant(ncnn_graph.ADD, x, op.tau)
-        return self.rounded(self.graph.with_constant(ncnn_graph.DIVIDE, x, op.step), op.limits)
+        for factor in reciprocal(op.step, op.limits):
+            x = self.graph.with_constant(ncnn_graph.MULTIPLY, x, factor)
+        return self.rounded(x, op.limits)
 
     def requantize(self, step: Step) -> None:
         op, x = step.op, self.blobs[step.inputs[0]]
