@@ -205,7 +205,7 @@ class ValOptions(Section):
     selfensemble_testing: bool = Field(
         default=False, description="Average the outputs of the eight flips and rotations."
     )
-    engine: Literal["torch", "auto", "native", "openvino", "ncnn", "onnxruntime"] = Field(
+    engine: Literal["torch", "auto", "native", "openvino", "onnxruntime", "ncnn"] = Field(
         default="torch",
         description="`quantsr test`: the engine; all but `torch` run the integer network of a packed file, far faster on a CPU.",
     )

@@ -28,7 +28,7 @@ class Record:
         value: the mean over the pictures.
         pictures: the number of pictures.
         engine: that upscaled the pictures: ``torch``, ``numpy`` (bicubic), ``native``,
-            ``openvino``, ``ncnn`` or ``onnxruntime``.
+            ``openvino``, ``onnxruntime`` or ``ncnn``.
         self_ensemble: whether eight flips and rotations were averaged.
         iteration: training iteration of the network, where known.
         config_hash: of the options of the run.

@@ -8,7 +8,7 @@ from typing import Any, Literal, Protocol, TypeVar, get_args
 
 from numpy.typing import NDArray
 
-EngineName = Literal["auto", "native", "openvino", "ncnn", "onnxruntime", "torch"]
+EngineName = Literal["auto", "native", "openvino", "onnxruntime", "ncnn", "torch"]
 ENGINES: tuple[str, ...] = get_args(EngineName)
 
 Key = TypeVar("Key")

@@ -20,8 +20,8 @@ log = logging.getLogger(__name__)
 MODULES = {
     "native": ("quantsr.deploy.native.engine", "NativeEngine"),
     "openvino": ("quantsr.deploy.engines.openvino", "OpenVinoEngine"),
-    "ncnn": ("quantsr.deploy.engines.ncnn", "NcnnEngine"),
     "onnxruntime": ("quantsr.deploy.engines.onnxruntime", "OnnxEngine"),
+    "ncnn": ("quantsr.deploy.engines.ncnn", "NcnnEngine"),
     "torch": ("quantsr.deploy.engines.torch", "TorchEngine"),
 }
 """Module and class of every engine."""
@@ -30,8 +30,8 @@ PACKAGES = ENGINES[2:]
 """Engines that need a package of the same name."""
 INSTALL = {
     "openvino": "pip install openvino",
-    "ncnn": "pip install ncnn",
     "onnxruntime": "pip install onnxruntime (or onnxruntime-gpu for CUDA)",
+    "ncnn": "pip install ncnn",
     "torch": 'pip install "quantsr[train]"',
 }
 
@@ -40,7 +40,7 @@ def create(
     engine: str, model: PackedModel, depth: int | None = None, *, threads: int | None = None, **options: Any
 ) -> Engine:
     """The engine of that name; "auto" takes native where that is the fastest way to run this
-    network, else the first of openvino, ncnn, onnxruntime and torch that is installed and has every
+    network, else the first of openvino, onnxruntime, ncnn and torch that is installed and has every
     operation.
 
     Args:

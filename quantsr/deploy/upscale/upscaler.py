@@ -68,7 +68,7 @@ class Upscaler:
         Args:
             name_or_path: a packed `.safetensors` file, the name of a network that comes with
                 quantsr, or a network in memory.
-            engine: "auto", "native", "openvino", "ncnn", "onnxruntime" or "torch"; auto takes
+            engine: "auto", "native", "openvino", "onnxruntime", "ncnn" or "torch"; auto takes
                 native where that is fastest, else the first installed.
             depth: one of the network's depths; default: the deepest.
             tile: side of the tiles in low-resolution pixels, without their overlap; default: as few
