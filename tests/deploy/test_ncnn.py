@@ -216,6 +216,22 @@ def test_window_attention_is_refused_by_name(tmp_path, capsys):
     assert not (tmp_path / "net.param").exists()
 
 
+def test_vulkan_is_refused_without_a_device(monkeypatch):
+    monkeypatch.setattr(ncnn, "get_gpu_count", lambda: 0)
+    with pytest.raises(InputError, match="no Vulkan device"):
+        select.create("ncnn", small_model(), vulkan=True)
+
+
+def test_vulkan_gives_nearly_the_picture(picture):
+    """Where there is a device; a software one will do (Debian: mesa-vulkan-drivers)."""
+    if ncnn.get_gpu_count() < 1:
+        pytest.skip("there is no Vulkan device")
+    engine = select.create("ncnn", small_model(), vulkan=True)
+    assert engine.name == "ncnn:vulkan"
+    gap = np.abs(engine.run(picture[None])[0].astype(int) - reference.run(small_model(), picture))
+    assert (gap <= 1).mean() >= 0.9
+
+
 # --- files ----------------------------------------------------------------------------------------
 
 

@@ -1,4 +1,4 @@
-"""ncnn on the CPU: int8 convolutions on x86 and ARM."""
+"""ncnn: int8 convolutions on x86 and ARM, and Vulkan."""
 
 from __future__ import annotations
 
@@ -17,18 +17,26 @@ from quantsr.deploy.engines.base import Images, OneByOne
 from quantsr.deploy.engines.ncnn_graph import INPUT, OUTPUT
 from quantsr.deploy.packed.model import PackedModel
 from quantsr.deploy.passes.collapse import MIN_SIZE
+from quantsr.errors import InputError
 
 _HALF = ("fp16_packed", "fp16_storage", "fp16_arithmetic", "bf16_packed", "bf16_storage")
 
 
 class NcnnEngine(OneByOne):
-    """ncnn on the CPU, in float32 where it is not in integers."""
+    """ncnn in integers and float32, on the CPU unless Vulkan is asked for."""
 
-    name = "ncnn"
     takes_float = True
 
-    def __init__(self, model: PackedModel, depth: int, *, threads: int | None = None) -> None:
-        self._model, self._depth, self._threads = model, depth, threads or cpu.cores()
+    def __init__(
+        self, model: PackedModel, depth: int, *, threads: int | None = None, vulkan: bool = False
+    ) -> None:
+        """Raises InputError with `vulkan` where there is no device, and for operations that ncnn
+        does not have."""
+        if vulkan and ncnn.get_gpu_count() < 1:
+            raise InputError("ncnn: found no Vulkan device; install its driver, or run without vulkan")
+        self.name = "ncnn:vulkan" if vulkan else "ncnn"
+        self._model, self._depth, self._vulkan = model, depth, vulkan
+        self._threads = threads or cpu.cores()
         self._large = self._net("collapsed")
 
     @cached_property
@@ -37,7 +45,9 @@ class NcnnEngine(OneByOne):
         return self._net("layers")
 
     def _net(self, tail: Literal["collapsed", "layers"]) -> ncnn.Net:
-        return load(ncnn_model.build(self._model, self._depth, tail=tail, white=255), self._threads)
+        return load(
+            ncnn_model.build(self._model, self._depth, tail=tail, white=255), self._threads, self._vulkan
+        )
 
     def run(self, images: Images) -> Images:
         """See `Engine.run`; (N, h, w, 3) uint8 or float32."""
@@ -59,21 +69,20 @@ def upscale(net: ncnn.Net, image: Images, *, white: float = 1.0) -> Images:
     return np.rint(values).astype(np.uint8) if image.dtype == np.uint8 else np.ascontiguousarray(values)
 
 
-def load(model: ncnn_model.NcnnModel, threads: int) -> ncnn.Net:
+def load(model: ncnn_model.NcnnModel, threads: int, vulkan: bool = False) -> ncnn.Net:
     """The network, ready to run."""
     # the binding reads weights from files only
     with tempfile.TemporaryDirectory(prefix="quantsr.") as folder:
         path = Path(folder) / "net.param"
         ncnn_model.save(model, path)
-        return read(path, threads)
+        return read(path, threads, vulkan)
 
 
-def read(path: Path, threads: int) -> ncnn.Net:
-    """The network of a .param file with the .bin file beside it, on the CPU in integers and
-    float32."""
+def read(path: Path, threads: int, vulkan: bool = False) -> ncnn.Net:
+    """The network of a .param file with the .bin file beside it, in integers and float32."""
     net = ncnn.Net()
     net.opt.num_threads = threads
-    net.opt.use_vulkan_compute = False
+    net.opt.use_vulkan_compute = vulkan
     for name in _HALF:
         if hasattr(net.opt, f"use_{name}"):  # older versions have fewer
             setattr(net.opt, f"use_{name}", False)
