@@ -46,7 +46,8 @@ def create(
     Args:
         depth: default: the network's deepest.
         threads: CPU threads, at least 1; default: what the engine finds.
-        options: the engine's own (OpenVINO: `tail`, `precision`, `cache`; native: `isa`; ncnn: `vulkan`).
+        options: the engine's own (OpenVINO: `tail`, `precision`, `cache`; native: `isa`; ncnn:
+            `vulkan`).
 
     Raises:
         InputError: an unknown engine or depth, `threads` below 1, or a package that is not
