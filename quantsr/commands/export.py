@@ -81,6 +81,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--int4", action="store_true", help="ONNX: weights of up to 4 bits as int4 tensors (opset 21)"
     )
     parser.add_argument(
+        "--qdq",
+        action="store_true",
+        help="ONNX: symmetric int8 with explicit Q/DQ, for TensorRT (docs/tensorrt.md)",
+    )
+    parser.add_argument(
         "--fp16", action="store_true", help="ncnn: float convolutions on which no code depends as float16"
     )
     parser.add_argument("--no-parity", action="store_true", help="do not compare the engines")
@@ -93,11 +98,13 @@ def run(args: argparse.Namespace) -> int:
         raise InputError(f"{output}: cannot be exported to; name a file ending in {', '.join(SUFFIXES)}")
     if args.int4 and output.suffix != ".onnx":
         raise InputError("--int4: only ONNX files have int4 tensors; packed files are smaller still")
+    if args.qdq and (args.int4 or output.suffix != ".onnx"):
+        raise InputError("--qdq: goes with ONNX files (.onnx) and without --int4")
     if args.fp16 and output.suffix != ".param":
         raise InputError("--fp16: only ncnn's files (.param) have float16 weights")
     model, network = read(args)
     depth = model.depth_or_default(args.depth)
-    written, exported = write(model, output, depth=depth, int4=args.int4, fp16=args.fp16)
+    written, exported = write(model, output, depth=depth, int4=args.int4, fp16=args.fp16, qdq=args.qdq)
     print(
         f"{output}: {sum(path.stat().st_size for path in written):,} bytes, depth {depth}, scale x{model.header.scale}"
     )

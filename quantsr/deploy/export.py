@@ -34,7 +34,7 @@ _CALIBRATION_PICTURES, _CALIBRATION_SIDE = 32, 128
 
 
 def write(
-    model: PackedModel, output: Path, *, depth: int, int4: bool = False, fp16: bool = False
+    model: PackedModel, output: Path, *, depth: int, int4: bool = False, fp16: bool = False, qdq: bool = False
 ) -> tuple[list[Path], PackedModel]:
     """Write `model` at `depth` in the format of the file's name; returns the files, and the network
     they hold as read back.
@@ -48,7 +48,7 @@ def write(
         return [output], packing.load(output)
     if output.suffix == ".param":
         return ncnn_model.save(ncnn_model.build(model, depth, half=fp16), output), model
-    graph = onnx_model.build(model, depth, int4=int4)
+    graph = onnx_model.build_qdq(model, depth) if qdq else onnx_model.build(model, depth, int4=int4)
     if output.suffix == ".onnx":
         onnx_model.save(graph, output)
         return [output], model
@@ -67,7 +67,12 @@ def exported_engine(output: Path, model: PackedModel) -> list[tuple[str, Upscale
                 "parity leaves the ONNX file out: onnxruntime is not installed; pip install onnxruntime"
             )
             return []
-        session = onnxruntime.InferenceSession(str(output), providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(
+            str(output),
+            providers=["CPUExecutionProvider"],
+            # It rounds the biases inside convolutions (of --qdq) to units of their sums.
+            disabled_optimizers=["WeightBiasQuantization"],
+        )
         name = session.get_inputs()[0].name
         return [
             (f"{output.name} (onnxruntime)", lambda picture: session.run(None, {name: picture[None]})[0][0])

@@ -30,10 +30,12 @@ from quantsr.deploy.folded import (
     Step,
     UpsampleNearest,
 )
+from quantsr.deploy.packed import packing
 from quantsr.deploy.packed.model import PackedModel
 from quantsr.deploy.passes.fold import fold
 from quantsr.deploy.passes.integer_scales import codes_of_sums, integer_conv
 from quantsr.deploy.stand_ins import transformer
+from quantsr.trained_files.names import find_packed, shipped
 from tests.deploy.conftest import small_model
 from tests.deploy.test_operations import CHANNELS, Net
 
@@ -155,6 +157,29 @@ def test_convolutions_run_as_integers(tmp_path):
     assert not any("body" in name and "after" not in name for name in floats)
     # The first convolution, the one behind the body, the collapsed tail's nine kernels.
     assert kinds["Conv"] == 1 + 1 + 9
+
+
+@pytest.mark.parametrize("name", [name for name in shipped() if name.startswith("quantsr_c")])
+def test_convolutions_of_shipped_networks_run_as_integers(name, tmp_path):
+    """In ONNX Runtime's own, optimized graph: of each block one that gives codes and one that gives
+    floats."""
+    model = packing.load(find_packed(name))
+    for depth in model.header.depths:
+        for tail in ("layers", "collapsed"):
+            session(onnx_model.build_integer(model, depth, tail=tail), str(tmp_path / "optimized.onnx"))
+            nodes = onnx.load(tmp_path / "optimized.onnx").graph.node
+            integer = {
+                conv.name for conv in fold(model, depth).convs() if conv.integer and "body." in conv.name
+            }
+            assert len(integer) == 2 * depth
+            # NAME.out, and in strips NAME.out.0, NAME.out.1, ...
+            names = {kind: set() for kind in ("QLinearConv", "MatMulIntegerToFloat", "Conv", "FusedConv")}
+            for node in nodes:
+                names.get(node.op_type, set()).add(
+                    re.sub(r"\.out(\.planes)?(\.[0-7])?(_token_\d+)?$", "", node.name)
+                )
+            assert integer <= names["QLinearConv"] | names["MatMulIntegerToFloat"]
+            assert not integer & (names["Conv"] | names["FusedConv"])
 
 
 def test_linear_layers_run_as_integers():

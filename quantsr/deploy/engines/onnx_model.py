@@ -12,6 +12,7 @@ from onnx import helper
 from quantsr.deploy.engines.onnx_graph import Graph
 from quantsr.deploy.engines.onnx_integer import DOMAIN, IntegerOps
 from quantsr.deploy.engines.onnx_operations import OnnxOps
+from quantsr.deploy.engines.onnx_qdq import QdqGraph, QdqOps
 from quantsr.deploy.packed.model import PackedModel
 from quantsr.deploy.passes.fold import fold
 from quantsr.deploy.passes.layout import lay_out
@@ -62,6 +63,20 @@ def build_integer(
             found = None
     IntegerOps(graph, program, strips=strips, tail=found).run()
     proto = _proto(model, depth, graph, [("", _OPSET), (DOMAIN, 1)], _IR)
+    onnx.checker.check_model(proto, full_check=True)
+    return proto
+
+
+def build_qdq(model: PackedModel, depth: int | None = None) -> onnx.ModelProto:
+    """The same network with symmetric int8 codes, for runtimes that take explicit Q/DQ
+    (`onnx_qdq`); checked. A code next to a tie may differ from the reference's.
+
+    Raises InputError for an unknown depth, and for networks with LayerNorm or attention.
+    """
+    depth = model.depth_or_default(depth)
+    graph = QdqGraph()
+    QdqOps(graph, fold(model, depth, wide_inputs=False)).run()
+    proto = _proto(model, depth, graph, [("", _OPSET)], _IR)
     onnx.checker.check_model(proto, full_check=True)
     return proto
 
