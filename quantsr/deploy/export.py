@@ -30,6 +30,7 @@ from quantsr.temporary import folder_beside, remove_leftovers
 logger = logging.getLogger(__name__)
 
 SUFFIXES = (".safetensors", ".onnx", ".xml", ".param")
+_SAME_WEIGHTS = {".xml": ".param", ".param": ".xml"}  # formats with a .bin file beside theirs
 _CALIBRATION_PICTURES, _CALIBRATION_SIDE = 32, 128
 
 
@@ -39,9 +40,15 @@ def write(
     """Write `model` at `depth` in the format of the file's name; returns the files, and the network
     they hold as read back.
 
-    Raises InputError where the file has no folder or no possible name, or its format lacks an
-    operation of the network, WorkError where writing fails.
+    Raises InputError where the file has no folder or no possible name, another format's weights
+    would be overwritten, or its format lacks an operation of the network, WorkError where writing
+    fails.
     """
+    other = output.with_suffix(_SAME_WEIGHTS.get(output.suffix, output.suffix))
+    if other != output and other.exists():
+        raise InputError(
+            f"{output}: its weights, {output.with_suffix('.bin').name}, are those of {other.name}; choose another name"
+        )
     remove_leftovers(output.parent, below=False)
     if output.suffix == ".safetensors":
         packing.save(restrict(model, depth), output)

@@ -130,6 +130,19 @@ def test_bad_requests_are_one_line(files, capsys, output, words, message):
     assert re.search(message, errors[0])
 
 
+@pytest.mark.parametrize(("first", "second"), [("xml", "param"), ("param", "xml")])
+def test_weights_of_another_format_are_not_overwritten(tmp_path, capsys, first, second):
+    packing.save(small_model(), tmp_path / "packed.safetensors")
+    words = ["export", "-m", str(tmp_path / "packed.safetensors"), "--no-parity", "-o"]
+    assert cli.main([*words, str(tmp_path / f"net.{first}")]) == 0
+    weights = (tmp_path / "net.bin").read_bytes()
+    assert cli.main([*words, str(tmp_path / f"net.{first}")]) == 0
+    assert cli.main([*words, str(tmp_path / f"net.{second}")]) == 2
+    assert f"net.bin, are those of net.{first}; choose another name" in capsys.readouterr().err
+    assert (tmp_path / "net.bin").read_bytes() == weights
+    assert not (tmp_path / f"net.{second}").exists()
+
+
 @pytest.mark.parametrize("suffix", ["safetensors", "onnx", "xml", "param"])
 def test_a_disk_that_takes_no_more_is_work_that_failed(tmp_path, capsys, suffix):
     """Exit code 1 and one line; an earlier file stays, and no part of the new one."""
