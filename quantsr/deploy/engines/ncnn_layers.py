@@ -113,7 +113,8 @@ class Layers:
     def conv(self, step: Step) -> None:
         """A convolution, or a linear layer as one of 1x1."""
         assert isinstance(step.op, FoldedConv)
-        self.convolve(step, as_conv(step.op), self.blobs[step.inputs[0]])
+        conv = step.op.as_conv() if isinstance(step.op, FoldedLinear) else step.op
+        self.convolve(step, conv, self.blobs[step.inputs[0]])
 
     def convolve(self, step: Step, conv: FoldedConv, x: str) -> None:
         """A convolution of floats or codes, less their zero point."""
@@ -279,10 +280,3 @@ def reads_bytes(conv: FoldedConv) -> bool:
         and codes is not None
         and max(abs(code) for code in codes) <= _LARGEST_CODE
     )
-
-
-def as_conv(layer: FoldedConv) -> FoldedConv:
-    """A linear layer as a 1x1 convolution, others as they are."""
-    if not isinstance(layer, FoldedLinear):
-        return layer
-    return FoldedConv(**{**vars(layer), "weight": layer.weight[:, :, None, None]})

@@ -16,7 +16,7 @@ import numpy as np
 from onnx import TensorProto
 
 from quantsr.deploy.engines.onnx_graph import OUTPUT, Graph
-from quantsr.deploy.engines.onnx_operations import OnnxOps, as_conv
+from quantsr.deploy.engines.onnx_operations import OnnxOps
 from quantsr.deploy.folded import (
     Attention,
     FirstConv,
@@ -58,7 +58,7 @@ class QdqOps(OnnxOps):
 
     def linear(self, step: Step, x: str) -> str:
         assert isinstance(step.op, FoldedLinear)
-        return self.graph.conv(as_conv(step.op), x)
+        return self.graph.conv(step.op.as_conv(), x)
 
     def pixels(self, step: Step, x: str) -> str:
         return self.graph.quantize("pixels.upscaled", x, (0, 255))
