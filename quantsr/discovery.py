@@ -7,9 +7,9 @@ import importlib
 import pkgutil
 import sys
 from importlib.util import module_from_spec, spec_from_file_location
-from pathlib import Path
 
 from quantsr.errors import InputError
+from quantsr.paths import expanded
 
 
 def import_files(package: str, suffix: str) -> None:
@@ -41,7 +41,7 @@ def import_named(name: str) -> str:
         if not name.endswith(".py"):
             importlib.import_module(name)
         elif name not in _imported:
-            path = Path(name).expanduser()
+            path = expanded(name)
             spec = spec_from_file_location(path.stem, path)
             if spec is None or spec.loader is None:
                 raise ImportError("it is no Python file")

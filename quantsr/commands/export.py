@@ -24,6 +24,7 @@ from quantsr.deploy.packed.model import PackedModel
 from quantsr.engine import build
 from quantsr.errors import InputError
 from quantsr.loading import from_checkpoint
+from quantsr.paths import expanded
 from quantsr.trained_files import checkpoint
 from quantsr.trained_files.names import PACKED, resolve
 
@@ -93,7 +94,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Export and print size and parity. Raises InputError for what cannot be exported."""
-    output = Path(args.output).expanduser()
+    output = expanded(args.output)
     if output.suffix not in SUFFIXES:
         raise InputError(f"{output}: cannot be exported to; name a file ending in {', '.join(SUFFIXES)}")
     if args.int4 and output.suffix != ".onnx":

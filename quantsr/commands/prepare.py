@@ -10,6 +10,7 @@ from pathlib import Path
 from quantsr.data import preparation
 from quantsr.data.download import ARCHIVES, BY_HAND, download
 from quantsr.errors import InputError
+from quantsr.paths import expanded
 from quantsr.temporary import remove_leftovers
 
 
@@ -92,21 +93,22 @@ def run(args: argparse.Namespace) -> int:
     if args.what == "download":
         return _download(args)
     jobs, force = args.jobs, args.force
-    source, target = args.input.expanduser(), args.output.expanduser()
-    for folder in filter(None, (target, getattr(args, "lq_output", None))):
+    source, target = expanded(args.input), expanded(args.output)
+    lq_source, lq_target = (_expanded_or_none(getattr(args, key, None)) for key in ("lq", "lq_output"))
+    for folder in filter(None, (target, lq_target)):
         remove_leftovers(folder)
     if args.what == "bicubic":
         count = preparation.make_bicubic(source, target, args.scale, jobs=jobs, force=force)
     elif args.what == "benchmark":
         count = preparation.make_benchmark(source, target, args.scale, jobs=jobs, force=force)
     elif args.what == "subimages":
-        if (args.lq is not None or args.scale > 1) and args.lq_output is None:
+        if (lq_source is not None or args.scale > 1) and lq_target is None:
             raise InputError("--lq-output: missing; --lq and --scale need a folder for the LR sub-images")
         count = preparation.make_subimages(
             source,
             target,
-            lq_source=args.lq,
-            lq_target=args.lq_output,
+            lq_source=lq_source,
+            lq_target=lq_target,
             filename_tmpl=args.filename_tmpl,
             scale=args.scale,
             size=args.size,
@@ -122,6 +124,10 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _expanded_or_none(path: Path | None) -> Path | None:
+    return None if path is None else expanded(path)
+
+
 def _download(args: argparse.Namespace) -> int:
     if args.name is None:
         for name, archive in ARCHIVES.items():
@@ -131,7 +137,7 @@ def _download(args: argparse.Namespace) -> int:
             if args.name in (None, name):
                 _say(f"{name:<16} {text}")
         return 0
-    _say(f"{download(args.name, args.output.expanduser(), force=args.force)}: ready")
+    _say(f"{download(args.name, expanded(args.output), force=args.force)}: ready")
     return 0
 
 

@@ -27,6 +27,7 @@ from quantsr.engine.evaluate import network_upscaler
 from quantsr.engine.finetune import finetune
 from quantsr.errors import InputError
 from quantsr.loading import float_network
+from quantsr.paths import expanded
 from quantsr.ranges import FLOAT_BITS, Bits
 from quantsr.trained_files.names import PACKED
 
@@ -117,7 +118,7 @@ def run(args: argparse.Namespace) -> int:
         InputError: the network cannot be read, quantized or lowered.
         StopError, WorkError: see `quantsr.engine.finetune.finetune`.
     """
-    output = Path(args.output).expanduser()
+    output = expanded(args.output)
     if output.suffix != PACKED:
         raise InputError(f"{output}: is no name of a packed file; name one that ends in {PACKED}")
     original, content, source = float_network(args.model, args.opt)
@@ -142,7 +143,7 @@ def run(args: argparse.Namespace) -> int:
         network = finetune(
             network,
             original,
-            Path(args.data).expanduser().absolute() if args.data else mini_folder(),
+            expanded(args.data).absolute() if args.data else mini_folder(),
             (_FOLDERS / f"quantize_{output.stem}").absolute(),
             scale=scale,
             seconds=60 * args.minutes,

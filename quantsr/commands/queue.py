@@ -10,6 +10,7 @@ from pathlib import Path
 from quantsr.commands.arguments import add_import_argument, import_words
 from quantsr.config.queue import load_queue
 from quantsr.engine.queue import Queue
+from quantsr.paths import expanded
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -60,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
     ]
     queue = Queue(
         load_queue(args.opt),
-        args.out,
+        expanded(args.out),
         seconds=args.budget,
         last=args.last,
         resume_command=shlex.join([*words, *(["--last"] if args.last else [])]),

@@ -5,12 +5,12 @@ from __future__ import annotations
 
 import argparse
 import logging
-from pathlib import Path
 
 from quantsr.analysis.report.document import report
 from quantsr.analysis.report.runs import read_runs
 from quantsr.errors import InputError
 from quantsr.files import write_text
+from quantsr.paths import expanded
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
         raise InputError(f"--pictures: must be 0 or more, got {args.pictures}")
     if args.crop < 16:
         raise InputError(f"--crop: must be 16 or more, got {args.crop}")
-    output = Path(args.output)
+    output = expanded(args.output)
     if output.is_dir():
         raise InputError(f"-o {args.output}: is a folder; name a file, such as {output / 'report.html'}")
     text = report(read_runs(args.runs), title=args.title, per_set=args.pictures, side=args.crop)

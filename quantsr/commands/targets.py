@@ -4,8 +4,6 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
-
 import torch
 
 from quantsr.archs import contract
@@ -13,6 +11,7 @@ from quantsr.commands.arguments import add_import_argument
 from quantsr.engine.targets import write_targets
 from quantsr.errors import InputError
 from quantsr.loading import float_network
+from quantsr.paths import expanded
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -49,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
         )
     torch.backends.cudnn.allow_tf32 = False
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    data, out = Path(args.data).expanduser(), Path(args.out).expanduser()
+    data, out = expanded(args.data), expanded(args.out)
     count = write_targets(network, scale, data, out, ensemble=args.ensemble, device=device)
     print(f"{out}: {count} pictures written")
     return 0

@@ -6,7 +6,6 @@ import argparse
 import logging
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 from tqdm import tqdm
 
@@ -16,6 +15,7 @@ from quantsr.deploy.engines.base import ENGINES
 from quantsr.deploy.upscale import image_io
 from quantsr.deploy.upscale.upscaler import PRECISIONS, Upscaler
 from quantsr.errors import InputError, WorkError, one_line
+from quantsr.paths import expanded
 from quantsr.pictures.formats import MAX_PIXELS, DamagedError, pixel_limit
 from quantsr.pictures.transparency import fill_hidden, on_white, scale_alpha
 from quantsr.trained_files.names import shipped
@@ -101,6 +101,7 @@ def run(args: argparse.Namespace) -> int:
     if args.depth is not None and args.budget_ms is not None:
         raise InputError("--budget-ms: chooses the depth itself; leave out --depth")
     args.max_pixels = args.max_pixels or pixel_limit()
+    output = expanded(args.output)
     files = find_pictures(args.input)
     upscaler = Upscaler(
         args.model,
@@ -111,7 +112,7 @@ def run(args: argparse.Namespace) -> int:
         self_ensemble=args.self_ensemble,
         precision=args.precision,
     )
-    jobs = plan_outputs(files, Path(args.output), upscaler.scale, force=args.force)
+    jobs = plan_outputs(files, output, upscaler.scale, force=args.force)
     failed = 0
     for job in tqdm(jobs, unit="picture", disable=len(jobs) == 1 or not terminal.has_terminal()):
         try:

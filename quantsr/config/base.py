@@ -3,10 +3,14 @@ after loading."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict
+
+from quantsr.errors import InputError
+from quantsr.paths import expanded
 
 
 def whole_number(value: Any) -> Any:
@@ -33,6 +37,20 @@ def folder_name(value: str) -> str:
 
 FolderName = Annotated[str, AfterValidator(folder_name)]
 """Text that can name a folder."""
+
+
+def output_folder(value: str) -> str:
+    """The path of a folder to write into, with ``~`` expanded; ``ValueError`` where there is no
+    such home."""
+    try:
+        expanded(value)
+    except InputError as error:
+        raise ValueError(str(error)) from None
+    return os.path.expanduser(value)
+
+
+OutputFolder = Annotated[str, AfterValidator(output_folder)]
+"""Path of a folder to write into."""
 
 
 class Section(BaseModel):

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import Field, field_validator, model_validator
 
-from quantsr.config.base import SEEDS, Int, Section
+from quantsr.config.base import SEEDS, Int, OutputFolder, Section
 from quantsr.config.problems import did_you_mean
 from quantsr.config.schema import Options
 
@@ -44,7 +44,7 @@ class CompareOptions(Section):
         default=None,
         description="Changes of the section `val` for the evaluation, such as `depths` or `metrics`; training keeps `base.val`.",
     )
-    experiments_root: str = Field(
+    experiments_root: OutputFolder = Field(
         default="experiments", min_length=1, description="Folder that holds one folder per comparison."
     )
 

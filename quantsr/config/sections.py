@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from quantsr.config.base import FolderName, Int, Registered, Section
+from quantsr.config.base import FolderName, Int, OutputFolder, Registered, Section
 
 
 class NetworkOptions(Section):
@@ -162,10 +162,12 @@ class PathOptions(Section):
         default=None,
         description="Training state to resume from; `--auto-resume` finds the newest of the run.",
     )
-    experiments_root: str = Field(
+    experiments_root: OutputFolder = Field(
         default="experiments", description="Folder that holds one folder per training run."
     )
-    results_root: str = Field(default="results", description="Folder that holds one folder per test run.")
+    results_root: OutputFolder = Field(
+        default="results", description="Folder that holds one folder per test run."
+    )
 
 
 class MetricOptions(Registered):

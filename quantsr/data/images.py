@@ -14,6 +14,7 @@ import cv2
 from quantsr.data.resize import U8
 from quantsr.errors import InputError, WorkError
 from quantsr.files import write_bytes
+from quantsr.paths import expanded
 from quantsr.pictures import opencv
 from quantsr.pictures.decode import decode as decode_whole
 from quantsr.pictures.decode import eight_bits
@@ -33,7 +34,7 @@ def as_folders(roots: str | os.PathLike[str] | Sequence[str | os.PathLike[str]])
     """One folder or many, with ``~`` expanded."""
     if isinstance(roots, (str, os.PathLike)):
         roots = [roots]
-    return [Path(root).expanduser() for root in roots]
+    return [expanded(root) for root in roots]
 
 
 def decode(content: bytes | memoryview, name: str | Path) -> U8:

@@ -24,6 +24,7 @@ from quantsr.deploy.packed.restrict import restrict
 from quantsr.engine.evaluate import EvalSet, Upscale
 from quantsr.errors import InputError
 from quantsr.files import failures_named
+from quantsr.paths import expanded
 from quantsr.pictures.listing import list_images
 from quantsr.temporary import folder_beside, remove_leftovers
 
@@ -102,7 +103,7 @@ def calibration_pictures(folder: str | None, scale: int) -> list[np.ndarray]:
 
     Raises InputError where there are none.
     """
-    paths = list_images(Path(folder).expanduser() if folder else mini_folder())
+    paths = list_images(expanded(folder) if folder else mini_folder())
     side = _CALIBRATION_SIDE * scale
     pictures = []
     for path in paths[:: max(1, len(paths) // _CALIBRATION_PICTURES)][:_CALIBRATION_PICTURES]:
@@ -123,7 +124,7 @@ def evaluation_set(folder: str | None, scale: int) -> EvalSet:
     if folder is None:
         options: dict[str, Any] = {"name": "skimage", "type": "SkimageDataset"}
     else:
-        root = Path(folder).expanduser()
+        root = expanded(folder)
         options = {"name": root.name, "type": "PairedImageDataset", "dataroot_gt": str(root)}
         lq = root / "LR_bicubic" / f"X{scale}"
         if (root / "HR").is_dir():

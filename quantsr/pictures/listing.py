@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from quantsr.errors import InputError
+from quantsr.paths import expanded
 from quantsr.pictures.names import SUFFIXES, pictures_in
 
 logger = logging.getLogger(__name__)
@@ -24,7 +25,7 @@ def list_images(folder: Path, meta_info_file: str | None = None) -> list[Path]:
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; name a folder of pictures")
     if meta_info_file is not None:
-        return _listed(folder, Path(meta_info_file).expanduser())
+        return _listed(folder, expanded(meta_info_file))
     found = pictures_in(folder)
     for path in sorted(folder.iterdir()):
         if path.suffix.lower() in SUFFIXES and path.is_symlink() and not path.exists():

@@ -15,6 +15,7 @@ from quantsr.config.schema import Options
 from quantsr.config.yaml_file import read_yaml
 from quantsr.engine.results import Record, read_results
 from quantsr.errors import InputError
+from quantsr.paths import expanded
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ def read_runs(paths: Sequence[str]) -> list[ReportRun]:
 
 
 def _folder(path: str) -> Path:
-    folder = Path(path)
+    folder = expanded(path)
     if folder.name == "results.json":
         folder = folder.parent
     if not folder.is_dir():
