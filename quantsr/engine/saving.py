@@ -6,7 +6,10 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
+from pydantic import ValidationError
+
 from quantsr.config import Options
+from quantsr.config.compare import flat
 from quantsr.engine import training_state
 from quantsr.engine.network_file import network_file
 from quantsr.engine.run_folder import RunFolder
@@ -15,6 +18,29 @@ from quantsr.models.quantsr_model import QuantSRModel
 from quantsr.trained_files import checkpoint
 
 logger = logging.getLogger(__name__)
+
+_OF_TRAINING = (
+    "scale",
+    "model_type",
+    "manual_seed",
+    "network_g",
+    "network_teacher",
+    "train",
+    "datasets.train",
+)
+_WITHOUT_EFFECT = ("train.total_iter", "train.compile")  # on a network that is trained already
+
+
+def _changed(before: Options, now: Options) -> list[str]:
+    """The options that decide what is trained and that differ, by their dotted names."""
+    old, new = flat(before.dump()), flat(now.dump())
+    return sorted(
+        key
+        for key in old.keys() | new.keys()
+        if any(key == part or key.startswith(f"{part}.") for part in _OF_TRAINING)
+        and key not in _WITHOUT_EFFECT
+        and old.get(key) != new.get(key)
+    )
 
 
 class Saver:
@@ -75,6 +101,33 @@ class Saver:
                 except OSError as error:
                     raise WorkError(f"{path}: cannot be renamed ({error.strerror}); remove it") from error
                 logger.info("%s: of iterations that this run does again, renamed to %s", path, other.name)
+
+    def refuse_finished(self, state: Mapping[str, Any]) -> None:
+        """Refuses to resume a finished training by other options: nothing would be trained by them,
+        and ``options.yml`` would name options that the network was not trained with.
+
+        Raises:
+            InputError: names the options.
+        """
+        train, iteration = self.options.train, int(state["iteration"])
+        finished = train is not None and iteration >= train.total_iter
+        if not finished or state["config_hash"] == self.options.config_hash():
+            return
+        changed = _changed(self._options_of(iteration), self.options)
+        if changed:
+            raise InputError(
+                f"{self.folder.root}: was trained to iteration {iteration} with other options ({', '.join(changed)}); "
+                "train under another name, without --auto-resume, or to a higher train.total_iter"
+            )
+
+    def _options_of(self, iteration: int) -> Options:
+        """The options in the network file of an iteration, else the present ones."""
+        path = self.folder.models / f"net_g_{iteration}.pth"
+        try:
+            ours = checkpoint.metadata(checkpoint.load(path), path) or {}
+            return Options.model_validate(ours["options"])
+        except (InputError, KeyError, ValidationError):
+            return self.options
 
     def find_state(self, auto_resume: bool) -> dict[str, Any] | None:
         """The state named in the options, or with ``auto_resume`` the newest complete one of this

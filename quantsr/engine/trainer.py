@@ -110,6 +110,8 @@ class Trainer:
             try:
                 locks.enter_context(owned(self.folder.root))
                 state = self.saver.find_state(self.auto_resume)
+                if state is not None and self.options.path.resume_state is None:
+                    self.saver.refuse_finished(state)
                 if state is None:
                     locks.enter_context(owned_anew(self.folder.root))
                 self.folder.create(self.options)

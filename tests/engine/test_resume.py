@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from quantsr.engine import training_state
 from quantsr.engine.run_folder import RunFolder
@@ -180,9 +181,24 @@ def test_parameters_that_are_not_finite_are_not_written(make_options: Any) -> No
 
 def test_a_state_of_another_network_is_refused(make_options: Any) -> None:
     Trainer(make_options(**{"train.total_iter": 1})).run()
-    other = make_options(**{"network_g.num_feat": 6})
+    other = make_options(**{"network_g.num_feat": 6, "train.total_iter": 2})
     with pytest.raises(InputError, match=r"iteration 1 does not fit these options"):
         Trainer(other, auto_resume=True).run()
+
+
+def test_a_finished_run_is_not_resumed_with_other_training_options(make_options: Any) -> None:
+    """Nothing would be trained with them; options without an effect on the network may differ."""
+    Trainer(make_options(**{"train.total_iter": 1})).run()
+    changes = {"train.total_iter": 1, "train.optim_g.lr": 0.5, "train.ema_decay": 0.25}
+    other = make_options(**changes)
+    with pytest.raises(
+        InputError, match=r"iteration 1 with other options \(train.ema_decay, train.optim_g.lr\)"
+    ):
+        Trainer(other, auto_resume=True).run()
+    recorded = yaml.safe_load((Path(other.experiment_folder) / "options.yml").read_text())
+    assert recorded["train"]["optim_g"]["lr"] != 0.5
+    Trainer(make_options(**{"train.total_iter": 1, "logger.print_freq": 7}), auto_resume=True).run()
+    Trainer(make_options(**changes | {"train.total_iter": 2}), auto_resume=True).run()
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(make_options: Any) -> None:
