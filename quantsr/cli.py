@@ -8,6 +8,7 @@ install it. Exit codes: 0 done, 1 the work failed, 2 bad usage, options or input
 from __future__ import annotations
 
 import argparse
+import errno
 import logging
 import sys
 from collections.abc import Sequence
@@ -151,6 +152,8 @@ def _report(error: BaseException, command: str) -> int:
         return _print_error(str(error), BAD_INPUT)
     if isinstance(error, ImportError):
         return _print_error(_missing_package(error, command), BAD_INPUT)
+    if isinstance(error, OSError) and error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
+        return _print_error(f"{error.filename}: {error.strerror}; correct the path", BAD_INPUT)
     return _print_error(str(error), FAILED)
 
 

@@ -1,11 +1,12 @@
 """Files that are either complete or absent: written under a temporary name beside the target,
-synced, then renamed."""
+synced, then renamed; and reading of regular files, with a limit."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
 import os
+import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,40 @@ from quantsr.locks import mark_in_use
 from quantsr.temporary import PREFIX, SUFFIX
 
 _NO_SUCH_PLACE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG)
+
+
+MAX_TEXT = 1 << 26
+"""Default of the largest file that `read_text` reads, in bytes."""
+
+
+def open_at_once(path: str | os.PathLike[str], flags: int) -> int:
+    """An ``opener`` for `open` that does not wait for the writer of a pipe."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
+def read_bytes(path: Path, *, limit: int) -> bytes:
+    """The content of a regular file of at most ``limit`` bytes.
+
+    Raises:
+        OSError: it cannot be read, is larger, or is a pipe or device.
+    """
+    with open(path, "rb", opener=open_at_once) as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.EINVAL, "it is no regular file", str(path))
+        if status.st_size > limit:
+            raise OSError(errno.EFBIG, f"it has {status.st_size:,} bytes, more than {limit:,}", str(path))
+        return file.read(limit)
+
+
+def read_text(path: Path, *, encoding: str = "utf-8") -> str:
+    """The content of a regular text file of at most `MAX_TEXT` bytes.
+
+    Raises:
+        OSError: see `read_bytes`.
+        UnicodeDecodeError: it is no text.
+    """
+    return read_bytes(path, limit=MAX_TEXT).decode(encoding)
 
 
 def sync_folder(folder: Path) -> None:
@@ -48,9 +83,10 @@ def replacing(path: Path, *, sync: bool = True) -> Iterator[BinaryIO]:
     Without ``sync``, a power failure soon after may truncate the new file.
 
     Raises:
-        OSError: the disk is full, the folder is missing or not writable ... An earlier ``path`` is
-            unchanged then.
+        OSError: the disk is full, the folder is missing or not writable, ``path`` is a device, pipe
+            or socket ... An earlier ``path`` is unchanged then.
     """
+    _refuse_special(path)
     handle, name = tempfile.mkstemp(prefix=PREFIX, suffix=SUFFIX, dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as file:
@@ -67,6 +103,19 @@ def replacing(path: Path, *, sync: bool = True) -> Iterator[BinaryIO]:
         raise
     if sync:
         sync_folder(path.parent)
+
+
+def _refuse_special(path: Path) -> None:
+    """Raises OSError where ``path`` is no file that may be replaced: root could rename a file over
+    /dev/null or over the link /dev/stdout."""
+    parent = os.path.realpath(path.parent)
+    in_system = parent in ("/dev", "/dev/fd") or f"{parent}/".startswith(("/proc/", "/sys/"))
+    with contextlib.suppress(FileNotFoundError):
+        mode = os.stat(path).st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+            in_system = True
+    if in_system:
+        raise OSError(errno.EINVAL, "it is no regular file", str(path))
 
 
 def replace_file(path: Path, content: bytes, *, sync: bool = True) -> None:

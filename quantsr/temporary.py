@@ -19,6 +19,7 @@ PREFIX, SUFFIX = ".quantsr.", ".tmp"
 
 _CONTENT = "content"
 _OPTIONS = "options.yml"  # a folder with this file is the folder of a run
+_LEVELS = 3  # the depth of run folders and prepared data; a user may name any folder, even /
 _NAME_BYTES = 255  # longest file name, where the system does not tell
 
 
@@ -26,9 +27,12 @@ def remove_leftovers(folder: Path, *, below: bool = True) -> None:
     """Removes temporary files and folders of killed processes in ``folder``, but none that a
     process is writing.
 
-    ``below``: in the folders below it too, except those of other runs, which have their own locks.
+    ``below``: in `_LEVELS` levels of folders below it too, except those of other runs, which have
+    their own locks.
     """
+    top = len(folder.parts)
     for parent, folders, files in os.walk(folder):
+        deeper = below and len(Path(parent).parts) - top < _LEVELS
         for name in filter(_is_temporary, folders):
             path = Path(parent, name)
             with contextlib.suppress(FolderLockedError, OSError):
@@ -43,7 +47,7 @@ def remove_leftovers(folder: Path, *, below: bool = True) -> None:
         folders[:] = [
             name
             for name in folders
-            if below and not _is_temporary(name) and not Path(parent, name, _OPTIONS).exists()
+            if deeper and not _is_temporary(name) and not os.path.exists(Path(parent, name, _OPTIONS))
         ]
 
 

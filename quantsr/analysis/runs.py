@@ -14,7 +14,7 @@ from quantsr.engine import training_state
 from quantsr.engine.results import Record, read_results
 from quantsr.engine.run_folder import RunFolder, owned, set_aside
 from quantsr.errors import InputError
-from quantsr.files import write_text
+from quantsr.files import read_text, write_text
 from quantsr.trained_files import checkpoint
 
 logger = logging.getLogger(__name__)
@@ -128,9 +128,9 @@ class Ledger:
         if not path.exists():
             return {}
         try:
-            entries = json.loads(path.read_text(encoding="utf-8"))
+            entries = json.loads(read_text(path))
             return {str(name): dict(entry) for name, entry in entries.items()}
-        except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
             raise InputError(f"{path}: damaged ({error}); give the comparison another name") from error
 
     def _read_records(self) -> dict[str, list[Record]]:
@@ -140,7 +140,7 @@ class Ledger:
             return found
         try:
             records = read_results(path)
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             logger.warning("%s: damaged (%s); evaluating again", path, error)
             return found
         names = {(run.variant, run.seed): name for name, run in self.runs.items()}

@@ -9,6 +9,7 @@ from typing import Any
 
 from quantsr.config.problems import KeyPath, Problems
 from quantsr.errors import InputError
+from quantsr.files import read_text
 from quantsr.pictures.listing import list_images
 from quantsr.trained_files.names import PACKED, resolve
 
@@ -203,8 +204,7 @@ def _pictures(folder: str, meta: str | None = None) -> list[str]:
 
 def _count_lines(path: str) -> int | None:
     try:
-        with open(path, encoding="utf-8") as file:
-            return sum(1 for line in file if line.strip())
+        return sum(1 for line in read_text(Path(path)).splitlines() if line.strip())
     except (OSError, ValueError):  # not there, or not UTF-8
         return None
 

@@ -6,19 +6,27 @@ that none of PyYAML's constructors runs. Errors are one line and name the file a
 
 from __future__ import annotations
 
+import codecs
 import difflib
+import errno
+import io
 import os
 import re
+import select
+import stat
 from dataclasses import dataclass
 from typing import Any
 
 import yaml
 
 from quantsr.errors import InputError
+from quantsr.files import open_at_once
 
 _TAG = "tag:yaml.org,2002:"
 MAX_LEVELS = 32
 """Limit of the nesting of sections and lists."""
+PIPE_SECONDS = 30.0
+"""Time that a pipe without a writer, or with one that writes nothing, is waited for."""
 _INT = re.compile(r"[-+]?[0-9][0-9_]*")
 _FLOAT = re.compile(
     r"[-+]?(?:[0-9][0-9_]*\.[0-9_]*|\.[0-9][0-9_]*)(?:[eE][-+]?[0-9]+)?"
@@ -91,8 +99,7 @@ def read_yaml(path: str, allowance: Allowance | None = None) -> dict[str, Any]:
     if allowance.files < 0:
         raise InputError(f"{path}: is one of more than {Allowance.files} files under _base_; name fewer")
     try:
-        with open(path, encoding="utf-8") as file:
-            text = file.read(allowance.characters + 1)
+        text = _read_text(path, allowance.characters + 1)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file{_neighbour(path)}") from None
     except IsADirectoryError:
@@ -110,6 +117,32 @@ def read_yaml(path: str, allowance: Allowance | None = None) -> dict[str, Any]:
         what = "is empty" if value is None else "holds no keys"
         raise InputError(f"{path}: {what}; an option file has lines like 'scale: 4'")
     return value
+
+
+def _read_text(path: str, characters: int) -> str:
+    """The first characters of a text file, or of a pipe, such as the shell's ``<(...)``.
+
+    Raises:
+        OSError: it cannot be read, or nothing is written to the pipe for `PIPE_SECONDS`.
+        UnicodeDecodeError: it is no UTF-8 text.
+    """
+    decoder = io.IncrementalNewlineDecoder(codecs.getincrementaldecoder("utf-8")(), translate=True)
+    text: list[str] = []
+    with open(path, "rb", buffering=0, opener=open_at_once) as file:
+        is_pipe = stat.S_ISFIFO(os.fstat(file.fileno()).st_mode)
+        if not is_pipe and hasattr(os, "set_blocking"):
+            os.set_blocking(file.fileno(), True)
+        while characters > 0:
+            if is_pipe and not select.select([file], [], [], PIPE_SECONDS)[0]:
+                raise OSError(errno.ETIMEDOUT, f"nothing was written to this pipe for {PIPE_SECONDS:g} s")
+            content = file.read(1 << 16)
+            if content is None:  # another reader was faster
+                continue
+            text.append(decoder.decode(content, final=not content)[:characters])
+            characters -= len(text[-1])
+            if not content:
+                break
+    return "".join(text)
 
 
 def parse_yaml(text: str, where: str, allowance: Allowance | None = None) -> Any:

@@ -15,6 +15,7 @@ from quantsr.data.images import as_folders, decode, picture_size, read_rgb
 from quantsr.data.options import complete
 from quantsr.data.resize import U8, imresize_uint8, mod_crop
 from quantsr.errors import InputError
+from quantsr.files import read_text
 from quantsr.pictures.listing import list_images, pair_up
 
 #: The photographs that scikit-image ships as PNG (public domain / CC0).
@@ -288,7 +289,7 @@ def _lmdb(name: str, scale: int, gt_root: Path, lq_folders: Sequence[Path]) -> L
     keys: list[dict[str, tuple[int, int] | None]] = []
     for root in (gt_root, lq_folders[0]):
         try:
-            lines = (root / "meta_info.txt").read_text(encoding="utf-8-sig").splitlines()
+            lines = read_text(root / "meta_info.txt", encoding="utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError):
             raise InputError(
                 f"{root}: not an LMDB folder of BasicSR (no meta_info.txt); make it with `quantsr prepare lmdb`"

@@ -13,12 +13,12 @@ import cv2
 
 from quantsr.data.resize import U8
 from quantsr.errors import InputError, WorkError
-from quantsr.files import write_bytes
+from quantsr.files import read_bytes, write_bytes
 from quantsr.paths import expanded
 from quantsr.pictures import opencv
 from quantsr.pictures.decode import decode as decode_whole
 from quantsr.pictures.decode import eight_bits
-from quantsr.pictures.formats import DamagedError, number_of_frames, opened
+from quantsr.pictures.formats import DamagedError, number_of_frames, opened, pixel_limit
 from quantsr.pictures.whole import is_whole_jpeg
 
 logger = logging.getLogger(__name__)
@@ -28,6 +28,7 @@ logger = logging.getLogger(__name__)
 cv2.setNumThreads(0)
 
 _DECODED_BY_PILLOW = ("TIFF", "GIF")
+_BYTES_OF_A_PIXEL, _BYTES_BESIDE = 16, 1 << 26  # more than any file of one picture has
 
 
 def as_folders(roots: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> list[Path]:
@@ -76,7 +77,7 @@ def read_rgb(path: Path) -> U8:
         InputError: the file is absent or cannot be decoded.
     """
     try:
-        content = path.read_bytes()
+        content = read_bytes(path, limit=_BYTES_OF_A_PIXEL * pixel_limit() + _BYTES_BESIDE)
     except OSError as error:
         raise InputError(f"{path}: cannot be opened ({error.strerror}); check the path") from None
     return decode(content, path)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from quantsr import terminal
 from quantsr.data.images import encode_png, is_written, picture_size, read_rgb, write_file
 from quantsr.data.resize import U8, imresize_uint8, mod_crop
 from quantsr.errors import InputError, WorkError
@@ -37,12 +38,18 @@ def for_each(work: Callable[[Path], int], paths: Sequence[Path], *, jobs: int, l
     """
     total = 0
     if jobs <= 1:
-        for path in tqdm(paths, desc=label, unit="picture"):
+        for path in tqdm(paths, desc=label, unit="picture", disable=not terminal.has_terminal()):
             total += work(path)
         return total
     with _processes(jobs) as pool:
         futures = [pool.submit(work, path) for path in paths]
-        for future in tqdm(as_completed(futures), total=len(futures), desc=label, unit="picture"):
+        for future in tqdm(
+            as_completed(futures),
+            total=len(futures),
+            desc=label,
+            unit="picture",
+            disable=not terminal.has_terminal(),
+        ):
             total += future.result()
     return total
 
@@ -304,7 +311,15 @@ def _write_lmdb(
                 encode, [path for _, path in order], chunksize=4
             )
             for (key, _), (content, shape) in zip(
-                order, tqdm(contents, total=len(order), desc="lmdb", unit="picture"), strict=True
+                order,
+                tqdm(
+                    contents,
+                    total=len(order),
+                    desc="lmdb",
+                    unit="picture",
+                    disable=not terminal.has_terminal(),
+                ),
+                strict=True,
             ):
                 maker.put(content, key, shape)
         maker.close()

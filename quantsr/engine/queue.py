@@ -19,7 +19,7 @@ from quantsr.engine.run_folder import owned
 from quantsr.engine.time_limit import TimeLimit
 from quantsr.engine.trainer import Trainer
 from quantsr.errors import InputError, StopError, WorkError
-from quantsr.files import write_text
+from quantsr.files import read_text, write_text
 from quantsr.trained_files import checkpoint
 
 logger = logging.getLogger(__name__)
@@ -99,7 +99,7 @@ class Queue:
         if not path.is_file():
             return {}
         try:
-            entries = json.loads(path.read_text(encoding="utf-8"))["entries"]
+            entries = json.loads(read_text(path))["entries"]
             return {str(name): dict(entry) for name, entry in entries.items()}
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(

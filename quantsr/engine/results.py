@@ -12,7 +12,7 @@ import typing
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from quantsr.files import write_text
+from quantsr.files import read_text, write_text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,10 +163,11 @@ def read_results(path: str | Path) -> list[Record]:
     """The records of a ``results.json``.
 
     Raises:
-        ValueError, TypeError, KeyError, AttributeError: it is not a file of `write_records`.
+        OSError, ValueError, TypeError, KeyError, AttributeError: it cannot be read, or is no
+            file of `write_records`.
     """
     try:
-        rows = json.loads(Path(path).read_text(encoding="utf-8"))
+        rows = json.loads(read_text(Path(path)))
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
     records = [Record(**{**row, "value": float(row["value"])}) for row in rows]

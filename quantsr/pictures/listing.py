@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from quantsr.errors import InputError
+from quantsr.files import read_text
 from quantsr.paths import expanded
 from quantsr.pictures.names import SUFFIXES, pictures_in
 
@@ -43,7 +44,7 @@ def _listed(folder: Path, meta_info_file: Path) -> list[Path]:
     Names may contain spaces. A byte-order mark and Windows line ends are removed.
     """
     try:
-        lines = meta_info_file.read_text(encoding="utf-8-sig").splitlines()
+        lines = read_text(meta_info_file, encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         what = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
         raise InputError(

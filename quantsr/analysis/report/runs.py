@@ -114,7 +114,7 @@ def _read(folder: Path, label: str) -> ReportRun:
 def _records(path: Path) -> list[Record]:
     try:
         return read_results(path)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise InputError(f"{path}: damaged ({error}); run the test or training again") from error
 
 
