@@ -16,7 +16,14 @@ from quantsr.errors import InputError, WorkError
 from quantsr.locks import mark_in_use
 from quantsr.temporary import PREFIX, SUFFIX
 
-_NO_SUCH_PLACE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG)
+_NO_SUCH_PLACE = (
+    errno.ENOENT,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.EEXIST,  # of a folder: a file or a link to nothing has its name
+    errno.ENAMETOOLONG,
+    errno.ELOOP,
+)
 
 
 MAX_TEXT = 1 << 26
@@ -64,15 +71,21 @@ def sync_folder(folder: Path) -> None:
             os.close(handle)
 
 
+def is_impossible(error: OSError) -> bool:
+    """Whether a path can never be written: its name is too long, a circle of links, that of a
+    folder, or below a file."""
+    return error.errno in _NO_SUCH_PLACE
+
+
 @contextlib.contextmanager
 def _work_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        reason = error.strerror or str(error)
-        raise WorkError(
-            f"{path}: cannot be written ({reason}); an earlier file of this name is intact"
-        ) from error
+        what = f"{path}: cannot be written ({error.strerror or error})"
+        if is_impossible(error):
+            raise InputError(f"{what}; choose another name") from error
+        raise WorkError(f"{what}; an earlier file of this name is intact") from error
 
 
 @contextlib.contextmanager
@@ -129,6 +142,7 @@ def write_bytes(path: Path, content: bytes, *, sync: bool = True) -> None:
 
     Raises:
         WorkError: names the file and the reason. An earlier ``path`` is unchanged then.
+        InputError: the same, for a path that is impossible.
     """
     with _work_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -153,15 +167,14 @@ def failures_named(path: Path) -> Iterator[None]:
     """Turns an OSError raised while `path` is written into one line that names the file.
 
     Raises:
-        InputError: the path is impossible: its folder is missing, or its name is too long or that
-            of a folder.
+        InputError: the path is impossible: its folder is missing, or see `is_impossible`.
         WorkError: the disk is full, the folder is not writable ...
     """
     try:
         yield
     except OSError as error:
         what = f"{path}: cannot be written ({error.strerror or error})"
-        if error.errno in _NO_SUCH_PLACE:
+        if is_impossible(error):
             raise InputError(f"{what}; create the folder or choose another name") from error
         raise WorkError(f"{what}; free some space or choose another folder") from error
 

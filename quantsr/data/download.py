@@ -18,6 +18,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from quantsr.errors import InputError, WorkError
+from quantsr.files import is_impossible
 from quantsr.temporary import folder_beside, replace_folder
 
 _BASE = "https://data.vision.ee.ethz.ch/cvl/DIV2K/"
@@ -99,9 +100,11 @@ def _disk_failures(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        what = f"{error.filename or path}: cannot be written ({error.strerror or error})"
+        if is_impossible(error):
+            raise InputError(f"{what}; choose another folder") from None
         raise WorkError(
-            f"{error.filename or path}: cannot be written ({error.strerror or error}); free some space or choose "
-            "another folder, and run the command again to resume"
+            f"{what}; free some space or choose another folder, and run the command again to resume"
         ) from None
 
 

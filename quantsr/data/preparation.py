@@ -19,6 +19,7 @@ from quantsr import terminal
 from quantsr.data.images import encode_png, is_written, picture_size, read_rgb, write_file
 from quantsr.data.resize import U8, imresize_uint8, mod_crop
 from quantsr.errors import InputError, WorkError
+from quantsr.files import is_impossible
 from quantsr.pictures.listing import list_images, pair_up
 from quantsr.temporary import folder_beside, replace_folder
 
@@ -287,9 +288,10 @@ def make_lmdb(source: Path, target: Path, *, strip: str, compression: int, jobs:
             replace_folder(made, target)
     except (lmdb.Error, OSError) as error:
         reason = getattr(error, "strerror", None) or str(error).rpartition(": ")[2]
-        raise WorkError(
-            f"{target}: cannot be written ({reason}); free some space or choose another folder"
-        ) from None
+        what = f"{target}: cannot be written ({reason})"
+        if isinstance(error, OSError) and is_impossible(error):
+            raise InputError(f"{what}; choose another folder") from None
+        raise WorkError(f"{what}; free some space or choose another folder") from None
     return len(order)
 
 

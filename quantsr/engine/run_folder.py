@@ -16,8 +16,8 @@ from typing import Any
 import yaml
 
 from quantsr.config import Options
-from quantsr.errors import WorkError
-from quantsr.files import write_text
+from quantsr.errors import InputError, WorkError
+from quantsr.files import is_impossible, write_text
 from quantsr.locks import LOCK_NAME, locked
 from quantsr.temporary import fitting_name, remove_leftovers
 
@@ -59,7 +59,7 @@ class RunFolder:
         """Makes the folders and writes ``options.yml``.
 
         Raises:
-            WorkError: a folder cannot be made.
+            WorkError: a folder cannot be made; InputError where its name is impossible.
         """
         with _folder_failures(self.root):
             for folder in (self.models, self.states, self.log):
@@ -76,7 +76,8 @@ def _folder_failures(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise WorkError(
+        kind = InputError if is_impossible(error) else WorkError
+        raise kind(
             f"{folder}: cannot be used ({error.strerror or error}); choose another folder or name"
         ) from error
 

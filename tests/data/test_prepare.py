@@ -157,9 +157,9 @@ def test_a_number_that_cannot_be_parsed_is_named(value: str, capsys: pytest.Capt
     assert f"must be a whole number of at least 1, got '{value}'" in capsys.readouterr().err
 
 
-def test_a_folder_that_cannot_be_made_is_a_work_error(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_made_is_an_input_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(WorkError, match=r"a\.png: cannot be written \(Not a directory\)"):
+    with pytest.raises(InputError, match=r"a\.png: cannot be written \(Not a directory\)"):
         write_file(tmp_path / "file" / "below" / "a.png", b"")
 
 

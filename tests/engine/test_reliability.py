@@ -22,7 +22,7 @@ from quantsr.engine.run_folder import RunFolder, dated_log, log_file, set_aside
 from quantsr.engine.saved_pictures import unique_names
 from quantsr.engine.trainer import Trainer
 from quantsr.engine.validation import Validation
-from quantsr.errors import InputError, WorkError
+from quantsr.errors import InputError
 from quantsr.locks import FolderLockedError, locked
 from quantsr.trained_files import checkpoint
 from tests.engine.conftest import smooth_picture
@@ -120,7 +120,7 @@ def test_file_names_that_are_not_utf8_are_logged(tmp_path: Path, caplog: pytest.
 
 def test_a_folder_that_cannot_be_made_is_one_line(make_options: Any, tmp_path: Path) -> None:
     (tmp_path / "experiments").symlink_to(tmp_path / "experiments")  # a loop
-    with pytest.raises(WorkError, match="cannot be used") as caught:
+    with pytest.raises(InputError, match="cannot be used") as caught:
         Trainer(make_options()).run()
     assert "\n" not in str(caught.value)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import random
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -24,13 +26,35 @@ from tests.stress.damage import change_entry, flip_bytes
 
 pytestmark = pytest.mark.stress
 
-ENGINES_TRIED = ("native", "native", "native", "onnxruntime", "torch")
-NETWORKS: dict[str, Callable[..., PackedModel]] = {
-    "quantsr_c": random_model,
-    "quantsr_t": random_model_t,
-    "residual": residual,
-    "swin": lambda: swin(shifts=(0, 4)),
-    **{make.__name__: make for make in ODD},
+ENGINES_TRIED = os.environ.get("QUANTSR_STRESS_ENGINES", "native native native onnxruntime torch").split()
+SMALL_T = {"embed_dim": 12, "num_heads": 2, "window_size": 4, "num_block": 2, "layers_per_block": 2}
+
+
+def small_model(rng: random.Random) -> PackedModel:
+    """A QuantSR-C of random sizes."""
+    return random_model(
+        num_feat=rng.choice((8, 16, 24, 40)),
+        num_block=rng.choice((1, 2, 4)),
+        scale=rng.choice((2, 3, 4)),
+        bits_w=rng.choice((2, 4, 8)),
+        bits_a=rng.choice((2, 4, 6, 8)),
+        head_tail_bits=rng.choice((8, 8, 16)),
+        upsampler=rng.choice(("pixelshuffle", "pixelshuffledirect")),
+    )
+
+
+def small_model_t(rng: random.Random) -> PackedModel:
+    """A QuantSR-T of random bits and scale."""
+    bits = {"bits_w": rng.choice((2, 4, 8)), "bits_a": rng.choice((2, 4, 8))}
+    return random_model_t(scale=rng.choice((2, 3, 4)), **bits, **SMALL_T)
+
+
+NETWORKS: dict[str, Callable[[random.Random], PackedModel]] = {
+    "quantsr_c": small_model,
+    "quantsr_t": small_model_t,
+    "residual": lambda rng: residual(),
+    "swin": lambda rng: swin(shifts=(0, 4)),
+    **{make.__name__: lambda rng, make=make: make() for make in ODD},
 }
 """The first two without a program in their file."""
 
@@ -64,24 +88,31 @@ def rewritten(content: bytes, budget: Budget) -> bytes:
     return struct.pack("<Q", len(head)) + head + bytes(data)
 
 
-@pytest.mark.parametrize("name", NETWORKS)
-def test_damaged_packed_files(budget: Budget, tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize("make", NETWORKS.values(), ids=NETWORKS)
+def test_damaged_packed_files(
+    budget: Budget, tmp_path: Path, make: Callable[[random.Random], PackedModel]
+) -> None:
     """A file that is taken also runs, on the native engine, where sizes that do not fit would be
     memory errors."""
     whole, bad = tmp_path / "whole.safetensors", tmp_path / "bad.safetensors"
-    packing.save(NETWORKS[name](), whole)
-    content = whole.read_bytes()
-    picture = np.random.default_rng(budget.seed).integers(0, 256, (9, 11, 3), dtype=np.uint8)
+    pixels = np.random.default_rng(budget.seed).integers(0, 256, (40, 40, 3), dtype=np.uint8)
     ran, errors = 0, []
-    for _ in budget.rounds():
+    for number in budget.rounds():
+        if number % 20 == 0:
+            packing.save(make(budget.rng), whole)
+            content = whole.read_bytes()
+        height, width = budget.rng.choice(((1, 1), (1, 40), (40, 1), (9, 11), (33, 17)))
+        picture = pixels[:height, :width]
         bad.write_bytes(rewritten(content, budget))
         try:
-            upscaler = Upscaler(bad, engine=budget.rng.choice(ENGINES_TRIED), threads=1)
+            upscaler = Upscaler(
+                bad, engine=budget.rng.choice(ENGINES_TRIED), threads=budget.rng.choice((1, 1, 3))
+            )
             found = upscaler(picture)
         except InputError as error:
             errors.append(str(error))
             continue
-        assert found.shape == (9 * upscaler.scale, 11 * upscaler.scale, 3)
+        assert found.shape == (height * upscaler.scale, width * upscaler.scale, 3)
         ran += 1
     assert not any("\n" in line for line in errors)
     print(f"{len(errors)} refused, {ran} ran")
