@@ -25,7 +25,7 @@ cp -R quantsr tests scripts datasets options docs setup.py pyproject.toml README
 cd "$work"
 rm -f quantsr/deploy/native/kernels*.so
 # the flags of setup.py, but for the level of optimization and the debugging information, which it strips
-sed -i.old -e 's|"-O3",|"-O1", "-g", "-fno-omit-frame-pointer", "-fsanitize=address,undefined", "-fno-sanitize-recover=all",|' \
+sed -i.old -e 's|"-O3",|"-O1", "-g1", "-fno-omit-frame-pointer", "-fsanitize=address,undefined", "-fno-sanitize-recover=all",|' \
     -e 's|\["-s"\]|["-fsanitize=address,undefined"]|' setup.py
 echo "== $cc -O1 -fsanitize=address,undefined"
 CC=$cc LDSHARED="$cc -shared" "$python" setup.py -q build_ext --inplace

@@ -10,7 +10,8 @@ from pathlib import Path
 from PIL import Image
 
 from quantsr.deploy.upscale import image_io
-from quantsr.errors import InputError
+from quantsr.errors import InputError, WorkError
+from quantsr.files import is_impossible
 from quantsr.pictures.names import SUFFIXES, pictures_in
 
 
@@ -76,7 +77,8 @@ def plan_outputs(files: list[Path], output: Path, scale: int, *, force: bool) ->
     suffix, else `output/NAME_xS.suffix`.
 
     Raises InputError for a picture type that cannot be written, and where a result would overwrite
-    an input, another result, or (without `force`) an existing file.
+    an input, another result, or (without `force`) an existing file; WorkError where the folder
+    cannot be made.
     """
     as_file = output.suffix.lower() in image_io.SUFFIXES and not os.path.isdir(output)
     if as_file and len(files) > 1:
@@ -105,7 +107,8 @@ def plan_outputs(files: list[Path], output: Path, scale: int, *, force: bool) ->
     try:
         (output.parent if as_file else output).mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"{output}: the folder cannot be made ({error.strerror}); choose another") from error
+        kind = InputError if is_impossible(error) else WorkError
+        raise kind(f"{output}: the folder cannot be made ({error.strerror}); choose another") from error
     return jobs
 
 

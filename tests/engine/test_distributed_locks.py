@@ -70,8 +70,8 @@ def test_two_processes_are_refused_where_another_trains(
 
 
 def test_the_lock_of_two_processes_ends_with_the_first(make_options: Any, tmp_path: Path) -> None:
-    """While they train, others are refused; after SIGKILL of the first process, the second ends, and
-    the run is resumed from the last checkpoint."""
+    """While they train, others are refused; after SIGKILL of the first process, the second ends,
+    and the run is resumed from the last checkpoint."""
     options = make_options(**{"train.total_iter": 100_000, "logger.save_checkpoint_freq": 2})
     root = Path(options.experiment_folder)
     process = start(options, tmp_path)

@@ -35,8 +35,9 @@ LIMIT_S = 120
 """Seconds after which a command is taken to hang; it takes a few."""
 
 _context = multiprocessing.get_context("forkserver")
+_COMMANDS = ("train", "compare", "test", "prepare", "export", "upscale", "report")
 _context.set_forkserver_preload(
-    ["tests.stress.test_file_systems", "quantsr.commands.train", "quantsr.commands.compare"]
+    ["tests.stress.test_file_systems", *(f"quantsr.commands.{name}" for name in _COMMANDS)]
 )
 
 

@@ -35,7 +35,10 @@ ARCHIVE = "div2k-valid"
 
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(
-    ["tests.stress.test_kills", "quantsr.commands.train", "quantsr.commands.compare"]
+    [
+        "tests.stress.test_kills",
+        *(f"quantsr.commands.{name}" for name in ("train", "compare", "prepare", "export")),
+    ]
 )
 
 
