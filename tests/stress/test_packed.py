@@ -124,5 +124,6 @@ def test_damaged_packed_files(
         if upscaler.engine == "native":
             engine = NativeEngine(packing.load(bad), upscaler.depth, threads=2, isa=budget.rng.choice(ISAS))
             engine.run(picture[None])
-    assert not any("\n" in line for line in errors)
+    # names in a header may have any characters; the command line shows them as escapes
+    assert not [line for line in errors if not line.startswith((f"{bad}: ", "engine "))]
     print(f"{len(errors)} refused, ran: {dict(ran)}")
