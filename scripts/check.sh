@@ -3,7 +3,7 @@
 #
 #   sh scripts/check.sh                  the unit tests, a few minutes
 #   sh scripts/check.sh --integration    the slow end-to-end tests as well
-#   sh scripts/check.sh --stress         only the long randomized runs: kills, damaged and bad files
+#   sh scripts/check.sh --stress         only the long randomized runs: kills, damaged and bad files, hostile arguments, bad file systems
 #
 # A stress test runs until its time budget ends and prints its seed. Variables:
 #   QUANTSR_STRESS_SECONDS   time budget of each stress test, default 60
