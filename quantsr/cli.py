@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import errno
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,6 +21,9 @@ from quantsr import __version__, terminal
 from quantsr.errors import InputError, OptionsError, WorkError, one_line
 
 DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+
+# Reasons for which a path that the user gave cannot even be looked at.
+_OF_PATHS = (errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES, errno.EPERM)
 
 # Packages of the extra [train]; every other third-party package is a base dependency.
 TRAIN_PACKAGES = frozenset(
@@ -152,8 +156,9 @@ def _report(error: BaseException, command: str) -> int:
         return _print_error(str(error), BAD_INPUT)
     if isinstance(error, ImportError):
         return _print_error(_missing_package(error, command), BAD_INPUT)
-    if isinstance(error, OSError) and error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
-        return _print_error(f"{error.filename}: {error.strerror}; correct the path", BAD_INPUT)
+    if isinstance(error, OSError) and error.errno in _OF_PATHS and error.filename is not None:
+        path = os.fsdecode(error.filename) if isinstance(error.filename, bytes) else error.filename
+        return _print_error(f"{path}: {error.strerror}; correct the path, or its permissions", BAD_INPUT)
     return _print_error(str(error), FAILED)
 
 

@@ -256,3 +256,11 @@ def test_python_m_quantsr_runs_the_command_line() -> None:
         [sys.executable, "-m", "quantsr", "--version"], capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == f"quantsr {quantsr.__version__}"
+
+
+def test_a_path_that_may_not_be_looked_at_is_bad_input(command, capsys) -> None:
+    command(raising(PermissionError(13, "Permission denied", "secret/x")))
+    assert cli.main(["fake"]) == 2
+    assert capsys.readouterr().err == (
+        "error: secret/x: Permission denied; correct the path, or its permissions\n"
+    )

@@ -77,6 +77,8 @@ def load(path: str | Path) -> dict[str, Any]:
         ) from error
     except InputError:
         raise
+    except PermissionError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
     except MemoryError as error:
         raise InputError(f"{path}: needs more memory than there is; use another one") from error
     # torch's reader of old files can raise anything for a damaged file

@@ -32,6 +32,10 @@ def opened(path: Path) -> Iterator[Any]:
     if not path.is_file():
         raise InputError(f"{path}: there is no such file; give a network written by 'quantsr export'")
     try:
+        path.open("rb").close()  # safetensors reports every failure as a missing file
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
+    try:
         with safe_open(str(path), framework="numpy") as file:
             yield file
     except (SafetensorError, OSError, TypeError, AttributeError) as error:

@@ -66,7 +66,8 @@ NUMBERS = (
     "99999x99999",
 )
 DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random")
-# NETWORK, RUN, OPTIONS, COMPARE and TEST are valid; ANY is hostile; OUT is a place to write to.
+# NETWORK, RUN, OPTIONS, COMPARE, TEST and QUEUE are files that exist; ANY is hostile; OUT is
+# written to.
 COMMANDS: tuple[tuple[str, ...], ...] = (
     ("cost", "-m", "ANY"),
     ("cost", "-m", "ANY", "--program"),
@@ -91,7 +92,9 @@ COMMANDS: tuple[tuple[str, ...], ...] = (
     ("test", "-opt", "TEST", "--set", "datasets.test.meta_info_file=ANY", "datasets.test.type=PairedImageDataset", "datasets.test.dataroot_gt=good"),
     ("train", "-opt", "ANY"),
     ("queue", "-opt", "ANY", "--budget", "1"),
+    ("queue", "-opt", "QUEUE", "--budget", "NUMBER", "--out", "OUT"),
     ("bench", "-m", "ANY", "--runs", "1"),
+    ("quantize", "-m", "ANY", "-o", "OUT", "--data", "good"),
     ("upscale", "ANY", "-o", "out/a", "--model", "NETWORK"),
     ("upscale", "good", "-o", "out/a", "--model", "ANY"),
     ("upscale", "good/a.png", "-o", "OUT", "--model", "NETWORK"),
@@ -155,6 +158,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     Path("compare.yml").write_text(
         yaml.safe_dump({"name": "c", "base": base, "seeds": [1], "variants": {"v": {}}})
     )
+    Path("queue.yml").write_text("entries: {a: {opt: nowhere.yml}}\n")
     Path("run/results.json").write_text("[]")
     strange_files(Path("strange"))
     kinds = sorted(path.name for path in Path("strange").iterdir())
@@ -219,6 +223,7 @@ def words_of(template: tuple[str, ...], rng: random.Random) -> list[str]:
         "OPTIONS": "options.yml",
         "COMPARE": "compare.yml",
         "TEST": "test.yml",
+        "QUEUE": "queue.yml",
     }
     found = []
     for word in template:
