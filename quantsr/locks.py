@@ -23,6 +23,8 @@ LOCK_NAME = ".quantsr.lock"
 """The lock file in a locked folder. It names the process with the lock, and is removed at the
 end."""
 
+# A link of this name in a folder of others must not make this process overwrite another file.
+_FLAGS = os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0)
 _TAKEN = (errno.EACCES, errno.EAGAIN)
 _held: set[tuple[int, int]] = set()  # device and inode of the lock files that this process holds
 
@@ -69,7 +71,7 @@ def _take(folder: Path, shown: Path) -> int | None:
             if _identity(path.stat()) in _held:
                 raise FolderLockedError(_message(shown, f"process {os.getpid()}, which is this one"))
         try:
-            handle = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o666)
+            handle = os.open(path, _FLAGS, 0o666)
         except FileNotFoundError:  # the folder was renamed meanwhile
             continue
         try:

@@ -75,6 +75,14 @@ def test_the_same_process_is_refused_too(tmp_path: Path) -> None:
         pass
 
 
+def test_a_link_in_place_of_the_lock_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("kept")
+    (tmp_path / LOCK_NAME).symlink_to("mine.txt")
+    with pytest.raises(OSError, match="symbolic links"), locked(tmp_path):
+        pass
+    assert (tmp_path / "mine.txt").read_text() == "kept"
+
+
 def test_a_folder_that_is_renamed_keeps_its_lock(holder: Any, tmp_path: Path) -> None:
     holder()
     (tmp_path / "run").rename(tmp_path / "moved")

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import re
 from dataclasses import asdict
 from html.parser import HTMLParser
@@ -274,6 +275,15 @@ def test_curves_come_from_the_tensorboard_log(tmp_path: Path) -> None:
     assert text.index("training loss") < text.index("PSNR on S")
     assert "run, depth 4: 31.5" in text
     assert "quantizers" not in text
+
+
+def test_a_pipe_in_a_log_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """TensorBoard would wait for its writer."""
+    (tmp_path / "tb_logger").mkdir()
+    os.mkfifo(tmp_path / "tb_logger" / "events.out.tfevents.1")
+    assert main(["report", str(tmp_path), "-o", str(tmp_path / "a.html")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith("events.out.tfevents.1: is no regular file; remove it from the log")
 
 
 def test_a_chart_places_points_on_its_axes() -> None:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
+from quantsr.errors import InputError
+
 WIDTH, HEIGHT = 640, 260
 _LEFT, _RIGHT, _TOP, _BOTTOM = 64, 12, 10, 34
 MOST_POINTS = 400
@@ -29,9 +31,15 @@ def read_scalars(folder: Path) -> dict[str, tuple[tuple[int, float], ...]]:
     """The scalars of a TensorBoard log by tag, finite values only; empty where there is no log.
 
     Of points that an interrupted run wrote twice, the last is used.
+
+    Raises:
+        InputError: a file of the log is a pipe, a device or a folder.
     """
     if not folder.is_dir():
         return {}
+    for path in folder.iterdir():
+        if "tfevents" in path.name and not path.is_file():
+            raise InputError(f"{path}: is no regular file; remove it from the log")
     from tensorboard.backend.event_processing.event_accumulator import SCALARS, EventAccumulator
 
     log = EventAccumulator(str(folder), size_guidance={SCALARS: 0})
