@@ -8,6 +8,7 @@ import hashlib
 import http.server
 import multiprocessing
 import os
+import random
 import sys
 import threading
 import time
@@ -91,6 +92,15 @@ class Commands:
         assert self.run(words) == 0, self.log.read_text()
         return time.perf_counter() - begin
 
+    def killed_often(self, words: list[str], seconds: float, rng: random.Random) -> Iterator[int | None]:
+        """Run a command several times, each time killed after a random part of ``seconds``, until
+        it ends before it is killed; its exit codes."""
+        for _ in range(rng.randint(2, 8)):
+            code = self.run(words, rng.uniform(0.02, 0.7 * seconds))
+            yield code
+            if code is not None:
+                return
+
     def check_log(self) -> None:
         """No command ended in a traceback."""
         assert "Traceback" not in self.log.read_text(errors="replace")
@@ -160,15 +170,16 @@ def test_killed_trainings_end_with_the_same_bits(budget: Budget, commands: Comma
     training."""
     file = tmp_path / "run.yml"
     file.write_text(yaml.safe_dump({"name": "through", **training(tmp_path)}))
-    seconds = commands.seconds(["train", "-opt", str(file)])
+    commands.seconds(["train", "-opt", str(file)])
+    # the first run also fills caches
+    seconds = commands.seconds(["train", "-opt", str(file), "--set", "name=timed"])
     root = tmp_path / "experiments"
     names = [f"training_states/{ITERATIONS}.state", "models/net_g_best.pth", "models/net_g_latest.pth"]
     wanted = {name: checkpoint.load(root / "through" / name) for name in names}
     for number in budget.rounds():
         run = root / f"run{number}"
         words = ["train", "-opt", str(file), "--auto-resume", "--set", f"name={run.name}"]
-        for _ in range(budget.rng.randint(1, 6)):
-            code = commands.run(words, budget.rng.uniform(0.05, 0.8 * seconds))
+        for code in commands.killed_often(words, seconds, budget.rng):
             assert code in (None, 0)
             for path in (run / "models").glob("*.pth"):
                 checkpoint.load(path)
@@ -206,12 +217,13 @@ def test_killed_comparisons_end_with_the_same_table(
     }
     file.write_text(yaml.safe_dump(comparison))
     words = ["compare", "-opt", str(file)]
-    seconds = commands.seconds(words)
+    commands.seconds(words)
+    seconds = commands.seconds([*words, "--set", "name=timed"])
     wanted = (root / "compare_through" / "results.json").read_text()
     for number in budget.rounds():
         again = [*words, "--set", f"name=again{number}"]
-        for _ in range(budget.rng.randint(1, 6)):
-            assert commands.run(again, budget.rng.uniform(0.05, 0.8 * seconds)) in (None, 0)
+        for code in commands.killed_often(again, seconds, budget.rng):
+            assert code in (None, 0)
         assert commands.run(again) == 0
         found = (root / f"compare_again{number}" / "results.json").read_text()
         assert comparable(found) == comparable(wanted)
@@ -266,6 +278,8 @@ def test_killed_preparations_and_exports_leave_nothing_half_done(
     wanted, seconds = {}, {}
     for kind, words in kinds.items():
         (tmp_path / f"{kind}_through").mkdir()
+        (tmp_path / f"{kind}_first").mkdir()
+        commands.seconds(words(tmp_path / f"{kind}_first"))
         seconds[kind] = commands.seconds(words(tmp_path / f"{kind}_through"))
         wanted[kind] = contents(tmp_path / f"{kind}_through")
     for number in budget.rounds():
@@ -274,8 +288,7 @@ def test_killed_preparations_and_exports_leave_nothing_half_done(
         out.mkdir()
         words = kinds[kind](out)
         done = False
-        for _ in range(budget.rng.randint(1, 4)):
-            code = commands.run(words, budget.rng.uniform(0.01, seconds[kind]))
+        for code in commands.killed_often(words, seconds[kind], budget.rng):
             done = done or contents(out) == wanted[kind]
             assert code in (None, 0) or done, f"{words}: {commands.log.read_text()[-500:]}"
             for name, content in contents(out).items():
