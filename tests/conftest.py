@@ -17,7 +17,14 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 def pytest_configure(config: pytest.Config) -> None:
     """One intra-op thread: small tensors run faster, and sums do not depend on the number of
-    cores."""
+    cores. Hypothesis sets no time limits, which a busy machine or sanitizers would exceed."""
+    try:
+        from hypothesis import settings
+
+        settings.register_profile("quantsr", deadline=None)
+        settings.load_profile("quantsr")
+    except ImportError:
+        pass
     try:
         import torch
     except ImportError:  # the upscaling-only installation
