@@ -18,11 +18,12 @@ from quantsr.deploy.program import PICTURE, Operation, Program
 from quantsr.deploy.shapes import OPERANDS, Parts, Shape
 
 MAX_OPERATIONS, MAX_CHANNELS = 1 << 14, 1 << 14
-MAX_NUMBER = 1e30
-"""Of numbers in programs and headers; also refuses NaN and infinity."""
+MAX_NUMBER = 1e6
+"""Largest magnitude of numbers in programs and headers: far beyond, squares and products of values
+overflow in float32. Also refuses NaN and infinity."""
 _MAX_FACTOR = 64
 _LEAST_FACTOR = 1e-20  # products of constants must not underflow in float32
-_RANGES = (1e-6, 1e6)  # of values that stand for 0 to 255
+_LEAST_RANGE = 1e-6  # of values that stand for 0 to 255
 
 
 class UnknownKindError(ValueError):
@@ -164,16 +165,16 @@ def check_use(program: Program, parts: Parts) -> None:
 
 
 def _number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < MAX_NUMBER
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= MAX_NUMBER
 
 
 def is_range(value: Any) -> bool:
     """Whether a number can be the range of values that stand for 0 to 255: 1e-6 to 1e6."""
-    return _number(value) and _RANGES[0] <= value <= _RANGES[1]
+    return _number(value) and value >= _LEAST_RANGE
 
 
 def is_factor(value: Any) -> bool:
-    """Whether a number can be a factor of values: 0, or of a magnitude of 1e-20 to 1e30."""
+    """Whether a number can be a factor of values: 0, or of a magnitude of 1e-20 to 1e6."""
     return _number(value) and (value == 0 or abs(value) >= _LEAST_FACTOR)
 
 

@@ -180,6 +180,7 @@ REFUSED = {
     "a tiny range": (lambda: with_colours(range=1e-300), "attribute range is out of range"),
     "a huge range": (lambda: with_colours(range=1e20), "attribute range is out of range"),
     "a factor that underflows": (lambda: scaled_by(1e-30), "attribute factor is out of range"),
+    "a factor that overflows": (lambda: scaled_by(1e20), "attribute factor is out of range"),
     "a step that underflows": (lambda: step_of(1e-44), "c1: a step is not between 1e-18 and 1e18"),
     "a step that overflows": (lambda: step_of(1e30), "c1: a step is not between"),
     "a shortcut that underflows": (

@@ -166,8 +166,8 @@ def _floats(values: Any, name: str, count: int) -> list[float]:
     if not isinstance(values, list) or len(values) != count:
         raise ValueError(f"{name}: must be {count} numbers")
     if not all(
-        isinstance(v, int | float) and not isinstance(v, bool) and abs(v) < operations.MAX_NUMBER
+        isinstance(v, int | float) and not isinstance(v, bool) and abs(v) <= operations.MAX_NUMBER
         for v in values
     ):
-        raise ValueError(f"{name}: must be finite numbers")
+        raise ValueError(f"{name}: must be numbers up to 1e6")
     return [float(v) for v in values]
