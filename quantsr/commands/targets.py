@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+
 import torch
 
 from quantsr.archs import contract

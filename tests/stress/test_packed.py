@@ -21,9 +21,9 @@ from quantsr.deploy.stand_ins.transformer import random_model as random_model_t
 from quantsr.deploy.upscale.upscaler import Upscaler
 from quantsr.errors import InputError
 from tests.deploy.mutations import mutated
+from tests.deploy.native import ISAS
 from tests.deploy.odd_programs import ODD
 from tests.deploy.programs import residual, swin
-from tests.deploy.native import ISAS
 from tests.stress.conftest import Budget
 from tests.stress.damage import change_entry, flip_bytes
 
