@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = ["Upscaler", "__version__", "load"]
 
-_HOME_OF = {"load": "quantsr.loading", "Upscaler": "quantsr.deploy.upscale.upscaler"}
+_MODULE_OF = {"load": "quantsr.loading", "Upscaler": "quantsr.deploy.upscale.upscaler"}
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME_OF:
+    if name not in _MODULE_OF:
         raise AttributeError(f"module 'quantsr' has no attribute {name!r}")
-    return getattr(import_module(_HOME_OF[name]), name)
+    return getattr(import_module(_MODULE_OF[name]), name)
 
 
 def __dir__() -> list[str]:

@@ -120,7 +120,7 @@ def run(args: argparse.Namespace) -> int:
         count = preparation.make_lmdb(
             source, target, strip=args.strip, compression=args.compression, jobs=jobs, force=force
         )
-    _say(f"{target}: {count} written" + ("" if count else ", all were there already"))
+    _print_line(f"{target}: {count} written" + ("" if count else ", all were there already"))
     return 0
 
 
@@ -131,15 +131,15 @@ def _expanded_or_none(path: Path | None) -> Path | None:
 def _download(args: argparse.Namespace) -> int:
     if args.name is None:
         for name, archive in ARCHIVES.items():
-            _say(f"{name:<16} {archive.url}  md5 {archive.md5}")
+            _print_line(f"{name:<16} {archive.url}  md5 {archive.md5}")
     if args.name is None or args.name in BY_HAND:
         for name, text in BY_HAND.items():
             if args.name in (None, name):
-                _say(f"{name:<16} {text}")
+                _print_line(f"{name:<16} {text}")
         return 0
-    _say(f"{download(args.name, expanded(args.output), force=args.force)}: ready")
+    _print_line(f"{download(args.name, expanded(args.output), force=args.force)}: ready")
     return 0
 
 
-def _say(text: str) -> None:
+def _print_line(text: str) -> None:
     sys.stdout.write(text + "\n")

@@ -12,6 +12,7 @@ from quantsr.data.images import encode_png
 from quantsr.engine.measure import Picture
 from quantsr.errors import WorkError
 from quantsr.files import write_bytes
+from quantsr.pictures.names import file_stem
 from quantsr.temporary import fitting_name
 
 LeaveOut = Callable[[str, Exception], None]
@@ -60,11 +61,6 @@ def save_outputs(
             if leave_out is None:
                 raise
             leave_out(f"{folder.name}: {picture}, saved", error)
-
-
-def file_stem(name: str) -> str:
-    """A picture's name, or a part of it, in the form for file names."""
-    return name.replace("/", "-").replace(" ", "-")
 
 
 def unique_names(names: Sequence[str]) -> list[str]:

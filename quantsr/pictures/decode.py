@@ -31,7 +31,7 @@ _CONVERTED = ("CMYK", "YCbCr", "LAB", "HSV")
 
 
 @dataclass(frozen=True, eq=False)
-class Picture:
+class DecodedPicture:
     """A decoded file, upright."""
 
     rgb: Pixels
@@ -49,7 +49,7 @@ class Picture:
     """Descriptions of content of the file that is not in this picture."""
 
 
-def read(path: str | Path, *, limit: int | None = None, accept_truncated: bool = False) -> Picture:
+def read(path: str | Path, *, limit: int | None = None, accept_truncated: bool = False) -> DecodedPicture:
     """`decode` of a file on disk. Raises InputError also where it cannot be opened."""
     path = Path(path)
     # opening a pipe would wait for its writer
@@ -66,7 +66,7 @@ def read(path: str | Path, *, limit: int | None = None, accept_truncated: bool =
 
 def decode(
     file: BinaryIO, name: str | Path, *, limit: int | None = None, accept_truncated: bool = False
-) -> Picture:
+) -> DecodedPicture:
     """Decode the first picture of a file, apply its EXIF orientation, expand palettes.
 
     Args:
@@ -109,7 +109,7 @@ def _truncated_files_accepted() -> Iterator[None]:
         ImageFile.LOAD_TRUNCATED_IMAGES = before
 
 
-def _decode(file: BinaryIO, name: str | Path, limit: int | None) -> Picture:
+def _decode(file: BinaryIO, name: str | Path, limit: int | None) -> DecodedPicture:
     frames = _number_of_frames(file, name, limit)
     file.seek(0)
     head = file.read(26)
@@ -217,7 +217,7 @@ def _apply_orientation(pixels: Pixels, orientation: int) -> Pixels:
     return np.ascontiguousarray(pixels)
 
 
-def _split(pixels: Pixels) -> Picture:
+def _split(pixels: Pixels) -> DecodedPicture:
     """Split pixels (H, W) or (H, W, 2..4), with alpha last where there are 2 or 4 channels."""
     if pixels.ndim == 2:
         pixels = pixels[..., None]
@@ -225,4 +225,4 @@ def _split(pixels: Pixels) -> Picture:
     gray = channels <= 2
     alpha = np.ascontiguousarray(pixels[..., -1]) if channels in (2, 4) else None
     rgb = np.repeat(pixels[..., :1], 3, axis=2) if gray else np.ascontiguousarray(pixels[..., :3])
-    return Picture(rgb, alpha, gray)
+    return DecodedPicture(rgb, alpha, gray)

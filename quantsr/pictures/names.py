@@ -18,3 +18,8 @@ def is_picture_name(name: str) -> bool:
 def pictures_in(folder: Path) -> list[Path]:
     """The pictures directly in a folder, by name, in order. Raises OSError."""
     return sorted(path for path in folder.iterdir() if is_picture_name(path.name) and path.is_file())
+
+
+def file_stem(name: str) -> str:
+    """A picture's name, or a part of it, in the form for file names."""
+    return name.replace("/", "-").replace(" ", "-")

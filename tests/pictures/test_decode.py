@@ -14,7 +14,7 @@ from PIL import Image, ImageFile
 
 from quantsr.data.images import decode as decode_for_training
 from quantsr.errors import InputError
-from quantsr.pictures.decode import Picture, decode, read
+from quantsr.pictures.decode import DecodedPicture, decode, read
 from quantsr.pictures.formats import DamagedError
 from tests.pictures.tiff import tiff
 
@@ -23,7 +23,7 @@ RGBA = RNG.integers(0, 256, (18, 23, 4), np.uint8)
 DEEP = RNG.integers(0, 65536, (18, 23, 4), np.uint16)
 
 
-def _decoded(content: bytes, **options) -> Picture:
+def _decoded(content: bytes, **options) -> DecodedPicture:
     return decode(io.BytesIO(content), "a.x", **options)
 
 

@@ -201,7 +201,7 @@ def test_cmyk_becomes_rgb_without_its_profile(tmp_path: Path) -> None:
 
 def test_jpeg_keeps_profile_and_loses_alpha_aloud(tmp_path: Path) -> None:
     path = tmp_path / "a.jpg"
-    picture = image_io.Picture(DEEP[..., :3], DEEP[..., 3], icc=ICC, exif=b"Exif", dpi=(72, 72))
+    picture = image_io.DecodedPicture(DEEP[..., :3], DEEP[..., 3], icc=ICC, exif=b"Exif", dpi=(72, 72))
     white = "transparency (the picture is put on white)"
     assert image_io.losses(path, picture) == ["16 bits per channel", white]
     assert image_io.losses(tmp_path / "a.png", picture) == []

@@ -19,6 +19,7 @@ from quantsr.data.evaluation import build_eval_dataset
 from quantsr.data.images import read_rgb
 from quantsr.data.resize import U8, imresize_uint8
 from quantsr.errors import InputError
+from quantsr.pictures.names import file_stem
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +55,7 @@ def find_saved(sources: Sequence[Source]) -> dict[tuple[str, int], dict[str, lis
     found: dict[tuple[str, int], dict[str, list[Saved]]] = {}
     for source in sources:
         pattern = re.compile(
-            rf"(?P<name>.+)_{re.escape(_as_stem(source.suffix))}(?:_(?P<iteration>\d+))?(?:_depth(?P<depth>\d+))?"
+            rf"(?P<name>.+)_{re.escape(file_stem(source.suffix))}(?:_(?P<iteration>\d+))?(?:_depth(?P<depth>\d+))?"
         )
         for folder in sorted(source.folder.iterdir()) if source.folder.is_dir() else ():
             newest: dict[tuple[str, int], tuple[int, Path]] = {}
@@ -119,18 +120,13 @@ def _ground_truth(options: Any, set_name: str, wanted: Sequence[str]) -> dict[st
     found: dict[str, tuple[U8, U8]] = {}
     try:
         for item in build_eval_dataset(chosen[0], options.scale) if chosen else ():
-            if _as_stem(item["name"]) in wanted:
-                found[_as_stem(item["name"])] = item["lq"], item["gt"]
+            if file_stem(item["name"]) in wanted:
+                found[file_stem(item["name"])] = item["lq"], item["gt"]
             if len(found) == len(wanted):
                 break
     except InputError as error:
         logger.warning("%s: shown without bicubic and ground truth (%s)", set_name, error)
     return found
-
-
-def _as_stem(name: str) -> str:
-    """A picture's name in the form of `quantsr.engine.saved_pictures.file_stem`."""
-    return name.replace("/", "-").replace(" ", "-")
 
 
 def strongest_edges(picture: U8, side: int) -> tuple[int, int, int, int]:

@@ -18,11 +18,21 @@ from PIL import Image
 from quantsr.errors import InputError, WorkError
 from quantsr.files import replacing
 from quantsr.pictures import metadata
-from quantsr.pictures.decode import Picture, Pixels, eight_bits, read
+from quantsr.pictures.decode import DecodedPicture, Pixels, eight_bits, read
 
 log = logging.getLogger(__name__)
 
-__all__ = ["SUFFIXES", "Picture", "Pixels", "check_size", "check_type", "losses", "merge", "read", "write"]
+__all__ = [
+    "SUFFIXES",
+    "DecodedPicture",
+    "Pixels",
+    "check_size",
+    "check_type",
+    "losses",
+    "merge",
+    "read",
+    "write",
+]
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
 """Endings of the files that are written."""
@@ -77,7 +87,7 @@ def check_size(path: Path, shape: tuple[int, ...], itemsize: int) -> None:
         )
 
 
-def losses(path: Path, picture: Picture) -> list[str]:
+def losses(path: Path, picture: DecodedPicture) -> list[str]:
     """What a file of this type cannot keep of a picture, in words."""
     suffix = path.suffix.lower()
     deep = picture.rgb.itemsize > 1
