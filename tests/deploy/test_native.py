@@ -20,7 +20,10 @@ from quantsr.deploy.engines import select
 from quantsr.deploy.native import library
 from quantsr.deploy.native.arrays import G2, G4, Arrays, rounding_error, transformed
 from quantsr.deploy.native.engine import NativeEngine
+from quantsr.deploy.native.match import Unsupported
 from quantsr.deploy.native.program import ConvProgram
+from quantsr.deploy.native.sweep_program import SweepProgram
+from quantsr.deploy.passes.fold import fold
 from quantsr.deploy.stand_ins.convolutional import random_model
 from quantsr.errors import InputError
 from tests.deploy.codes import (
@@ -31,7 +34,6 @@ from tests.deploy.codes import (
 from tests.deploy.native import (
     HERE,
     ISAS,
-    assert_left_to_others,
     assert_within_memory,
     needs_kernels,
     picture,
@@ -182,7 +184,8 @@ def test_tiles_of_either_size_give_the_same_picture(isa: str, num_feat: int, mon
 @needs_kernels
 @pytest.mark.parametrize(("bits_w", "bits_a", "tile"), [(4, 4, 4), (2, 2, 4), (4, 5, 2), (2, 6, 2)])
 def test_tiles_are_large_where_their_transforms_are_bytes(bits_w: int, bits_a: int, tile: int) -> None:
-    body = ConvProgram(model_of(bits_w=bits_w, bits_a=bits_a), 3, "plain").network.body
+    model = model_of(bits_w=bits_w, bits_a=bits_a)
+    body = ConvProgram(fold(model, 3, wide_inputs=False), model, "plain").network.body
     assert {conv.tile for block in body[:3] for conv in (block.conv1, block.conv2)} == {tile}
 
 
@@ -278,24 +281,36 @@ def test_sixteen_bits_are_kept() -> None:
         (model_of(bits_w=8), "too many bits"),
         (model_of(bits_a=7), "too many bits"),
         (model_of(bits_a=8), "too many bits"),
-        (model_of(bits_w=32), "its blocks are not integer"),
+        (model_of(bits_w=32), "Activation relu comes where its kernels have FoldedConv"),
     ],
 )
-def test_what_it_cannot_run_is_said_and_left_to_others(model, why: str, monkeypatch) -> None:
-    if HERE == "amx":  # which runs blocks of more bits
-        monkeypatch.setattr(library, "best_isa", lambda: "avx512_vnni")
-    assert_left_to_others(model, why)
+def test_what_the_kernels_of_blocks_lack_runs_in_sweeps(model, why: str) -> None:
+    isa = "avx512_vnni" if HERE == "amx" else HERE  # amx runs blocks of more bits
+    with pytest.raises(Unsupported, match=why):
+        ConvProgram(fold(model, 3, wide_inputs=False), model, isa)
+    image = picture(12, 9)
+    codes, expected = codes_of_reference(model, image, 3)
+    engine = NativeEngine(model, 3, isa=isa)
+    assert isinstance(engine._program, SweepProgram)
+    for name, found in engine.codes(image).items():
+        np.testing.assert_array_equal(found, codes[name], err_msg=name)
+    assert np.abs(engine.run(image[None])[0].astype(int) - expected).max() <= 1
 
 
 @needs_kernels
-def test_sums_of_two_products_stay_within_16_bits_on_avx2() -> None:
+def test_blocks_whose_sums_of_two_products_exceed_16_bits_run_in_sweeps_on_avx2() -> None:
     if "avx2" not in ISAS:
         pytest.skip("no AVX2 here")
     model = model_of(bits_a=6)
     layer = model.layers["body.0.conv1"]
     layers = {**model.layers, layer.name: replace(layer, weight=np.full_like(layer.weight, -8))}
-    with pytest.raises(InputError, match=r"body.0.conv1 do not fit in this processor's 16 bits"):
-        NativeEngine(replace(model, layers=layers), 3, isa="avx2")
+    model = replace(model, layers=layers)
+    with pytest.raises(Unsupported, match=r"body.0.conv1 do not fit in this processor's 16 bits"):
+        ConvProgram(fold(model, 3, wide_inputs=False), model, "avx2")
+    image = picture(12, 9)
+    codes, _ = codes_of_reference(model, image, 3)
+    for name, found in NativeEngine(model, 3, isa="avx2").codes(image).items():
+        np.testing.assert_array_equal(found, codes[name], err_msg=name)
 
 
 @needs_kernels

@@ -20,6 +20,7 @@ from quantsr.deploy.native.engine import NativeEngine
 from quantsr.deploy.stand_ins.convolutional import random_model
 from tests.deploy.native import HERE, ISAS, needs_kernels, picture
 from tests.deploy.quantsr_t import small_model
+from tests.deploy.swept import quantized
 
 SIDE = 8
 
@@ -51,7 +52,7 @@ def test_the_structures_have_the_fields_of_the_header() -> None:
 def test_every_layout_has_an_abi_number_of_its_own() -> None:
     """After a change of a structure, add one to the number in network.h and library.py, and write
     the new layout's checksum here."""
-    assert (library.ABI, crc32(repr(library.layout()).encode())) == (1, 3046436278)
+    assert (library.ABI, crc32(repr(library.layout()).encode())) == (2, 2881654001)
 
 
 @needs_kernels
@@ -227,10 +228,76 @@ SWIN = {
 }
 
 
+ELEMENTWISE = {
+    "kind": [-1, 14, 99],
+    "left": [-1, library.REGISTERS],
+    "result": [-1, library.REGISTERS],
+    "first": [-16, 8, 16, 2**30],
+    "last": [0, 8, 32, -16],
+}
+CODED = {
+    "buffer": [-1, 10**6],
+    "channel": [-16, 8, 16, 2**30],
+    "mode": [-1, 4],
+    "values[0]": [NULL],
+    "values[1]": [NULL],
+    "low": [NULL],
+    "copy": [-1, 10**6],
+}
+BUFFER = {
+    "factor": [-1, 2, 17],
+    "channels": [0, 8, 24, -16, 2**20],
+    "kind": [library.WORDS, library.CODES, -1],
+    "slot": [-1, 99],
+}
+SWEEP_CONV = {
+    "source": [-1, 6],
+    "input": [-1, 10**6],
+    "factor": [-1, 2, 17],
+    "channels": [0, 8, 32, -16],
+    "shuffle": [0, -1, 2, 17],
+    "form": [-1, 3, library.IN_DOUBLES],
+    "size": [0, 2, 7, -3],
+    "conv.kind": [library.WORDS, library.CODES],
+    "conv.outputs": [0, 32],
+    "conv.blocks": [0, 2],
+    "conv.tile": [0, 3, 5],
+    "conv.weight": [NULL],
+    "conv.start": [NULL],
+    "conv.scale": [NULL],
+    "conv.bias": [NULL],
+    "operations": [0, -1, 10**6],
+    "operation": [NULL],
+}
+PROGRAM = {
+    "buffers": [0, -1, 10**6],
+    "slots": [0, -1, 10**6],
+    "sweeps": [0, -1, 10**6, 3],
+    "buffer": [NULL],
+    "sweep": [NULL],
+    "sweep[0].factor": [0, 2],
+    "sweep[1].inputs": [0, -1, 17],
+    "sweep[4].enlarge": [0, 2, 17],
+    "sweep[4].index": [ctypes.pointer(ctypes.c_int32(99))],
+    "sweep[5].operation[0].buffer": [-1, 10**6],
+    "sweep[5].operation[0].right": [-2, library.REGISTERS],
+    "sweep[5].operation[1].values[0]": [NULL],
+    **{f"buffer[1].{field}": values for field, values in BUFFER.items()},
+    **{f"sweep[2].{field}": values for field, values in SWEEP_CONV.items()},
+    **{f"sweep[2].operation[0].{field}": values for field, values in ELEMENTWISE.items()},
+    **{f"sweep[1].operation[1].{field}": values for field, values in (ELEMENTWISE | CODED).items()},
+}
+
+
 def cases(**groups: dict[str, list[Any]]) -> list[tuple[str, Any]]:
     """Paths and values, each group's fields being those of `call.<group>`."""
     return [
-        (f"{group.replace('__', '.')}.{field}".replace("swin.", "swin[0]."), value)
+        (
+            f"{group.replace('__', '.')}.{field}".replace("swin.", "swin[0].").replace(
+                "program.", "program[0]."
+            ),
+            value,
+        )
         for group, fields in groups.items()
         for field, values in fields.items()
         for value in values
@@ -241,6 +308,13 @@ def cases(**groups: dict[str, list[Any]]) -> list[tuple[str, Any]]:
 def blocks_of(isa: str) -> Call:
     model = random_model(num_feat=16, num_block=2, depths=(2,), first_bits=32)
     return Call(NativeEngine(model, 2, isa=isa), isa)
+
+
+@cache
+def sweeps_of(isa: str) -> Call:
+    """The picture, three convolutions, the base that is added, the last convolution."""
+    model = quantized("Compact of one block")
+    return Call(NativeEngine(model, 1, isa=isa), isa)
 
 
 @cache
@@ -279,7 +353,21 @@ def test_arguments_out_of_range_are_refused_with_windows(path: str, value: Any) 
 
 
 @needs_kernels
-@pytest.mark.parametrize("make", [blocks_of, windows_of])
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        *cases(picture=PICTURE, network__program=PROGRAM),
+        ("network.factor", 0),
+        ("network.factor", 3),
+        ("network.factor", 16),
+    ],
+)
+def test_arguments_out_of_range_are_refused_in_programs(path: str, value: Any) -> None:
+    assert_refuses(sweeps_of("plain"), path, value)
+
+
+@needs_kernels
+@pytest.mark.parametrize("make", [blocks_of, windows_of, sweeps_of])
 def test_calls_without_network_picture_memory_or_instruction_set_are_refused(make) -> None:
     call = make(HERE)
     for network, picture_ in ((None, call.picture), (call.network, None)):

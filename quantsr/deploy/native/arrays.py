@@ -4,6 +4,7 @@ convolution, and what keeps them alive."""
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -49,9 +50,22 @@ class Program(Protocol):
         """The network for pictures of that size."""
         ...
 
-    def code_maps(self, height: int, width: int) -> dict[str, CodeMap]:
+    def code_maps(self, height: int, width: int) -> Mapping[str, CopiedCodes]:
         """The codes that `quantsr_run` copies, by the name of the layer that reads them, in the
         order of `PictureBuffers.codes`."""
+        ...
+
+
+class CopiedCodes(Protocol):
+    """Where the codes that one layer reads lie in bytes that were copied."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the bytes."""
+        ...
+
+    def codes(self, data: NDArray[np.uint8]) -> NDArray[np.int16]:
+        """The codes of copied bytes."""
         ...
 
 

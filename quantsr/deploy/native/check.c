@@ -100,6 +100,7 @@ static int is_plannable(const Network *net, const PictureBuffers *picture) {
 
 /* Whether the kernels of some instruction set can run a network on a picture. */
 int is_in_range(const Network *net, const PictureBuffers *picture) {
+    if (net && picture && net->program) return is_program(net, picture);
     if (!net || !picture || !is_multiple(net->channels, 16, MAX_CHANNELS) || !is_picture(net, picture) || !is_outer(net)) return 0;
     if (net->swin ? net->blocks != 0 : net->blocks < 1 || !is_array(net->blocks, net->body)) return 0;
     for (int b = 0; b < net->blocks; b++)
@@ -110,6 +111,7 @@ int is_in_range(const Network *net, const PictureBuffers *picture) {
 /* Whether this processor has an instruction set, and a network in range is laid out for it. */
 int is_for_isa(const Network *net, int isa) {
     if (isa < PLAIN || isa > quantsr_best_isa()) return 0;
+    if (net->program) return 1;
     for (int b = 0; b < net->blocks; b++)
         if ((net->body[b].conv1.kind == CODES) != (isa == AMX) || (net->body[b].conv2.kind == CODES) != (isa == AMX)) return 0;
     return net->after_body.kind != SPLIT || (isa == AMX && !net->swin);

@@ -13,10 +13,12 @@ from numpy.typing import NDArray
 from quantsr import cpu
 from quantsr.deploy import windows
 from quantsr.deploy.engines.base import OneByOne
+from quantsr.deploy.folded import FoldedProgram
 from quantsr.deploy.native import library
 from quantsr.deploy.native.arrays import Program
 from quantsr.deploy.native.match import Unsupported, has_windows
 from quantsr.deploy.native.program import ConvProgram
+from quantsr.deploy.native.sweep_program import SweepProgram
 from quantsr.deploy.native.swin_program import SwinProgram
 from quantsr.deploy.packed.model import PackedModel
 from quantsr.deploy.passes.fold import fold
@@ -29,8 +31,9 @@ _MAX_THREADS = 64
 
 
 class NativeEngine(OneByOne):
-    """A network of residual blocks of few bits or of Swin layers (`match.py`); all threads work on
-    one picture. Calls from several threads wait for each other."""
+    """A network of residual blocks of few bits or of Swin layers (`match.py`), or of any other
+    operations that there are kernels for (`sweep_steps.py`); all threads work on one picture. Calls
+    from several threads wait for each other."""
 
     name = "native"
     takes_float = True
@@ -50,8 +53,7 @@ class NativeEngine(OneByOne):
             raise InputError(f"isa: {isa!r} is not one that this processor has ({best} is its best)")
         try:
             program = fold(model, depth, wide_inputs=False)
-            kind = SwinProgram if has_windows(program) else ConvProgram
-            self._program: Program = kind(program, model, isa)
+            self._program: Program = _laid_out(program, model, isa)
         except Unsupported as error:
             raise InputError(
                 f"engine native: cannot run this network, {error}; use --engine openvino"
@@ -115,3 +117,14 @@ class NativeEngine(OneByOne):
         if len(self._memory) < size + _ALIGNMENT:
             self._memory = np.empty(size + _ALIGNMENT, np.uint8)
         return -(-self._memory.ctypes.data // _ALIGNMENT) * _ALIGNMENT
+
+
+def _laid_out(program: FoldedProgram, model: PackedModel, isa: str) -> Program:
+    """The program in the shape that is fastest: one of the two that are fused as a whole, else as
+    sweeps. Raises Unsupported."""
+    if has_windows(program):
+        return SwinProgram(program, model, isa)
+    try:
+        return ConvProgram(program, model, isa)
+    except Unsupported:
+        return SweepProgram(program, isa)

@@ -6,6 +6,7 @@
 
 size_t quantsr_memory(const Network *net, const PictureBuffers *picture) {
     if (!is_in_range(net, picture)) return 0;
+    if (net->program) return program_memory(net, picture);
     Maps maps;
     Plan plan;
     Scratch scratch[MAX_THREADS];
@@ -14,6 +15,10 @@ size_t quantsr_memory(const Network *net, const PictureBuffers *picture) {
 
 int quantsr_run(const Network *net, const PictureBuffers *picture, int isa, void *memory) {
     if (!is_in_range(net, picture) || !is_for_isa(net, isa) || !memory || (uintptr_t)memory % 64) return 1;
+    if (net->program) {
+        run_program(net, picture, isa, memory);
+        return 0;
+    }
     Maps maps;
     Plan plan;
     Scratch scratch[MAX_THREADS];

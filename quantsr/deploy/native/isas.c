@@ -241,6 +241,17 @@ int quantsr_best_isa(void) {
     return best;
 }
 
+/* The kernels of programs that run on an instruction set; AMX's processors have AVX-512 VNNI. */
+SweepWork sweep_work_of(int isa) {
+#if defined(__x86_64__)
+    if (isa >= AVX512_VNNI) return sweep_avx512_vnni;
+    if (isa == AVX2) return sweep_avx2;
+#else
+    (void)isa;
+#endif
+    return sweep_plain;
+}
+
 /* The kernels that run on an instruction set. */
 Kernels kernels_of(int isa, int swin) {
 #if defined(HAS_AMX_KERNELS)

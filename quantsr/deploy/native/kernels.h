@@ -1,10 +1,11 @@
 /* What the C files of the kernels share.
  *
- *   isas.c     the kernels, compiled for every instruction set (strips.inc, winograd.inc, swin.inc, amx.inc)
+ *   isas.c     the kernels, compiled for every instruction set (strips.inc, winograd.inc, swin.inc, sweeps.inc, elementwise.inc, amx.inc)
  *   phases.c   what a picture's phases are, their units of work, and the order of those
  *   memory.c   where maps, plan and scratch lie in a picture's memory, and what they hold before the first phase
  *   threads.c  units of work on several threads
- *   check.c    whether arguments are in range
+ *   program.c  networks that are programs: their memory, sweeps and threads
+ *   check.c    whether arguments are in range; check_program.c those of programs
  *   entry.c    the entry points
  *   abi.c      the layout of the structures of network.h
  */
@@ -64,6 +65,7 @@ typedef struct {
     uint8_t *spare_codes; /* [HEAD * C] each: where results of no pixel go */
     int16_t *spare_words;
     float *spare_floats;
+    float *shown; /* of a program: [CHUNK][channels] what DO_SHOW was given */
     Window window;
 } Scratch;
 
@@ -87,6 +89,28 @@ typedef struct {
     int32_t phases, units;
 } Plan;
 
+/* Registers of element-wise operations, and the pixels that they hold. */
+enum { REGISTERS = 6, RUN = LARGE_TILE * LARGE_TILE };
+
+/* Rows of a map that one unit of a sweep's work has, where tiles do not say. */
+enum { SWEEP_ROWS = 4 };
+
+/* A buffer in memory: pixel (y, x) starts at start + ((y + BORDER) * row + x + BORDER) * channels * size. */
+typedef struct {
+    char *start;
+    size_t row; /* in pixels */
+    int32_t height, width, channels, size;
+} Place;
+
+/* A program at work on a picture. */
+typedef struct {
+    const Network *net;
+    const PictureBuffers *picture;
+    const Place *places; /* of its buffers */
+} Frame;
+
+typedef void (*SweepWork)(const Frame *, const Sweep *, int unit, Scratch *);
+
 /* The kernels of one instruction set for one kind of network. */
 typedef struct {
     void (*work)(const Network *, const PictureBuffers *, const Maps *, int phase, int unit, Scratch *);
@@ -95,6 +119,7 @@ typedef struct {
 
 /* isas.c */
 Kernels kernels_of(int isa, int swin);
+SweepWork sweep_work_of(int isa);
 
 /* phases.c */
 Step step_of(const Swin *swin, int phase);
@@ -111,6 +136,16 @@ void fill_maps(const Network *net, const PictureBuffers *picture, const Maps *ma
 
 /* threads.c */
 void run_threads(const Network *net, const PictureBuffers *picture, const Maps *maps, const Plan *plan, const Scratch *scratch, Kernels kernels);
+
+/* program.c */
+int side_of_map(int side, int factor);
+size_t row_of_map(int width, int factor);
+int rows_of_sweep(const Sweep *sweep);
+size_t program_memory(const Network *net, const PictureBuffers *picture);
+void run_program(const Network *net, const PictureBuffers *picture, int isa, void *memory);
+
+/* check_program.c */
+int is_program(const Network *net, const PictureBuffers *picture);
 
 /* check.c */
 int is_in_range(const Network *net, const PictureBuffers *picture);

@@ -12,7 +12,7 @@ from pathlib import Path
 
 log = logging.getLogger(__name__)
 
-ABI = 1
+ABI = 2
 """The number of the interface between this file and the kernels: `QUANTSR_ABI` of `network.h`. Add
 one to both whenever a structure, the meaning of a field or an entry point changes."""
 
@@ -21,6 +21,35 @@ ISAS = {"plain": 1, "avx2": 2, "avx512_vnni": 3, "amx": 4}
 
 BYTES, WORDS, FLOATS, CODES, SPLIT = range(5)
 """Kinds of a convolution's inputs and weights."""
+
+FROM_MAPS, FROM_PICTURE, FROM_CONV, FROM_INDEX, FROM_BILINEAR, FROM_MEAN = range(6)
+"""Sources of a sweep."""
+
+IN_TILES, IN_TAPS, IN_DOUBLES = range(3)
+"""Forms of its convolution."""
+
+(
+    DO_LOAD,
+    DO_ADD,
+    DO_SUBTRACT,
+    DO_MULTIPLY,
+    DO_SCALE,
+    DO_OFFSET,
+    DO_SLOPE,
+    DO_SIGMOID,
+    DO_SILU,
+    DO_TANH,
+    DO_GELU,
+    DO_STORE,
+    DO_CODES,
+    DO_SHOW,
+) = range(14)
+"""Element-wise operations of sweeps."""
+
+AS_IS, MULTIPLIED, DIVIDED, AFFINE = range(4)
+"""What DO_CODES rounds: x, (x + a) * b * c, (x + a) / b, x * b + a."""
+
+REGISTERS = 6
 
 TILE, LARGE_TILE = 2, 4
 """Outputs along one side of a tile: of F(2x2, 3x3), and of F(4x4, 3x3) in blocks of few bits."""
@@ -197,8 +226,76 @@ class Swin(ctypes.Structure):
     )
 
 
+class Buffer(ctypes.Structure):
+    """A map of a program: floats or codes, [y][x][channel] with a border."""
+
+    _fields_ = (
+        ("factor", c_int32),  # of height and width over the picture's; 0: a single pixel
+        ("channels", c_int32),  # a multiple of 16
+        ("kind", c_int32),  # BYTES, WORDS or FLOATS
+        ("border", c_int32),  # the byte around a map of BYTES
+        ("slot", c_int32),  # maps of the same slot share memory
+    )
+
+
+class Elementwise(ctypes.Structure):
+    """An operation on registers, each of which holds a vector of channels of several pixels."""
+
+    _fields_ = (
+        ("kind", c_int32),  # DO_...
+        ("mode", c_int32),  # of DO_CODES: AS_IS, MULTIPLIED, DIVIDED or AFFINE
+        ("result", c_int32),  # registers
+        ("left", c_int32),
+        ("right", c_int32),  # -1: the buffer
+        ("buffer", c_int32),
+        ("channel", c_int32),  # of the buffer, which goes with the sweep's channel `first`
+        ("first", c_int32),  # channels of the sweep, up to `last` without it
+        ("last", c_int32),
+        ("spread", c_int32),  # whether one channel of the buffer goes with all
+        ("values", F32 * 3),  # [channels] of the sweep each
+        ("low", F32),  # [channels] in codes
+        ("high", c_float),
+        ("offset", c_int32),  # taken off codes where they are stored
+        ("copy", c_int32),  # 1 + place in PictureBuffers.codes
+    )
+
+
+class Sweep(ctypes.Structure):
+    """A source of values for every pixel of a map, and operations on them."""
+
+    _fields_ = (
+        ("source", c_int32),  # FROM_...
+        ("input", c_int32),  # a buffer
+        ("factor", c_int32),  # of the source's pixels, as a buffer's
+        ("channels", c_int32),  # of the source, a multiple of 16
+        ("shuffle", c_int32),  # r: r * r groups of channels go to as many pixels
+        ("enlarge", c_int32),  # of FROM_INDEX and FROM_BILINEAR: over the input
+        ("form", c_int32),  # of a convolution: IN_TILES, IN_TAPS or IN_DOUBLES
+        ("size", c_int32),  # side of its kernel
+        ("inputs", c_int32),  # of IN_DOUBLES
+        ("conv", Conv),
+        ("index", POINTER(c_int32)),  # [enlarge * enlarge][channels] channels of the input, -1 for 0
+        ("mean", F32),  # [3] of FROM_PICTURE
+        ("range", c_float),
+        ("operations", c_int32),
+        ("operation", POINTER(Elementwise)),
+    )
+
+
+class Program(ctypes.Structure):
+    """A network as a list of sweeps over its maps, in order."""
+
+    _fields_ = (
+        ("buffers", c_int32),
+        ("slots", c_int32),
+        ("sweeps", c_int32),
+        ("buffer", POINTER(Buffer)),
+        ("sweep", POINTER(Sweep)),
+    )
+
+
 class Network(ctypes.Structure):
-    """A whole network at one depth: with `body`, or with `swin`."""
+    """A whole network at one depth: with `body`, or with `swin`, or with `program` alone."""
 
     _fields_ = (
         ("channels", c_int32),  # C of the features, padded
@@ -217,6 +314,7 @@ class Network(ctypes.Structure):
         ("tail_factor", F32),  # the same for the tail
         ("ring", Ring),
         ("swin", POINTER(Swin)),
+        ("program", POINTER(Program)),
     )
 
 
@@ -246,6 +344,10 @@ STRUCTURES: tuple[type[ctypes.Structure], ...] = (
     SwinLayer,
     Rstb,
     Swin,
+    Buffer,
+    Elementwise,
+    Sweep,
+    Program,
     Network,
     PictureBuffers,
 )

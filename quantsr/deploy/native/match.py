@@ -262,7 +262,7 @@ class _Steps:
         """The next step, which must be of that kind and read these values."""
         step = self._peek()
         if step is None or type(step.op) is not kind or step.inputs != inputs:
-            found = "its tail" if step is None else _described(step.op)
+            found = "its tail" if step is None else described(step.op)
             raise Unsupported(f"{found} comes where its kernels have {kind.__name__}")
         self._next += 1
         return _Taken(step.op, step.output)
@@ -308,9 +308,10 @@ class _Steps:
     def end(self) -> None:
         """Raises Unsupported where steps are left."""
         if step := self._peek():
-            raise Unsupported(f"{_described(step.op)} comes where its kernels have the tail")
+            raise Unsupported(f"{described(step.op)} comes where its kernels have the tail")
 
 
-def _described(op: Op) -> str:
+def described(op: Op) -> str:
+    """An operation in a message."""
     name = getattr(op, "name", "") or getattr(op, "kind", "")
     return f"{type(op).__name__} {name}".strip()

@@ -6,7 +6,7 @@
 #include <stdint.h>
 
 /* The number of this interface, which library.py has as well. Add one whenever a structure, the meaning of a field or an entry point changes. */
-#define QUANTSR_ABI 1
+#define QUANTSR_ABI 2
 
 /* Sides of a Winograd convolution's tile of outputs: F(2x2, 3x3) and F(4x4, 3x3). */
 enum { TILE = 2, LARGE_TILE = 4 };
@@ -115,6 +115,91 @@ typedef struct {
     const float *mask; /* [last column, last row, both][N keys][N queries]: of shifted windows */
 } Swin;
 
+/* A map of a program: float32, or codes as bytes or 16-bit integers, [y][x][channel] with a border. */
+typedef struct {
+    int32_t factor;   /* of its height and width over the picture's; 0: it is a single pixel */
+    int32_t channels; /* a multiple of 16 */
+    int32_t kind;     /* BYTES, WORDS or FLOATS */
+    int32_t border;   /* the byte around a map of BYTES; zeros are around others */
+    int32_t slot;     /* maps of the same slot share memory: no two of them are needed at once */
+} Buffer;
+
+/* What an element-wise operation computes of registers, which hold vectors of channels of several pixels. `b` is the register `right`, or,
+   where that is -1, a buffer. Those from DO_STORE on give no register. */
+enum {
+    DO_LOAD,     /* b */
+    DO_ADD,      /* left + b */
+    DO_SUBTRACT, /* left - b */
+    DO_MULTIPLY, /* left * b */
+    DO_SCALE,    /* left * values[0][c] */
+    DO_OFFSET,   /* left + values[0][c] */
+    DO_SLOPE,    /* left where left >= 0, else left * values[0][c] */
+    DO_SIGMOID,
+    DO_SILU,
+    DO_TANH,
+    DO_GELU,
+    DO_STORE, /* left into a buffer of FLOATS */
+    DO_CODES, /* clip(rint(u), low[c], high) - offset into a buffer, u being what `mode` says */
+    DO_SHOW,  /* left as pixel values of the result, channels in the order (row phase, column phase, colour) */
+};
+
+/* u of DO_CODES: left; (left + values[0][c]) * values[1][c] * values[2][c]; (left + values[0][c]) / values[1][c];
+   left * values[1][c] + values[0][c]. */
+enum { AS_IS, MULTIPLIED, DIVIDED, AFFINE };
+
+typedef struct {
+    int32_t kind, mode;
+    int32_t result, left, right; /* registers, 0 to 5 */
+    int32_t buffer, channel;     /* a buffer, and its channel that goes with the sweep's channel `first` */
+    int32_t first, last;         /* the operation is for the sweep's channels first..last - 1 (of each group); multiples of 16 */
+    int32_t spread;              /* whether the buffer's one channel goes with all of the sweep's */
+    const float *values[3];      /* [channels] of the sweep */
+    const float *low;            /* [channels] */
+    float high;
+    int32_t offset;
+    int32_t copy; /* of DO_CODES: 1 + the place in PictureBuffers.codes where a copy of the buffer without border goes; 0: nowhere */
+} Elementwise;
+
+/* What a sweep's register 0 holds at first. */
+enum {
+    FROM_MAPS,     /* nothing: operations load what they read */
+    FROM_PICTURE,  /* (pixel / 255 - mean) * range, or, where mean is NULL, the pixel */
+    FROM_CONV,     /* conv of the input */
+    FROM_INDEX,    /* channels of the input, one pixel for enlarge x enlarge ones */
+    FROM_BILINEAR, /* the input, enlarged; between pixels' centres */
+    FROM_MEAN,     /* the input's mean over all pixels */
+};
+
+/* How a convolution is computed: in Winograd's form; tap by tap, weights being [size][size * C / g][P][g] and `start` [P]; tap by tap in
+   float64, of float32 and weights [size][size][inputs][P] of float64. */
+enum { IN_TILES, IN_TAPS, IN_DOUBLES };
+
+/* For every pixel of a map: a source, then operations on its values. */
+typedef struct {
+    int32_t source;
+    int32_t input;    /* a buffer; not of FROM_MAPS and FROM_PICTURE */
+    int32_t factor;   /* of the source's pixels, as a buffer's */
+    int32_t channels; /* of the source; a multiple of 16 */
+    int32_t shuffle;  /* r: channels are r * r groups, and group i * r + j goes to pixel (y * r + i, x * r + j) of what operations read and write */
+    int32_t enlarge;
+    int32_t form; /* of FROM_CONV */
+    int32_t size; /* of its kernel: 1, 3 or 5; 3 IN_TILES */
+    int32_t inputs;
+    Conv conv;
+    const int32_t *index; /* of FROM_INDEX: [enlarge * enlarge][channels] the input's channel, or -1 for 0; NULL: the same channels */
+    const float *mean;    /* [3] */
+    float range;
+    int32_t operations;
+    const Elementwise *operation;
+} Sweep;
+
+/* A network as a list of sweeps over its maps, in order. */
+typedef struct {
+    int32_t buffers, slots, sweeps;
+    const Buffer *buffer;
+    const Sweep *sweep;
+} Program;
+
 typedef struct {
     int32_t channels; /* C, a multiple of 16; a QuantSR-T's are padded */
     int32_t blocks;   /* at least 1; 0 with swin */
@@ -130,7 +215,8 @@ typedef struct {
     const float *after_body_factor; /* of WORDS and SPLIT, and with swin: [C] a 16-bit input is clip(rint(x * factor[c])), within -8191..8191 */
     const float *tail_factor;
     Ring ring;
-    const Swin *swin; /* NULL: a QuantSR-C */
+    const Swin *swin;       /* NULL: a QuantSR-C */
+    const Program *program; /* where it is not NULL, it is all of the network, and of the other fields only `factor` is read */
 } Network;
 
 typedef struct {
@@ -141,7 +227,7 @@ typedef struct {
     int32_t threads;
     /* NULL, or where copies of the codes go, for tests, as the low bytes of the codes: of a QuantSR-C [2 * blocks] maps
        [height][width][C], the inputs of conv1 and conv2 of each block; of a QuantSR-T [4 * layers], the inputs of qkv, proj, fc1 and fc2 of
-       each Swin layer less their lowest code, [window][I / 4][token][4 inputs]. */
+       each Swin layer less their lowest code, [window][I / 4][token][4 inputs]; of a program where its operations say. */
     uint8_t *const *codes;
 } PictureBuffers;
 

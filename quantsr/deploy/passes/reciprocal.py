@@ -22,9 +22,7 @@ def reciprocal(step: NDArray[np.float32], limits: tuple[int, int]) -> list[NDArr
     plain = np.float32(1) / step
     if step.size != 1 or is_wide(limits):
         return [plain]
-    edges = np.arange(*limits, dtype=np.float64) + 0.5
-    near = (edges * step).astype(np.float32)
-    values = (near.view(np.int32)[:, None] + np.arange(-4, 5, dtype=np.int32)).view(np.float32).ravel()
+    values = _near_edges(step, limits)
     wanted = np.rint(values / step)
     first = np.concatenate([np.ones(5), np.linspace(0.5, 1, _PAIRS, endpoint=False)]).astype(np.float32)
     second = (1 / (step.astype(np.float64) * first)).astype(np.float32)
@@ -32,3 +30,23 @@ def reciprocal(step: NDArray[np.float32], limits: tuple[int, int]) -> list[NDArr
     codes = np.rint(values * first[:, None] * second[:, None])
     best = int(np.argmin((codes != wanted).sum(1)))
     return [part[best : best + 1] for part in (first, second) if part[best] != 1]
+
+
+def exact_factors(
+    step: NDArray[np.float32], limits: tuple[int, int]
+) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None:
+    """Two factors (1,) whose multiplication in turn gives, for every float32 number, the code that
+    dividing by `step` gives; None where there are none among those tried, or several steps."""
+    if step.size != 1 or max(limits) > LARGEST_CODE:
+        return None
+    one = np.ones(1, np.float32)
+    first, second = (*reciprocal(step, limits), one, one)[:2]
+    values = _near_edges(step, limits)
+    same = np.rint(values * first * second) == np.rint(values / step)
+    return (first, second) if same.all() else None
+
+
+def _near_edges(step: NDArray[np.float32], limits: tuple[int, int]) -> NDArray[np.float32]:
+    """The float32 numbers next to the edges between codes; of all others both give the same."""
+    near = ((np.arange(*limits, dtype=np.float64) + 0.5) * step).astype(np.float32)
+    return (near.view(np.int32)[:, None] + np.arange(-4, 5, dtype=np.int32)).view(np.float32).ravel()

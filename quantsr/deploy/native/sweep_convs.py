@@ -1,0 +1,167 @@
+"""Convolutions of sweeps: which form each takes, and its weights in the order of the kernels."""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quantsr.deploy.folded import FoldedConv
+from quantsr.deploy.native import library
+from quantsr.deploy.native.arrays import G2, G4, Arrays, nested, transformed
+from quantsr.deploy.native.match import Unsupported
+from quantsr.deploy.native.sweeps import Channels
+
+_SIZES = (1, 3, 5)
+_BYTE, _SIGNED, _PAIR, _WORD, _SUM = 255, 127, 2**15 - 1, 2**15 - 1, 2**31 - 1
+
+
+@dataclass(frozen=True)
+class Form:
+    """How codes are stored for a convolution, and how it reads them."""
+
+    form: int
+    """IN_TILES or IN_TAPS."""
+    kind: int
+    """BYTES or WORDS."""
+    offset: int = 0
+    """Taken off the codes where they are stored."""
+    tile: int = library.TILE
+
+
+def kernel(conv: FoldedConv) -> NDArray[Any]:
+    """(O, I, k, k); of a linear layer k is 1. Raises Unsupported for sizes that there are no
+    kernels for."""
+    weight = conv.weight.reshape(*conv.weight.shape, 1, 1) if conv.weight.ndim == 2 else conv.weight
+    if weight.shape[2] != weight.shape[3] or weight.shape[2] not in _SIZES:
+        raise Unsupported(f"{conv.name} has a kernel of {weight.shape[2]} x {weight.shape[3]}")
+    return weight
+
+
+def form_of(conv: FoldedConv, isa: str) -> Form:
+    """The fastest form in which every sum of this convolution of codes is exact. Raises
+    Unsupported where there is none."""
+    assert conv.codes_in is not None
+    weight, (low, high) = kernel(conv), conv.codes_in
+    size = weight.shape[2]
+    bound = int(np.abs(weight.astype(np.int64)).reshape(len(weight), -1).sum(1).max()) * max(-low, high)
+    pairs = isa == "avx2"  # which adds two products of bytes in 16 bits
+    if size == 3:
+        for tile, terms, matrix in ((library.LARGE_TILE, 16, G4), (library.TILE, 4, G2)):
+            largest = terms * (high - low)
+            peak = _peak(weight, matrix)
+            if (
+                largest <= _BYTE
+                and _is_signed_byte(weight, matrix)
+                and bound * terms <= _SUM
+                and (not pairs or 2 * largest * peak <= _PAIR)
+            ):
+                return Form(library.IN_TILES, library.BYTES, tile=tile)
+    peak = int(np.abs(weight.astype(np.int64)).max(initial=0))
+    span = int(np.abs(weight.astype(np.int64)).reshape(len(weight), -1).sum(1).max()) * (high - low)
+    bytes_fit = high - low <= _BYTE and span <= _SUM and (not pairs or 2 * (high - low) * peak <= _PAIR)
+    if bytes_fit and (isa in ("avx512_vnni", "amx") or size != 3):
+        return Form(library.IN_TAPS, library.BYTES, offset=low)
+    if size == 3 and 4 * max(-low, high) <= _WORD and 4 * bound <= _SUM and _peak(weight, G2) <= _WORD:
+        return Form(library.IN_TILES, library.WORDS)
+    if max(-low, high) <= _WORD and bound <= _SUM:
+        return Form(library.IN_TAPS, library.WORDS)
+    raise Unsupported(f"{conv.name} has too many bits or inputs for sums of 32 bits")
+
+
+def _is_signed_byte(weight: NDArray[Any], matrix: NDArray[Any]) -> bool:
+    changed = transformed(weight.astype(np.int64), matrix)
+    return bool(changed.min(initial=0) >= -_SIGNED - 1 and changed.max(initial=0) <= _SIGNED)
+
+
+def _peak(weight: NDArray[Any], matrix: NDArray[Any]) -> int:
+    return int(np.abs(transformed(weight.astype(np.int64), matrix)).max(initial=0))
+
+
+def spread_weight(conv: FoldedConv, inputs: Channels, width: int, outputs: Channels, total: int) -> Any:
+    """The kernel (total, width, k, k), its inputs and outputs where they lie, and 0 elsewhere."""
+    weight = kernel(conv)
+    whole = np.zeros((total, width, *weight.shape[2:]), weight.dtype)
+    whole[np.ix_(outputs, inputs)] = weight
+    return whole
+
+
+def spread(values: Any, outputs: Channels, total: int) -> NDArray[Any]:
+    """(total,) with the values (O,) where the outputs lie."""
+    whole = np.zeros(total, np.asarray(values).dtype)
+    whole[outputs] = values
+    return whole
+
+
+def integer_conv(
+    arrays: Arrays, conv: FoldedConv, weight: Any, outputs: Channels, form: Form
+) -> library.Conv:
+    """A convolution of codes with a `weight` (P, C, k, k) whose outputs lie at `outputs`."""
+    assert conv.codes_in is not None
+    total = len(weight)
+    scale, bias = (spread(values, outputs, total) for values in (conv.multiplier, conv.bias))
+    start = None
+    offsets = {}
+    if form.form == library.IN_TAPS:
+        address = arrays.weight(tap_parts(weight), np.int8 if form.kind == library.BYTES else np.int16)
+        if form.kind == library.BYTES:
+            start = arrays.pointer(form.offset * weight.astype(np.int64).sum((1, 2, 3)), np.int32)
+    elif form.kind == library.WORDS:
+        address = arrays.weight(nested(weight.astype(np.int64), 1, G2), np.int16)
+        scale = scale * np.float32(0.25)
+    else:
+        low, high = conv.codes_in
+        terms, matrix = (16, G4) if form.tile == library.LARGE_TILE else (4, G2)
+        positions = transformed(weight.astype(np.int64), matrix)
+        sums, mixed = -terms * low, terms // 2 * (high - low)
+        offset = np.full(len(positions), mixed)
+        offset[len(matrix) + 1] = sums
+        address = arrays.weight(list(positions), np.int8)
+        start = arrays.pointer(-offset.reshape(-1, 1) * positions.sum(1), np.int32)
+        scale = scale * np.float32(1 / terms)
+        offsets = {"offset_sums": sums, "offset_mixed": mixed}
+    return library.Conv(
+        weight=address,
+        start=start,
+        scale=arrays.pointer(scale),
+        bias=arrays.pointer(bias),
+        kind=form.kind,
+        blocks=1,
+        outputs=total,
+        tile=form.tile,
+        **offsets,
+    )
+
+
+def float_conv(
+    arrays: Arrays, conv: FoldedConv, weight: Any, outputs: Channels, form: int, inputs: int
+) -> library.Conv:
+    """A convolution of float32: IN_DOUBLES as the reference has it, reading `inputs` channels, else
+    in float32."""
+    total = len(weight)
+    scale, bias = (spread(values, outputs, total) for values in (conv.multiplier, conv.bias))
+    if form == library.IN_DOUBLES:
+        laid_out = weight[:, :inputs].astype(np.float64).transpose(2, 3, 1, 0)
+        address = ctypes.cast(arrays.pointer(laid_out, np.float64), ctypes.c_void_p).value
+    elif form == library.IN_TAPS:
+        address = arrays.weight(tap_parts(weight.astype(np.float32)), np.float32)
+    else:
+        scaled = weight.astype(np.float64) * scale.astype(np.float64).reshape(-1, 1, 1, 1)
+        address = arrays.weight(nested(scaled, 1, G2 / 2), np.float32)
+    return library.Conv(
+        weight=address,
+        scale=arrays.pointer(scale),
+        bias=arrays.pointer(bias),
+        kind=library.FLOATS,
+        blocks=1,
+        outputs=total,
+    )
+
+
+def tap_parts(weight: Any) -> list[Any]:
+    """(P, C, k, k) as one part for each row of the kernel, (k * C, P)."""
+    rows = weight.transpose(2, 3, 1, 0)  # (k, k, C, P)
+    return list(rows.reshape(len(rows), -1, len(weight)))

@@ -1,0 +1,96 @@
+"""A pixel shuffle that stands before sums with the enlarged picture, moved behind them: what a
+network adds up at its end is then a convolution's outputs at low resolution."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from quantsr.deploy.folded import (
+    Binary,
+    FoldedProgram,
+    Offset,
+    Pixels,
+    PixelShuffle,
+    Scale,
+    Step,
+    UpsampleNearest,
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Select:
+    """Some channels, some of them several times."""
+
+    channels: tuple[int, ...]
+
+
+def with_shuffle_last(program: FoldedProgram) -> FoldedProgram:
+    """The program with a pixel shuffle to three colours as its last step where it can be: in front
+    of it are sums with values that are enlarged by as much, factors and offsets."""
+    steps = {step.output: step for step in program.steps}
+    readers = program.readers()
+    last = program.steps[-1]
+    if not isinstance(last.op, Pixels):
+        return program
+    between: list[tuple[Step, int]] = []  # what is passed, and the value by which
+    value = last.inputs[0]
+    while (step := steps.get(value)) is not None and len(readers[value]) == 1:
+        if isinstance(step.op, PixelShuffle):
+            return _moved(program, step, between, last)
+        if isinstance(step.op, Scale | Offset):
+            value = step.inputs[0]
+        elif isinstance(step.op, Binary):
+            shuffled = [v for v in step.inputs if isinstance(getattr(steps.get(v), "op", None), PixelShuffle)]
+            if len(shuffled) != 1:
+                return program
+            value = shuffled[0]
+        else:
+            return program
+        between.append((step, value))
+    return program
+
+
+def _moved(
+    program: FoldedProgram, shuffle: Step, between: list[tuple[Step, int]], last: Step
+) -> FoldedProgram:
+    assert isinstance(shuffle.op, PixelShuffle)
+    times = shuffle.op.factor**2
+    steps = {step.output: step for step in program.steps}
+    repeated = tuple(int(c) for c in np.repeat(np.arange(3), times))
+    changed: dict[int, list[Step]] = {shuffle.output: []}
+    number = max(steps) + 1
+    renamed = {shuffle.output: shuffle.inputs[0]}
+    for step, way in reversed(between):
+        op: Any = step.op
+        inputs = []
+        before = []
+        for value in step.inputs:
+            if value == way:
+                inputs.append(renamed.get(value, value))
+                continue
+            other = steps.get(value)
+            if (
+                other is None
+                or not isinstance(other.op, UpsampleNearest)
+                or other.op.factor != shuffle.op.factor
+            ):
+                return program
+            before.append(Step(Select(repeated), other.inputs, number))  # type: ignore[arg-type]
+            inputs.append(number)
+            number += 1
+        if isinstance(op, Offset):
+            op = replace(op, values=np.repeat(op.values, times))
+        changed[step.output] = [*before, Step(op, tuple(inputs), step.output)]
+    value = renamed.get(last.inputs[0], last.inputs[0])
+    changed[last.output] = [Step(last.op, (value,), number), Step(shuffle.op, (number,), last.output)]
+    found = [x for step in program.steps for x in changed.get(step.output, [step])]
+    used: set[int] = {found[-1].output}
+    kept = []
+    for step in reversed(found):
+        if step.output in used:
+            used.update(step.inputs)
+            kept.append(step)
+    return replace(program, steps=tuple(reversed(kept)))

@@ -1,0 +1,138 @@
+"""A network as a program of sweeps, laid out for the kernels."""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quantsr.deploy.folded import FoldedProgram
+from quantsr.deploy.native import library
+from quantsr.deploy.native.arrays import Arrays
+from quantsr.deploy.native.match import Unsupported
+from quantsr.deploy.native.sweep_steps import StepsToSweeps
+from quantsr.deploy.native.sweeps import Channels, Do, Map, Sweep, assign_slots
+
+_MAX_FACTOR = 8
+
+
+class SweepProgram(Arrays):
+    """See `arrays.Program`. Of every network whose folded program has nothing but the operations of
+    `sweep_steps`."""
+
+    multiple = 1
+
+    def __init__(self, program: FoldedProgram, isa: str) -> None:
+        """`isa` is one of `library.ISAS`. Raises Unsupported."""
+        super().__init__()
+        if program.scale > _MAX_FACTOR:
+            raise Unsupported(f"it upscales by {program.scale}")
+        self.multiple = program.multiple
+        steps = StepsToSweeps(program, isa, self)
+        self._reads = steps.codes_read
+        maps = [m for m in steps.maps if m.written]
+        slots = assign_slots(maps)
+        self._number = {id(m): index for index, m in enumerate(maps)}
+        copies: dict[int, int] = {}
+        for number, (source, _, _) in enumerate(self._reads.values(), start=1):
+            copies.setdefault(id(source), number)
+        self._copies = copies
+        buffers = [
+            library.Buffer(m.factor, m.channels, m.kind, m.border % 256, slot)
+            for m, slot in zip(maps, slots, strict=True)
+        ]
+        sweeps = [self._sweep(sweep) for sweep in steps.sweeps]
+        laid_out = library.Program(
+            buffers=len(buffers),
+            slots=max(slots) + 1,
+            sweeps=len(sweeps),
+            buffer=self.keep((library.Buffer * len(buffers))(*buffers)),
+            sweep=self.keep((library.Sweep * len(sweeps))(*sweeps)),
+        )
+        self.network = library.Network(factor=program.scale, program=ctypes.pointer(self.keep(laid_out)))
+
+    def for_size(self, height: int, width: int) -> library.Network:
+        """See `arrays.Program`; the same for all sizes."""
+        return self.network
+
+    def code_maps(self, height: int, width: int) -> dict[str, CodesOfSweep]:
+        """See `arrays.Program`; (C, height, width) each, of the map that the layer reads."""
+        return {
+            name: CodesOfSweep(source, places, conv.codes_in, *_size(source.factor, height, width))
+            for name, (source, places, conv) in self._reads.items()
+            if conv.codes_in is not None
+        }
+
+    def _sweep(self, sweep: Sweep) -> library.Sweep:
+        registers = sweep.registers()
+        assert registers is not None
+        operations = [
+            self._operation(do, *found) for do, found in zip(sweep.operations, registers, strict=True)
+        ]
+        fields = dict(sweep.fields)
+        if "index" in fields:
+            fields["index"] = self.pointer(fields["index"], np.int32)
+        if "mean" in fields:
+            fields["mean"] = self.pointer(fields["mean"])
+        return library.Sweep(
+            source=sweep.source,
+            input=0 if sweep.input is None else self._number[id(sweep.input)],
+            factor=sweep.factor,
+            channels=sweep.channels,
+            shuffle=sweep.shuffle,
+            operations=len(operations),
+            operation=self.keep((library.Elementwise * len(operations))(*operations)),
+            **fields,
+        )
+
+    def _operation(self, do: Do, result: int, left: int, right: int) -> library.Elementwise:
+        values = (library.F32 * 3)(*(self.pointer(part) for part in do.values))
+        return library.Elementwise(
+            kind=do.kind,
+            mode=do.mode,
+            result=max(result, 0),
+            left=max(left, 0),
+            right=right,
+            buffer=0 if do.map is None else self._number[id(do.map)],
+            channel=do.channel,
+            first=do.first,
+            last=do.last,
+            spread=do.spread,
+            values=values,
+            low=None if do.low is None else self.pointer(do.low),
+            high=do.high,
+            offset=do.offset,
+            copy=0 if do.map is None else self._copies.get(id(do.map), 0),
+        )
+
+
+def _size(factor: int, height: int, width: int) -> tuple[int, int]:
+    return (height * factor, width * factor) if factor else (1, 1)
+
+
+@dataclass(frozen=True)
+class CodesOfSweep:
+    """Where the codes that one layer reads lie in bytes that were copied."""
+
+    source: Map
+    places: Channels
+    limits: tuple[int, int]
+    """Of the codes."""
+    height: int
+    width: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the bytes."""
+        size = {library.BYTES: 1, library.WORDS: 2, library.FLOATS: 4}[self.source.kind]
+        return self.height, self.width, self.source.channels, size
+
+    def codes(self, data: NDArray[np.uint8]) -> NDArray[np.int16]:
+        """(C, height, width) the codes of copied bytes."""
+        kind, low = self.source.kind, self.limits[0]
+        types = {library.BYTES: np.uint8, library.WORDS: np.int16, library.FLOATS: np.float32}
+        stored = data.view(types[kind]).reshape(self.shape[:3])[:, :, self.places].transpose(2, 0, 1)
+        codes = stored.astype(np.int16)
+        return (codes - self.source.border - low) % 256 + low if kind == library.BYTES else codes

@@ -1,0 +1,247 @@
+"""Sweeps of the native engine: networks of any operations that there are kernels for, against the
+integer reference. `test_operations.py` tries every operation, with 2 to 8 bits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from quantsr.deploy.convert import convert
+from quantsr.deploy.engines import select
+from quantsr.deploy.folded import FoldedConv
+from quantsr.deploy.native import library
+from quantsr.deploy.native.engine import NativeEngine
+from quantsr.deploy.native.match import Unsupported
+from quantsr.deploy.native.sweep_convs import form_of
+from quantsr.deploy.native.sweep_program import SweepProgram
+from quantsr.deploy.native.sweeps import Map, Sweep, assign_slots
+from quantsr.errors import InputError
+from tests.deploy.codes import codes_of_reference
+from tests.deploy.native import ISAS, assert_left_to_others, assert_within_memory, needs_kernels, picture
+from tests.deploy.swept import NETWORKS, quantized
+
+ROUNDS = ("RCAN", "SPAN", "distillation")
+"""Networks with a sigmoid, a tanh or a mean, which engines round in different ways: a code behind
+it may differ."""
+SIZES = [(18, 21), (1, 1), (1, 9), (7, 5), (26, 3)]
+
+
+@needs_kernels
+@pytest.mark.parametrize("bits", [2, 4, 6, 8])
+@pytest.mark.parametrize("name", [*NETWORKS, "distillation"])
+def test_networks_have_the_codes_and_pictures_of_the_reference(name: str, bits: int) -> None:
+    """On every instruction set and size; two threads give what one gives."""
+    model = quantized(name, bits)
+    depth = model.depth_or_default(None)
+    for isa in ISAS:
+        engines = [NativeEngine(model, depth, isa=isa, threads=threads) for threads in (1, 2)]
+        assert isinstance(engines[0]._program, SweepProgram)
+        for height, width in SIZES:
+            image = picture(height, width)
+            codes, expected = codes_of_reference(model, image, depth)
+            found = engines[0].codes(image)
+            assert len(found) > 1
+            for layer, values in found.items():
+                if name in ROUNDS:
+                    assert (values == codes[layer]).mean() >= 0.999, layer
+                else:
+                    np.testing.assert_array_equal(values, codes[layer], err_msg=layer)
+            result = engines[0].run(image[None])
+            difference = np.abs(result[0].astype(int) - expected)
+            assert difference.max() <= 1
+            assert (difference > 0).mean() <= 0.01
+            np.testing.assert_array_equal(engines[1].run(image[None]), result)
+
+
+@needs_kernels
+@pytest.mark.parametrize("head_tail_bits", [16, 32])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_float_networks_are_within_1_of_the_reference(name: str, head_tail_bits: int) -> None:
+    model = quantized(name, 32, head_tail_bits)
+    image = picture(18, 21)
+    _, expected = codes_of_reference(model, image, 1)
+    for isa in ISAS:
+        difference = np.abs(NativeEngine(model, 1, isa=isa).run(image[None])[0].astype(int) - expected)
+        assert difference.max() <= 1
+        assert (difference > 0).mean() <= 0.01
+
+
+@needs_kernels
+@pytest.mark.parametrize("name", ["Compact", "MSRResNet", "RRDBNet"])
+def test_float_pictures_are_not_rounded(name: str) -> None:
+    model = quantized(name)
+    image = picture(9, 11)
+    bytes_, floats = (NativeEngine(model, 1).run(x[None]) for x in (image, image.astype(np.float32)))
+    np.testing.assert_array_equal(np.rint(floats).astype(np.uint8), bytes_)
+    assert (floats != np.rint(floats)).mean() > 0.5
+
+
+@needs_kernels
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("name", ["Compact", "MSRResNet", "RRDBNet", "RCAN"])
+def test_the_kernels_stay_within_their_memory(name: str, isa: str) -> None:
+    model = quantized(name)
+    for size in SIZES:
+        assert_within_memory(NativeEngine(model, 1, isa=isa), isa, size)
+
+
+# Convolutions
+
+
+def conv_of(bits_w: int, limits: tuple[int, int], size: int = 3, channels: int = 16) -> FoldedConv:
+    """With the largest weights of these bits."""
+    weight = np.full((16, channels, size, size), -(2 ** (bits_w - 1)), np.int8)
+    ones = np.ones(16, np.float32)
+    return FoldedConv("layer", weight, ones, ones, limits)
+
+
+@pytest.mark.parametrize(
+    ("bits_w", "limits", "size", "forms"),
+    [
+        (4, (-8, 7), 3, {"plain": "16 bytes", "avx2": "4 bytes", "avx512_vnni": "16 bytes"}),
+        (4, (0, 63), 3, {"plain": "4 bytes", "avx2": "4 words", "avx512_vnni": "4 bytes"}),
+        (8, (-128, 127), 3, {"plain": "4 words", "avx2": "4 words", "avx512_vnni": "bytes"}),
+        (8, (-85, 170), 3, {"plain": "4 words", "avx2": "4 words", "avx512_vnni": "bytes"}),
+        (8, (-128, 127), 1, {"plain": "bytes", "avx2": "words", "avx512_vnni": "bytes"}),
+        (6, (0, 255), 1, {"plain": "bytes", "avx2": "bytes", "avx512_vnni": "bytes"}),
+        (8, (0, 255), 5, {"plain": "bytes", "avx2": "words", "avx512_vnni": "bytes"}),
+    ],
+)
+def test_convolutions_take_the_fastest_exact_form(bits_w, limits, size, forms) -> None:
+    """Outputs of a tile, or tap by tap; AVX2 adds two products of bytes in 16 bits."""
+    tiles = {library.LARGE_TILE: "16 ", library.TILE: "4 "}
+    for isa, expected in forms.items():
+        form = form_of(conv_of(bits_w, limits, size), isa)
+        tile = tiles[form.tile] if form.form == library.IN_TILES else ""
+        assert f"{tile}{'bytes' if form.kind == library.BYTES else 'words'}" == expected, isa
+
+
+@pytest.mark.parametrize("isa", ["plain", "avx2", "avx512_vnni"])
+def test_sums_beyond_32_bits_are_refused(isa: str) -> None:
+    wide = conv_of(8, (-(2**15), 2**15 - 1), 5, 4096)
+    with pytest.raises(Unsupported, match="layer has too many bits or inputs for sums of 32 bits"):
+        form_of(wide, isa)
+
+
+# What is fused
+
+
+class Network(nn.Module):
+    """A convolution, `middle`, and a convolution."""
+
+    def __init__(self, middle: Callable[[Tensor], Tensor] | nn.Module, feat: int = 8) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, feat, 3, padding=1)
+        self.second = nn.Conv2d(feat, feat, 3, padding=1)
+        self.middle = middle
+        self.last = nn.Conv2d(feat, 3, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, 3, h, w) to the same."""
+        return self.last(self.middle(self.second(self.first(x))))
+
+
+def swapped(x: Tensor) -> Tensor:
+    return x + torch.cat([x[:, 4:], x[:, :4]], 1)
+
+
+def gated_by_a_pixel(x: Tensor) -> Tensor:
+    return x * torch.sigmoid(x[:, 2:3])
+
+
+def many_at_once(x: Tensor) -> Tensor:
+    kept = [x]
+    for _ in range(9):
+        kept.append(kept[-1].relu() * 0.75 - x)
+    for value in kept:
+        x = x + value
+    return x
+
+
+@needs_kernels
+@pytest.mark.parametrize(
+    "middle",
+    [
+        swapped,
+        gated_by_a_pixel,
+        many_at_once,
+        lambda x: torch.cat([x, x], 1)[:, 3:11] * x,
+        lambda x: torch.cat([x.relu(), x[:, :3]], 1)[:, 3:] - torch.cat([x, x], 1)[:, 5:13],
+        lambda x: x.mean((2, 3), keepdim=True) + x,
+        lambda x: x.mean((2, 3), keepdim=True) * x.mean((2, 3), keepdim=True).sigmoid() * x,
+    ],
+)
+def test_channels_that_lie_elsewhere_are_found(middle) -> None:
+    torch.manual_seed(1)
+    model = convert(Network(middle).eval(), head_tail_bits=32)
+    image = picture(9, 14)
+    _, expected = codes_of_reference(model, image, 1)
+    assert expected.std() > 0.5
+    for isa in ISAS:
+        engine = NativeEngine(model, 1, isa=isa)
+        assert np.abs(engine.run(image[None])[0].astype(int) - expected).max() <= 1
+
+
+@needs_kernels
+def test_the_shuffle_of_a_compact_network_is_its_last_step() -> None:
+    """One sweep for each convolution, one for the picture and one for the base that is added."""
+    program = NativeEngine(quantized("Compact"), 1)._program.network.program[0]
+    assert [sweep.source for sweep in program.sweep[: program.sweeps]] == [
+        library.FROM_PICTURE,
+        *[library.FROM_CONV] * 5,
+        library.FROM_INDEX,
+        library.FROM_CONV,
+    ]
+    assert {sweep.factor for sweep in program.sweep[: program.sweeps]} == {1}
+
+
+def test_maps_share_memory_when_they_are_not_needed_at_once() -> None:
+    def used(written: list[int], read: list[int]) -> Map:
+        made = [[Sweep(n, library.FROM_MAPS, 1, 16) for n in numbers] for numbers in (written, read)]
+        return Map(1, 16, library.BYTES, written=made[0], read=made[1])
+
+    assert assign_slots([used([0], [1]), used([1], [2]), used([2], [3]), used([3], [4])]) == [0, 1, 0, 1]
+    assert assign_slots([used([0], [3]), used([1, 2], [4]), used([4], [5])]) == [0, 1, 0]
+
+
+# What is refused
+
+
+@needs_kernels
+@pytest.mark.parametrize(
+    ("middle", "why"),
+    [
+        (nn.Conv2d(8, 8, 7, padding=3), "middle has a kernel of 7 x 7"),
+    ],
+)
+def test_what_it_cannot_run_is_said_and_left_to_others(middle, why: str) -> None:
+    assert_left_to_others(convert(Network(middle).eval(), head_tail_bits=32), why)
+
+
+@needs_kernels
+def test_steps_without_kernels_are_named() -> None:
+    from tests.deploy.test_operations import Net, layer_norm
+
+    with pytest.raises(
+        InputError, match=r"engine native: .*no kernel for Norm layer2.input; use --engine openvino"
+    ):
+        NativeEngine(layer_norm(Net()), 1)
+
+
+@needs_kernels
+def test_auto_takes_it(monkeypatch: Any) -> None:
+    monkeypatch.setattr(select, "native_is_fastest", lambda _: True)
+    assert select.create("auto", quantized("MSRResNet")).name == "native"
+
+
+@needs_kernels
+def test_a_scale_above_8_is_refused() -> None:
+    model = quantized("Compact")
+    with pytest.raises(InputError, match="it upscales by 9"):
+        NativeEngine(replace(model, header=replace(model.header, scale=9)), 1)
