@@ -20,6 +20,8 @@ from quantsr.deploy.passes.rounding import rounded_with_sums
 CHANNELS = 16
 """The kernels take multiples of this many channels and outputs."""
 MAX_OUTPUTS = 192
+WIDE = 4
+"""Steps of a 16-bit input in one of the kernels' 14-bit ones."""
 
 _TILE_INPUTS = 64  # bytes in a row of one of AMX's tiles
 _CACHE_LINE = 64
@@ -32,7 +34,6 @@ G4 = np.array([[4, 0, 0], [1, 1, 1], [1, -1, 1], [2, 0, -2], [0, -2, 0], [1, 1, 
 and modulo x^2 + 1, which takes three products (Karatsuba) where two points would make the
 transformed inputs too large for bytes (Barabasz and Gregg, 2019)."""
 
-_WIDE = 4  # steps of a 16-bit input in one of the kernels' 14-bit ones
 
 Values = NDArray[Any]
 """Integers or floats."""
@@ -271,7 +272,7 @@ def wide_step(layer: PackedLayer) -> NDArray[np.float64] | None:
     if layer.bits_a != 16 or layer.act_step is None or layer.tau().any():
         return None
     equal = np.ones(layer.in_channels) if layer.act_equal is None else layer.act_equal.astype(np.float64)
-    return _WIDE * layer.act_step.astype(np.float64) * equal
+    return WIDE * layer.act_step.astype(np.float64) * equal
 
 
 def kernel_of(conv: FoldedConv) -> tuple[Values, Values]:

@@ -127,4 +127,4 @@ def _laid_out(program: FoldedProgram, model: PackedModel, isa: str) -> Program:
     try:
         return ConvProgram(program, model, isa)
     except Unsupported:
-        return SweepProgram(program, isa)
+        return SweepProgram(program, model, isa)

@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 
 from quantsr.deploy.folded import FoldedConv
 from quantsr.deploy.native import library
-from quantsr.deploy.native.arrays import G2, G4, Arrays, nested, transformed
+from quantsr.deploy.native.arrays import G2, G4, WIDE, Arrays, nested, transformed, wide_step
 from quantsr.deploy.native.match import Unsupported
 from quantsr.deploy.native.sweeps import Channels
+from quantsr.deploy.packed.model import PackedLayer
 
 _SIZES = (1, 3, 5)
 _BYTE, _SIGNED, _PAIR, _WORD, _SUM = 255, 127, 2**15 - 1, 2**15 - 1, 2**31 - 1
@@ -70,6 +71,27 @@ def form_of(conv: FoldedConv, isa: str) -> Form:
     if max(-low, high) <= _WORD and bound <= _SUM:
         return Form(library.IN_TAPS, library.WORDS)
     raise Unsupported(f"{conv.name} has too many bits or inputs for sums of 32 bits")
+
+
+def has_wide_form(layer: PackedLayer) -> bool:
+    """Whether tiles of 16 bits add a layer's weights times 14 bits of its inputs exactly."""
+    if wide_step(layer) is None or not layer.integer or layer.weight.shape[2:] != (3, 3):
+        return False
+    sums = np.abs(layer.weight.astype(np.int64)).sum((1, 2, 3))
+    return 4 * library.LARGEST_WORD * int(sums.max()) <= _SUM
+
+
+def wide_form(layer: PackedLayer, conv: FoldedConv) -> tuple[FoldedConv, NDArray[np.float64]]:
+    """A layer, which was folded in float as `conv`, on its own integer weights and on inputs of 14
+    bits; and their step (C,)."""
+    step = wide_step(layer)
+    assert step is not None
+    assert layer.weight_step is not None
+    assert layer.act_step is not None
+    unit = WIDE * float(layer.act_step[0]) * layer.weight_step.astype(np.float64)
+    multiplier = (unit * conv.multiplier).astype(np.float32)  # of conv: factors merged into it
+    limits = (-library.LARGEST_WORD, library.LARGEST_WORD)
+    return FoldedConv(conv.name, layer.weight, multiplier, conv.bias, limits), step
 
 
 def _is_signed_byte(weight: NDArray[Any], matrix: NDArray[Any]) -> bool:

@@ -14,6 +14,7 @@ from quantsr.deploy.native.arrays import Arrays
 from quantsr.deploy.native.match import Unsupported
 from quantsr.deploy.native.sweep_steps import StepsToSweeps
 from quantsr.deploy.native.sweeps import Channels, Do, Map, Sweep, assign_slots
+from quantsr.deploy.packed.model import PackedModel
 
 _MAX_FACTOR = 8
 
@@ -24,13 +25,13 @@ class SweepProgram(Arrays):
 
     multiple = 1
 
-    def __init__(self, program: FoldedProgram, isa: str) -> None:
+    def __init__(self, program: FoldedProgram, model: PackedModel, isa: str) -> None:
         """`isa` is one of `library.ISAS`. Raises Unsupported."""
         super().__init__()
         if program.scale > _MAX_FACTOR:
             raise Unsupported(f"it upscales by {program.scale}")
         self.multiple = program.multiple
-        steps = StepsToSweeps(program, isa, self)
+        steps = StepsToSweeps(program, model.layers, isa, self)
         self._reads = steps.codes_read
         maps = [m for m in steps.maps if m.written]
         slots = assign_slots(maps)

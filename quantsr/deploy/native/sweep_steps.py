@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -33,9 +33,19 @@ from quantsr.deploy.native import library
 from quantsr.deploy.native.arrays import CHANNELS, MAX_OUTPUTS, Arrays, padded
 from quantsr.deploy.native.match import Unsupported, described
 from quantsr.deploy.native.sweep_builder import Builder, Codes, Scaled, codes_of
-from quantsr.deploy.native.sweep_convs import float_conv, form_of, integer_conv, kernel, spread_weight
+from quantsr.deploy.native.sweep_convs import (
+    Form,
+    float_conv,
+    form_of,
+    has_wide_form,
+    integer_conv,
+    kernel,
+    spread_weight,
+    wide_form,
+)
 from quantsr.deploy.native.sweep_end import Select, with_shuffle_last
 from quantsr.deploy.native.sweeps import Channels, Map, Value, concatenated, shown_outputs, shuffled_outputs
+from quantsr.deploy.packed.model import PackedLayer
 
 _LEAST_SHUFFLED = 8
 """Channels behind a pixel shuffle from which the convolution before it pads them to 16."""
@@ -51,9 +61,12 @@ _ACTIVATIONS = {
 class StepsToSweeps(Builder):
     """Each method `_KIND` adds one step; raises Unsupported, naming a step that it cannot."""
 
-    def __init__(self, program: FoldedProgram, isa: str, arrays: Arrays) -> None:
+    def __init__(
+        self, program: FoldedProgram, layers: Mapping[str, PackedLayer], isa: str, arrays: Arrays
+    ) -> None:
+        """`layers` are those of the packed network."""
         super().__init__()
-        self._isa, self._arrays = isa, arrays
+        self._layers, self._isa, self._arrays = layers, isa, arrays
         self._program = with_shuffle_last(program)
         self._readers = self._program.readers()
         self._coded = self._in_front_of_codes()
@@ -130,9 +143,30 @@ class StepsToSweeps(Builder):
             factor, (source, places) = read.target.factor, self.codes_in_map(read, None)
             self.codes_read[op.name] = source, places, op
         else:
-            value = self._value(step)
+            value, layer = self._value(step), self._layers.get(op.name)
+            if layer is not None and step.output not in self._coded and has_wide_form(layer):
+                return self._wide_conv(layer, op, step, value)
             factor, (source, places) = value.factor, self.in_one_map(value)
         return self._conv_of_floats(op, step, source, places, factor, exact=step.output in self._coded)
+
+    def _wide_conv(self, layer: PackedLayer, op: FoldedConv, step: Step, value: Value) -> Value | Codes:
+        """Of a layer with 16-bit inputs, behind the last codes: its own weights, and inputs of 14
+        bits."""
+        conv, input_step = wide_form(layer, op)
+        codes = Codes(
+            value,
+            value,
+            library.AFFINE,
+            (np.zeros(1), 1 / input_step),
+            np.array([-library.LARGEST_WORD]),
+            (-library.LARGEST_WORD, library.LARGEST_WORD),
+        )
+        form = Form(library.IN_TILES, library.WORDS)
+        source, places = self.codes_in_map(codes, form)
+        outputs, total, shuffle = self._outputs(op, step)
+        weight = spread_weight(conv, places, source.channels, outputs, total)
+        fields = {"form": form.form, "conv": integer_conv(self._arrays, conv, weight, outputs, form)}
+        return self._conv_sweep(op, source, value.factor, outputs, total, shuffle, fields)
 
     def _conv_of_floats(
         self, op: FoldedConv, step: Step, source: Map, places: Channels, factor: int, *, exact: bool
