@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from quantsr.deploy.engines import select
-from quantsr.deploy.native import library
+from quantsr.deploy.native import library, structures
 from quantsr.deploy.native.engine import NativeEngine
 from quantsr.deploy.packed.model import PackedModel
 from quantsr.errors import InputError
@@ -37,7 +37,7 @@ def assert_within_memory(engine: NativeEngine, isa: str, size: tuple[int, int]) 
     guard = 4096
     image = picture(*size)
     out = np.full(guard + image.size * network.factor**2 + guard, 77, np.uint8)
-    data = library.PictureBuffers(image.ctypes.data, out.ctypes.data + guard, *size, 0, 2)
+    data = structures.PictureBuffers(image.ctypes.data, out.ctypes.data + guard, *size, 0, 2)
     needed = kernels.quantsr_memory(network, data)
     memory = np.full(64 + guard + needed + guard, 77, np.uint8)
     address = -(-(memory.ctypes.data + guard) // 64) * 64

@@ -35,8 +35,9 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
-def quantized(name: str, bits: int = 4, head_tail_bits: int = 8) -> PackedModel:
-    """A network of random weights, quantized after training, or with its own quantizers."""
+def quantized(name: str, bits: int = 4, head_tail_bits: int = 8, bits_a: int | None = None) -> PackedModel:
+    """A network of random weights, quantized after training, or with its own quantizers; `bits_a`
+    are of activations, if not as many as of weights."""
     torch.manual_seed(0)
     pictures = [picture(24, 20)]
     if name == "distillation":
@@ -45,5 +46,5 @@ def quantized(name: str, bits: int = 4, head_tail_bits: int = 8) -> PackedModel:
     else:
         net = NETWORKS[name]().eval()
         if bits < 32:
-            post_training.quantize(net, post_training.Bits(bits, bits), pictures)
+            post_training.quantize(net, post_training.Bits(bits, bits_a or bits), pictures)
     return convert(net, head_tail_bits=head_tail_bits, calib=pictures)

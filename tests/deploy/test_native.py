@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from quantsr import Upscaler
 from quantsr.deploy.engines import reference as integer_reference
 from quantsr.deploy.engines import select
-from quantsr.deploy.native import library
+from quantsr.deploy.native import library, structures
 from quantsr.deploy.native.arrays import G2, G4, Arrays, rounding_error, transformed
 from quantsr.deploy.native.engine import NativeEngine
 from quantsr.deploy.native.match import Unsupported
@@ -163,7 +163,7 @@ def test_tiles_of_either_size_give_the_same_picture(isa: str, num_feat: int, mon
     model = model_of(num_feat=num_feat, bits_w=3, bits_a=3)
     large = NativeEngine(model, 3, isa=isa)
     others = []
-    for sizes in ([library.TILE], [library.TILE, library.LARGE_TILE, library.LARGE_TILE]):
+    for sizes in ([structures.TILE], [structures.TILE, structures.LARGE_TILE, structures.LARGE_TILE]):
         tiles = itertools.cycle(sizes)
         monkeypatch.setattr(
             ConvProgram, "_code_conv", lambda self, conv, tiles=tiles: self._tiled(conv, next(tiles))
@@ -173,7 +173,7 @@ def test_tiles_of_either_size_give_the_same_picture(isa: str, num_feat: int, mon
         {conv.tile for block in engine._program.network.body[:3] for conv in (block.conv1, block.conv2)}
         for engine in (large, others[0], others[-1])
     ]
-    assert used == [{library.LARGE_TILE}, {library.TILE}, {library.TILE, library.LARGE_TILE}]
+    assert used == [{structures.LARGE_TILE}, {structures.TILE}, {structures.TILE, structures.LARGE_TILE}]
     for height, width in [*SIZES, (64, 57)]:
         image = picture(height, width)[None]
         expected = large.run(image)

@@ -15,7 +15,7 @@ from zlib import crc32
 import numpy as np
 import pytest
 
-from quantsr.deploy.native import library
+from quantsr.deploy.native import library, structures
 from quantsr.deploy.native.engine import NativeEngine
 from quantsr.deploy.stand_ins.convolutional import random_model
 from tests.deploy.native import HERE, ISAS, needs_kernels, picture
@@ -88,7 +88,9 @@ class Call:
         self.network = engine._program.for_size(SIDE, SIDE)
         self.image = picture(SIDE, SIDE)
         self.out = np.full((SIDE * self.network.factor, SIDE * self.network.factor, 3), 77, np.uint8)
-        self.picture = library.PictureBuffers(self.image.ctypes.data, self.out.ctypes.data, SIDE, SIDE, 0, 1)
+        self.picture = structures.PictureBuffers(
+            self.image.ctypes.data, self.out.ctypes.data, SIDE, SIDE, 0, 1
+        )
         self.memory = np.zeros(self.needed() + 128, np.uint8)
         self.address = -(-self.memory.ctypes.data // 64) * 64
 
@@ -140,13 +142,13 @@ NETWORK = {
     "head": [NULL],
     "head_bias": [NULL],
     "mean": [NULL],
-    "after_body.kind": [library.BYTES, library.CODES, -1, 9],
+    "after_body.kind": [structures.BYTES, structures.CODES, -1, 9],
     "after_body.outputs": [0, 32],
     "after_body.blocks": [0, 2],
     "after_body.weight": [NULL],
     "after_body.scale": [NULL],
     "after_body.bias": [NULL],
-    "tail.kind": [library.BYTES, 9],
+    "tail.kind": [structures.BYTES, 9],
     "tail.outputs": [0, -16, 8, 208],
     "tail.blocks": [0, 3],
     "tail.weight": [NULL],
@@ -156,7 +158,7 @@ NETWORK = {
     "tail_factor": [NULL],
 }
 CONV = {
-    "kind": [library.WORDS, library.FLOATS, 9],
+    "kind": [structures.WORDS, structures.FLOATS, 9],
     "outputs": [0, 32],
     "blocks": [0, 2],
     "tile": [0, -1, 5, 1000],
@@ -208,7 +210,7 @@ RSTB = {
     "layer": [NULL],
     "factor": [NULL],
     "codes.scale": [FLOAT],  # without shifts
-    "closing.kind": [library.BYTES, library.FLOATS, 9],
+    "closing.kind": [structures.BYTES, structures.FLOATS, 9],
     "closing.outputs": [0, 32],
     "closing.blocks": [2],
     "closing.weight": [NULL],
@@ -230,8 +232,8 @@ SWIN = {
 
 ELEMENTWISE = {
     "kind": [-1, 14, 99],
-    "left": [-1, library.REGISTERS],
-    "result": [-1, library.REGISTERS],
+    "left": [-1, structures.REGISTERS],
+    "result": [-1, structures.REGISTERS],
     "first": [-16, 8, 16, 2**30],
     "last": [0, 8, 32, -16],
 }
@@ -247,7 +249,7 @@ CODED = {
 BUFFER = {
     "factor": [-1, 2, 17],
     "channels": [0, 8, 24, -16, 2**20],
-    "kind": [library.WORDS, library.CODES, -1],
+    "kind": [structures.WORDS, structures.CODES, -1],
     "slot": [-1, 99],
 }
 SWEEP_CONV = {
@@ -256,9 +258,9 @@ SWEEP_CONV = {
     "factor": [-1, 2, 17],
     "channels": [0, 8, 32, -16],
     "shuffle": [0, -1, 2, 17],
-    "form": [-1, 3, library.IN_DOUBLES],
+    "form": [-1, 3, structures.IN_DOUBLES],
     "size": [0, 2, 7, -3],
-    "conv.kind": [library.WORDS, library.CODES],
+    "conv.kind": [structures.WORDS, structures.CODES],
     "conv.outputs": [0, 32],
     "conv.blocks": [0, 2],
     "conv.tile": [0, 3, 5],
@@ -280,7 +282,7 @@ PROGRAM = {
     "sweep[4].enlarge": [0, 2, 17],
     "sweep[4].index": [ctypes.pointer(ctypes.c_int32(99))],
     "sweep[5].operation[0].buffer": [-1, 10**6],
-    "sweep[5].operation[0].right": [-2, library.REGISTERS],
+    "sweep[5].operation[0].right": [-2, structures.REGISTERS],
     "sweep[5].operation[1].values[0]": [NULL],
     **{f"buffer[1].{field}": values for field, values in BUFFER.items()},
     **{f"sweep[2].{field}": values for field, values in SWEEP_CONV.items()},
@@ -404,5 +406,5 @@ def test_planes_of_amx_are_refused_with_windows() -> None:
     call = windows_of(HERE)
     with ExitStack() as changes:
         for conv in ("after_body", "tail", "swin[0].group[0].closing"):
-            changes.enter_context(call.changed(f"network.{conv}.kind", library.SPLIT))
+            changes.enter_context(call.changed(f"network.{conv}.kind", structures.SPLIT))
         call.assert_refused()

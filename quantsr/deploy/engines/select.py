@@ -60,11 +60,16 @@ def create(
     depth = model.depth_or_default(depth)
     if engine == "native" or (engine == "auto" and not options and native_is_fastest(model)):
         try:
-            return _make("native", model, depth, threads=threads, **options)
+            native = _make("native", model, depth, threads=threads, **options)
         except InputError as error:
             if engine == "native":
                 raise
             log.info("%s", error)
+        else:
+            has_others = engine == "auto" and any(find_spec(name) for name in PACKAGES)
+            if not (has_others and idles_matrix_units(native)):
+                return native
+            log.info("engine native: has no kernels for this network and the processor's matrix units")
     if engine != "auto":
         return _from_package(engine, model, depth, threads=threads, **options)
     *others, last = [name for name in PACKAGES if find_spec(name)] or ["openvino"]
@@ -100,3 +105,9 @@ def native_is_fastest(model: PackedModel) -> bool:
     if best == "amx" or has_attention(model):
         return True
     return "amx_int8" not in cpu.describe()[1]
+
+
+def idles_matrix_units(engine: Engine) -> bool:
+    """Whether an engine computes in vectors on a processor with AMX, whose matrix units OpenVINO
+    uses."""
+    return "amx_int8" in cpu.describe()[1] and getattr(engine, "in_sweeps", False)

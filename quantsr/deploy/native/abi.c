@@ -1,4 +1,4 @@
-/* The number of the interface, and the layout of its structures, with which library.py compares its own. A field that is missing here, or there, is
+/* The number of the interface, and the layout of its structures, with which library.py compares those of structures.py. A field that is missing here, or there, is
  * found by tests/deploy/test_native_library.py. */
 
 #include "kernels.h"

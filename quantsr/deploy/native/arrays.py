@@ -4,7 +4,7 @@ convolution, and what keeps them alive."""
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -12,9 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantsr.deploy.folded import FirstConv, FoldedConv
-from quantsr.deploy.native import library
+from quantsr.deploy.native import structures
 from quantsr.deploy.native.match import Unsupported
 from quantsr.deploy.packed.model import PackedLayer
+from quantsr.deploy.passes import collapse
+from quantsr.deploy.passes.collapse import Stage
 from quantsr.deploy.passes.rounding import rounded_with_sums
 
 CHANNELS = 16
@@ -42,12 +44,12 @@ Values = NDArray[Any]
 class Program(Protocol):
     """What `quantsr_run` needs for one network at one depth."""
 
-    network: library.Network
+    network: structures.Network
     """Points into arrays that this object keeps."""
     multiple: int
     """Pictures come padded to a multiple of this height and width."""
 
-    def for_size(self, height: int, width: int) -> library.Network:
+    def for_size(self, height: int, width: int) -> structures.Network:
         """The network for pictures of that size."""
         ...
 
@@ -131,12 +133,12 @@ class Arrays:
             "range": float(net.img_range),
         }
 
-    def float_conv(self, weight: Values, bias: Values, blocks: int) -> library.Conv:
+    def float_conv(self, weight: Values, bias: Values, blocks: int) -> structures.Conv:
         """A 3x3 (`blocks` = 1) or 5x5 convolution (2) of float32."""
         parts = nested(weight.astype(np.float64), blocks, G2 / 2)
-        return self.padded_conv(parts, np.ones(len(bias)), bias, library.FLOATS, blocks)
+        return self.padded_conv(parts, np.ones(len(bias)), bias, structures.FLOATS, blocks)
 
-    def wide_conv(self, weight: Values, bias: Values, step: Values, blocks: int) -> library.Conv:
+    def wide_conv(self, weight: Values, bias: Values, step: Values, blocks: int) -> structures.Conv:
         """The same of 16-bit multiples of `step` (C,). Weights take, for each output, the finest
         step with which no sum exceeds 32 bits.
 
@@ -145,7 +147,7 @@ class Arrays:
         errors would add up, change least.
         """
         integers, multiplier = self._wide_integers(weight, step, blocks)
-        return self.padded_conv(nested(integers, blocks, G2), multiplier / 4, bias, library.WORDS, blocks)
+        return self.padded_conv(nested(integers, blocks, G2), multiplier / 4, bias, structures.WORDS, blocks)
 
     def _wide_integers(self, weight: Values, step: Values, blocks: int) -> tuple[Values, Values]:
         """Weights (O, I, k, k) of `wide_conv`, and the value (O,) of one unit of their sums."""
@@ -153,23 +155,23 @@ class Arrays:
         multiplier = finest_steps(weight, blocks)
         return rounded_with_sums(weight / multiplier.reshape(-1, 1, 1, 1)).astype(np.int64), multiplier
 
-    def split_conv(self, weight: Values, bias: Values, step: Values, blocks: int) -> library.Conv:
+    def split_conv(self, weight: Values, bias: Values, step: Values, blocks: int) -> structures.Conv:
         """The convolution of `wide_conv` for AMX: the same integers, each in three signed bytes,
         and so the same sums.
 
         Raises Unsupported where a weight has more than 14 bits.
         """
         integers, multiplier = self._wide_integers(weight, step, blocks)
-        if np.abs(integers).max(initial=0) > library.LARGEST_WORD:
+        if np.abs(integers).max(initial=0) > structures.LARGEST_WORD:
             raise Unsupported("weights outside the blocks have more than 14 bits")
         more = (0, padded(len(bias)) - len(bias))
         high = (integers + 64) >> 7
         low = integers - (high << 7)
-        return library.Conv(
+        return structures.Conv(
             weight=self.tiles([high, low, high + low]),
             scale=self.pointer(np.pad(multiplier, more)),
             bias=self.pointer(np.pad(bias, more)),
-            kind=library.SPLIT,
+            kind=structures.SPLIT,
             blocks=blocks,
             outputs=padded(len(bias)),
             is_signed=1,
@@ -195,20 +197,43 @@ class Arrays:
         memory[start : start + len(values)] = values.view(np.uint8)
         return int(memory.ctypes.data) + start
 
-    def code_words(self, conv: FoldedConv) -> library.Conv:
+    def ring(
+        self,
+        tail: Sequence[Stage],
+        height: int,
+        width: int,
+        inputs: NDArray[np.int64] | None = None,
+        channels: int = 0,
+    ) -> structures.Ring:
+        """The nine kernels of a tail at the border of pictures of that height and width, 3 standing
+        for all larger ones. Inputs lie at `inputs` of `channels`; default: one behind the other."""
+        kernels = collapse.collapse(tail, collapse.positions(height), collapse.positions(width))
+        ring = structures.Ring()
+        for i, kernel in enumerate(kernels.values()):
+            more = (0, padded(len(kernel.bias)) - len(kernel.bias))
+            weight = np.pad(kernel.weight.transpose(2, 3, 1, 0), [(0, 0)] * 3 + [more])  # (kh, kw, C, P)
+            if inputs is not None:
+                spread = np.zeros((*weight.shape[:2], channels, weight.shape[3]), weight.dtype)
+                spread[:, :, inputs] = weight
+                weight = spread
+            ring.weight[i] = self.pointer(weight)
+            ring.bias[i] = self.pointer(np.pad(kernel.bias, more))
+        return ring
+
+    def code_words(self, conv: FoldedConv) -> structures.Conv:
         """A 3x3 convolution of codes of up to 8 bits, held in 16: exact."""
         parts = nested(conv.weight.astype(np.int64), 1, G2)
-        return self.padded_conv(parts, conv.multiplier.astype(np.float64) / 4, conv.bias, library.WORDS, 1)
+        return self.padded_conv(parts, conv.multiplier.astype(np.float64) / 4, conv.bias, structures.WORDS, 1)
 
     def padded_conv(
         self, parts: list[Values], multiplier: Values, bias: Values, kind: int, blocks: int
-    ) -> library.Conv:
+    ) -> structures.Conv:
         """A convolution of transformed `parts`, (I, O) each, its inputs and outputs padded."""
         outputs = padded(len(bias))
         more = (0, outputs - len(bias))
         flat = [np.pad(part, [(0, padded(len(part)) - len(part)), more]) for part in parts]
-        return library.Conv(
-            weight=self.weight(flat, np.int16 if kind == library.WORDS else np.float32),
+        return structures.Conv(
+            weight=self.weight(flat, np.int16 if kind == structures.WORDS else np.float32),
             scale=self.pointer(np.pad(multiplier, more)),
             bias=self.pointer(np.pad(bias, more)),
             kind=kind,
@@ -220,7 +245,7 @@ class Arrays:
 def finest_steps(weight: Values, blocks: int) -> NDArray[np.float64]:
     """(O,) the least step of each output's weights (O, I, k, k) with which no sum of 14-bit inputs
     exceeds 32 bits, nor a transformed weight 16."""
-    room = (2**31 - 1) / (4 * library.LARGEST_WORD) - weight[0].size
+    room = (2**31 - 1) / (4 * structures.LARGEST_WORD) - weight[0].size
     peaks = np.max([np.abs(part).max(0) for part in nested(weight, blocks, G2)], 0)
     sums = np.abs(weight).sum((1, 2, 3))
     least = np.finfo(np.float32).tiny
@@ -234,7 +259,7 @@ def rounding_error(weight: Values, step: Values, blocks: int) -> float:
     """Root mean square of what rounding the weights adds to the outputs of `Arrays.wide_conv`, for
     inputs as large as 14 bits hold."""
     steps = finest_steps(weight * step.reshape(1, -1, 1, 1), blocks)
-    return float(np.sqrt((steps**2).mean() * weight[0].size / 12) * library.LARGEST_WORD)
+    return float(np.sqrt((steps**2).mean() * weight[0].size / 12) * structures.LARGEST_WORD)
 
 
 def transformed(weight: Values, matrix: Values = G2) -> Values:

@@ -53,8 +53,10 @@ static int is_operation(const Network *net, const Sweep *sweep, const Elementwis
 
 static int is_conv_sweep(const Sweep *sweep, const Buffer *in) {
     const Conv *conv = &sweep->conv;
-    if (in->factor != sweep->factor || conv->outputs != sweep->channels || conv->kind != in->kind || conv->blocks != 1) return 0;
+    if (in->factor != sweep->factor || conv->outputs != sweep->channels || conv->kind != in->kind) return 0;
     if (!conv->weight || !conv->scale || !conv->bias || (conv->kind == BYTES && !conv->start)) return 0;
+    if (conv->blocks == 2) return sweep->form == IN_TILES && sweep->size == 5 && conv->kind == FLOATS;
+    if (conv->blocks != 1) return 0;
     if (sweep->form == IN_TILES) return sweep->size == 3 && (conv->kind != BYTES || conv->tile == TILE || conv->tile == LARGE_TILE);
     if (sweep->size != 1 && sweep->size != 3 && sweep->size != 5) return 0;
     if (sweep->form == IN_DOUBLES) return conv->kind == FLOATS && is_within(sweep->inputs, 1, in->channels);
@@ -68,13 +70,22 @@ static int is_index(const Sweep *sweep, const Buffer *in) {
     return 1;
 }
 
-static int is_source(const Program *program, const Sweep *sweep) {
+/* A ring's input, and its kernels. */
+static int is_ring_sweep(const Network *net, const Sweep *sweep, const Buffer *in) {
+    for (int i = 0; i < 9; i++)
+        if (!net->ring.weight[i] || !net->ring.bias[i]) return 0;
+    return in->factor == 1 && sweep->factor == 1 && sweep->channels <= MAX_OUTPUTS && sweep->operations == 1 && sweep->operation->kind == DO_SHOW;
+}
+
+static int is_source(const Network *net, const Sweep *sweep) {
+    const Program *program = net->program;
     if (sweep->source == FROM_MAPS) return 1;
     if (sweep->source == FROM_PICTURE) return sweep->factor == 1;
     if (!is_within(sweep->input, 0, program->buffers - 1)) return 0;
     const Buffer *in = program->buffer + sweep->input;
     if (sweep->source == FROM_CONV) return is_conv_sweep(sweep, in);
     if (in->kind != FLOATS) return 0;
+    if (sweep->source == FROM_RING) return is_ring_sweep(net, sweep, in);
     if (sweep->source == FROM_MEAN) return sweep->factor == 0 && sweep->channels == in->channels;
     if (!is_within(sweep->enlarge, 1, MAX_ENLARGE) || in->factor * sweep->enlarge != sweep->factor) return 0;
     if (sweep->source == FROM_BILINEAR) return sweep->channels == in->channels;
@@ -85,7 +96,7 @@ static int is_sweep(const Network *net, const Sweep *sweep) {
     if (!is_within(sweep->factor, 0, MAX_ENLARGE) || !is_within(sweep->shuffle, 1, MAX_ENLARGE)) return 0;
     if (sweep->factor * sweep->shuffle > MAX_ENLARGE) return 0;
     if (!is_multiple_of_16(sweep->channels, 16, MAX_WIDTH) || sweep->channels % (16 * sweep->shuffle * sweep->shuffle)) return 0;
-    if (!is_within(sweep->operations, 1, MAX_OPERATIONS) || !sweep->operation || !is_source(net->program, sweep)) return 0;
+    if (!is_within(sweep->operations, 1, MAX_OPERATIONS) || !sweep->operation || !is_source(net, sweep)) return 0;
     for (int i = 0; i < sweep->operations; i++)
         if (!is_operation(net, sweep, sweep->operation + i)) return 0;
     return 1;

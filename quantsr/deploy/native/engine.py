@@ -14,7 +14,7 @@ from quantsr import cpu
 from quantsr.deploy import windows
 from quantsr.deploy.engines.base import OneByOne
 from quantsr.deploy.folded import FoldedProgram
-from quantsr.deploy.native import library
+from quantsr.deploy.native import library, structures
 from quantsr.deploy.native.arrays import Program
 from quantsr.deploy.native.match import Unsupported, has_windows
 from quantsr.deploy.native.program import ConvProgram
@@ -64,6 +64,11 @@ class NativeEngine(OneByOne):
         self._memory = np.empty(0, np.uint8)
         self._lock = threading.Lock()
 
+    @property
+    def in_sweeps(self) -> bool:
+        """Whether the network has neither of the shapes that are fused as a whole."""
+        return isinstance(self._program, SweepProgram)
+
     def run(self, images: Images) -> Images:
         """See `runtimes.Engine.run`; (N, h, w, 3) uint8 or float32, picture by picture."""
         return self._run(images, None)
@@ -98,7 +103,7 @@ class NativeEngine(OneByOne):
         with self._lock:
             network = self._program.for_size(height, width)
             for image, result in zip(images, results, strict=True):
-                picture = library.PictureBuffers(
+                picture = structures.PictureBuffers(
                     image=image.ctypes.data,
                     out=result.ctypes.data,
                     height=height,

@@ -1,4 +1,4 @@
-/* What Python hands to the kernels: library.py has the same structures, and abi.c lists their fields. */
+/* What Python hands to the kernels: structures.py has the same structures, and abi.c lists their fields. */
 #ifndef QUANTSR_NETWORK_H
 #define QUANTSR_NETWORK_H
 
@@ -168,6 +168,7 @@ enum {
     FROM_INDEX,    /* channels of the input, one pixel for enlarge x enlarge ones */
     FROM_BILINEAR, /* the input, enlarged; between pixels' centres */
     FROM_MEAN,     /* the input's mean over all pixels */
+    FROM_RING,     /* a collapsed tail's values, with the kernels of the network's `ring`, at the picture's border; only shown */
 };
 
 /* How a convolution is computed: in Winograd's form; tap by tap, weights being [size][size * C / g][P][g] and `start` [P]; tap by tap in
@@ -183,7 +184,7 @@ typedef struct {
     int32_t shuffle;  /* r: channels are r * r groups, and group i * r + j goes to pixel (y * r + i, x * r + j) of what operations read and write */
     int32_t enlarge;
     int32_t form; /* of FROM_CONV */
-    int32_t size; /* of its kernel: 1, 3 or 5; 3 IN_TILES */
+    int32_t size; /* of its kernel: 1, 3 or 5; IN_TILES 3, or 5 of floats in blocks */
     int32_t inputs;
     Conv conv;
     const int32_t *index; /* of FROM_INDEX: [enlarge * enlarge][channels] the input's channel, or -1 for 0; NULL: the same channels */

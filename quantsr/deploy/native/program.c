@@ -80,7 +80,7 @@ static size_t lay_out_program(const Network *net, const PictureBuffers *picture,
     }
     for (int i = 0; i < picture->threads; i++) {
         scratch[i] = (Scratch){0};
-        scratch[i].inputs = take(&end, 2 * CHUNK * inputs); /* products take several tiles at once, also where fewer are left */
+        scratch[i].inputs = take(&end, (2 * (CHUNK + 1) + CHUNK) * inputs); /* products take several tiles at once, also where fewer are left */
         scratch[i].sums = take(&end, CHUNK * sums * sizeof(int32_t));
         scratch[i].shown = take(&end, RUN * (shown + 16) * sizeof(float));
     }

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from quantsr.deploy.folded import FoldedConv, FoldedProgram
-from quantsr.deploy.native import library
+from quantsr.deploy.native import structures
 from quantsr.deploy.native.arrays import (
     CHANNELS,
     G2,
@@ -39,7 +39,7 @@ class ConvProgram(Arrays):
     def __init__(self, program: FoldedProgram, model: PackedModel, isa: str) -> None:
         """`isa` is one of `library.ISAS`. Raises Unsupported."""
         super().__init__()
-        self._rings: dict[tuple[int, int], library.Ring] = {}
+        self._rings: dict[tuple[int, int], structures.Ring] = {}
         self._isa = isa
         self._net = net = conv_net(program)
         head, outer = net.first.head, (net.after_body, *(stage.conv for stage in net.tail))
@@ -48,8 +48,8 @@ class ConvProgram(Arrays):
         if any(conv.codes_in is not None for conv in outer):
             raise Unsupported("inputs of the layers outside the blocks have 8 bits")
         self._check_shapes(len(head.weight))
-        body = self.keep((library.Block * len(net.blocks))(*(self._block(block) for block in net.blocks)))
-        self.network = library.Network(
+        body = self.keep((structures.Block * len(net.blocks))(*(self._block(block) for block in net.blocks)))
+        self.network = structures.Network(
             blocks=len(net.blocks),
             gaps=len(net.gap),
             factor=program.scale,
@@ -71,7 +71,7 @@ class ConvProgram(Arrays):
         if net.first.head.weight.shape[1:] != (3, 3, 3) or len(net.tail[-1].conv.weight) % 3:
             raise Unsupported("its first or last convolution is not 3x3, from or to three colours")
 
-    def for_size(self, height: int, width: int) -> library.Network:
+    def for_size(self, height: int, width: int) -> structures.Network:
         """The network for pictures of that size: a tail of several layers has other kernels at the
         border."""
         if self.network.tail.blocks == 2:
@@ -92,7 +92,7 @@ class ConvProgram(Arrays):
 
     # Blocks
 
-    def _block(self, block: Block) -> library.Block:
+    def _block(self, block: Block) -> structures.Block:
         conv1, conv2 = block.conv1, block.conv2
         low, high = block.quantize.limits
         if block.quantize.step.size != 1:
@@ -100,8 +100,8 @@ class ConvProgram(Arrays):
         factors = [float(factor[0]) for factor in reciprocal(block.quantize.step, (low, high))]
         assert conv1.codes_out is not None
         least = np.full(len(conv1.bias), conv1.codes_out[0]) if conv1.low is None else conv1.low
-        return library.Block(
-            input=library.Quantizer(
+        return structures.Block(
+            input=structures.Quantizer(
                 tau=self.pointer(block.quantize.tau),
                 factor=(ctypes.c_float * 2)(*factors, *[1.0] * (2 - len(factors))),
                 low=low,
@@ -116,41 +116,41 @@ class ConvProgram(Arrays):
             gap=self.pointer(np.array(block.gap, np.float32)),
         )
 
-    def _code_conv(self, conv: FoldedConv) -> library.Conv:
+    def _code_conv(self, conv: FoldedConv) -> structures.Conv:
         """On AMX in its plain form; else with large tiles where their transforms fit, else with
         small ones. Raises Unsupported where those do not either."""
         if self._isa == "amx":
             return self._plain(conv)
         try:
-            return self._tiled(conv, library.LARGE_TILE)
+            return self._tiled(conv, structures.LARGE_TILE)
         except Unsupported:
-            return self._tiled(conv, library.TILE)
+            return self._tiled(conv, structures.TILE)
 
-    def _plain(self, conv: FoldedConv) -> library.Conv:
+    def _plain(self, conv: FoldedConv) -> structures.Conv:
         """For AMX, whose products of bytes take codes as they are. Raises Unsupported beyond 6
         bits, where the float operations between convolutions are no longer known to give the
         reference's codes."""
         assert conv.codes_in is not None
         if conv.codes_in[1] - conv.codes_in[0] > 2**_MOST_BITS - 1:
             raise Unsupported(f"{conv.name} has too many bits for its codes to be exact")
-        return library.Conv(
+        return structures.Conv(
             weight=self.tiles([conv.weight.astype(np.int64)]),
             scale=self.pointer(conv.multiplier),
             bias=self.pointer(conv.bias),
-            kind=library.CODES,
+            kind=structures.CODES,
             blocks=1,
             outputs=len(conv.bias),
-            tile=library.LARGE_TILE,
+            tile=structures.LARGE_TILE,
             is_signed=conv.codes_in[0] < 0,
         )
 
-    def _tiled(self, conv: FoldedConv, tile: int) -> library.Conv:
+    def _tiled(self, conv: FoldedConv, tile: int) -> structures.Conv:
         """Transformed codes are sums of 4 (16 in large tiles), or differences of at most half as
         many and as many: with an offset that makes them positive they are 0..4 (16) * (high -
         low)."""
         assert conv.codes_in is not None
         low, high = conv.codes_in
-        terms, matrix = (16, G4) if tile == library.LARGE_TILE else (4, G2)
+        terms, matrix = (16, G4) if tile == structures.LARGE_TILE else (4, G2)
         weight = transformed(conv.weight, matrix)
         largest = terms * (high - low)
         fits = (
@@ -163,12 +163,12 @@ class ConvProgram(Arrays):
         sums, mixed = -terms * low, terms // 2 * (high - low)
         offset = np.full(len(weight), mixed)
         offset[len(matrix) + 1] = sums
-        return library.Conv(
+        return structures.Conv(
             weight=self.weight(list(weight), np.int8),
             start=self.pointer(-offset.reshape(-1, 1) * weight.sum(1), np.int32),
             scale=self.pointer(conv.multiplier * np.float32(1 / terms)),
             bias=self.pointer(conv.bias),
-            kind=library.BYTES,
+            kind=structures.BYTES,
             blocks=1,
             outputs=weight.shape[2],
             tile=tile,
@@ -211,13 +211,5 @@ class ConvProgram(Arrays):
             "tail_factor": self.pointer(1 / tail_step),
         }
 
-    def _ring(self, height: int, width: int) -> library.Ring:
-        """The nine kernels at the border of pictures of that height and width, 3 standing for all
-        larger ones."""
-        kernels = collapse.collapse(self._net.tail, collapse.positions(height), collapse.positions(width))
-        ring = library.Ring()
-        for i, kernel in enumerate(kernels.values()):
-            more = (0, padded(len(kernel.bias)) - len(kernel.bias))
-            ring.weight[i] = self.pointer(np.pad(kernel.weight.transpose(2, 3, 1, 0), [(0, 0)] * 3 + [more]))
-            ring.bias[i] = self.pointer(np.pad(kernel.bias, more))
-        return ring
+    def _ring(self, height: int, width: int) -> structures.Ring:
+        return self.ring(self._net.tail, height, width)

@@ -11,14 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantsr.deploy.folded import Quantize, Requantize
-from quantsr.deploy.native import library
+from quantsr.deploy.native import structures
 from quantsr.deploy.native.arrays import padded
 from quantsr.deploy.native.match import Unsupported
 from quantsr.deploy.native.sweep_convs import Form
 from quantsr.deploy.native.sweeps import Channels, Do, Map, Root, Sweep, Value
 from quantsr.deploy.passes.reciprocal import exact_factors
 
-_BINARY = {"add": library.DO_ADD, "subtract": library.DO_SUBTRACT, "multiply": library.DO_MULTIPLY}
+_BINARY = {"add": structures.DO_ADD, "subtract": structures.DO_SUBTRACT, "multiply": structures.DO_MULTIPLY}
 _MOST_CHANNELS = 1 << 14
 
 
@@ -68,8 +68,8 @@ class Builder:
     def stored(self, root: Root) -> Map:
         """The map that a root is in."""
         if root.stored is None:
-            root.stored = self.map(root.sweep.result_factor, root.channels, library.FLOATS)
-            store = Do(library.DO_STORE, left=root, map=root.stored, last=root.channels)
+            root.stored = self.map(root.sweep.result_factor, root.channels, structures.FLOATS)
+            store = Do(structures.DO_STORE, left=root, map=root.stored, last=root.channels)
             root.sweep.insert(root, store)
             root.stored.written.append(root.sweep)
         return root.stored
@@ -79,14 +79,14 @@ class Builder:
         if value.only is not None:
             return self.stored(value.only), value.channel
         runs, places = value.blocks()
-        found = self.map(value.factor, sum(run[2] for run in runs), library.FLOATS)
-        self._write(value, runs, found, lambda index: {"kind": library.DO_STORE})
+        found = self.map(value.factor, sum(run[2] for run in runs), structures.FLOATS)
+        self._write(value, runs, found, lambda index: {"kind": structures.DO_STORE})
         return found, places
 
     def codes_in_map(self, codes: Codes, form: Form | None) -> tuple[Map, Channels]:
         """The map of codes as a convolution of that form reads them (None: as floats), and where
         the channels are."""
-        kind, offset = (library.FLOATS, 0) if form is None else (form.kind, form.offset)
+        kind, offset = (structures.FLOATS, 0) if form is None else (form.kind, form.offset)
         if (kind, offset) not in codes.stored:
             if codes.value.repeats:
                 raise Unsupported("a quantizer reads a channel twice")
@@ -95,7 +95,7 @@ class Builder:
 
             def operation(index: int) -> dict[str, Any]:
                 return {
-                    "kind": library.DO_CODES,
+                    "kind": structures.DO_CODES,
                     "mode": codes.mode,
                     "values": tuple(codes.value.constant(index, values) for values in codes.constants),
                     "low": codes.value.constant(index, codes.low),
@@ -152,7 +152,7 @@ class Builder:
             same = table.shape[1] == source.channels and (table == np.arange(source.channels)).all()
             fields = {"enlarge": times} if same else {"enlarge": times, "index": table}
             sweep = self.sweep(
-                library.FROM_INDEX, value.factor * times, table.shape[1], input=source, fields=fields
+                structures.FROM_INDEX, value.factor * times, table.shape[1], input=source, fields=fields
             )
             if before is not None and all(writer.number < before.number for writer in source.written):
                 self.sweeps.insert(before.number, self.sweeps.pop())
@@ -198,7 +198,7 @@ class Builder:
         sweep.operations.pop()
         if sweep.shuffle > 1:
             raise Unsupported("too many values are needed at once in front of a pixel shuffle")
-        sweep = self.sweep(library.FROM_MAPS, sweep.result_factor, root.channels)
+        sweep = self.sweep(structures.FROM_MAPS, sweep.result_factor, root.channels)
         return sweep.add(kind, **{**fields, "left": self._loaded(sweep, root)})
 
     def _loaded(self, sweep: Sweep, root: Root) -> Root:
@@ -207,7 +207,7 @@ class Builder:
             return root
         source = self.stored(root)
         source.read.append(sweep)
-        return sweep.add(library.DO_LOAD, map=source)
+        return sweep.add(structures.DO_LOAD, map=source)
 
     def binary(self, kind: str, left: Value | Scaled, right: Value | Scaled) -> Value:
         """add, subtract or multiply; one pixel, or one channel, of one operand goes with all of the
@@ -232,7 +232,7 @@ class Builder:
         value, factor = (x.value, x.factor) if isinstance(x, Scaled) else (x, None)
         whole = value.factor == large.factor and len(value.root) == len(large.root)
         if factor is not None and not whole:
-            value, factor = self.unary(library.DO_SCALE, value, factor), None
+            value, factor = self.unary(structures.DO_SCALE, value, factor), None
         lead = large.only
         assert lead is not None
         spread = len(value.root) == 1 and len(large.root) > 1
@@ -252,7 +252,7 @@ class Builder:
         lead = large.only
         assert lead is not None
         if alone:
-            sweep = self.sweep(library.FROM_MAPS, large.factor, lead.channels)
+            sweep = self.sweep(structures.FROM_MAPS, large.factor, lead.channels)
         else:
             sweep = max((left.root.sweep, right.root.sweep), key=lambda sweep: sweep.number)
             size = sweep.channels // sweep.shuffle**2
@@ -267,11 +267,11 @@ class Builder:
         def register(x: _Operand) -> Root:
             root = x.root
             if root.sweep is not sweep:
-                root = sweep.add(library.DO_LOAD, map=self.stored(root))
+                root = sweep.add(structures.DO_LOAD, map=self.stored(root))
             if x.factor is None:
                 return root
             factors = np.full(sweep.channels, x.factor, np.float32)
-            return sweep.add(library.DO_SCALE, left=root, values=(factors,))
+            return sweep.add(structures.DO_SCALE, left=root, values=(factors,))
 
         first = register(left)
         if right.root.sweep is sweep or right.factor is not None:
@@ -311,8 +311,8 @@ def codes_of(op: Quantize | Requantize, value: Value) -> Codes:
     low = np.array([op.limits[0]])
     if isinstance(op, Requantize):
         constants = (op.shift, np.atleast_1d(op.multiplier))
-        return Codes(value, value, library.AFFINE, constants, low, op.limits)
+        return Codes(value, value, structures.AFFINE, constants, low, op.limits)
     factors = exact_factors(op.step, op.limits)
     if factors is None:
-        return Codes(value, value, library.DIVIDED, (op.tau, op.step), low, op.limits)
-    return Codes(value, value, library.MULTIPLIED, (op.tau, *factors), low, op.limits)
+        return Codes(value, value, structures.DIVIDED, (op.tau, op.step), low, op.limits)
+    return Codes(value, value, structures.MULTIPLIED, (op.tau, *factors), low, op.limits)

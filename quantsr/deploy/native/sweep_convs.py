@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantsr.deploy.folded import FoldedConv
-from quantsr.deploy.native import library
+from quantsr.deploy.native import structures
 from quantsr.deploy.native.arrays import G2, G4, WIDE, Arrays, nested, transformed, wide_step
 from quantsr.deploy.native.match import Unsupported
 from quantsr.deploy.native.sweeps import Channels
@@ -30,7 +30,7 @@ class Form:
     """BYTES or WORDS."""
     offset: int = 0
     """Taken off the codes where they are stored."""
-    tile: int = library.TILE
+    tile: int = structures.TILE
 
 
 def kernel(conv: FoldedConv) -> NDArray[Any]:
@@ -51,7 +51,7 @@ def form_of(conv: FoldedConv, isa: str) -> Form:
     bound = int(np.abs(weight.astype(np.int64)).reshape(len(weight), -1).sum(1).max()) * max(-low, high)
     pairs = isa == "avx2"  # which adds two products of bytes in 16 bits
     if size == 3:
-        for tile, terms, matrix in ((library.LARGE_TILE, 16, G4), (library.TILE, 4, G2)):
+        for tile, terms, matrix in ((structures.LARGE_TILE, 16, G4), (structures.TILE, 4, G2)):
             largest = terms * (high - low)
             peak = _peak(weight, matrix)
             if (
@@ -60,16 +60,16 @@ def form_of(conv: FoldedConv, isa: str) -> Form:
                 and bound * terms <= _SUM
                 and (not pairs or 2 * largest * peak <= _PAIR)
             ):
-                return Form(library.IN_TILES, library.BYTES, tile=tile)
+                return Form(structures.IN_TILES, structures.BYTES, tile=tile)
     peak = int(np.abs(weight.astype(np.int64)).max(initial=0))
     span = int(np.abs(weight.astype(np.int64)).reshape(len(weight), -1).sum(1).max()) * (high - low)
     bytes_fit = high - low <= _BYTE and span <= _SUM and (not pairs or 2 * (high - low) * peak <= _PAIR)
     if bytes_fit and (isa in ("avx512_vnni", "amx") or size != 3):
-        return Form(library.IN_TAPS, library.BYTES, offset=low)
+        return Form(structures.IN_TAPS, structures.BYTES, offset=low)
     if size == 3 and 4 * max(-low, high) <= _WORD and 4 * bound <= _SUM and _peak(weight, G2) <= _WORD:
-        return Form(library.IN_TILES, library.WORDS)
+        return Form(structures.IN_TILES, structures.WORDS)
     if max(-low, high) <= _WORD and bound <= _SUM:
-        return Form(library.IN_TAPS, library.WORDS)
+        return Form(structures.IN_TAPS, structures.WORDS)
     raise Unsupported(f"{conv.name} has too many bits or inputs for sums of 32 bits")
 
 
@@ -78,7 +78,7 @@ def has_wide_form(layer: PackedLayer) -> bool:
     if wide_step(layer) is None or not layer.integer or layer.weight.shape[2:] != (3, 3):
         return False
     sums = np.abs(layer.weight.astype(np.int64)).sum((1, 2, 3))
-    return 4 * library.LARGEST_WORD * int(sums.max()) <= _SUM
+    return 4 * structures.LARGEST_WORD * int(sums.max()) <= _SUM
 
 
 def wide_form(layer: PackedLayer, conv: FoldedConv) -> tuple[FoldedConv, NDArray[np.float64]]:
@@ -90,7 +90,7 @@ def wide_form(layer: PackedLayer, conv: FoldedConv) -> tuple[FoldedConv, NDArray
     assert layer.act_step is not None
     unit = WIDE * float(layer.act_step[0]) * layer.weight_step.astype(np.float64)
     multiplier = (unit * conv.multiplier).astype(np.float32)  # of conv: factors merged into it
-    limits = (-library.LARGEST_WORD, library.LARGEST_WORD)
+    limits = (-structures.LARGEST_WORD, structures.LARGEST_WORD)
     return FoldedConv(conv.name, layer.weight, multiplier, conv.bias, limits), step
 
 
@@ -120,23 +120,23 @@ def spread(values: Any, outputs: Channels, total: int) -> NDArray[Any]:
 
 def integer_conv(
     arrays: Arrays, conv: FoldedConv, weight: Any, outputs: Channels, form: Form
-) -> library.Conv:
+) -> structures.Conv:
     """A convolution of codes with a `weight` (P, C, k, k) whose outputs lie at `outputs`."""
     assert conv.codes_in is not None
     total = len(weight)
     scale, bias = (spread(values, outputs, total) for values in (conv.multiplier, conv.bias))
     start = None
     offsets = {}
-    if form.form == library.IN_TAPS:
-        address = arrays.weight(tap_parts(weight), np.int8 if form.kind == library.BYTES else np.int16)
-        if form.kind == library.BYTES:
+    if form.form == structures.IN_TAPS:
+        address = arrays.weight(tap_parts(weight), np.int8 if form.kind == structures.BYTES else np.int16)
+        if form.kind == structures.BYTES:
             start = arrays.pointer(form.offset * weight.astype(np.int64).sum((1, 2, 3)), np.int32)
-    elif form.kind == library.WORDS:
+    elif form.kind == structures.WORDS:
         address = arrays.weight(nested(weight.astype(np.int64), 1, G2), np.int16)
         scale = scale * np.float32(0.25)
     else:
         low, high = conv.codes_in
-        terms, matrix = (16, G4) if form.tile == library.LARGE_TILE else (4, G2)
+        terms, matrix = (16, G4) if form.tile == structures.LARGE_TILE else (4, G2)
         positions = transformed(weight.astype(np.int64), matrix)
         sums, mixed = -terms * low, terms // 2 * (high - low)
         offset = np.full(len(positions), mixed)
@@ -145,7 +145,7 @@ def integer_conv(
         start = arrays.pointer(-offset.reshape(-1, 1) * positions.sum(1), np.int32)
         scale = scale * np.float32(1 / terms)
         offsets = {"offset_sums": sums, "offset_mixed": mixed}
-    return library.Conv(
+    return structures.Conv(
         weight=address,
         start=start,
         scale=arrays.pointer(scale),
@@ -160,24 +160,24 @@ def integer_conv(
 
 def float_conv(
     arrays: Arrays, conv: FoldedConv, weight: Any, outputs: Channels, form: int, inputs: int
-) -> library.Conv:
+) -> structures.Conv:
     """A convolution of float32: IN_DOUBLES as the reference has it, reading `inputs` channels, else
     in float32."""
     total = len(weight)
     scale, bias = (spread(values, outputs, total) for values in (conv.multiplier, conv.bias))
-    if form == library.IN_DOUBLES:
+    if form == structures.IN_DOUBLES:
         laid_out = weight[:, :inputs].astype(np.float64).transpose(2, 3, 1, 0)
         address = ctypes.cast(arrays.pointer(laid_out, np.float64), ctypes.c_void_p).value
-    elif form == library.IN_TAPS:
+    elif form == structures.IN_TAPS:
         address = arrays.weight(tap_parts(weight.astype(np.float32)), np.float32)
     else:
         scaled = weight.astype(np.float64) * scale.astype(np.float64).reshape(-1, 1, 1, 1)
         address = arrays.weight(nested(scaled, 1, G2 / 2), np.float32)
-    return library.Conv(
+    return structures.Conv(
         weight=address,
         scale=arrays.pointer(scale),
         bias=arrays.pointer(bias),
-        kind=library.FLOATS,
+        kind=structures.FLOATS,
         blocks=1,
         outputs=total,
     )

@@ -1,5 +1,5 @@
-"""A pixel shuffle that stands before sums with the enlarged picture, moved behind them: what a
-network adds up at its end is then a convolution's outputs at low resolution."""
+"""The end of a network, changed so that it is computed at low resolution: a linear tail as one
+convolution, and a pixel shuffle in front of sums with the enlarged picture behind them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from quantsr.deploy.folded import (
     Binary,
@@ -18,6 +19,10 @@ from quantsr.deploy.folded import (
     Step,
     UpsampleNearest,
 )
+from quantsr.deploy.native.arrays import MAX_OUTPUTS
+from quantsr.deploy.passes import collapse
+from quantsr.deploy.passes.collapse import Stage
+from quantsr.deploy.passes.tail import linear_tail
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,6 +30,35 @@ class Select:
     """Some channels, some of them several times."""
 
     channels: tuple[int, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class CollapsedTail:
+    """All steps from some value on, linear but for roundings."""
+
+    stages: tuple[Stage, ...]
+
+    def inner(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Weight (P, C, 5, 5) and bias of every pixel that is not at the border."""
+        position = {"inner": collapse.POSITIONS["inner"]}
+        (kernel,) = collapse.collapse(self.stages, position, position).values()
+        return kernel.weight, kernel.bias
+
+
+def with_collapsed_tail(program: FoldedProgram) -> FoldedProgram:
+    """The program with a linear tail of several convolutions of floats as one step."""
+    tail = linear_tail(program)
+    if tail is None or tail.quantize is not None or len(tail.stages) < 2:
+        return program
+    own, steps = {tail.value}, program.steps[tail.start :]
+    for step in steps:
+        if not own.issuperset(step.inputs):
+            return program
+        own.add(step.output)
+    if any(stage.conv.codes_in is not None for stage in tail.stages) or 3 * program.scale**2 > MAX_OUTPUTS:
+        return program
+    last = Step(CollapsedTail(tail.stages), (tail.value,), steps[-1].output)  # type: ignore[arg-type]
+    return replace(program, steps=(*program.steps[: tail.start], last))
 
 
 def with_shuffle_last(program: FoldedProgram) -> FoldedProgram:

@@ -9,12 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantsr.deploy.folded import FoldedProgram
-from quantsr.deploy.native import library
+from quantsr.deploy.native import structures
 from quantsr.deploy.native.arrays import Arrays
 from quantsr.deploy.native.match import Unsupported
 from quantsr.deploy.native.sweep_steps import StepsToSweeps
 from quantsr.deploy.native.sweeps import Channels, Do, Map, Sweep, assign_slots
 from quantsr.deploy.packed.model import PackedModel
+from quantsr.deploy.passes import collapse
 
 _MAX_FACTOR = 8
 
@@ -32,7 +33,8 @@ class SweepProgram(Arrays):
             raise Unsupported(f"it upscales by {program.scale}")
         self.multiple = program.multiple
         steps = StepsToSweeps(program, model.layers, isa, self)
-        self._reads = steps.codes_read
+        self._reads, self._tail, self._tail_inputs = steps.codes_read, steps.tail, steps.tail_inputs
+        self._rings: dict[tuple[int, int], structures.Ring] = {}
         maps = [m for m in steps.maps if m.written]
         slots = assign_slots(maps)
         self._number = {id(m): index for index, m in enumerate(maps)}
@@ -41,21 +43,27 @@ class SweepProgram(Arrays):
             copies.setdefault(id(source), number)
         self._copies = copies
         buffers = [
-            library.Buffer(m.factor, m.channels, m.kind, m.border % 256, slot)
+            structures.Buffer(m.factor, m.channels, m.kind, m.border % 256, slot)
             for m, slot in zip(maps, slots, strict=True)
         ]
         sweeps = [self._sweep(sweep) for sweep in steps.sweeps]
-        laid_out = library.Program(
+        laid_out = structures.Program(
             buffers=len(buffers),
             slots=max(slots) + 1,
             sweeps=len(sweeps),
-            buffer=self.keep((library.Buffer * len(buffers))(*buffers)),
-            sweep=self.keep((library.Sweep * len(sweeps))(*sweeps)),
+            buffer=self.keep((structures.Buffer * len(buffers))(*buffers)),
+            sweep=self.keep((structures.Sweep * len(sweeps))(*sweeps)),
         )
-        self.network = library.Network(factor=program.scale, program=ctypes.pointer(self.keep(laid_out)))
+        self.network = structures.Network(factor=program.scale, program=ctypes.pointer(self.keep(laid_out)))
 
-    def for_size(self, height: int, width: int) -> library.Network:
-        """See `arrays.Program`; the same for all sizes."""
+    def for_size(self, height: int, width: int) -> structures.Network:
+        """See `arrays.Program`: a collapsed tail has other kernels at the border of small
+        pictures."""
+        if self._tail is not None and self._tail_inputs is not None:
+            size = (min(height, collapse.MIN_SIZE), min(width, collapse.MIN_SIZE))
+            if size not in self._rings:
+                self._rings[size] = self.ring(self._tail.stages, *size, *self._tail_inputs)
+            self.network.ring = self._rings[size]
         return self.network
 
     def code_maps(self, height: int, width: int) -> dict[str, CodesOfSweep]:
@@ -66,7 +74,7 @@ class SweepProgram(Arrays):
             if conv.codes_in is not None
         }
 
-    def _sweep(self, sweep: Sweep) -> library.Sweep:
+    def _sweep(self, sweep: Sweep) -> structures.Sweep:
         registers = sweep.registers()
         assert registers is not None
         operations = [
@@ -77,20 +85,20 @@ class SweepProgram(Arrays):
             fields["index"] = self.pointer(fields["index"], np.int32)
         if "mean" in fields:
             fields["mean"] = self.pointer(fields["mean"])
-        return library.Sweep(
+        return structures.Sweep(
             source=sweep.source,
             input=0 if sweep.input is None else self._number[id(sweep.input)],
             factor=sweep.factor,
             channels=sweep.channels,
             shuffle=sweep.shuffle,
             operations=len(operations),
-            operation=self.keep((library.Elementwise * len(operations))(*operations)),
+            operation=self.keep((structures.Elementwise * len(operations))(*operations)),
             **fields,
         )
 
-    def _operation(self, do: Do, result: int, left: int, right: int) -> library.Elementwise:
-        values = (library.F32 * 3)(*(self.pointer(part) for part in do.values))
-        return library.Elementwise(
+    def _operation(self, do: Do, result: int, left: int, right: int) -> structures.Elementwise:
+        values = (structures.F32 * 3)(*(self.pointer(part) for part in do.values))
+        return structures.Elementwise(
             kind=do.kind,
             mode=do.mode,
             result=max(result, 0),
@@ -127,13 +135,13 @@ class CodesOfSweep:
     @property
     def shape(self) -> tuple[int, ...]:
         """Of the bytes."""
-        size = {library.BYTES: 1, library.WORDS: 2, library.FLOATS: 4}[self.source.kind]
+        size = {structures.BYTES: 1, structures.WORDS: 2, structures.FLOATS: 4}[self.source.kind]
         return self.height, self.width, self.source.channels, size
 
     def codes(self, data: NDArray[np.uint8]) -> NDArray[np.int16]:
         """(C, height, width) the codes of copied bytes."""
         kind, low = self.source.kind, self.limits[0]
-        types = {library.BYTES: np.uint8, library.WORDS: np.int16, library.FLOATS: np.float32}
+        types = {structures.BYTES: np.uint8, structures.WORDS: np.int16, structures.FLOATS: np.float32}
         stored = data.view(types[kind]).reshape(self.shape[:3])[:, :, self.places].transpose(2, 0, 1)
         codes = stored.astype(np.int16)
-        return (codes - self.source.border - low) % 256 + low if kind == library.BYTES else codes
+        return (codes - self.source.border - low) % 256 + low if kind == structures.BYTES else codes

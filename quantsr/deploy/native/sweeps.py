@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from quantsr.deploy.native import library
+from quantsr.deploy.native import structures
 from quantsr.deploy.native.arrays import CHANNELS, padded
 
 Channels = NDArray[np.int64]
@@ -24,7 +24,7 @@ Channels = NDArray[np.int64]
 
 @dataclass(eq=False)
 class Map:
-    """A map in memory; `library.Buffer`."""
+    """A map in memory; `structures.Buffer`."""
 
     factor: int
     channels: int
@@ -49,7 +49,7 @@ class Root:
 
 @dataclass(eq=False)
 class Do:
-    """An element-wise operation; `library.Elementwise`."""
+    """An element-wise operation; `structures.Elementwise`."""
 
     kind: int
     result: Root | None = None
@@ -70,7 +70,7 @@ class Do:
 
 @dataclass(eq=False)
 class Sweep:
-    """A source, and operations on its values; `library.Sweep`."""
+    """A source, and operations on its values; `structures.Sweep`."""
 
     number: int
     """Its place in the program."""
@@ -112,7 +112,7 @@ class Sweep:
         operands = [[x for x in (do.left, do.right) if x is not None] for do in self.operations]
         last_use = {id(root): at for at, roots in enumerate(operands) for root in roots}
         held = {id(root): 0 for roots in operands for root in roots if root.made_by is None}
-        free = [register for register in range(library.REGISTERS) if register not in held.values()]
+        free = [register for register in range(structures.REGISTERS) if register not in held.values()]
         found = []
         for at, do in enumerate(self.operations):
             left, right = (-1 if root is None else held[id(root)] for root in (do.left, do.right))

@@ -9,7 +9,7 @@ import numpy as np
 
 from quantsr.deploy import windows
 from quantsr.deploy.folded import Attention, FoldedLinear, FoldedProgram, Norm, Requantize
-from quantsr.deploy.native import library
+from quantsr.deploy.native import structures
 from quantsr.deploy.native.arrays import (
     MAX_OUTPUTS,
     Arrays,
@@ -54,18 +54,18 @@ class SwinProgram(Arrays):
         layers = [layer for group in net.groups for layer in group.layers]
         self._check_shapes(dim, layers)
         groups = [self._rstb(group) for group in net.groups]
-        swin = library.Swin(
+        swin = structures.Swin(
             dim=dim,
             heads=layers[0].attention.heads if layers else 1,
             hidden=len(layers[0].fc1.bias) if layers else _ROUND_CHANNELS,
             window=window,
             groups=len(groups),
-            group=self.keep((library.Rstb * len(groups))(*groups)),
+            group=self.keep((structures.Rstb * len(groups))(*groups)),
             first=self._norm(net.norm_first),
             last=self._norm(net.norm),
             mask=self.pointer(_masks(window)),
         )
-        self.network = library.Network(
+        self.network = structures.Network(
             blocks=0,
             gaps=0,
             factor=program.scale,
@@ -102,7 +102,7 @@ class SwinProgram(Arrays):
                         f"{linear.name} has a weight of shape {linear.weight.shape}, not {shape}"
                     )
 
-    def for_size(self, height: int, width: int) -> library.Network:
+    def for_size(self, height: int, width: int) -> structures.Network:
         """The network for pictures of that size: the same for all."""
         return self.network
 
@@ -124,23 +124,23 @@ class SwinProgram(Arrays):
                 maps[name] = CodeMap(shape, (0, 2, 1, 3), result, linear.codes_in, linear.codes_in[0])
         return maps
 
-    def _rstb(self, block: Rstb) -> library.Rstb:
+    def _rstb(self, block: Rstb) -> structures.Rstb:
         layers = [self._layer(layer) for layer in block.layers]
         stage = block.closing
-        return library.Rstb(
+        return structures.Rstb(
             start_scale=float(block.start_multiplier),
             stream_scale=float(block.stream_multiplier),
             layers=len(layers),
-            layer=self.keep((library.SwinLayer * len(layers))(*layers)),
-            codes=library.Requantizer() if stage.quantize is None else self._codes(stage.quantize),
+            layer=self.keep((structures.SwinLayer * len(layers))(*layers)),
+            codes=structures.Requantizer() if stage.quantize is None else self._codes(stage.quantize),
             closing=self._conv(stage),
             factor=self._factor(stage),
         )
 
-    def _layer(self, layer: SwinLayer) -> library.SwinLayer:
+    def _layer(self, layer: SwinLayer) -> structures.SwinLayer:
         if not isinstance(layer.attention.mix, Requantize):
             raise Unsupported("its linear layers are not integer")
-        return library.SwinLayer(
+        return structures.SwinLayer(
             norm1=self._norm(layer.norm1),
             norm2=self._norm(layer.norm2),
             **{name: self._linear(getattr(layer, name)) for name in ("q", "k", "v", "proj")},
@@ -158,19 +158,21 @@ class SwinProgram(Arrays):
         return {
             "bias": self.pointer(attention.bias.transpose(0, 2, 1)),
             "score_scale": float(attention.score_multiplier),
-            "probabilities": library.Requantizer() if codes is None else self._codes(codes),
+            "probabilities": structures.Requantizer() if codes is None else self._codes(codes),
             "mix": self._codes(attention.mix),
         }
 
-    def _norm(self, norm: Norm) -> library.Norm:
+    def _norm(self, norm: Norm) -> structures.Norm:
         low, high = norm.limits or (0, 0)
-        return library.Norm(self.pointer(norm.weight), self.pointer(norm.bias), low, high)
+        return structures.Norm(self.pointer(norm.weight), self.pointer(norm.bias), low, high)
 
-    def _codes(self, quantize: Any) -> library.Requantizer:
+    def _codes(self, quantize: Any) -> structures.Requantizer:
         multiplier = np.broadcast_to(quantize.multiplier, quantize.shift.shape)
-        return library.Requantizer(self.pointer(multiplier), self.pointer(quantize.shift), *quantize.limits)
+        return structures.Requantizer(
+            self.pointer(multiplier), self.pointer(quantize.shift), *quantize.limits
+        )
 
-    def _linear(self, linear: FoldedLinear) -> library.Linear:
+    def _linear(self, linear: FoldedLinear) -> structures.Linear:
         """Inputs are bytes from 0 on: their lowest code is taken off, and put back by what sums
         start from."""
         if not linear.integer:
@@ -192,7 +194,7 @@ class SwinProgram(Arrays):
             0, 2, 1, 3
         )  # (O / 4, I / 4, 4, 4)
         limits = linear.codes_out or (0, 0)
-        return library.Linear(
+        return structures.Linear(
             weight=self.pointer(grouped, np.int8),
             start=self.pointer(low * weight.sum(1), np.int32),
             scale=self.pointer(linear.multiplier),
@@ -218,7 +220,7 @@ class SwinProgram(Arrays):
             "tail_factor": self._factor(tail),
         }
 
-    def _conv(self, stage: ConvStage, shuffle: int = 1) -> library.Conv:
+    def _conv(self, stage: ConvStage, shuffle: int = 1) -> structures.Conv:
         """On 16-bit integers where all 3x3 convolutions have codes or inputs of 16 bits, else of
         float32."""
         conv = stage.conv

@@ -1,0 +1,138 @@
+"""Any network on every engine that is installed, in float and with few bits, on one thread, all
+rows in turn in one process: from uint8 array to uint8 array.
+
+python -m benchmarks.bench_any                              # Compact x4, results/any_compact.csv
+python -m benchmarks.bench_any --network msrresnet --bits 4 8 --size 64 64
+python -m benchmarks.bench_any --file NETWORK.safetensors   # a packed network as it is
+
+Networks of BasicSR have random weights and are quantized after training, first and last layers not;
+`--cpu-time` counts the process's own time, on a machine that does other things as well.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from importlib.util import find_spec
+from statistics import median
+
+import numpy as np
+
+from benchmarks import timing
+from quantsr.basicsr_compat import EDSR, importable
+from quantsr.deploy.engines import select
+from quantsr.deploy.engines.base import ENGINES
+from quantsr.deploy.packed import packing
+from quantsr.deploy.packed.model import PackedModel
+from quantsr.errors import InputError
+from quantsr.timing import load_per_core, machine
+from quantsr.trained_files.names import find_packed
+
+with importable():
+    from basicsr.archs.rrdbnet_arch import RRDBNet
+    from basicsr.archs.srresnet_arch import MSRResNet
+    from basicsr.archs.srvgg_arch import SRVGGNetCompact
+
+NETWORKS = {
+    "compact": lambda: SRVGGNetCompact(3, 3, 64, 32, 4, "prelu"),
+    "edsr": lambda: EDSR(3, 3, num_feat=64, num_block=16, upscale=4),
+    "msrresnet": lambda: MSRResNet(3, 3, 64, 16, 4),
+    "rrdbnet": lambda: RRDBNet(3, 3, 4, num_feat=64, num_block=3, num_grow_ch=32),
+}
+FLOAT = "float"
+
+
+def made(name: str, bits: int) -> PackedModel:
+    """A network of random weights, packed with that many bits of its body's weights and
+    activations; 32: in float."""
+    import torch
+
+    from quantsr.deploy import post_training
+    from quantsr.deploy.convert import convert
+
+    torch.manual_seed(0)
+    pictures = [np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)]
+    net = NETWORKS[name]().eval()
+    if bits == 32:
+        return convert(net, head_tail_bits=32)
+    post_training.quantize(net, post_training.Bits(bits, bits), pictures, correct_bias=False)
+    return convert(net, calib=pictures)
+
+
+def runs(label: str, model: PackedModel, image: np.ndarray) -> dict[str, Callable[[], object]]:
+    """A call for each engine that is installed and has every operation of the network."""
+    found: dict[str, Callable[[], object]] = {}
+    for engine in ENGINES[1:]:
+        if engine != "native" and not find_spec(engine):
+            continue
+        try:
+            run = select.create(engine, model, threads=1).run
+        except InputError as error:
+            print(error)
+            continue
+        found[f"{label}, {engine}"] = lambda run=run: run(image)
+    return found
+
+
+def in_turn(
+    calls: dict[str, Callable[[], object]], rounds: int, clock: Callable[[], float]
+) -> dict[str, list[float]]:
+    """Milliseconds of every call in each round."""
+    for call in calls.values():
+        call()
+    times: dict[str, list[float]] = {label: [] for label in calls}
+    for _ in range(rounds):
+        for label, call in calls.items():
+            start = clock()
+            call()
+            times[label].append((clock() - start) * 1e3)
+    return times
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--network", choices=NETWORKS, default="compact")
+    parser.add_argument("--file", help="packed network: a file, or the name of one that comes with quantsr")
+    parser.add_argument("--bits", type=int, nargs="+", default=[4, 8])
+    parser.add_argument("--size", type=int, nargs=2, default=[128, 128], metavar=("HEIGHT", "WIDTH"))
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--cpu-time", action="store_true")
+    args = parser.parse_args()
+    image = np.random.default_rng(0).integers(0, 256, (1, *args.size, 3), np.uint8)
+    load, calls = load_per_core(), {}
+    if args.file:
+        name = args.file
+        calls |= runs("file", packing.load(find_packed(args.file)), image)
+    else:
+        name = args.network
+        calls |= runs(FLOAT, made(name, 32), image)
+        for bits in args.bits:
+            calls |= runs(f"W{bits}A{bits}", made(name, bits), image)
+    times = in_turn(calls, args.rounds, time.process_time if args.cpu_time else time.perf_counter)
+    medians = {label: median(values) for label, values in times.items()}
+    base = min(
+        (m for label, m in medians.items() if label.startswith((FLOAT, "file")) and "native" not in label)
+    )
+    records = [
+        {
+            "network": name,
+            "row": label,
+            "picture": f"{args.size[1]}x{args.size[0]}",
+            "median_ms": round(medians[label], 2),
+            "min_ms": round(min(values), 2),
+            "x best other float" if not args.file else "x best other": round(base / medians[label], 2),
+            "clock": "process" if args.cpu_time else "wall",
+            "runs": args.rounds,
+        }
+        for label, values in times.items()
+    ]
+    print(f"{machine()}; one thread; load per core before the run {load:.2f}")
+    print(timing.table(records))
+    print(timing.write_csv(f"any_{'file' if args.file else name}.csv", records))
+
+
+if __name__ == "__main__":
+    main()
