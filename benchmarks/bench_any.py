@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from statistics import median
 
@@ -60,18 +60,22 @@ def made(name: str, bits: int) -> PackedModel:
     return convert(net, calib=pictures)
 
 
-def runs(label: str, model: PackedModel, image: np.ndarray) -> dict[str, Callable[[], object]]:
-    """A call for each engine that is installed and has every operation of the network."""
+def runs(
+    label: str, model: PackedModel, image: np.ndarray, engines: Sequence[str]
+) -> dict[str, Callable[[], object]]:
+    """A call for each engine that is installed and has every operation of the network; "native
+    ISA" is the native engine restricted to an instruction set."""
     found: dict[str, Callable[[], object]] = {}
-    for engine in ENGINES[1:]:
+    for words in engines:
+        engine, *isa = words.split()
         if engine != "native" and not find_spec(engine):
             continue
         try:
-            run = select.create(engine, model, threads=1).run
+            run = select.create(engine, model, threads=1, **({"isa": isa[0]} if isa else {})).run
         except InputError as error:
             print(error)
             continue
-        found[f"{label}, {engine}"] = lambda run=run: run(image)
+        found[f"{label}, {words}"] = lambda run=run: run(image)
     return found
 
 
@@ -99,18 +103,24 @@ def main() -> None:
     parser.add_argument("--bits", type=int, nargs="+", default=[4, 8])
     parser.add_argument("--size", type=int, nargs=2, default=[128, 128], metavar=("HEIGHT", "WIDTH"))
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument(
+        "--engines",
+        nargs="+",
+        default=[*ENGINES[1:], "native avx2"],
+        help="default: all, and native with AVX2 only",
+    )
     parser.add_argument("--cpu-time", action="store_true")
     args = parser.parse_args()
     image = np.random.default_rng(0).integers(0, 256, (1, *args.size, 3), np.uint8)
     load, calls = load_per_core(), {}
     if args.file:
         name = args.file
-        calls |= runs("file", packing.load(find_packed(args.file)), image)
+        calls |= runs("file", packing.load(find_packed(args.file)), image, args.engines)
     else:
         name = args.network
-        calls |= runs(FLOAT, made(name, 32), image)
+        calls |= runs(FLOAT, made(name, 32), image, args.engines)
         for bits in args.bits:
-            calls |= runs(f"W{bits}A{bits}", made(name, bits), image)
+            calls |= runs(f"W{bits}A{bits}", made(name, bits), image, args.engines)
     times = in_turn(calls, args.rounds, time.process_time if args.cpu_time else time.perf_counter)
     medians = {label: median(values) for label, values in times.items()}
     base = min(
