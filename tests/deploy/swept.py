@@ -8,13 +8,14 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from quantsr.basicsr_compat import EDSR, importable
+from quantsr.basicsr_compat import ARCH_REGISTRY, EDSR, importable
 from quantsr.deploy import post_training
 from quantsr.deploy.convert import convert
 from quantsr.deploy.packed.model import PackedModel
+from quantsr.discovery import import_named
 from quantsr.quant import calibrate
+from tests.conftest import ROOT
 from tests.deploy.native import picture
-from tests.networks.distillation_arch import SmallDistillation
 from tests.networks.span_arch import SmallSpan
 
 with importable():
@@ -41,7 +42,9 @@ def quantized(name: str, bits: int = 4, head_tail_bits: int = 8, bits_a: int | N
     torch.manual_seed(0)
     pictures = [picture(24, 20)]
     if name == "distillation":
-        net: nn.Module = SmallDistillation(nbits_w=bits, nbits_a=bits).eval()
+        import_named(str(ROOT / "tests" / "networks" / "distillation_arch.py"))  # registered once
+        kind = ARCH_REGISTRY.get("SmallDistillation")
+        net: nn.Module = kind(nbits_w=bits, nbits_a=bits).eval()
         calibrate(net, [torch.from_numpy(pictures[0]).permute(2, 0, 1)[None] / 255])
     else:
         net = NETWORKS[name]().eval()

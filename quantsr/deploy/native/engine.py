@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from quantsr import cpu
 from quantsr.deploy import windows
 from quantsr.deploy.engines.base import OneByOne
-from quantsr.deploy.folded import FoldedProgram
 from quantsr.deploy.native import library, structures
 from quantsr.deploy.native.arrays import Program
 from quantsr.deploy.native.match import Unsupported, has_windows
 from quantsr.deploy.native.program import ConvProgram
+from quantsr.deploy.native.sweep_end import with_tail_in_float
 from quantsr.deploy.native.sweep_program import SweepProgram
 from quantsr.deploy.native.swin_program import SwinProgram
 from quantsr.deploy.packed.model import PackedModel
@@ -52,8 +52,7 @@ class NativeEngine(OneByOne):
         if isa not in library.ISAS or library.ISAS[isa] > library.ISAS[best]:
             raise InputError(f"isa: {isa!r} is not one that this processor has ({best} is its best)")
         try:
-            program = fold(model, depth, wide_inputs=False)
-            self._program: Program = _laid_out(program, model, isa)
+            self._program: Program = _laid_out(model, depth, isa)
         except Unsupported as error:
             raise InputError(
                 f"engine native: cannot run this network, {error}; use --engine openvino"
@@ -124,12 +123,13 @@ class NativeEngine(OneByOne):
         return -(-self._memory.ctypes.data // _ALIGNMENT) * _ALIGNMENT
 
 
-def _laid_out(program: FoldedProgram, model: PackedModel, isa: str) -> Program:
-    """The program in the shape that is fastest: one of the two that are fused as a whole, else as
+def _laid_out(model: PackedModel, depth: int, isa: str) -> Program:
+    """The network in the shape that is fastest: one of the two that are fused as a whole, else as
     sweeps. Raises Unsupported."""
+    program = fold(model, depth, wide_inputs=False)
     if has_windows(program):
         return SwinProgram(program, model, isa)
     try:
         return ConvProgram(program, model, isa)
     except Unsupported:
-        return SweepProgram(program, model, isa)
+        return SweepProgram(fold(with_tail_in_float(model), depth), model, isa)

@@ -20,9 +20,12 @@ from quantsr.deploy.folded import (
     UpsampleNearest,
 )
 from quantsr.deploy.native.arrays import MAX_OUTPUTS
+from quantsr.deploy.packed.model import PackedModel
 from quantsr.deploy.passes import collapse
 from quantsr.deploy.passes.collapse import Stage
 from quantsr.deploy.passes.tail import linear_tail
+
+_WIDE_BITS = 16
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,6 +33,20 @@ class Select:
     """Some channels, some of them several times."""
 
     channels: tuple[int, ...]
+
+
+def with_tail_in_float(model: PackedModel) -> PackedModel:
+    """The network with those layers dequantized that have 16-bit inputs and no codes of fewer bits
+    behind them: what these inputs round is below what can be seen, and changes no code."""
+    needed: set[int] = set()
+    floats = {}
+    for op in reversed(model.program.operations):
+        layer = model.layers.get(op.name) if op.kind in ("conv", "linear") else None
+        if op.output in needed or (layer is not None and layer.bits_a < _WIDE_BITS):
+            needed.update(op.inputs)
+        elif layer is not None and layer.bits_a == _WIDE_BITS:
+            floats[op.name] = layer.dequantized()
+    return replace(model, layers={**model.layers, **floats})
 
 
 @dataclass(frozen=True, eq=False)

@@ -40,6 +40,8 @@ from quantsr.deploy.native.sweep_end import CollapsedTail, with_collapsed_tail, 
 from quantsr.deploy.native.sweeps import Channels, Map, Value, shown_outputs, shuffled_outputs
 from quantsr.deploy.packed.model import PackedLayer
 
+_MOST_CODES = 255
+"""Of integer convolutions, beside 0; 16-bit codes in front of others go through float64."""
 _LEAST_SHUFFLED = 8
 """Channels behind a pixel shuffle from which the convolution before it pads them to 16."""
 
@@ -113,7 +115,7 @@ class Layers(Builder):
 
     def _conv(self, op: FoldedConv, step: Step) -> Value | Codes:
         read = self._values[step.inputs[0]]
-        if isinstance(read, Codes) and op.integer:
+        if isinstance(read, Codes) and op.integer and read.limits[1] - read.limits[0] <= _MOST_CODES:
             form = form_of(op, self._isa)
             source, places = self.codes_in_map(read, form)
             self.codes_read[op.name] = source, places, op
