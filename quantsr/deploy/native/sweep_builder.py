@@ -88,8 +88,7 @@ class Builder:
         the channels are."""
         kind, offset = (structures.FLOATS, 0) if form is None else (form.kind, form.offset)
         if (kind, offset) not in codes.stored:
-            if codes.value.repeats:
-                raise Unsupported("a quantizer reads a channel twice")
+            assert not codes.value.repeats
             runs, places = codes.target.blocks()
             found = self.map(codes.target.factor, sum(run[2] for run in runs), kind, -offset)
 

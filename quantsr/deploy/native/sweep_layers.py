@@ -88,6 +88,11 @@ class Layers(Builder):
             raise Unsupported(f"{described(step.op)} reads codes")
         return found
 
+    def _distinct(self, step: Step) -> Value:
+        """An input of a step, no channel of which is the same as another."""
+        value = self._value(step)
+        return self.gathered(value) if value.repeats else value
+
     # The picture and convolutions
 
     def _picture(self, mean: Any, factor: Any) -> Value:
@@ -127,7 +132,7 @@ class Layers(Builder):
             factor, (source, places) = read.target.factor, self.codes_in_map(read, None)
             self.codes_read[op.name] = source, places, op
         else:
-            value, layer = self._value(step), self._layers.get(op.name)
+            value, layer = self._distinct(step), self._layers.get(op.name)
             if layer is not None and step.output not in self._coded and has_wide_form(layer):
                 return self._wide_conv(layer, op, step, value)
             factor, (source, places) = value.factor, self.in_one_map(value)

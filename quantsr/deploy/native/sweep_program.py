@@ -46,7 +46,7 @@ class SweepProgram(Arrays):
             structures.Buffer(m.factor, m.channels, m.kind, m.border % 256, slot)
             for m, slot in zip(maps, slots, strict=True)
         ]
-        sweeps = [self._sweep(sweep) for sweep in steps.sweeps]
+        sweeps = [self._sweep(sweep) for sweep in steps.sweeps if sweep.operations]  # what is read
         laid_out = structures.Program(
             buffers=len(buffers),
             slots=max(slots) + 1,

@@ -67,7 +67,7 @@ class StepsToSweeps(Layers):
                 self._values[step.output] = result
 
     def _quantize(self, op: Quantize | Requantize, step: Step) -> Codes:
-        return codes_of(op, self._value(step))
+        return codes_of(op, self._distinct(step))
 
     # Element by element
 
