@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from quantsr import cpu
@@ -26,6 +28,7 @@ from quantsr.deploy.native.sweep_convs import form_of
 from quantsr.deploy.native.sweep_program import SweepProgram
 from quantsr.deploy.native.sweeps import Map, Sweep, assign_slots
 from quantsr.deploy.packed.header import check_structure
+from quantsr.deploy.passes.reciprocal import exact_factors
 from quantsr.errors import InputError
 from tests.deploy.codes import codes_of_reference
 from tests.deploy.native import ISAS, assert_left_to_others, assert_within_memory, needs_kernels, picture
@@ -190,6 +193,27 @@ def test_sums_beyond_32_bits_are_refused(isa: str) -> None:
     wide = conv_of(8, (-(2**15), 2**15 - 1), 5, 4096)
     with pytest.raises(Unsupported, match="layer has too many bits or inputs for sums of 32 bits"):
         form_of(wide, isa)
+
+
+@given(st.floats(2.0**-12, 4.0, width=32), st.sampled_from([(-8, 7), (0, 15), (-128, 127), (-85, 170)]))
+def test_factors_give_the_codes_of_a_division(step: float, limits: tuple[int, int]) -> None:
+    """At the float32 numbers on both sides of every edge, and at others."""
+    factors = exact_factors(np.array([step], np.float32), limits)
+    if factors is None:  # the kernels divide
+        return
+    edges = ((np.arange(*limits) + 0.5) * step).astype(np.float32)
+    others = np.random.default_rng(0).uniform(2 * limits[0] * step, 2 * limits[1] * step, 999)
+    x = np.concatenate([np.nextafter(edges, np.float32(side)) for side in (-1e9, 1e9)] + [edges, others])
+    x = x.astype(np.float32)
+    expected = np.rint(np.clip(x / np.float32(step), *limits))
+    np.testing.assert_array_equal(np.rint(np.clip(x * factors[0] * factors[1], *limits)), expected)
+
+
+def test_factors_are_found_for_few_bits_and_not_for_several_steps() -> None:
+    steps = np.random.default_rng(1).uniform(0.01, 1, 50).astype(np.float32)
+    found = [exact_factors(step.reshape(1), (-8, 7)) is not None for step in steps]
+    assert np.mean(found) > 0.9
+    assert exact_factors(steps, (-8, 7)) is None
 
 
 # What is fused
