@@ -37,7 +37,7 @@ def exact_factors(
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None:
     """Two factors (1,) whose multiplication in turn gives, for every float32 number, the code that
     dividing by `step` gives; None where there are none among those tried, or several steps."""
-    if step.size != 1 or max(limits) > LARGEST_CODE:
+    if step.size != 1 or is_wide(limits):
         return None
     one = np.ones(1, np.float32)
     first, second = (*reciprocal(step, limits), one, one)[:2]
