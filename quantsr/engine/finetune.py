@@ -112,7 +112,7 @@ def _options(
             "ema_decay": 0.998,
             "warmup_iter": 50,
             "step_lr": "relative",
-            "step_lr_mult": 3,
+            "step_lr_mult": 0.5,
             "optim_g": {"type": "Muon", "lr": 6e-4},
             "scheduler": {"type": "CosineAnnealingRestartLR", "eta_min": 1e-7},
             "pixel_opt": {"type": "L1Loss", "loss_weight": 0.0, "reduction": "mean"},
