@@ -10,7 +10,8 @@ from quantsr import cli, timing
 
 
 def test_json_has_every_depth(network_file, capsys) -> None:
-    assert cli.main(["bench", "-m", str(network_file), "--size", "8x9", "--runs", "2", "--json"]) == 0
+    words = ["--size", "8x9", "--runs", "2", "--engine", "openvino", "--json"]
+    assert cli.main(["bench", "-m", str(network_file), *words]) == 0
     record = json.loads(capsys.readouterr().out)
     assert record["engine"].startswith("openvino")
     assert record["size"] == [8, 9]

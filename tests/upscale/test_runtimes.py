@@ -109,6 +109,7 @@ def test_missing_package_names_its_install_line(small, monkeypatch) -> None:
         select.create("onnxruntime", small)
     with pytest.raises(InputError, match=r"engine ncnn: .*pip install ncnn"):
         select.create("ncnn", small)
+    monkeypatch.setattr(select, "native_is_fastest", lambda _: False)
     with pytest.raises(InputError, match="pip install openvino"):
         select.create("auto", small)
 
@@ -117,6 +118,7 @@ def test_auto_takes_what_is_there(small, monkeypatch) -> None:
     pytest.importorskip("onnxruntime")
     real = select.find_spec
     monkeypatch.setattr(select, "find_spec", lambda name: None if name == "openvino" else real(name))
+    monkeypatch.setattr(select, "native_is_fastest", lambda _: False)
     assert select.create("auto", small).name.startswith("onnxruntime")
 
 
