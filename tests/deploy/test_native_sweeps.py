@@ -288,6 +288,35 @@ def test_the_shuffle_of_a_compact_network_is_its_last_step() -> None:
     assert {sweep.factor for sweep in program.sweep[: program.sweeps]} == {1}
 
 
+class GrayBase(nn.Module):
+    """A pixel shuffle, and a single enlarged channel that is added to all colours."""
+
+    def __init__(self, *, gray: str) -> None:
+        super().__init__()
+        self.first, self.base = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 1, 1)
+        self.last = nn.Conv2d(8, 4 if gray == "shuffled" else 12, 3, padding=1)
+        self.gray = gray
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, 3, h, w) to (B, 3, 2h, 2w)."""
+        features = self.first(x)
+        base = x if self.gray == "shuffled" else self.base(features)
+        enlarged = nn.functional.interpolate(base, scale_factor=2, mode="nearest")
+        return nn.functional.pixel_shuffle(self.last(features), 2) + enlarged
+
+
+@needs_kernels
+@pytest.mark.parametrize("gray", ["shuffled", "enlarged"])
+def test_one_channel_goes_with_all_colours(gray: str) -> None:
+    torch.manual_seed(0)
+    model = convert(GrayBase(gray=gray).eval(), head_tail_bits=32)
+    image = picture(9, 7)
+    _, expected = codes_of_reference(model, image, 1)
+    for isa in ISAS:
+        found = NativeEngine(model, 1, isa=isa).run(image[None])[0]
+        assert np.abs(found.astype(int) - expected).max() <= 1
+
+
 def test_maps_share_memory_when_they_are_not_needed_at_once() -> None:
     def used(written: list[int], read: list[int]) -> Map:
         made = [[Sweep(n, structures.FROM_MAPS, 1, 16) for n in numbers] for numbers in (written, read)]

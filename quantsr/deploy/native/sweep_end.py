@@ -3,6 +3,7 @@ convolution, and a pixel shuffle in front of sums with the enlarged picture behi
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,7 +12,9 @@ from numpy.typing import NDArray
 
 from quantsr.deploy.folded import (
     Binary,
+    FoldedConv,
     FoldedProgram,
+    Normalize,
     Offset,
     Pixels,
     PixelShuffle,
@@ -25,7 +28,7 @@ from quantsr.deploy.passes import collapse
 from quantsr.deploy.passes.collapse import Stage
 from quantsr.deploy.passes.tail import linear_tail
 
-_WIDE_BITS = 16
+_WIDE_BITS, _COLOURS = 16, 3
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,13 +107,23 @@ def with_shuffle_last(program: FoldedProgram) -> FoldedProgram:
     return program
 
 
+def _channels(steps: Mapping[int, Step], value: int) -> int | None:
+    """Of the normalized picture, or of a convolution's result; None of any other value."""
+    op = steps[value].op if value in steps else None
+    if isinstance(op, Normalize):
+        return _COLOURS
+    return len(op.weight) if isinstance(op, FoldedConv) else None
+
+
 def _moved(
     program: FoldedProgram, shuffle: Step, between: list[tuple[Step, int]], last: Step
 ) -> FoldedProgram:
     assert isinstance(shuffle.op, PixelShuffle)
     times = shuffle.op.factor**2
     steps = {step.output: step for step in program.steps}
-    repeated = tuple(int(c) for c in np.repeat(np.arange(3), times))
+    if _channels(steps, shuffle.inputs[0]) != _COLOURS * times:
+        return program
+    repeated = tuple(int(c) for c in np.repeat(np.arange(_COLOURS), times))
     changed: dict[int, list[Step]] = {shuffle.output: []}
     number = max(steps) + 1
     renamed = {shuffle.output: shuffle.inputs[0]}
@@ -127,6 +140,7 @@ def _moved(
                 other is None
                 or not isinstance(other.op, UpsampleNearest)
                 or other.op.factor != shuffle.op.factor
+                or _channels(steps, other.inputs[0]) != _COLOURS
             ):
                 return program
             before.append(Step(Select(repeated), other.inputs, number))  # type: ignore[arg-type]
