@@ -288,6 +288,27 @@ def test_the_shuffle_of_a_compact_network_is_its_last_step() -> None:
     assert {sweep.factor for sweep in program.sweep[: program.sweeps]} == {1}
 
 
+@needs_kernels
+@pytest.mark.parametrize("gain", [0.5, 20.0])
+def test_a_tail_runs_on_integers_where_rounding_its_weights_adds_little(gain: float) -> None:
+    torch.manual_seed(0)
+    net = EDSR(3, 3, num_feat=24, num_block=1, upscale=2).eval()
+    with torch.no_grad():
+        net.conv_last.weight *= gain
+        net.conv_last.bias += 0.5
+    pictures = [picture(24, 20)]
+    post_training.quantize(net, post_training.Bits(4, 4), pictures)
+    model, image = convert(net, calib=pictures), picture(11, 13)
+    _, expected = codes_of_reference(model, image, 1)
+    assert expected.std() > 1
+    for isa in ISAS:
+        engine = NativeEngine(model, 1, isa=isa)
+        program = engine._program.network.program[0]
+        tail = program.sweep[program.sweeps - 2].conv
+        assert (tail.blocks, tail.kind) == (2, structures.WORDS if gain < 1 else structures.FLOATS)
+        assert np.abs(engine.run(image[None])[0].astype(int) - expected).max() <= 1
+
+
 class GrayBase(nn.Module):
     """A pixel shuffle, and a single enlarged channel that is added to all colours."""
 

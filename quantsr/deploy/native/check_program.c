@@ -55,7 +55,7 @@ static int is_conv_sweep(const Sweep *sweep, const Buffer *in) {
     const Conv *conv = &sweep->conv;
     if (in->factor != sweep->factor || conv->outputs != sweep->channels || conv->kind != in->kind) return 0;
     if (!conv->weight || !conv->scale || !conv->bias || (conv->kind == BYTES && !conv->start)) return 0;
-    if (conv->blocks == 2) return sweep->form == IN_TILES && sweep->size == 5 && conv->kind == FLOATS;
+    if (conv->blocks == 2) return sweep->form == IN_TILES && sweep->size == 5 && conv->kind != BYTES;
     if (conv->blocks != 1) return 0;
     if (sweep->form == IN_TILES) return sweep->size == 3 && (conv->kind != BYTES || conv->tile == TILE || conv->tile == LARGE_TILE);
     if (sweep->size != 1 && sweep->size != 3 && sweep->size != 5) return 0;

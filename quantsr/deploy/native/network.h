@@ -184,7 +184,7 @@ typedef struct {
     int32_t shuffle;  /* r: channels are r * r groups, and group i * r + j goes to pixel (y * r + i, x * r + j) of what operations read and write */
     int32_t enlarge;
     int32_t form; /* of FROM_CONV */
-    int32_t size; /* of its kernel: 1, 3 or 5; IN_TILES 3, or 5 of floats in blocks */
+    int32_t size; /* of its kernel: 1, 3 or 5; IN_TILES 3, or 5 in blocks, not of bytes */
     int32_t inputs;
     Conv conv;
     const int32_t *index; /* of FROM_INDEX: [enlarge * enlarge][channels] the input's channel, or -1 for 0; NULL: the same channels */

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from quantsr.deploy.folded import (
     Activation,
@@ -40,6 +41,7 @@ from quantsr.deploy.native.sweep_end import CollapsedTail, with_collapsed_tail, 
 from quantsr.deploy.native.sweeps import Channels, Map, Value, shown_outputs, shuffled_outputs
 from quantsr.deploy.packed.model import PackedLayer
 
+_WORDS = Form(structures.IN_TILES, structures.WORDS)
 _MOST_CODES = 255
 """Of integer convolutions, beside 0; 16-bit codes in front of others go through float64."""
 _LEAST_SHUFFLED = 8
@@ -142,20 +144,19 @@ class Layers(Builder):
         """Of a layer with 16-bit inputs, behind the last codes: its own weights, and inputs of 14
         bits."""
         conv, input_step = wide_form(layer, op)
-        codes = Codes(
-            value,
-            value,
-            structures.AFFINE,
-            (np.zeros(1), 1 / input_step),
-            np.array([-structures.LARGEST_WORD]),
-            (-structures.LARGEST_WORD, structures.LARGEST_WORD),
-        )
-        form = Form(structures.IN_TILES, structures.WORDS)
-        source, places = self.codes_in_map(codes, form)
+        source, places = self.in_words(value, input_step)
         outputs, total, shuffle = self._outputs(op, step)
         weight = spread_weight(conv, places, source.channels, outputs, total)
-        fields = {"form": form.form, "conv": integer_conv(self._arrays, conv, weight, outputs, form)}
+        fields = {"form": _WORDS.form, "conv": integer_conv(self._arrays, conv, weight, outputs, _WORDS)}
         return self._conv_sweep(op, source, value.factor, outputs, total, shuffle, fields)
+
+    def in_words(self, value: Value, step: NDArray[np.float64]) -> tuple[Map, Channels]:
+        """A map of a value as 14-bit multiples of `step` (C,), and where its channels are."""
+        most = structures.LARGEST_WORD
+        codes = Codes(
+            value, value, structures.AFFINE, (np.zeros(1), 1 / step), np.array([-most]), (-most, most)
+        )
+        return self.codes_in_map(codes, _WORDS)
 
     def _conv_of_floats(
         self, op: FoldedConv, step: Step, source: Map, places: Channels, factor: int, *, exact: bool

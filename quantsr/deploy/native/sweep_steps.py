@@ -29,9 +29,10 @@ from quantsr.deploy.folded import (
     UpsampleNearest,
 )
 from quantsr.deploy.native import structures
-from quantsr.deploy.native.arrays import MAX_OUTPUTS, Arrays, padded
+from quantsr.deploy.native.arrays import MAX_OUTPUTS, Arrays, padded, rounding_error, wide_step
 from quantsr.deploy.native.match import Unsupported, described
 from quantsr.deploy.native.sweep_builder import Codes, Scaled, codes_of
+from quantsr.deploy.native.sweep_convs import spread
 from quantsr.deploy.native.sweep_end import CollapsedTail, Select
 from quantsr.deploy.native.sweep_layers import Layers
 from quantsr.deploy.native.sweeps import (
@@ -41,6 +42,10 @@ from quantsr.deploy.native.sweeps import (
     shown_outputs,
 )
 from quantsr.deploy.packed.model import PackedLayer
+
+_MOST_ERROR = 1.5
+"""Of a tail whose weights are rounded a second time, as `rounding_error` has it: the largest with
+which no value is off by more than 1 of 255 (docs/numerics.md)."""
 
 _ACTIVATIONS = {
     "sigmoid": structures.DO_SIGMOID,
@@ -169,16 +174,26 @@ class StepsToSweeps(Layers):
         root.sweep.operations.append(Do(structures.DO_SHOW, left=root, last=root.channels))
 
     def _tail(self, op: CollapsedTail, step: Step) -> None:
-        """One convolution of 5x5, and then the pixels at the border anew."""
-        source, places = self.in_one_map(self._value(step))
+        """One convolution of 5x5, and then the pixels at the border anew: on 14-bit inputs where
+        that rounds its weights too little to be seen, else in float32."""
+        value = self._distinct(step)
+        source, places = self.in_one_map(value)
         self.tail, self.tail_inputs = op, (places, source.channels)
         weight, bias = op.inner()
-        whole = np.zeros((len(weight), source.channels, *weight.shape[2:]))
-        whole[:, places] = weight
-        conv = self._arrays.float_conv(whole, bias, 2)
+        layer = self._layers.get(op.stages[0].conv.name)
+        steps = None if layer is None else wide_step(layer)
+        wide = steps is not None and rounding_error(weight, steps, 2) < _MOST_ERROR
+        read, at = self.in_words(value, steps) if steps is not None and wide else (source, places)
+        whole = np.zeros((len(weight), read.channels, *weight.shape[2:]))
+        whole[:, at] = weight
+        if steps is not None and wide:
+            conv = self._arrays.wide_conv(whole, bias, spread(steps, at, read.channels), 2)
+        else:
+            conv = self._arrays.float_conv(whole, bias, 2)
         fields = {"form": structures.IN_TILES, "conv": conv, "size": weight.shape[2]}
-        for kind, more in ((structures.FROM_CONV, fields), (structures.FROM_RING, {})):
-            sweep = self.sweep(kind, 1, padded(len(bias)), input=source, fields=more)
+        ring = structures.FROM_RING
+        for kind, input_, more in ((structures.FROM_CONV, read, fields), (ring, source, {})):
+            sweep = self.sweep(kind, 1, padded(len(bias)), input=input_, fields=more)
             sweep.operations.append(Do(structures.DO_SHOW, left=sweep.root(), last=sweep.channels))
 
 
