@@ -91,7 +91,7 @@ class _Trial:
 
     def _variances(self, x: Tensor) -> Tensor:
         """(O,) of the output's channels."""
-        return x.movedim(self.layer.channel_dim, 0).flatten(1).var(1)
+        return x.movedim(self.layer.channel_dim, 0).flatten(1).var(1, correction=0)
 
     def set(self) -> None:
         """Calibrate the layer with the settings."""

@@ -49,5 +49,5 @@ def quantized(name: str, bits: int = 4, head_tail_bits: int = 8, bits_a: int | N
     else:
         net = NETWORKS[name]().eval()
         if bits < 32:
-            post_training.quantize(net, post_training.Bits(bits, bits_a or bits), pictures)
+            net = post_training.quantize(net, post_training.Bits(bits, bits_a or bits), pictures)
     return convert(net, head_tail_bits=head_tail_bits, calib=pictures)

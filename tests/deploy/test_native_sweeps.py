@@ -92,8 +92,8 @@ def test_layers_that_stay_in_float_in_front_of_codes_change_none(head_tail_bits:
     torch.manual_seed(0)
     net = MSRResNet(3, 3, 16, 3, 2).eval()
     pictures = [picture(24, 20)]
-    rules = [post_training.LayerRule("body.1.*", post_training.Bits(32, 32))]
-    post_training.quantize(net, post_training.Bits(4, 4), pictures, rules=rules)
+    rules = [post_training.LayerBits("body.1.*", post_training.Bits(32, 32))]
+    net = post_training.quantize(net, post_training.Bits(4, 4), pictures, rules=rules)
     model, image = convert(net, head_tail_bits=head_tail_bits, calib=pictures), picture(11, 13)
     codes, expected = codes_of_reference(model, image, 1)
     for isa in ISAS:
@@ -297,7 +297,7 @@ def test_a_tail_runs_on_integers_where_rounding_its_weights_adds_little(gain: fl
         net.conv_last.weight *= gain
         net.conv_last.bias += 0.5
     pictures = [picture(24, 20)]
-    post_training.quantize(net, post_training.Bits(4, 4), pictures)
+    net = post_training.quantize(net, post_training.Bits(4, 4), pictures)
     model, image = convert(net, calib=pictures), picture(11, 13)
     _, expected = codes_of_reference(model, image, 1)
     assert expected.std() > 1

@@ -349,6 +349,8 @@ def test_operations_that_round_nothing_equal_the_definition(make, engine, image)
 def test_operations_that_round_are_within_1_of_the_definition(kind, engine, image) -> None:
     if kind == "layer_norm" and engine.startswith("native"):
         pytest.skip("the native engine has no LayerNorm outside of Swin layers")
+    if kind.startswith("window_attention") and engine.startswith(("native", "ncnn")):
+        pytest.skip("the native engine has whole Swin layers only, ncnn no windows")
     for bits in (4, 8):
         model = ROUNDING[kind](Net(bits=bits, seed=bits))
         check_structure(model)
