@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from tqdm import tqdm
 
-from quantsr import timing
+from quantsr import terminal, timing
 from quantsr.archs import contract
 from quantsr.commands.arguments import add_import_argument, import_words
 from quantsr.commands.export import provenance
@@ -129,14 +130,21 @@ def run(args: argparse.Namespace) -> int:
         )
     pictures = calibration_pictures(args.data, scale)
     gt = evaluation_set(args.gt, scale)
-    network = quantize(
-        original,
-        args.bits,
-        pictures,
-        rules=args.rule,
-        quantizer=args.quantizer,
-        correct_bias=not args.no_bias_correction,
-    )
+    with tqdm(desc="layers", leave=False, disable=not terminal.has_terminal()) as bar:
+
+        def progress(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        network = quantize(
+            original,
+            args.bits,
+            pictures,
+            rules=args.rule,
+            quantizer=args.quantizer,
+            correct_bias=not args.no_bias_correction,
+            progress=progress,
+        )
     facts: dict[str, Any] = {"quantized": "after training"}
     if args.minutes is not None:
         facts["quantized"] = f"{args.minutes:g} minutes of distillation"

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import copy
 import fnmatch
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,6 +51,7 @@ def quantize(
     quantizer: str | None = None,
     granularity: Granularity = "channel",
     correct_bias: bool = True,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> nn.Module:
     """A copy of a float network whose body has few bits, in eval mode.
 
@@ -68,6 +69,8 @@ def quantize(
             `QUANTIZER`, of QuantSR-C and -T their own argument.
         granularity: one weight step per ``tensor`` or per output ``channel``; of QuantSR-C and -T
             their own argument decides.
+        correct_bias: whether biases are changed.
+        progress: called with the number of fitted layers, and of all.
 
     Raises:
         InputError: the network cannot be lowered or is quantized, a rule matches no layer, or
@@ -80,7 +83,7 @@ def quantize(
     found = _with_bits(net, bits, rules, quantizer, granularity).to(device).eval()
     if contract.of(found).type == contract.of(net).type:
         return calibrate(found, [batch], "mse")
-    fit_layers(found, batch, correct_bias=correct_bias)
+    fit_layers(found, batch, correct_bias=correct_bias, progress=progress)
     return found
 
 
@@ -145,19 +148,25 @@ def choose_bits(net: nn.Module, bits: Bits, rules: Sequence[LayerBits]) -> dict[
 
 
 @torch.no_grad()
-def fit_layers(net: nn.Module, batch: Tensor, *, correct_bias: bool = True) -> None:
+def fit_layers(
+    net: nn.Module,
+    batch: Tensor,
+    *,
+    correct_bias: bool = True,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> None:
     """Fit each quantized layer (`quantsr.quant.fit`) to what the fitted layers before it give of a
     batch (B, 3, h, w)."""
+    layers = [layer for layer in quantized_layers(net).values() if _quantizes(layer)]
     fitted = set()
 
     def hook(layer: QuantizedLayer, inputs: tuple[Tensor, ...]) -> None:
         if layer not in fitted:
             fitted.add(layer)
             fit(layer, inputs[0], correct_bias=correct_bias)
+            progress(len(fitted), len(layers))
 
-    handles = [
-        layer.register_forward_pre_hook(hook) for layer in quantized_layers(net).values() if _quantizes(layer)
-    ]
+    handles = [layer.register_forward_pre_hook(hook) for layer in layers]
     try:
         net(batch)
     finally:

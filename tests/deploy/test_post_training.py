@@ -96,6 +96,12 @@ def test_the_float_network_is_left_as_it_was() -> None:
     assert {row["bits_w"] for row in manifest(net)} == {32}
 
 
+def test_progress_counts_every_layer() -> None:
+    seen: list[tuple[int, int]] = []
+    quantize(edsr(), W4, pictures(), progress=lambda done, total: seen.append((done, total)))
+    assert seen == [(n, 5) for n in range(1, 6)]
+
+
 def test_the_copy_can_be_built_again_from_its_contract() -> None:
     found = quantize(edsr(), Bits(3, 5), pictures())
     arch = contract.of(found).arch
