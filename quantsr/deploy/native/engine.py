@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import math
 import threading
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -16,15 +17,15 @@ from quantsr.deploy.engines.base import OneByOne
 from quantsr.deploy.native import library, structures
 from quantsr.deploy.native.arrays import Program
 from quantsr.deploy.native.match import Unsupported, has_windows
-from quantsr.deploy.native.program import ConvProgram
-from quantsr.deploy.native.sweep_end import with_tail_in_float
-from quantsr.deploy.native.sweep_program import SweepProgram
-from quantsr.deploy.native.swin_program import SwinProgram
 from quantsr.deploy.packed.model import PackedModel
 from quantsr.deploy.passes.fold import fold
 from quantsr.errors import InputError
 
 Images = NDArray[Any]
+
+_MAKERS = {"ConvProgram": "program", "SwinProgram": "swin_program", "sweep_program": "sweep_program"}
+"""What makes a program and its module, which is imported when it is used: upscaling one picture is
+a short process."""
 
 _ALIGNMENT = 64
 _MAX_THREADS = 64
@@ -66,7 +67,7 @@ class NativeEngine(OneByOne):
     @property
     def in_sweeps(self) -> bool:
         """Whether the network has neither of the shapes that are fused as a whole."""
-        return isinstance(self._program, SweepProgram)
+        return bool(self._program.network.program)
 
     def run(self, images: Images) -> Images:
         """See `runtimes.Engine.run`; (N, h, w, 3) uint8 or float32, picture by picture."""
@@ -128,8 +129,14 @@ def _laid_out(model: PackedModel, depth: int, isa: str) -> Program:
     sweeps. Raises Unsupported."""
     program = fold(model, depth, wide_inputs=False)
     if has_windows(program):
-        return SwinProgram(program, model, isa)
+        return _made("SwinProgram", program, model, isa)
     try:
-        return ConvProgram(program, model, isa)
+        return _made("ConvProgram", program, model, isa)
     except Unsupported:
-        return SweepProgram(fold(with_tail_in_float(model), depth), model, isa)
+        return _made("sweep_program", model, depth, isa)
+
+
+def _made(maker: str, *args: Any) -> Program:
+    module = import_module(f"quantsr.deploy.native.{_MAKERS[maker]}")
+    made: Program = getattr(module, maker)(*args)
+    return made

@@ -12,10 +12,12 @@ from quantsr.deploy.folded import FoldedProgram
 from quantsr.deploy.native import structures
 from quantsr.deploy.native.arrays import Arrays
 from quantsr.deploy.native.match import Unsupported
+from quantsr.deploy.native.sweep_end import with_tail_in_float
 from quantsr.deploy.native.sweep_steps import StepsToSweeps
 from quantsr.deploy.native.sweeps import Channels, Do, Map, Sweep, assign_slots
 from quantsr.deploy.packed.model import PackedModel
 from quantsr.deploy.passes import collapse
+from quantsr.deploy.passes.fold import fold
 
 _MAX_FACTOR = 8
 
@@ -145,3 +147,9 @@ class CodesOfSweep:
         stored = data.view(types[kind]).reshape(self.shape[:3])[:, :, self.places].transpose(2, 0, 1)
         codes = stored.astype(np.int16)
         return (codes - self.source.border - low) % 256 + low if kind == structures.BYTES else codes
+
+
+def sweep_program(model: PackedModel, depth: int, isa: str) -> SweepProgram:
+    """A network at a depth; layers with 16-bit inputs behind all codes of fewer bits run in float.
+    Raises Unsupported."""
+    return SweepProgram(fold(with_tail_in_float(model), depth), model, isa)
