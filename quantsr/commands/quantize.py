@@ -25,7 +25,7 @@ from quantsr.deploy.export import calibration_pictures, evaluation_set, write
 from quantsr.deploy.packed.model import PackedModel
 from quantsr.deploy.post_training import LayerBits, quantize
 from quantsr.engine.evaluate import network_upscaler
-from quantsr.engine.finetune import finetune
+from quantsr.engine.finetune import TRAINED_SCALES, finetune
 from quantsr.errors import InputError
 from quantsr.loading import float_network
 from quantsr.paths import expanded
@@ -127,6 +127,10 @@ def run(args: argparse.Namespace) -> int:
     if scale is None:
         raise InputError(
             "network_g: has no argument upscale or scale; name the upscaling factor so in its constructor"
+        )
+    if args.minutes is not None and scale not in TRAINED_SCALES:
+        raise InputError(
+            f"--minutes: networks of x2, x3 and x4 are trained, and this one is of x{scale}; omit it"
         )
     pictures = calibration_pictures(args.data, scale)
     gt = evaluation_set(args.gt, scale)

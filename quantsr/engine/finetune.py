@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,11 @@ from quantsr.errors import InputError
 from quantsr.files import write_text
 from quantsr.trained_files import checkpoint
 from quantsr.trained_files.checkpoint import plain
+
+logger = logging.getLogger(__name__)
+
+TRAINED_SCALES = (2, 3, 4)
+"""Upscaling factors that option files of trainings can have."""
 
 NAME = "network"
 OPTIONS_FILE, FLOAT_FILE, START_FILE = "training.json", "float.pth", "start.pth"
@@ -41,7 +47,8 @@ def finetune(
 
     Its loss is the L1 distance to the float network's output; ground truth is not used. Muon with a
     cosine schedule fitted to the time; weights are a moving average. A call with the same networks
-    and `folder` resumes, and trains for what is left of `seconds`.
+    and `folder` resumes, and trains for what is left of `seconds`; a finished training is not begun
+    anew.
 
     Args:
         quantized: calibrated, built by its registered name (`quantsr.archs.contract`).
@@ -70,6 +77,8 @@ def finetune(
     entry = QueueEntry(why="distillation from the float network", opt=str(file), budget=seconds)
     queue = QueueOptions(entries={NAME: entry})
     trained = folder / NAME / NETWORK_FILE
+    if trained.is_file():
+        logger.warning("%s: trained already; remove %s to train anew", trained, folder)
     # A call whose machine became slower ends before the last iteration; another then ends the run.
     for duration in (seconds, math.inf):
         if not trained.is_file():

@@ -108,6 +108,29 @@ def test_networks_that_spandrel_recognizes_are_quantized(folder: Path) -> None:
     assert sorted({layer.bits_w for layer in model.layers.values()}) == [4, 8, 32]
 
 
+def test_networks_that_enlarge_nothing_are_quantized_but_not_trained(folder: Path, capsys) -> None:
+    lines = [
+        "Input data 0 1 data",
+        "Convolution first 1 1 data a 0=4 1=3 4=1 5=1 6=108",
+        "Convolution body 1 1 a b 0=4 1=3 4=1 5=1 6=144 9=1",
+        "Convolution last 1 1 b output 0=3 1=3 4=1 5=1 6=108",
+    ]
+    rng = np.random.default_rng(4)
+    data = []
+    for outputs, count in ((4, 108), (4, 144), (3, 108)):
+        data.append(ncnn_files.weight(rng.normal(size=count).astype(np.float32) / 4))
+        data.append(rng.uniform(size=outputs).astype(np.float32).tobytes())
+    path = str(ncnn_files.write(folder, lines, data))
+    assert quantize(path, "-o", "net.safetensors") == 0
+    model = packing.load(folder / "net.safetensors")
+    assert (model.header.scale, model.layers["body"].bits_w) == (1, 4)
+    (result,) = select.create("onnxruntime", model).run(np.zeros((1, 5, 6, 3), np.uint8))
+    assert result.shape == (5, 6, 3)
+    capsys.readouterr()
+    assert quantize(path, "-o", "other.safetensors", "--minutes", "1") == 2
+    assert "--minutes: networks of x2, x3 and x4 are trained" in capsys.readouterr().err
+
+
 WRONG = {
     "net.onnx": (["float.pth", "-o", "net.onnx"], "net.onnx: is no name of a packed file"),
     "absent": (["absent.pth", "-o", "net.safetensors"], "absent.pth: no such checkpoint"),
@@ -148,7 +171,7 @@ def test_a_checkpoint_that_nothing_describes_names_the_ways(folder: Path, capsys
 
 
 @pytest.mark.integration
-def test_distillation_is_kept_and_not_begun_anew(folder: Path, capsys) -> None:
+def test_distillation_is_kept_and_not_begun_anew(folder: Path, capsys, caplog) -> None:
     words = ["float.pth", "-o", "net.safetensors", "--bits", "2", "--minutes", "0.25"]
     assert quantize(*words) == 0
     run = folder / "experiments" / "quantize_net"
@@ -156,6 +179,7 @@ def test_distillation_is_kept_and_not_begun_anew(folder: Path, capsys) -> None:
     model = packing.load(folder / "net.safetensors")
     assert model.header.provenance["quantized"] == "0.25 minutes of distillation"
     assert quantize(*words) == 0  # trains no more
+    assert "network.pth: trained already; remove" in caplog.text
     assert (run / "network" / "network.pth").read_bytes() == trained
     capsys.readouterr()
     assert quantize(*words[:4], "3", *words[5:]) == 2
