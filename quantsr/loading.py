@@ -91,6 +91,16 @@ def float_network(model: str | Path, opt: str | None) -> tuple[nn.Module, Mappin
     return _of_file("Spandrel", path), content, path
 
 
+def scale_of(network: nn.Module) -> int:
+    """The upscaling factor. Raises InputError where no argument of the network says it."""
+    scale = contract.of(network).scale
+    if scale is None:
+        raise InputError(
+            "network_g: has no argument upscale or scale; name the upscaling factor so in its constructor"
+        )
+    return scale
+
+
 def _of_file(kind: str, path: Path) -> nn.Module:
     """A network whose file describes it, with the scale that it has among its arguments."""
     file = str(path.absolute())

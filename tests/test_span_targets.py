@@ -11,7 +11,7 @@ import torch
 from torch.nn import functional as F
 
 from quantsr.archs.ncnn_arch import NcnnNetwork
-from quantsr.engine.targets import self_ensemble
+from quantsr.engine.selfensemble import self_ensemble
 from tests.archs.ncnn_files import HALF
 from tests.scripts import load_script
 
@@ -68,12 +68,12 @@ def test_the_ensemble_is_the_mean_over_flips_and_rotations() -> None:
     def up(x: torch.Tensor) -> torch.Tensor:
         return F.interpolate(x, scale_factor=2)
 
-    torch.testing.assert_close(self_ensemble(up, x), up(x))
+    torch.testing.assert_close(self_ensemble(lambda x: (up(x),), x)[0], up(x))
 
     def left(x: torch.Tensor) -> torch.Tensor:
         return torch.cat([x[..., :1], torch.zeros_like(x[..., 1:])], 3)
 
-    spread = self_ensemble(left, torch.ones(1, 1, 5, 5))[0, 0] * 8
+    spread = self_ensemble(lambda x: (left(x),), torch.ones(1, 1, 5, 5))[0][0, 0] * 8
     assert spread[2].tolist() == [2, 0, 0, 0, 2]
     assert spread[0].tolist() == [4, 2, 2, 2, 4]
 

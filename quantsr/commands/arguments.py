@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import shlex
+from collections.abc import Callable
 
 from quantsr.config.load import load_options
 from quantsr.config.schema import Options
@@ -80,3 +81,18 @@ def resume_command(command: str, args: argparse.Namespace, *more: str) -> str:
     for flag, entries in (("--set", args.set), ("--force_yml", args.force_yml)):
         words += [flag, *entries] if entries else []
     return shlex.join([*words, *more])
+
+
+def above_zero(unit: str) -> Callable[[str], float]:
+    """The type of an argument that is a finite number above 0 of `unit`, such as seconds."""
+
+    def parse(word: str) -> float:
+        try:
+            value = float(word)
+        except ValueError:
+            value = 0.0
+        if not 0 < value < float("inf"):
+            raise argparse.ArgumentTypeError(f"must be a number of {unit} above 0, got {word!r}")
+        return value
+
+    return parse

@@ -14,8 +14,7 @@ from torch import nn
 from tqdm import tqdm
 
 from quantsr import terminal, timing
-from quantsr.archs import contract
-from quantsr.commands.arguments import add_import_argument, import_words
+from quantsr.commands.arguments import above_zero, add_import_argument, import_words
 from quantsr.commands.export import provenance
 from quantsr.data.mini import mini_folder
 from quantsr.deploy import parity
@@ -27,7 +26,7 @@ from quantsr.deploy.post_training import LayerBits, quantize
 from quantsr.engine.evaluate import network_upscaler
 from quantsr.engine.finetune import TRAINED_SCALES, finetune
 from quantsr.errors import InputError
-from quantsr.loading import float_network
+from quantsr.loading import float_network, scale_of
 from quantsr.paths import expanded
 from quantsr.ranges import FLOAT_BITS, Bits
 from quantsr.trained_files.names import PACKED
@@ -76,7 +75,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--minutes",
-        type=_minutes,
+        type=above_zero("minutes"),
         metavar="N",
         help="train that long to give the float network's pictures; default: no training",
     )
@@ -102,16 +101,6 @@ def _rule(text: str) -> LayerBits:
     return LayerBits(pattern, _bits(bits))
 
 
-def _minutes(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"must be a number of minutes above 0, got {text!r}")
-    return value
-
-
 def run(args: argparse.Namespace) -> int:
     """Quantize, write the file, and print sizes, quality and times.
 
@@ -123,11 +112,7 @@ def run(args: argparse.Namespace) -> int:
     if output.suffix != PACKED:
         raise InputError(f"{output}: is no name of a packed file; name one that ends in {PACKED}")
     original, content, source = float_network(args.model, args.opt)
-    scale = contract.of(original).scale
-    if scale is None:
-        raise InputError(
-            "network_g: has no argument upscale or scale; name the upscaling factor so in its constructor"
-        )
+    scale = scale_of(original)
     if args.minutes is not None and scale not in TRAINED_SCALES:
         raise InputError(
             f"--minutes: networks of x2, x3 and x4 are trained, and this one is of x{scale}; omit it"

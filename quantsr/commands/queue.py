@@ -7,7 +7,7 @@ import argparse
 import shlex
 from pathlib import Path
 
-from quantsr.commands.arguments import add_import_argument, import_words
+from quantsr.commands.arguments import above_zero, add_import_argument, import_words
 from quantsr.config.queue import load_queue
 from quantsr.engine.queue import Queue
 from quantsr.paths import expanded
@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_import_argument(parser)
     parser.add_argument(
-        "--budget", type=_seconds, required=True, metavar="SECONDS", help="duration of this call"
+        "--budget", type=above_zero("seconds"), required=True, metavar="SECONDS", help="duration of this call"
     )
     parser.add_argument(
         "--out",
@@ -34,16 +34,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="this is the last call: fit the iterations of every training to its time as well",
     )
-
-
-def _seconds(word: str) -> float:
-    try:
-        value = float(word)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"must be a number of seconds above 0, got {word!r}")
-    return value
 
 
 def run(args: argparse.Namespace) -> int:

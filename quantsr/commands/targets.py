@@ -7,11 +7,9 @@ import argparse
 
 import torch
 
-from quantsr.archs import contract
 from quantsr.commands.arguments import add_import_argument
 from quantsr.engine.targets import write_targets
-from quantsr.errors import InputError
-from quantsr.loading import float_network
+from quantsr.loading import float_network, scale_of
 from quantsr.paths import expanded
 
 
@@ -42,11 +40,7 @@ def run(args: argparse.Namespace) -> int:
     """Raises InputError for a network or pictures that cannot be read, WorkError where writing
     fails."""
     network, _, _ = float_network(args.model, args.opt)
-    scale = contract.of(network).scale
-    if scale is None:
-        raise InputError(
-            "network_g: has no argument upscale or scale; name the upscaling factor so in its constructor"
-        )
+    scale = scale_of(network)
     torch.backends.cudnn.allow_tf32 = False
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     data, out = expanded(args.data), expanded(args.out)

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from tqdm import tqdm
 
 from quantsr import terminal
 from quantsr.data.images import encode_png, read_rgb
 from quantsr.data.resize import imresize_uint8, mod_crop
+from quantsr.engine.selfensemble import self_ensemble
 from quantsr.files import replace_file
 from quantsr.pictures.listing import list_images
 
@@ -29,7 +28,7 @@ def write_targets(
         scale: upscaling factor.
         data: folder of ground-truth pictures.
         out: folder to write to, made where it is absent.
-        ensemble: see `self_ensemble`.
+        ensemble: whether the mean over eight flips and rotations is written.
         device: where the network runs.
 
     Returns:
@@ -46,19 +45,8 @@ def write_targets(
     for path in tqdm(absent, unit="picture", disable=not terminal.has_terminal()):
         small = imresize_uint8(mod_crop(read_rgb(path), scale), 1 / scale)
         x = torch.from_numpy(small).to(device).permute(2, 0, 1)[None].float() / 255
-        large = (self_ensemble(net, x) if ensemble else net(x))[0].permute(1, 2, 0)
+        output = self_ensemble(lambda x: (net(x),), x)[0] if ensemble else net(x)
+        large = output[0].permute(1, 2, 0)
         levels = (large * 255 + 0.5).clamp(0, 255).byte().cpu().numpy()
         replace_file(out / f"{path.stem}.png", encode_png(levels, 1))
     return len(absent)
-
-
-def self_ensemble(net: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """The mean over the eight flips and rotations of pictures (B, 3, h, w) (Timofte et al., CVPR
-    2016)."""
-    total: Any = 0.0
-    for hflip in (False, True):
-        for rotations in range(4):
-            flipped = x.flip(3) if hflip else x
-            out = torch.rot90(net(torch.rot90(flipped, rotations, (2, 3))), -rotations, (2, 3))
-            total = total + (out.flip(3) if hflip else out)
-    return total / 8
