@@ -48,6 +48,22 @@ def add_import_argument(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_float_network_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add ``MODEL``, ``-opt`` and ``--import``, which `quantsr.loading.float_network` reads."""
+    parser.add_argument(
+        "model",
+        metavar="MODEL",
+        help="float network: checkpoint or run of quantsr, ncnn's .param file, or with -opt any checkpoint",
+    )
+    parser.add_argument(
+        "-opt",
+        "--opt",
+        metavar="FILE",
+        help="option file with network_g, for a checkpoint that does not describe its network",
+    )
+    add_import_argument(parser)
+
+
 def add_launcher_arguments(parser: argparse.ArgumentParser) -> None:
     """Add ``--launcher`` and ``--local_rank``, under BasicSR's names."""
     parser.add_argument(

@@ -14,7 +14,7 @@ from torch import nn
 from tqdm import tqdm
 
 from quantsr import terminal, timing
-from quantsr.commands.arguments import above_zero, add_import_argument, import_words
+from quantsr.commands.arguments import above_zero, add_float_network_arguments, import_words
 from quantsr.commands.export import provenance
 from quantsr.data.mini import mini_folder
 from quantsr.deploy import parity
@@ -37,21 +37,10 @@ _FOLDERS = Path("experiments")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of ``quantsr quantize``."""
-    parser.add_argument(
-        "model",
-        metavar="MODEL",
-        help="float network: checkpoint or run of quantsr, ncnn's .param file, or with -opt any checkpoint",
-    )
+    add_float_network_arguments(parser)
     parser.add_argument(
         "-o", "--output", required=True, metavar="OUT", help="packed file to write, .safetensors"
     )
-    parser.add_argument(
-        "-opt",
-        "--opt",
-        metavar="FILE",
-        help="option file with network_g, for a checkpoint that does not describe its network",
-    )
-    add_import_argument(parser)
     parser.add_argument(
         "--bits",
         type=_bits,

@@ -7,7 +7,7 @@ import argparse
 
 import torch
 
-from quantsr.commands.arguments import add_import_argument
+from quantsr.commands.arguments import add_float_network_arguments
 from quantsr.engine.targets import write_targets
 from quantsr.loading import float_network, scale_of
 from quantsr.paths import expanded
@@ -15,22 +15,11 @@ from quantsr.paths import expanded
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of ``quantsr targets``."""
-    parser.add_argument(
-        "model",
-        metavar="MODEL",
-        help="checkpoint or run of quantsr, ncnn's .param file, or with -opt any checkpoint",
-    )
+    add_float_network_arguments(parser)
     parser.add_argument("--data", required=True, metavar="DIR", help="pictures of the training set")
     parser.add_argument(
         "--out", required=True, metavar="DIR", help="folder to write to; pictures there are kept"
     )
-    parser.add_argument(
-        "-opt",
-        "--opt",
-        metavar="FILE",
-        help="option file with network_g, for a checkpoint that does not describe its network",
-    )
-    add_import_argument(parser)
     parser.add_argument(
         "--ensemble", action="store_true", help="the mean over eight flips and rotations: 8 times slower"
     )
