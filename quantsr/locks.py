@@ -7,6 +7,7 @@ import errno
 import logging
 import os
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +20,9 @@ except ImportError:  # Windows
 
 logger = logging.getLogger(__name__)
 
+LOCKS_EXIST = fcntl is not None
+"""Whether this system has file locks; `locked` then locks nothing."""
+
 LOCK_NAME = ".quantsr.lock"
 """The lock file in a locked folder. It names the process with the lock, and is removed at the
 end."""
@@ -26,6 +30,7 @@ end."""
 # A link of this name in a folder of others must not make this process overwrite another file.
 _FLAGS = os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0)
 _TAKEN = (errno.EACCES, errno.EAGAIN)
+_WAIT_S = 0.05  # between two attempts to take a lock
 _held: set[tuple[int, int]] = set()  # device and inode of the lock files that this process holds
 
 
@@ -59,6 +64,33 @@ def locked(folder: Path, shown: Path | None = None) -> Iterator[None]:
         _held.discard(identity)
         with contextlib.suppress(OSError):
             os.close(handle)
+
+
+@contextlib.contextmanager
+def locked_in_turn(folder: Path) -> Iterator[None]:
+    """As `locked`, but waits until the other process releases its lock: for work of moments.
+
+    Raises:
+        FolderLockedError: this process itself holds the lock.
+        OSError: as `locked`.
+    """
+    with contextlib.ExitStack() as stack:
+        while True:
+            try:
+                stack.enter_context(locked(folder))
+                break
+            except FolderLockedError:
+                if is_held(folder):
+                    raise
+                time.sleep(_WAIT_S)
+        yield
+
+
+def is_held(folder: Path) -> bool:
+    """Whether this process itself holds the lock of ``folder``."""
+    with contextlib.suppress(OSError):
+        return _identity((folder / LOCK_NAME).stat()) in _held
+    return False
 
 
 def _take(folder: Path, shown: Path) -> int | None:

@@ -1,17 +1,24 @@
-"""Comparisons: every variant is trained with every seed and evaluated; tables have mean, spread and
-paired differences.
+"""Comparisons: every variant is trained with every seed and evaluated; tables have mean, spread,
+paired differences and costs.
 
 The folder ``experiments/compare_NAME/`` has a run folder per variant and seed, ``results.json``,
-``results.md``, ``options.yml`` (the comparison in one file), and ``runs.json`` with hashes of the
-options of each run. Finished runs are kept, an interrupted one is resumed.
+``results.md``, ``results.csv``, ``results.tex``, ``options.yml`` (the comparison in one file), and
+``runs.json`` with the state of each run. Finished runs are kept, an interrupted one is resumed.
+
+Any number of processes may work on one comparison, on one machine or on several with a common
+folder: each one claims a run, trains and evaluates it, and takes the next one that is left.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from quantsr.analysis import compare_costs
+from quantsr.analysis.compare_formats import csv_text, latex
 from quantsr.analysis.compare_tables import about_variants, markdown
 from quantsr.analysis.evaluation import evaluate_options
 from quantsr.analysis.runs import Ledger
@@ -22,82 +29,136 @@ from quantsr.engine.run_folder import StopRequest, owned, write_options
 from quantsr.engine.trainer import Trainer
 from quantsr.engine.validation import metric_arguments
 from quantsr.errors import InputError, StopError, WorkError
-from quantsr.hardware import processes
+from quantsr.files import write_text
+from quantsr.locks import FolderLockedError
 
 logger = logging.getLogger(__name__)
 
+_POLL_S = 1.0  # between two looks for a run that other processes have left
 
-def compare(
-    comparison: Comparison, ledger: Ledger, *, resume_command: str, retrain: bool = False
-) -> list[Record]:
-    """Trains and evaluates the runs that are not finished, and returns the records of all runs;
-    ``results.json`` and ``results.md`` are written after each run.
+
+def prepare(comparison: Comparison, ledger: Ledger, *, retrain: bool = False, again: bool = True) -> None:
+    """Checks earlier runs, before a process begins to `work`.
 
     Args:
         comparison: the runs.
         ledger: the state of each run.
-        resume_command: the command that resumes after an interruption, for the message.
         retrain: train runs again that were made with other options.
+        again: try runs again that failed.
 
     Raises:
-        InputError: there are such runs, and ``retrain`` is off; or several processes were started.
-        StopError: stopped by a signal; finished runs are kept.
-        FolderLockedError: another process runs this comparison.
-        WorkError: runs failed; the others are finished.
+        InputError: there are such runs, and ``retrain`` is off.
+        WorkError: the folder cannot be written.
     """
-    if processes.detect("none").size > 1:
-        raise InputError(
-            "quantsr compare: trains one run after the other in one process; start it without torchrun"
-        )
-    with owned(ledger.folder):
-        ledger.read()
-        return _compare(comparison, ledger, resume_command=resume_command, retrain=retrain)
+    with ledger.exclusive():
+        for folder in filter(Path.exists, (Path(run.training.experiment_folder) for run in comparison.runs)):
+            # removes incomplete files of killed trainings, also for runs that are finished
+            with contextlib.suppress(FolderLockedError), owned(folder):
+                pass
+        differing = [run.name for run in comparison.runs if ledger.state(run).other_options]
+        if differing and not retrain:
+            raise InputError(
+                f"{ledger.folder}: made with other options: {', '.join(differing)}; give the comparison another "
+                "name, or add --retrain to set these runs aside and train them again"
+            )
+        write_options(comparison.dump(), ledger.folder)
+        if again:
+            ledger.forget_failures()
 
 
-def _compare(comparison: Comparison, ledger: Ledger, *, resume_command: str, retrain: bool) -> list[Record]:
-    """`compare`, with its folder locked."""
-    for folder in filter(Path.exists, (Path(run.training.experiment_folder) for run in comparison.runs)):
-        # removes incomplete files of killed trainings, also for runs that are finished
-        with owned(folder):
-            pass
-    differing = [run.name for run in comparison.runs if ledger.state(run).other_options]
-    if differing and not retrain:
-        raise InputError(
-            f"{ledger.folder}: made with other options: {', '.join(differing)}; give the comparison another name, or "
-            "add --retrain to set these runs aside and train them again"
-        )
-    write_options(comparison.dump(), ledger.folder)
-    failed: dict[str, str] = {}
-    for number, run in enumerate(comparison.runs, start=1):
-        unmet = [name for name in run.after if name in failed]
-        if unmet:
-            failed[run.name] = f"starts from {unmet[0]}, which failed"
+def work(comparison: Comparison, ledger: Ledger, *, resume_command: str) -> None:
+    """Trains and evaluates the runs that nobody has claimed, one after the other, until every run
+    is finished or has failed; results are written after each run.
+
+    Args:
+        comparison, ledger: see `prepare`.
+        resume_command: the command that resumes after an interruption, for the message.
+
+    Raises:
+        StopError: stopped by a signal; finished runs are kept.
+        WorkError: the folder cannot be written.
+    """
+    waiting = False
+    while left := _left(comparison, ledger):
+        if any(_attempt(comparison, ledger, run, resume_command) for run in left if _is_ready(ledger, run)):
+            waiting = False
             continue
-        state = ledger.state(run)
+        if not waiting:
+            logger.info("other processes work on the runs that are left: %s", ", ".join(r.name for r in left))
+        waiting = True
+        with StopRequest() as stop:
+            time.sleep(_POLL_S)
+        if stop.name is not None:
+            raise StopError(
+                f"stopped by {stop.name}, waiting for other processes; go on with: {resume_command}"
+            )
+
+
+def finish(comparison: Comparison, ledger: Ledger) -> list[Record]:
+    """Writes and returns the records of all runs, with the baseline and the costs.
+
+    Raises:
+        WorkError: runs failed, InputError where the reason was bad input; the others are finished.
+    """
+    with ledger.exclusive():
+        if comparison.baseline:
+            ledger.add_baseline(_baseline(comparison))
+        if comparison.options.costs:
+            compare_costs.update(comparison, ledger)
+        records = _write(comparison, ledger)
+        failures = {run.name: failure for run in comparison.runs if (failure := ledger.failure(run))}
+    if failures:
+        reasons = "; ".join(f"{name}: {message}" for name, (message, _) in failures.items())
+        kind = InputError if any(bad_input for _, bad_input in failures.values()) else WorkError
+        raise kind(
+            f"{len(failures)} of {len(comparison.runs)} runs failed, the others are finished; {reasons}"
+        )
+    return records
+
+
+def _left(comparison: Comparison, ledger: Ledger) -> list[Run]:
+    """The runs that are neither finished nor failed."""
+    with ledger.exclusive():
+        return [
+            run for run in comparison.runs if not ledger.state(run).evaluated and ledger.failure(run) is None
+        ]
+
+
+def _is_ready(ledger: Ledger, run: Run) -> bool:
+    """Whether the networks that ``run`` starts from are trained."""
+    return all(ledger.state(ledger.runs[name]).trained for name in run.after)
+
+
+def _attempt(comparison: Comparison, ledger: Ledger, run: Run, resume_command: str) -> bool:
+    """Whether this process claimed ``run``, and finished it or noted its failure."""
+    with ledger.claimed(run) as mine:
+        if not mine:
+            return False
+        with ledger.exclusive():
+            if ledger.state(run).evaluated or ledger.failure(run) is not None:
+                return True  # by another process, meanwhile
+            state = ledger.begin(run)
+        if state.failed:
+            return True
+        number = comparison.runs.index(run) + 1
         logger.info("run %d of %d, %s: %s", number, len(comparison.runs), run.name, state)
         try:
             if not state.trained:
-                ledger.begin(run)
                 _train(run, resume_command)
-            if not state.evaluated:
-                ledger.finish(run, _evaluate(run, resume_command))
-                _write(comparison, ledger)
+            records = _evaluate(run, resume_command)
         except StopError as error:
+            with ledger.exclusive():
+                ledger.release(run)
             raise StopError(f"{run.name}: {error}") from error
-        except InputError as error:
-            raise InputError(f"{run.name}: {error}") from error
-        except WorkError as error:
+        except (InputError, WorkError) as error:
             logger.error("%s: %s", run.name, error)
-            failed[run.name] = str(error)
-    if comparison.baseline:
-        ledger.add_baseline(_baseline(comparison))
-    records = _write(comparison, ledger)
-    if failed:
-        reasons = "; ".join(f"{name}: {reason}" for name, reason in failed.items())
-        raise WorkError(
-            f"{len(failed)} of {len(comparison.runs)} runs failed, the others are finished; {reasons}"
-        )
-    return records
+            with ledger.exclusive():
+                ledger.fail(run, str(error), bad_input=isinstance(error, InputError))
+            return True
+        with ledger.exclusive():
+            ledger.finish(run, records)
+            _write(comparison, ledger)
+        return True
 
 
 def _train(run: Run, resume_command: str) -> None:
@@ -125,11 +186,15 @@ def _baseline(comparison: Comparison) -> list[Record]:
 
 def _write(comparison: Comparison, ledger: Ledger) -> list[Record]:
     records = ledger.results()
-    write_results(records, ledger.folder, page(comparison, records))
+    reference = comparison.options.difference_to
+    costs = compare_costs.read(ledger)
+    write_results(records, ledger.folder, page(comparison, records, ledger))
+    write_text(ledger.folder / "results.csv", csv_text(records, reference, costs))
+    write_text(ledger.folder / "results.tex", latex(records, reference, costs))
     return records
 
 
-def page(comparison: Comparison, records: Sequence[Record]) -> str:
+def page(comparison: Comparison, records: Sequence[Record], ledger: Ledger) -> str:
     """The Markdown page of the records so far."""
     finished = {(record.variant, record.seed) for record in records}
     return markdown(
@@ -138,6 +203,7 @@ def page(comparison: Comparison, records: Sequence[Record]) -> str:
         reference=comparison.options.difference_to,
         about=about_variants(comparison),
         missing=[run.name for run in comparison.runs if (run.variant, run.seed) not in finished],
+        costs=compare_costs.read(ledger),
     )
 
 

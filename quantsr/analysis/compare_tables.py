@@ -1,5 +1,5 @@
-"""The tables of a comparison: mean and spread over seeds, and differences paired by seed. Pure
-arithmetic, no torch."""
+"""The tables of a comparison: mean and spread over seeds, differences paired by seed, and costs.
+Pure arithmetic, no torch."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ from dataclasses import dataclass
 
 from quantsr.config.comparison import Comparison
 from quantsr.engine.results import Record, aligned
+
+COST_SIZE = (180, 320)
+"""Height and width of the low-resolution picture that costs are for."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,35 @@ class Spread:
         return cls(mean, deviation, len(values))
 
 
+@dataclass(frozen=True)
+class Cost:
+    """The costs of one variant, of the network of its first seed that is finished.
+
+    Attributes:
+        identity: of the run (`Ledger.identity`).
+        packed_bytes: size of the packed file with 8-bit head and tail; where the network cannot be
+            packed, the sum of its parameters at their bits.
+        gbitops: billions of BitOPs for a picture of `COST_SIZE`, by depth (docs: ``quantsr cost``).
+        ms: median milliseconds for such a picture, by depth; empty where it was not measured.
+        engine: that was measured; empty where none was.
+        machine: the processor.
+        note: why the network is not packed; empty where it is.
+    """
+
+    identity: str
+    packed_bytes: int
+    gbitops: dict[int, float]
+    ms: dict[int, float]
+    engine: str = ""
+    machine: str = ""
+    note: str = ""
+
+    def at(self, depth: int | None, values: Mapping[int, float]) -> float | None:
+        """The value of `gbitops` or `ms` at a depth, None standing for the only one; None where
+        there is none."""
+        return values.get(max(values, default=0) if depth is None else depth)
+
+
 def paired_difference(ours: Mapping[int, float], theirs: Mapping[int, float]) -> Spread | None:
     """Mean and spread of ``ours - theirs`` over the seeds that both have; None without a common
     seed.
@@ -63,14 +95,18 @@ def by_row(records: Sequence[Record], set_name: str, metric: str) -> dict[Row, d
     return found
 
 
-def table(records: Sequence[Record], set_name: str, reference: str) -> str:
+def table(
+    records: Sequence[Record], set_name: str, reference: str, costs: Mapping[str, Cost] | None = None
+) -> str:
     """The Markdown table of one set, see `table_cells`."""
-    return aligned(table_cells(records, set_name, reference), left=2)
+    return aligned(table_cells(records, set_name, reference, costs), left=2)
 
 
-def table_cells(records: Sequence[Record], set_name: str, reference: str) -> list[list[str]]:
+def table_cells(
+    records: Sequence[Record], set_name: str, reference: str, costs: Mapping[str, Cost] | None = None
+) -> list[list[str]]:
     """The cells of the table of one set, the header first: a row per variant and depth, two columns
-    per metric.
+    per metric, and three of costs where they are known.
 
     The second column of a metric is the paired difference to the same depth of ``reference``.
     """
@@ -81,13 +117,13 @@ def table_cells(records: Sequence[Record], set_name: str, reference: str) -> lis
     head = ["variant", "network", "depth", "n"]
     for metric in metrics:
         head += [metric.upper(), f"{metric.upper()} - {reference}"]
-    cells = [head]
+    cells = [head + (["kB", "GBitOP", "ms"] if costs else [])]
     baseline = {r.metric: r.value for r in chosen if r.variant is None}
     if baseline:
         line = ["bicubic", "", "", ""]
         for metric in metrics:
             line += [number(baseline.get(metric), metric), ""]
-        cells.append(line)
+        cells.append(line + ([""] * 3 if costs else []))
     for row in rows:
         variant, network, depth = row
         n = max(len(values[metric].get(row, {})) for metric in metrics)
@@ -100,8 +136,19 @@ def table_cells(records: Sequence[Record], set_name: str, reference: str) -> lis
             line.append(shown(Spread.of(list(own.values())), metric) if own else "-")
             difference = None if variant == reference else paired_difference(own, reference_values)
             line.append("" if variant == reference else shown(difference, metric, signed=True, row_n=n))
-        cells.append(line)
+        cells.append(line + (_cost_cells(costs.get(variant), depth) if costs else []))
     return cells
+
+
+def _cost_cells(cost: Cost | None, depth: int | None) -> list[str]:
+    if cost is None:
+        return ["-"] * 3
+    operations, ms = cost.at(depth, cost.gbitops), cost.at(depth, cost.ms)
+    return [
+        f"{cost.packed_bytes / 1e3:.1f}",
+        "-" if operations is None else f"{operations:.0f}",
+        "-" if ms is None else f"{ms:.1f}",
+    ]
 
 
 def number(value: float | None, metric: str, *, signed: bool = False) -> str:
@@ -132,6 +179,7 @@ def markdown(
     reference: str,
     about: Mapping[str, str],
     missing: Sequence[str] = (),
+    costs: Mapping[str, Cost] | None = None,
 ) -> str:
     """The page ``results.md``.
 
@@ -141,6 +189,7 @@ def markdown(
         reference: the variant to which differences are taken.
         about: a description of each variant in one line.
         missing: runs that are not finished.
+        costs: by variant, where they are known.
     """
     seeds = sorted({record.seed for record in records if record.seed is not None})
     commits = ", ".join(sorted({record.commit for record in records if record.commit is not None}))
@@ -157,9 +206,27 @@ def markdown(
     for set_name in dict.fromkeys(record.set for record in records):
         first = next(record for record in records if record.set == set_name)
         title = f"## {set_name}, x{first.scale}, {first.pictures} pictures\n"
-        parts.append(f"{title}\n{table(records, set_name, reference)}\n")
+        parts.append(f"{title}\n{table(records, set_name, reference, costs)}\n")
+    if costs:
+        parts.append(_about_costs(costs))
     parts.append("## Variants\n\n" + "".join(f"- `{variant}`: {text}\n" for variant, text in about.items()))
     return "\n".join(parts)
+
+
+def _about_costs(costs: Mapping[str, Cost]) -> str:
+    """What the columns of costs mean, and the notes of networks that are not packed."""
+    height, width = COST_SIZE
+    engines = sorted({f"{cost.engine} on {cost.machine}" for cost in costs.values() if cost.engine})
+    lines = [
+        "Costs: kB (1000 bytes) of the packed file; GBitOP and median ms for a picture of "
+        f"{width}x{height} pixels, ms measured with {', '.join(engines) or 'no engine'}.\n"
+    ]
+    lines += [
+        f"- `{variant}` is not packed, its kB and GBitOP are counted: {cost.note}\n"
+        for variant, cost in costs.items()
+        if cost.note
+    ]
+    return "\n".join(lines)
 
 
 def about_variants(comparison: Comparison) -> dict[str, str]:

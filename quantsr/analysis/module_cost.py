@@ -28,12 +28,19 @@ def cost_of_options(path: str, sizes: Sequence[tuple[int, int]]) -> dict[str, An
     """The counts of the network an option file describes, at each of its depths."""
     read = read_options(path)
     options = load_options(path, is_train="train" in read[0], check_paths=False, read=read)
-    network = options.network_g
-    net = build_network(network.type, network.kwargs)
+    return cost_of_network(options.network_g.type, options.network_g.kwargs, sizes)
+
+
+def cost_of_network(
+    arch: str, arguments: Mapping[str, Any], sizes: Sequence[tuple[int, int]]
+) -> dict[str, Any]:
+    """The counts of the network of type ``arch`` with these constructor arguments, at each of its
+    depths."""
+    net = build_network(arch, arguments)
     # Operations are counted on a float network of the same shape, which needs no calibration.
-    known = parameters(registries.networks()[network.type])
+    known = parameters(registries.networks()[arch])
     float_bits = {key: 32 for key in known if key.startswith("nbits_")}
-    float_net = build_network(network.type, {**network.kwargs, **float_bits})
+    float_net = build_network(arch, {**arguments, **float_bits})
     dynamic = contract.of(float_net).depth_dynamic
     if dynamic is not None:
         dynamic.rank_blocks()  # the count does not depend on which blocks are kept
@@ -52,7 +59,7 @@ def cost_of_options(path: str, sizes: Sequence[tuple[int, int]]) -> dict[str, An
                 ],
             }
         )
-    return record(network.type, module_storage(net, bits), rows)
+    return record(arch, module_storage(net, bits), rows)
 
 
 def module_macs(

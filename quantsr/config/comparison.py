@@ -44,6 +44,10 @@ class CompareOptions(Section):
         default=None,
         description="Changes of the section `val` for the evaluation, such as `depths` or `metrics`; training keeps `base.val`.",
     )
+    costs: bool = Field(
+        default=True,
+        description="Whether the tables have columns of costs: packed bytes, BitOPs, and milliseconds measured on this machine.",
+    )
     experiments_root: OutputFolder = Field(
         default="experiments", min_length=1, description="Folder that holds one folder per comparison."
     )

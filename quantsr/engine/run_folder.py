@@ -61,7 +61,7 @@ class RunFolder:
         Raises:
             WorkError: a folder cannot be made; InputError where its name is impossible.
         """
-        with _folder_failures(self.root):
+        with folder_failures(self.root):
             for folder in (self.models, self.states, self.log):
                 folder.mkdir(parents=True, exist_ok=True)
         write_options(options.dump(), self.root)
@@ -72,7 +72,12 @@ class RunFolder:
 
 
 @contextlib.contextmanager
-def _folder_failures(folder: Path) -> Iterator[None]:
+def folder_failures(folder: Path) -> Iterator[None]:
+    """Turns an `OSError` into a message that names ``folder``.
+
+    Raises:
+        WorkError: the folder cannot be made or written; InputError where its name is impossible.
+    """
     try:
         yield
     except OSError as error:
@@ -91,7 +96,7 @@ def owned(folder: Path) -> Iterator[None]:
         WorkError: the folder cannot be made or written.
     """
     with contextlib.ExitStack() as stack:
-        with _folder_failures(folder):
+        with folder_failures(folder):
             stack.enter_context(locked(folder))
             remove_leftovers(folder)
         yield
@@ -107,7 +112,7 @@ def owned_anew(folder: Path) -> Iterator[None]:
         WorkError: the folder cannot be renamed or made.
     """
     with contextlib.ExitStack() as stack:
-        with _folder_failures(folder):
+        with folder_failures(folder):
             if any(entry.name != LOCK_NAME for entry in folder.iterdir()):
                 set_aside(folder)
                 stack.enter_context(locked(folder))
@@ -168,7 +173,7 @@ def log_file(path: Path) -> Iterator[None]:
     Raises:
         WorkError: it cannot be made.
     """
-    with _folder_failures(path):
+    with folder_failures(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         handler = _LogFile(path, encoding="utf-8", errors="backslashreplace")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))

@@ -18,7 +18,8 @@ import torch
 import yaml
 
 from quantsr.analysis import compare as command
-from quantsr.analysis.compare_tables import Spread
+from quantsr.analysis import compare_costs
+from quantsr.analysis.compare_tables import Cost, Spread
 from quantsr.cli import main
 from quantsr.config.comparison import Run
 from quantsr.engine.results import Record, read_results
@@ -39,6 +40,7 @@ class Fake:
         self.failing: dict[str, Exception] = {}
         monkeypatch.setattr(command, "_train", self.train)
         monkeypatch.setattr(command, "_evaluate", self.evaluate)
+        monkeypatch.setattr(compare_costs, "_cost", lambda run, identity: Cost(identity, 1000, {2: 3.0}, {}))
         monkeypatch.setattr(
             command, "_baseline", lambda comparison: [Record("skimage", 2, "bicubic", None, "psnr", 30.0, 3)]
         )

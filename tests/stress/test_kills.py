@@ -3,12 +3,16 @@ completes the work."""
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import http.server
+import json
 import multiprocessing
 import os
 import random
+import signal
+import subprocess
 import sys
 import threading
 import time
@@ -229,6 +233,63 @@ def test_killed_comparisons_end_with_the_same_table(
         assert comparable(found) == comparable(wanted)
         assert leftovers(root) == []
     commands.check_log()
+
+
+MOST_KILLS = 50
+
+
+def test_a_comparison_whose_workers_are_killed_ends_with_the_same_table(
+    budget: Budget, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two workers side by side, each killed at random moments while it works on a run, at most
+    `MOST_KILLS` times in all."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # so that sums have one order
+    base = training(tmp_path)
+    del base["path"]
+    file = tmp_path / "compare.yml"
+    comparison = {
+        "name": "through",
+        "experiments_root": str(tmp_path / "experiments"),
+        "costs": False,
+        "base": base,
+        "seeds": [1, 2, 3],
+        "variants": {"a": {}, "b": {"network_g.nbits_w": 2}},
+    }
+    file.write_text(yaml.safe_dump(comparison))
+    words = [sys.executable, "-m", "quantsr", "compare", "-opt", str(file)]
+    subprocess.run(words, check=True, stdout=subprocess.DEVNULL)
+    wanted = (tmp_path / "experiments/compare_through/results.json").read_text()
+    log = tmp_path / "workers.log"
+    killed: set[int] = set()
+    for number in budget.rounds():
+        folder = tmp_path / f"experiments/compare_again{number}"
+        again = [*words, "--workers", "2", "--set", f"name=again{number}"]
+        with open(log, "a") as output, subprocess.Popen(again, stdout=output, stderr=output) as parent:
+            while parent.poll() is None:
+                time.sleep(budget.rng.uniform(0, 1.5))
+                if len(killed) < MOST_KILLS and (at_work := workers_of(folder) - killed):
+                    pid = budget.rng.choice(sorted(at_work))
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
+                        killed.add(pid)
+        assert parent.returncode == 0, log.read_text()
+        assert comparable((folder / "results.json").read_text()) == comparable(wanted)
+        assert leftovers(folder) == []
+        assert not (folder / "claims").exists()
+        if len(killed) == MOST_KILLS:
+            break
+    print(f"{len(killed)} kills")
+    logs = [log, *tmp_path.glob("experiments/*/log/*")]
+    assert not any("Traceback" in path.read_text(errors="replace") for path in logs)
+
+
+def workers_of(folder: Path) -> set[int]:
+    """The processes that work on a run of a comparison."""
+    try:
+        entries = json.loads((folder / "runs.json").read_text())
+    except FileNotFoundError:
+        return set()
+    return {int(entry["worker"].split()[0]) for entry in entries.values() if "worker" in entry}
 
 
 @pytest.fixture
