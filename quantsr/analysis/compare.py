@@ -19,7 +19,7 @@ from pathlib import Path
 
 from quantsr.analysis import compare_costs
 from quantsr.analysis.compare_formats import csv_text, latex
-from quantsr.analysis.compare_tables import about_variants, markdown
+from quantsr.analysis.compare_tables import about_variants, markdown, read_costs
 from quantsr.analysis.evaluation import evaluate_options
 from quantsr.analysis.runs import Ledger
 from quantsr.config.comparison import Comparison, Run
@@ -135,7 +135,7 @@ def _attempt(comparison: Comparison, ledger: Ledger, run: Run, resume_command: s
         if not mine:
             return False
         with ledger.exclusive():
-            if ledger.state(run).evaluated or ledger.failure(run) is not None:
+            if ledger.is_done(run):
                 return True  # by another process, meanwhile
             state = ledger.begin(run)
         if state.failed:
@@ -187,7 +187,7 @@ def _baseline(comparison: Comparison) -> list[Record]:
 def _write(comparison: Comparison, ledger: Ledger) -> list[Record]:
     records = ledger.results()
     reference = comparison.options.difference_to
-    costs = compare_costs.read(ledger)
+    costs = read_costs(ledger.folder)
     write_results(records, ledger.folder, page(comparison, records, ledger))
     write_text(ledger.folder / "results.csv", csv_text(records, reference, costs))
     write_text(ledger.folder / "results.tex", latex(records, reference, costs))
@@ -203,7 +203,7 @@ def page(comparison: Comparison, records: Sequence[Record], ledger: Ledger) -> s
         reference=comparison.options.difference_to,
         about=about_variants(comparison),
         missing=[run.name for run in comparison.runs if (run.variant, run.seed) not in finished],
-        costs=compare_costs.read(ledger),
+        costs=read_costs(ledger.folder),
     )
 
 

@@ -7,10 +7,9 @@ import dataclasses
 import json
 import logging
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-from quantsr.analysis.compare_tables import COST_SIZE, Cost
+from quantsr.analysis.compare_tables import COST_SIZE, COSTS, Cost, read_costs
 from quantsr.analysis.cost import cost_of_packed
 from quantsr.analysis.module_cost import cost_of_network
 from quantsr.analysis.runs import Ledger
@@ -21,7 +20,7 @@ from quantsr.deploy.export import calibration_pictures
 from quantsr.deploy.packed import packing
 from quantsr.deploy.packed.model import PackedModel
 from quantsr.errors import InputError, WorkError
-from quantsr.files import read_text, write_text
+from quantsr.files import write_text
 from quantsr.loading import trained_network
 
 logger = logging.getLogger(__name__)
@@ -37,7 +36,7 @@ def update(comparison: Comparison, ledger: Ledger) -> None:
     Raises:
         WorkError: the file cannot be written.
     """
-    known = read(ledger)
+    known = read_costs(ledger.folder)
     first: dict[str, Run] = {}
     for run in comparison.runs:
         if ledger.state(run).evaluated:
@@ -52,29 +51,7 @@ def update(comparison: Comparison, ledger: Ledger) -> None:
         costs[variant] = found
     if costs != known:
         rows = {variant: dataclasses.asdict(cost) for variant, cost in costs.items()}
-        write_text(_file(ledger), json.dumps(rows, indent=1) + "\n")
-
-
-def read(ledger: Ledger) -> dict[str, Cost]:
-    """The costs by variant; empty where the file does not exist or is damaged."""
-    if not _file(ledger).exists():
-        return {}
-    try:
-        rows = json.loads(read_text(_file(ledger)))
-        return {str(variant): _from_json(row) for variant, row in rows.items()}
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        logger.warning("%s: damaged (%s); measuring again", _file(ledger), error)
-        return {}
-
-
-def _file(ledger: Ledger) -> Path:
-    return ledger.folder / "costs.json"
-
-
-def _from_json(row: dict[str, Any]) -> Cost:
-    gbitops, ms = ({int(d): float(value) for d, value in row[key].items()} for key in ("gbitops", "ms"))
-    identity, engine, machine, note = (str(row[key]) for key in ("identity", "engine", "machine", "note"))
-    return Cost(identity, int(row["packed_bytes"]), gbitops, ms, engine, machine, note)
+        write_text(ledger.folder / COSTS, json.dumps(rows, indent=1) + "\n")
 
 
 def _cost(run: Run, identity: str) -> Cost:

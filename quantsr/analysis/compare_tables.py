@@ -3,14 +3,23 @@ Pure arithmetic, no torch."""
 
 from __future__ import annotations
 
+import json
+import logging
 import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from quantsr.config.comparison import Comparison
 from quantsr.engine.results import Record, aligned
+from quantsr.files import read_text
 
+logger = logging.getLogger(__name__)
+
+COSTS = "costs.json"
+"""The file of costs in a comparison's folder."""
 COST_SIZE = (180, 320)
 """Height and width of the low-resolution picture that costs are for."""
 
@@ -68,6 +77,25 @@ class Cost:
         """The value of `gbitops` or `ms` at a depth, None standing for the only one; None where
         there is none."""
         return values.get(max(values, default=0) if depth is None else depth)
+
+
+def read_costs(folder: Path) -> dict[str, Cost]:
+    """The costs by variant of a comparison's folder; empty where they are not known or damaged."""
+    path = folder / COSTS
+    if not path.exists():
+        return {}
+    try:
+        rows = json.loads(read_text(path))
+        return {str(variant): _from_json(row) for variant, row in rows.items()}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        logger.warning("%s: damaged (%s); left out", path, error)
+        return {}
+
+
+def _from_json(row: dict[str, Any]) -> Cost:
+    gbitops, ms = ({int(d): float(value) for d, value in row[key].items()} for key in ("gbitops", "ms"))
+    identity, engine, machine, note = (str(row[key]) for key in ("identity", "engine", "machine", "note"))
+    return Cost(identity, int(row["packed_bytes"]), gbitops, ms, engine, machine, note)
 
 
 def paired_difference(ours: Mapping[int, float], theirs: Mapping[int, float]) -> Spread | None:
@@ -208,25 +236,23 @@ def markdown(
         title = f"## {set_name}, x{first.scale}, {first.pictures} pictures\n"
         parts.append(f"{title}\n{table(records, set_name, reference, costs)}\n")
     if costs:
-        parts.append(_about_costs(costs))
+        parts.append(f"{about_costs(costs)}\n")
+        notes = [
+            f"- `{variant}` is not packed: {cost.note}\n" for variant, cost in costs.items() if cost.note
+        ]
+        parts += ["".join(notes)] if notes else []
     parts.append("## Variants\n\n" + "".join(f"- `{variant}`: {text}\n" for variant, text in about.items()))
     return "\n".join(parts)
 
 
-def _about_costs(costs: Mapping[str, Cost]) -> str:
-    """What the columns of costs mean, and the notes of networks that are not packed."""
+def about_costs(costs: Mapping[str, Cost]) -> str:
+    """What the columns of costs mean."""
     height, width = COST_SIZE
     engines = sorted({f"{cost.engine} on {cost.machine}" for cost in costs.values() if cost.engine})
-    lines = [
-        "Costs: kB (1000 bytes) of the packed file; GBitOP and median ms for a picture of "
-        f"{width}x{height} pixels, ms measured with {', '.join(engines) or 'no engine'}.\n"
-    ]
-    lines += [
-        f"- `{variant}` is not packed, its kB and GBitOP are counted: {cost.note}\n"
-        for variant, cost in costs.items()
-        if cost.note
-    ]
-    return "\n".join(lines)
+    return (
+        f"Costs: kB (1000 bytes) of the packed file; GBitOP and median ms for a picture of {width}x{height} pixels, "
+        f"ms measured with {', '.join(engines) or 'no engine'}. Of networks that are not packed kB are counted."
+    )
 
 
 def about_variants(comparison: Comparison) -> dict[str, str]:

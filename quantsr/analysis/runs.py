@@ -161,6 +161,10 @@ class Ledger:
         blocking = self.blocked_by(run)
         return None if blocking is None else (f"starts from {blocking}, which failed", False)
 
+    def is_done(self, run: Run) -> bool:
+        """Whether nothing is left to do for a run: it is evaluated, or `failure` says why not."""
+        return self.state(run).evaluated or self.failure(run) is not None
+
     def forget_failures(self) -> None:
         """Lets runs that failed be tried again."""
         kept = ("training", "evaluation", "worker")

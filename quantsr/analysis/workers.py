@@ -102,7 +102,8 @@ class Workers:
                 continue
             del self._processes[number]
             _close(process)
-            if code == 0:
+            self._ledger.read()
+            if code == 0 or all(map(self._ledger.is_done, self._comparison.runs)):
                 continue
             how = f"signal {-code}" if code < 0 else f"exit code {code}"
             self._count_fruitless(how, self._logs[number])
@@ -115,7 +116,6 @@ class Workers:
             self._start(number)
 
     def _count_fruitless(self, how: str, log: Path) -> None:
-        self._ledger.read()
         states = "; ".join(f"{run.name} {self._ledger.entry(run)}" for run in self._comparison.runs)
         self._fruitless = self._fruitless + 1 if states == self._seen else 0
         self._seen = states
@@ -123,18 +123,16 @@ class Workers:
             raise WorkError(f"{_MOST_FRUITLESS} workers ended without a result, the last by {how}; see {log}")
 
     def _note_finished(self) -> None:
-        self._reported = {run.name for run in self._comparison.runs if self._ledger.state(run).evaluated}
+        self._reported = {run.name for run in self._comparison.runs if self._ledger.is_done(run)}
 
     def _report(self) -> None:
         self._ledger.read()
         total = len(self._comparison.runs)
         for run in self._comparison.runs:
-            if run.name in self._reported:
-                continue
-            failure = self._ledger.failure(run)
-            if failure is None and not self._ledger.state(run).evaluated:
+            if run.name in self._reported or not self._ledger.is_done(run):
                 continue
             self._reported.add(run.name)
+            failure = self._ledger.failure(run)
             end = "finished" if failure is None else f"failed: {failure[0]}"
             logger.info("%d of %d runs, %s: %s", len(self._reported), total, run.name, end)
 
@@ -176,9 +174,12 @@ def stop_with_parent() -> None:
     """Makes this process stop, as by SIGINT, when its standard input ends, which the parent holds
     open."""
 
+    handle = os.dup(sys.stdin.fileno())
+
     def wait() -> None:
-        with contextlib.suppress(OSError, ValueError):
-            while sys.stdin.buffer.read(4096):
+        # not `sys.stdin`, whose lock this thread would still hold when Python shuts down
+        with contextlib.suppress(OSError):
+            while os.read(handle, 4096):
                 pass
         os.kill(os.getpid(), signal.SIGINT)
 

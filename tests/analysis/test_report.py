@@ -17,13 +17,16 @@ import numpy as np
 import pytest
 import yaml
 
-from quantsr.analysis.report import curves
-from quantsr.analysis.report.pictures import find_saved, scenes, strongest_edges
+from quantsr.analysis.compare_tables import Cost
+from quantsr.analysis.report import curves, pareto
+from quantsr.analysis.report.pictures import FULL_ERROR, error_map, find_saved, scenes, strongest_edges
 from quantsr.analysis.report.runs import Source, read_runs
 from quantsr.cli import main
 from quantsr.config import Options
 from quantsr.data.evaluation import EvalDataset
 from quantsr.data.resize import imresize_uint8
+from quantsr.deploy.packed import packing
+from quantsr.deploy.stand_ins.convolutional import random_model
 from quantsr.engine.results import Record, write_results
 
 EVIL = "<img src=x onerror=alert(1)>&\"'"
@@ -157,7 +160,7 @@ def test_names_are_escaped(tmp_path: Path, truth: Path) -> None:
     folder = folder.rename(tmp_path / EVIL)
     page = report(tmp_path, str(folder), "--title", EVIL)
     assert [tag for tag, _ in page.tags if tag in ("script", "b", "style")] == ["script", "style"][::-1]
-    assert len(page.all("img")) == len(plain.all("img")) == 4
+    assert len(page.all("img")) == len(plain.all("img")) == 7
     assert not any("onerror" in attributes for _, attributes in page.tags)
     assert EVIL in [cell for line in page.cells for cell in line]
     assert any(a.get("alt", "").startswith(f"{EVIL} / one-two: bicubic") for a in page.all("img"))  # type: ignore[union-attr]
@@ -170,6 +173,8 @@ def crops(page: Page) -> dict[str, np.ndarray]:
         source, label = image["src"], image["alt"]
         assert source is not None
         assert label is not None
+        if ": error of " in label:
+            continue
         content = base64.b64decode(source.partition("base64,")[2], validate=True)
         found[label.rpartition(": ")[2]] = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)[
             ..., ::-1
@@ -406,3 +411,72 @@ def test_runs_of_one_name_are_told_apart(tmp_path: Path, truth: Path) -> None:
         make_run(tmp_path / parent / "net", truth)
     runs = read_runs([str(tmp_path / "results" / "net"), str(tmp_path / "experiments" / "net")])
     assert [run.label for run in runs] == ["results/net", "experiments/net"]
+
+
+def test_error_maps_show_the_largest_difference_of_the_channels(tmp_path: Path, truth: Path) -> None:
+    black = np.zeros((2, 3, 3), np.uint8)
+    picture = black.copy()
+    picture[0, 0, 1] = FULL_ERROR  # at least white
+    picture[1, 2] = (3, FULL_ERROR // 2, 1)
+    found = error_map(picture, black)
+    scale = cv2.applyColorMap(np.arange(256, dtype=np.uint8)[None], cv2.COLORMAP_INFERNO)[0, :, ::-1]
+    wanted = np.broadcast_to(scale[0], (2, 3, 3)).copy()
+    wanted[0, 0] = scale[255]
+    wanted[1, 2] = scale[int(FULL_ERROR // 2 * 255 / FULL_ERROR)]
+    assert np.array_equal(found, wanted)
+    page = report(tmp_path, str(make_run(tmp_path / "a", truth)))
+    labels = [a["alt"] for a in page.all("img") if "error of" in (a["alt"] or "")]
+    assert labels == [f"S / one-two: error of {name}" for name in ("bicubic", "a, depth 2", "a, depth 1")]
+
+
+def test_the_front_has_what_no_other_point_surpasses() -> None:
+    values = {"a": (1.0, 30.0), "b": (2.0, 29.0), "c": (2.0, 31.0), "d": (3.0, 31.0), "e": (4.0, 32.0)}
+    points = [pareto.Point(name, 0, cost, quality) for name, (cost, quality) in values.items()]
+    assert [p.label for p in pareto.front(points)] == ["a", "c", "e"]
+
+    def surpassed(p: pareto.Point) -> bool:
+        """By the definition, for every pair."""
+        return any(
+            q.cost <= p.cost and q.quality >= p.quality and (q.cost, q.quality) != (p.cost, p.quality)
+            for q in points
+        )
+
+    assert pareto.front(points) == [p for p in points if not surpassed(p)]
+
+
+def test_pareto_charts_place_points_by_the_logarithm_of_the_cost() -> None:
+    records = [record(v, variant=n, seed=1) for n, v in (("x", 30.0), ("y", 31.0), ("z", 32.0))]
+    costs = {
+        name: Cost("", size, {2: 1.0}, {} if name == "z" else {2: size / 1e4})
+        for name, size in (("x", 10_000), ("y", 100_000), ("z", 1_000_000))
+    }
+    texts = pareto.charts(records, "S", "psnr", costs)
+    assert [re.findall("<figcaption>PSNR on S against (.*?)</figcaption>", text) for text in texts] == [
+        ["packed size"],
+        ["operations"],
+        ["time"],
+    ]
+    circles = [re.findall(r'<circle class="line\d mark" cx="([\d.]+)"', t.split("</svg>")[0]) for t in texts]
+    x, y, z = map(float, circles[0])
+    assert y - x == pytest.approx(z - y, abs=0.11)
+    assert len(circles[2]) == 2  # z was not timed
+
+
+def test_layers_show_steps_and_codes(tmp_path: Path, truth: Path) -> None:
+    model = random_model(num_feat=4, num_block=1, depths=(1,))
+    file = tmp_path / "net.safetensors"
+    packing.save(model, file)
+    folder = make_run(tmp_path / "a", truth)
+    options = yaml.safe_load((folder / "options.yml").read_text())
+    options["path"] = {"pretrain_network_g": str(file)}
+    (folder / "options.yml").write_text(yaml.safe_dump(options))
+    page = report(tmp_path, str(folder))
+    name, layer = next((n, part) for n, part in model.layers.items() if part.bits_w == 4)
+    assert layer.weight_step is not None
+    assert layer.act_step is not None
+    (row,) = (cells for cells in page.cells if cells[0] == name)
+    assert row[1:3] == ["4", "4"]
+    assert row[4] == f"{layer.act_step[0]:.3g}"
+    labels = [a["aria-label"] for a in page.all("svg") if a.get("class") == "bars"]
+    counts = [int((layer.weight == code).sum()) for code in range(-8, 8)]
+    assert f"{layer.weight.size} codes from -8 to 7: {' '.join(map(str, counts))}" in labels

@@ -33,9 +33,9 @@ def python(code: str, *words: str) -> subprocess.Popen[bytes]:
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + 60
+    end = time.monotonic() + 300
     while not condition():
-        assert time.monotonic() < end, "waited 60 seconds in vain"
+        assert time.monotonic() < end, "waited 300 seconds in vain"
         time.sleep(0.02)
 
 

@@ -78,7 +78,7 @@ def chart(title: str, lines: Sequence[Line], *, log_scale: bool = False) -> str:
     last = max(line.points[-1][0] for line in lines)
     values = [value for line in lines for _, value in line.points]
     log_scale = log_scale and min(values) > 0
-    marks = _log_ticks(min(values), max(values)) if log_scale else ticks(min(values), max(values))
+    marks = log_ticks(min(values), max(values)) if log_scale else ticks(min(values), max(values))
     low, high = min(*values, *marks), max(*values, *marks)
     high = high if high > low else low + 1.0
 
@@ -138,10 +138,10 @@ def ticks(low: float, high: float, *, whole: bool = False) -> list[float]:
     return [round((first + k) * step, 12) for k in range(last - first + 1)]
 
 
-def _log_ticks(low: float, high: float) -> list[float]:
-    """1, 2 and 5 times powers of ten around ``low`` to ``high``."""
-    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+def log_ticks(low: float, high: float) -> list[float]:
+    """At least two of 1, 2 and 5 times powers of ten, around ``low`` to ``high``."""
+    powers = range(math.floor(math.log10(low)) - 1, math.ceil(math.log10(high)) + 2)
     marks = [factor * 10.0**power for power in powers for factor in (1, 2, 5)]
     below = max((mark for mark in marks if mark <= low), default=low)
-    above = min((mark for mark in marks if mark >= high), default=high)
+    above = min((mark for mark in marks if mark >= high and mark > below), default=high)
     return [float(f"{mark:.6g}") for mark in marks if below <= mark <= above]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from quantsr.analysis.compare_tables import about_variants, table_cells
-from quantsr.analysis.report import curves, html
+from quantsr.analysis.compare_tables import about_costs, about_variants, table_cells
+from quantsr.analysis.report import curves, html, layers, pareto
 from quantsr.analysis.report.pictures import scenes
 from quantsr.analysis.report.runs import ReportRun
 from quantsr.engine.results import Record, number
@@ -28,6 +28,7 @@ def report(runs: Sequence[ReportRun], *, title: str = "Results", per_set: int = 
     sections += [
         ("Pictures", "".join(html.scene(scene, number) for number, scene in enumerate(shown))),
         ("Training", f'<div class="charts">{"".join(drawn)}</div>\n' if drawn else ""),
+        ("Layers", "".join(map(_layers, runs))),
         ("Runs", _provenance(runs)),
     ]
     return html.page(title, f"{len(runs)} runs" if len(runs) > 1 else runs[0].label, sections)
@@ -73,9 +74,23 @@ def _comparison(entry: ReportRun) -> str:
     for name in dict.fromkeys(record.set for record in entry.records):
         first = next(record for record in entry.records if record.set == name)
         caption = f"{name}, x{first.scale}, {first.pictures} pictures"
-        parts.append(html.table(caption, table_cells(entry.records, name, reference), left=2))
+        parts.append(html.table(caption, table_cells(entry.records, name, reference, entry.costs), left=2))
+        if entry.costs:
+            drawn = pareto.charts(entry.records, name, first.metric, entry.costs)
+            parts.append(f'<div class="charts">{"".join(drawn)}</div>\n')
+    if entry.costs:
+        parts.append(html.paragraph(about_costs(entry.costs)))
     about = about_variants(entry.comparison)
     parts.append(html.bullets([(variant, what.replace("`", "")) for variant, what in about.items()]))
+    return "".join(parts)
+
+
+def _layers(entry: ReportRun) -> str:
+    """Steps and codes of the layers of a run's networks."""
+    parts = []
+    for label, model in layers.networks(entry):
+        table = html.table("Quantized layers", layers.cells(model), left=1, drawn=True)
+        parts.append(html.folded(label, table))
     return "".join(parts)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from html import escape
 from importlib.resources import files
 
-from quantsr.analysis.report.pictures import Scene, data_uri
+from quantsr.analysis.report.pictures import FULL_ERROR, Scene, data_uri
 
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 """Content security policy of the page: it loads nothing from outside."""
@@ -27,14 +27,21 @@ def page(title: str, about: str, sections: Sequence[tuple[str, str]]) -> str:
     )
 
 
-def table(caption: str, cells: Sequence[Sequence[str]], left: int = 1) -> str:
+def table(caption: str, cells: Sequence[Sequence[str]], left: int = 1, *, drawn: bool = False) -> str:
     """A table whose first row is the header; the first ``left`` columns are left-aligned, the
-    others are numbers."""
+    others are numbers.
+
+    ``drawn``: the cells of the last column are HTML. The page's script makes headers sort the rows.
+    """
     head = "".join(f'<th scope="col"{_side(i, left)}>{escape(cell)}</th>' for i, cell in enumerate(cells[0]))
     lines = []
     for line in cells[1:]:
         first = f'<th scope="row">{escape(line[0])}</th>'
-        rest = "".join(f"<td{_side(i, left)}>{escape(cell)}</td>" for i, cell in enumerate(line[1:], start=1))
+        last = len(line) - 1 if drawn else len(line)
+        rest = "".join(
+            f"<td{_side(i, left)}>{cell if i == last else escape(cell)}</td>"
+            for i, cell in enumerate(line[1:], start=1)
+        )
         lines.append(f"<tr>{first}{rest}</tr>")
     body = "\n".join(lines)
     return (
@@ -45,6 +52,11 @@ def table(caption: str, cells: Sequence[Sequence[str]], left: int = 1) -> str:
 
 def _side(column: int, left: int) -> str:
     return "" if column < left else ' class="number"'
+
+
+def folded(title: str, body: str) -> str:
+    """HTML that is shown when its title is opened."""
+    return f"<details><summary>{escape(title)}</summary>\n{body}</details>\n"
 
 
 def paragraph(text: str) -> str:
@@ -82,8 +94,20 @@ def scene(shown: Scene, number: int) -> str:
     return (
         f'<figure class="scene"><figcaption>{escape(name)} <small>{where}</small></figcaption>\n'
         f'<div class="stage">{versions}<div class="divider"></div></div>\n'
-        f'<div class="controls">{choices[0]}{slider}{choices[1]}</div></figure>\n'
+        f'<div class="controls">{choices[0]}{slider}{choices[1]}</div>{_errors(shown, name)}</figure>\n'
     )
+
+
+def _errors(shown: Scene, name: str) -> str:
+    """The error maps of a scene, side by side."""
+    _, _, height, width = shown.box
+    maps = "".join(
+        f'<div class="error"><img src="{data_uri(picture)}" width="{width}" height="{height}" '
+        f'alt="{escape(f"{name}: error of {label}")}"><span>{escape(label)}</span></div>\n'
+        for label, picture in shown.errors
+    )
+    title = f"Where they differ from the ground truth (black: equal, white: {FULL_ERROR} of 255 and more)"
+    return folded(title, f'<div class="errors">{maps}</div>\n') if maps else ""
 
 
 def _select(identity: str, label: str, shown: Scene, chosen: int) -> str:

@@ -1,5 +1,6 @@
 "use strict";
-// Before/after sliders. Without this script all versions of a picture are shown side by side.
+// Tables sorted by a click on a header, and before/after sliders. Without this script tables keep their order, and all
+// versions of a picture are shown side by side.
 document.documentElement.classList.add("js");
 for (const scene of document.querySelectorAll(".scene")) {
   const stage = scene.querySelector(".stage");
@@ -35,4 +36,41 @@ for (const scene of document.querySelectorAll(".scene")) {
   for (const control of [left, right]) control.addEventListener("change", draw);
   range.addEventListener("input", draw);
   draw();
+}
+
+// The number that a cell begins with ("32.526 ± 0.004", "1,234"); null for other text.
+const numberOf = (text) => {
+  const found = /^[+-]?[\d,]*\.?\d+(e[+-]?\d+)?/i.exec(text.trim());
+  return found ? Number(found[0].replaceAll(",", "")) : null;
+};
+const compare = (a, b) => {
+  const [x, y] = [numberOf(a), numberOf(b)];
+  if (x !== null && y !== null) return x - y;
+  if (x !== null || y !== null) return x === null ? 1 : -1;
+  return a.localeCompare(b);
+};
+for (const table of document.querySelectorAll("table")) {
+  const body = table.tBodies[0];
+  const original = [...body.rows];
+  const heads = [...table.tHead.rows[0].cells];
+  heads.forEach((head, column) => {
+    const button = document.createElement("button");
+    button.type = "button";
+    button.textContent = head.textContent;
+    head.replaceChildren(button);
+    // first click: largest numbers first; then the other way round; then the original order
+    button.addEventListener("click", () => {
+      const next = { none: "descending", descending: "ascending", ascending: "none" }[head.ariaSort ?? "none"];
+      for (const other of heads) other.removeAttribute("aria-sort");
+      const rows = [...original];
+      if (next !== "none") {
+        head.setAttribute("aria-sort", next);
+        const sign = next === "ascending" ? 1 : -1;
+        const text = (row) => row.cells[column].textContent;
+        const empty = (row) => /^-?$/.test(text(row).trim());
+        rows.sort((a, b) => empty(a) - empty(b) || sign * compare(text(a), text(b)));
+      }
+      body.append(...rows);
+    });
+  });
 }

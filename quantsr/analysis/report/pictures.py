@@ -41,6 +41,7 @@ class Scene:
         set, name, scale: of the picture.
         box: top, left, height and width of the crop in pixels of the upscaled picture.
         versions: label and crop ``(h, w, 3)`` uint8 RGB: bicubic first, the ground truth last.
+        errors: label and `error_map` of every version, where there is a ground truth.
     """
 
     set: str
@@ -48,6 +49,19 @@ class Scene:
     scale: int
     box: tuple[int, int, int, int]
     versions: tuple[tuple[str, U8], ...]
+    errors: tuple[tuple[str, U8], ...] = ()
+
+
+FULL_ERROR = 48
+"""Difference of a channel, of 255, that error maps show as white."""
+
+
+def error_map(picture: U8, truth: U8) -> U8:
+    """The largest difference of the three channels at each pixel, ``(h, w, 3)`` RGB: 0 is black,
+    `FULL_ERROR` and more white, by way of violet, red and yellow (OpenCV's inferno)."""
+    difference = np.abs(picture.astype(np.int16) - truth.astype(np.int16)).max(axis=2)  # (h, w)
+    share = np.minimum(difference * (255 / FULL_ERROR), 255).astype(np.uint8)
+    return np.ascontiguousarray(cv2.applyColorMap(share, cv2.COLORMAP_INFERNO)[..., ::-1])
 
 
 def find_saved(sources: Sequence[Source]) -> dict[tuple[str, int], dict[str, list[Saved]]]:
@@ -111,7 +125,10 @@ def _scene(
         )
     top, left, height, width = box = strongest_edges(versions[-1][1], side)
     crops = tuple((label, picture[top : top + height, left : left + width]) for label, picture in same)
-    return Scene(set_name, name, scale, box, crops)
+    errors = (
+        () if truth is None else tuple((label, error_map(crop, crops[-1][1])) for label, crop in crops[:-1])
+    )
+    return Scene(set_name, name, scale, box, crops, errors)
 
 
 def _ground_truth(options: Any, set_name: str, wanted: Sequence[str]) -> dict[str, tuple[U8, U8]]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from pydantic import ValidationError
 
+from quantsr.analysis.compare_tables import Cost, read_costs
 from quantsr.config.compare import load_comparison
 from quantsr.config.comparison import Comparison
 from quantsr.config.schema import Options
@@ -45,6 +46,7 @@ class ReportRun:
         kind: ``test``, ``training`` or ``comparison``.
         records: of ``results.json``; none where the run is not finished.
         comparison: the comparison file, for a comparison.
+        costs: of its variants, where they are known.
         sources: saved pictures.
     """
 
@@ -54,6 +56,7 @@ class ReportRun:
     records: Sequence[Record] = ()
     comparison: Comparison | None = None
     sources: Sequence[Source] = ()
+    costs: Mapping[str, Cost] = field(default_factory=dict)
 
     @property
     def tensorboard(self) -> Path:
@@ -102,7 +105,7 @@ def _read(folder: Path, label: str) -> ReportRun:
     if "variants" in raw:
         comparison = _comparison(options_file)
         sources = _sources_of(comparison, folder, label)
-        return ReportRun(label, folder, "comparison", records, comparison, sources)
+        return ReportRun(label, folder, "comparison", records, comparison, sources, read_costs(folder))
     kind = "training" if (folder / "models").is_dir() else "test"
     sources = []
     if raw:
