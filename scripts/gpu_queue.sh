@@ -1,5 +1,5 @@
 #!/bin/sh
-# One call of `quantsr queue` on a machine leased for minutes (docs/leased_time.md). Call it from anywhere:
+# One call of `quantsr queue` on a machine leased for minutes (docs/how-to/leased_time.md). Call it from anywhere:
 #
 #   sh scripts/gpu_queue.sh SECONDS [--measure] [--queue FILE] [ARGS of 'quantsr queue']
 #

@@ -1,5 +1,5 @@
 """The layers of the package: every import, also inside functions, is compared with the table of
-docs/design.md."""
+docs/explanation/design.md."""
 
 from __future__ import annotations
 
@@ -64,9 +64,9 @@ def imports(name: str) -> tuple[tuple[str, bool], ...]:
 
 
 def layers() -> list[set[str]]:
-    """The layers of docs/design.md from the lowest to the highest: names of modules and packages of
-    quantsr."""
-    text = (ROOT / "docs" / "design.md").read_text(encoding="utf-8")
+    """The layers of docs/explanation/design.md from the lowest to the highest: names of modules and
+    packages of quantsr."""
+    text = (ROOT / "docs" / "explanation" / "design.md").read_text(encoding="utf-8")
     table = text.split("## Layers")[1].split("\n## ")[0]
     rows = [line.split("|")[2] for line in table.splitlines() if re.match(r"\| \d+ ", line)]
     return [set(re.findall(r"`(\w+)`", row)) for row in rows]

@@ -21,7 +21,7 @@ if (
     pytest.skip("needs a git checkout, whose tracked pages it reads", allow_module_level=True)
 
 LONGEST = 100
-GENERATED = ("docs/options.md",)
+GENERATED = ("docs/reference/options.md",)
 """Generated pages. The measured part of a model card, between two comments, is generated too."""
 EXAMPLES = ("quantsr/quant/max_abs_quantizer.py", "own_arch.py", "own.yml", "options.yml")
 """Files that the reader of a page writes, or that a run writes."""

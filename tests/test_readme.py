@@ -19,8 +19,15 @@ from quantsr import cli
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = [
     path
-    for folder in (".", "datasets", "experiments", "docs", "options", "quantsr/zoo")
-    for path in sorted((ROOT / folder).glob("*.md"))
+    for pages in (
+        "*.md",
+        "datasets/*.md",
+        "experiments/*.md",
+        "docs/**/*.md",
+        "options/*.md",
+        "quantsr/zoo/*.md",
+    )
+    for path in sorted(ROOT.glob(pages))
 ]
 DEFAULTS = {
     "train.sh": ("train", "options/train/QuantSR_C/mini_w4a4_x2.yml"),
@@ -64,9 +71,9 @@ TYPED = [
 
 @pytest.fixture(scope="module")
 def own_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the file that docs/add_a_network.md shows."""
+    """A folder with the file that docs/how-to/add_a_network.md shows."""
     folder = tmp_path_factory.mktemp("own")
-    page = (ROOT / "docs" / "add_a_network.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "how-to" / "add_a_network.md").read_text(encoding="utf-8")
     (folder / "own_arch.py").write_text(page.split("```python\n")[1].split("```")[0], encoding="utf-8")
     return folder
 

@@ -77,7 +77,7 @@ def test_the_readme_has_the_results_of_the_default_network():
 
 
 def test_the_page_of_published_figures_has_the_results_of_the_shipped_networks():
-    page = (ROOT / "docs" / "reproduce.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "how-to" / "reproduce.md").read_text(encoding="utf-8")
     rows = {name: line for name in NAMES for line in page.splitlines() if f"[{name}]" in line}
     assert set(rows) == {name for name in NAMES if "_x4_" in name}
     for name, line in rows.items():
@@ -117,7 +117,7 @@ def test_each_has_the_results_of_its_card(name, engine, tmp_path):
 
 @pytest.mark.integration
 def test_an_exported_network_keeps_to_the_bounds():
-    """The bounds of docs/numerics.md for the default network's checkpoint, converted on
+    """The bounds of docs/explanation/numerics.md for the default network's checkpoint, converted on
     datasets/mini, on its default engine."""
     network = quantsr.load(ROOT / "experiments" / "starts" / "photos_w4a4_x4.pth")
     model = convert(network, head_tail_bits=8, calib=calibration_pictures(None, 4))

@@ -35,4 +35,6 @@ def build_network(kind: str, arguments: Mapping[str, Any]) -> nn.Module:
         ValueError,
     ) as error:
         reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise InputError(f"network_g: {kind} cannot be built ({reason}); see docs/options.md") from error
+        raise InputError(
+            f"network_g: {kind} cannot be built ({reason}); see docs/reference/options.md"
+        ) from error

@@ -1,4 +1,4 @@
-"""The interface of networks to the rest of the package; see docs/add_a_network.md.
+"""The interface of networks to the rest of the package; see docs/how-to/add_a_network.md.
 
 Of every network: a torch module from pictures (B, C, h, w) in [0, 1] to (B, C, r*h, r*w), how it
 was built, its upscaling factor, the size of its windows and the units of its trunk. Of a network

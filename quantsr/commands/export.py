@@ -84,7 +84,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--qdq",
         action="store_true",
-        help="ONNX: symmetric int8 with explicit Q/DQ, for TensorRT (docs/tensorrt.md)",
+        help="ONNX: symmetric int8 with explicit Q/DQ, for TensorRT (docs/how-to/tensorrt.md)",
     )
     parser.add_argument(
         "--fp16", action="store_true", help="ncnn: float convolutions on which no code depends as float16"

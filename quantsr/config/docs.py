@@ -1,5 +1,5 @@
-"""The page ``docs/options.md``, made from the schema: ``python -m quantsr.config.docs
-docs/options.md``."""
+"""The page ``docs/reference/options.md``, made from the schema: ``python -m quantsr.config.docs
+docs/reference/options.md``."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _NOT_WRITTEN = ("phase", "kwargs")
 
 _HEAD = """# Options
 
-<!-- Made from quantsr/config by `python -m quantsr.config.docs docs/options.md`; a test compares. Do not edit. -->
+<!-- Made from quantsr/config by `python -m quantsr.config.docs docs/reference/options.md`; a test compares. Do not edit. -->
 
 An option file is YAML with BasicSR's keys. `quantsr check -opt FILE` lists everything that is wrong with one, each problem with file,
 key and remedy, or sums up what the run would do. An unknown key is an error; so is a key given twice.

@@ -1,7 +1,7 @@
 """The sections of an option file; those of training are in ``training.py``. Names and meanings are
 BasicSR's wherever BasicSR has the key.
 
-The descriptions are the documentation: ``docs/options.md`` is generated from them.
+The descriptions are the documentation: ``docs/reference/options.md`` is generated from them.
 """
 
 from __future__ import annotations

@@ -227,7 +227,8 @@ KINDS: Mapping[str, Kind] = {
     "around": Kind(2, shape_of.equal, _UNIT),
     "picture": Kind(1, shape_of.picture, _COLOURS),
 }
-"""Every kind of operation, by its name in programs. `docs/formats.md` says what each computes."""
+"""Every kind of operation, by its name in programs. What each computes is in
+docs/reference/formats.md."""
 
 UNITS = ("shortcut", "around")
 """Kinds that end a unit of depth: `s * x + branch` and `y + (s - 1) * x` of `(x, branch)` or `(x,

@@ -1,8 +1,8 @@
 """The program of a network: its operations in order, on the values between them. Imports no torch.
 
 A program is data: names of operations (`operations.py` has them all), of layers and of float
-tensors, and numbers. It is stored in the packed file (docs/formats.md), so that a file runs without
-the Python code of its network.
+tensors, and numbers. It is stored in the packed file (docs/reference/formats.md), so that a file
+runs without the Python code of its network.
 """
 
 from __future__ import annotations

@@ -136,8 +136,8 @@ def runs_on_codes(dtype: torch.dtype) -> bool:
     Never after ``set_exact_fp32(True)``.
 
     Codes are exact in half precision, where values are not; sums of codes in FP32 are integers, the
-    same in every order of summation and on every engine (docs/numerics.md); and backward needs the
-    layer's input alone.
+    same in every order of summation and on every engine (docs/explanation/numerics.md); and
+    backward needs the layer's input alone.
     """
     return not _exact_fp32 and dtype in (torch.bfloat16, torch.float16, torch.float32)
 

@@ -1,9 +1,10 @@
 """Base classes and registry of quantizers.
 
-A quantizer is one file, ``NAME_quantizer.py`` beside this one (docs/add_a_quantizer.md). These
-files are imported when a name is looked up that is not registered yet. A registered
-:class:`Quantizer` has a class for weights and a class for activations. Both are modules that
-return fake-quantized tensors and raise an error if they run before calibration.
+A quantizer is one file, ``NAME_quantizer.py`` beside this one
+(docs/how-to/add_a_quantizer.md). These files are imported when a name is looked up that is not
+registered yet. A registered :class:`Quantizer` has a class for weights and a class for activations.
+Both are modules that return fake-quantized tensors and raise an error if they run before
+calibration.
 """
 
 from __future__ import annotations

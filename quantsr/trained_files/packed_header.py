@@ -1,5 +1,5 @@
-"""The header of a packed network: JSON in the metadata of its safetensors file. docs/formats.md
-describes its fields."""
+"""The header of a packed network: JSON in the metadata of its safetensors file. Its fields are in
+docs/reference/formats.md."""
 
 from __future__ import annotations
 

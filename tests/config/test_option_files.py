@@ -192,5 +192,7 @@ def test_files_are_plain_yaml_without_tags() -> None:
 
 
 def test_the_page_of_options_is_current() -> None:
-    page = (ROOT / "docs" / "options.md").read_text(encoding="utf-8")
-    assert page == options_page() + "\n", "make it again: python -m quantsr.config.docs docs/options.md"
+    page = (ROOT / "docs" / "reference" / "options.md").read_text(encoding="utf-8")
+    assert page == options_page() + "\n", (
+        "make it again: python -m quantsr.config.docs docs/reference/options.md"
+    )

@@ -365,7 +365,8 @@ def test_the_kernels_stay_within_their_memory(isa: str, size: tuple[int, int]) -
 def test_the_distance_from_the_reference_is_that_of_the_tails_weights(
     num_feat: int, scale: int, bits: tuple[int, int], least: float, monkeypatch
 ) -> None:
-    """docs/numerics.md states the bound. With a float tail the same network keeps to 1 of 255."""
+    """docs/explanation/numerics.md states the bound. With a float tail the same network keeps to 1
+    of 255."""
     errors: list[float] = []
     integers_of = Arrays._wide_integers
 

@@ -62,7 +62,7 @@ def plain_ncnn(path: Path, image: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("name", ZOO)
 def test_shipped_networks_are_within_1_of_the_reference(name, picture):
     """A code next to a tie may change, where the first convolution's float sum is rounded otherwise
-    (docs/numerics.md)."""
+    (docs/explanation/numerics.md)."""
     model = packing.load(Path(packing.__file__).parents[2] / "zoo" / f"{name}.safetensors")
     for depth in model.header.depths:
         gap = difference(model, depth, np.tile(picture, (2, 2, 1)))

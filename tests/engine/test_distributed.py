@@ -105,7 +105,8 @@ def test_two_processes_equal_one_with_twice_the_batch(
 ) -> None:
     """Through both stages: weights, steps, averages, ranking and the values of the validations.
 
-    Only the order of the sums over a batch differs: the tolerance is that of docs/numerics.md.
+    Only the order of the sums over a batch differs: the tolerance is that of
+    docs/explanation/derivations.md.
     """
     changes = {**validated, "network_g.quantizer": quantizer or "RLQ", "train.initial_steps": "mse"}
     if quantizer is None:

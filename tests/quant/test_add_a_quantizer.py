@@ -1,4 +1,4 @@
-"""The example of docs/add_a_quantizer.md as a file: it is imported, checked and trained."""
+"""The example of docs/how-to/add_a_quantizer.md as a file: it is imported, checked and trained."""
 
 import re
 import shutil
@@ -14,7 +14,7 @@ from quantsr.archs import QuantSR_C
 from quantsr.quant import QUANTIZER_REGISTRY, calibrate, get_quantizer, manifest, quantizer_names
 
 ROOT = Path(__file__).parents[2]
-PAGE = ROOT / "docs" / "add_a_quantizer.md"
+PAGE = ROOT / "docs" / "how-to" / "add_a_quantizer.md"
 OPTIONS = ROOT / "options" / "train" / "QuantSR_C" / "mini_w4a4_x2.yml"
 FILE = "max_abs_quantizer.py"
 

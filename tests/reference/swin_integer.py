@@ -1,7 +1,7 @@
 """Reference of the Swin layers of folded programs, nothing folded.
 
-One layer of a converted QuantSR-T (docs/formats.md, docs/numerics.md), by window and token, with
-codes as int64 and all other values as float64.
+One layer of a converted QuantSR-T (docs/reference/formats.md, docs/explanation/derivations.md),
+by window and token, with codes as int64 and all other values as float64.
 
 Letters: H and W of the map, C channels, G windows, N tokens in a window, h heads, d channels of
 one.

@@ -45,7 +45,7 @@ from quantsr.deploy.packed.model import PackedLayer
 
 _MOST_ERROR = 1.5
 """Of a tail whose weights are rounded a second time, as `rounding_error` has it: the largest with
-which no value is off by more than 1 of 255 (docs/numerics.md)."""
+which no value is off by more than 1 of 255 (docs/explanation/numerics.md)."""
 
 _ACTIVATIONS = {
     "sigmoid": structures.DO_SIGMOID,

@@ -1,7 +1,7 @@
 """Packed networks: one `.safetensors` file whose size is what the bits promise. Loading runs no
 code and imports no torch.
 
-Layout (docs/formats.md has the tables):
+Layout (docs/reference/formats.md has the tables):
 - one tensor `<layer>.weight` per layer: U8 stream of codes (`bitstream.py`), or F16/F32 values of a
   layer that stays in float
 - one tensor `values`, F32: the shortcuts, then layer by layer bias, weight step, input step, tau,

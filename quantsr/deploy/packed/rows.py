@@ -1,5 +1,5 @@
 """The parts of a packed network as rows of its header, and every check on a row by itself
-(docs/formats.md has the table)."""
+(docs/reference/formats.md has the table)."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class LayerRow:
         return math.prod(self.shape)
 
     def to_json(self) -> list[Any]:
-        """The row as `from_json` reads it (docs/formats.md)."""
+        """The row as `from_json` reads it (docs/reference/formats.md)."""
         row = [
             self.name,
             self.shape,
@@ -172,7 +172,7 @@ class OperandRow:
         return 1, self.channels if self.has_tau else 0
 
     def to_json(self) -> list[Any]:
-        """The row as `from_json` reads it (docs/formats.md)."""
+        """The row as `from_json` reads it (docs/reference/formats.md)."""
         row = [self.name, self.channels, self.bits, int(self.signed), int(self.has_tau)]
         return row if self.limits is None else [*row, list(self.limits)]
 
@@ -211,7 +211,7 @@ class FloatRow:
         return math.prod(self.shape)
 
     def to_json(self) -> list[Any]:
-        """The row as `from_json` reads it (docs/formats.md)."""
+        """The row as `from_json` reads it (docs/reference/formats.md)."""
         return [self.name, self.shape, self.bits]
 
     @classmethod

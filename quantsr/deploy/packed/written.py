@@ -1,4 +1,6 @@
-"""A program as rows of a packed file's header (docs/formats.md has the table). Imports no torch."""
+"""A program as rows of a packed file's header (docs/reference/formats.md has the table).
+
+Imports no torch."""
 
 from __future__ import annotations
 
