@@ -129,12 +129,17 @@ def _top_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def command_parser(name: str) -> argparse.ArgumentParser:
+    """The parser of one command's own arguments; imports the command's module."""
+    parser = _Parser(prog=f"quantsr {name}", description=COMMANDS[name].help.capitalize() + ".")
+    import_module(COMMANDS[name].module).add_arguments(parser)
+    parser.add_argument("--debug", action="store_true", help="show the traceback of a failure")
+    return parser
+
+
 def _run(name: str, words: list[str]) -> int:
     module = import_module(COMMANDS[name].module)
-    parser = _Parser(prog=f"quantsr {name}", description=COMMANDS[name].help.capitalize() + ".")
-    module.add_arguments(parser)
-    parser.add_argument("--debug", action="store_true", help="show the traceback of a failure")
-    code = module.run(parser.parse_args(words))
+    code = module.run(command_parser(name).parse_args(words))
     if sys.stdout is not None:
         sys.stdout.flush()  # raises for a closed pipe, here where it is caught
     return int(code)

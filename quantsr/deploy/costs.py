@@ -15,7 +15,7 @@ from quantsr.deploy.shapes import OPERANDS, Shape
 OVERLAP = 32
 """Low-resolution pixels that a tile reads beyond what it keeps where a pixel of the result depends
 on the whole picture, as in transformers: whole windows, at least. So this is a choice;
-docs/explanation/numerics.md has the measured effect."""
+docs/explanation/derivations.md has the measured effect."""
 MAX_TILE_AREA = 3 << 16
 """Pixels of low resolution computed at once where the tile is not given: fewer where a network
 holds more than `memory.USUAL_PEAK` numbers for each. About 1.2 kB each at 64 channels: 250 MB per

@@ -48,7 +48,7 @@ def build_integer(
     "layers" gives the picture that `build`'s graph gives. With "collapsed" pictures must be at
     least `collapse.MIN_SIZE` high and wide; an upsampler of several convolutions, with the last
     convolution, is one convolution of floats (`passes.collapse`), and layers with 16-bit inputs
-    then read floats (docs/explanation/numerics.md). Raises InputError for an unknown depth.
+    then read floats (docs/explanation/derivations.md). Raises InputError for an unknown depth.
     """
     depth = model.depth_or_default(depth)
     graph, found, strips = Graph(channels_last=True), None, 1

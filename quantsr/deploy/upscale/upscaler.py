@@ -36,9 +36,10 @@ _UINT16_PER_BYTE = 257.0  # 65535 / 255
 class Upscaler:
     """A packed network, called on RGB pictures.
 
-    >>> upscale = Upscaler("network.safetensors", depth=8)
-    >>> upscale(picture).shape  # uint8 (H, W, 3)
-    (H * upscale.scale, W * upscale.scale, 3)
+    Examples:
+        >>> upscale = Upscaler("network.safetensors", depth=8)
+        >>> upscale(picture).shape  # uint8 (H, W, 3)
+        (H * upscale.scale, W * upscale.scale, 3)
     """
 
     scale: int
@@ -51,7 +52,7 @@ class Upscaler:
     """Low-resolution pixels that tiles overlap by on each side. Of networks of convolutions it is
     the receptive field, so that the result does not depend on the tiles. Where a pixel of the
     result depends on the whole picture, by window attention or a mean over all pixels, it is a
-    choice (docs/explanation/numerics.md has its effect); each tile then takes its own mean."""
+    choice (docs/explanation/derivations.md has its effect); each tile then takes its own mean."""
 
     def __init__(
         self,
@@ -79,7 +80,7 @@ class Upscaler:
                 work).
             precision: "f32", or "bf16" for what OpenVINO does not run as integers: faster for
                 networks with attention on processors that compute in bf16, and no longer exact
-                (docs/explanation/numerics.md).
+                (docs/explanation/derivations.md).
 
         Raises:
             InputError: no such file or name, not a packed network, an unknown engine or depth,
