@@ -55,7 +55,11 @@ def problems(site: Path) -> Iterator[str]:
                 continue
             target = (path.parent / unquote(url.path)).resolve() if url.path else path.resolve()
             target = target / "index.html" if target.is_dir() else target
-            known = pages.get(site.resolve() / target.relative_to(site.resolve())) if _inside(target, site) else None
+            known = (
+                pages.get(site.resolve() / target.relative_to(site.resolve()))
+                if _inside(target, site)
+                else None
+            )
             if not target.is_file():
                 yield f"{name}: no file for {address}"
             elif url.fragment and known and unquote(url.fragment) not in known.ids:

@@ -6,7 +6,10 @@ from the packed file and the results of test runs.
 
 The records are kept beside the card, in NAME.json; without result files the card is made from them.
 New result files replace them, except records of the float network from which training started,
-which are kept unless a new file has them. The text outside the marks (data, training, licence) is
+which are kept unless a new file has them. Figures that were measured on another machine, by the
+same command on the same file, are rows of benchmarks/results/elsewhere.csv (network, begin of the
+file's SHA-256, depth or nothing for bicubic, set, number of pictures, PSNR, SSIM); they get a
+column of their own. The text outside the marks (data, training, licence) is
 written by hand and kept.
 """
 
@@ -27,24 +30,30 @@ from quantsr.trained_files.names import ZOO
 
 BEGIN = "<!-- measured: python scripts/model_card.py -->"
 END = "<!-- end of what is measured -->"
-SPEED = Path(__file__).resolve().parents[1] / "benchmarks" / "results" / "zoo.csv"
+RESULTS = Path(__file__).resolve().parents[1] / "benchmarks" / "results"
+SPEED = RESULTS / "zoo.csv"
+ELSEWHERE = RESULTS / "elsewhere.csv"
+STAR = " \\*"
 
 
 def measured(packed: Path, records: Sequence[Record]) -> str:
     """The measured part: the file, its layers and bits, PSNR and SSIM of every row on every set,
     milliseconds of every depth."""
     content, model = packed.read_bytes(), load(packed)
+    digest = hashlib.sha256(content).hexdigest()
+    elsewhere = measured_elsewhere(digest)
     depths = ", ".join(map(str, model.header.depths))
     lines = [
-        f"x{model.header.scale}, depths {depths}; {len(content):,} bytes, SHA-256 {hashlib.sha256(content).hexdigest()[:16]}...",
+        f"x{model.header.scale}, depths {depths}; {len(content):,} bytes, SHA-256 {digest[:16]}...",
         "",
         "| layers | weights | inputs |",
         "|---|---|---|",
         *layers_table(model),
         "",
-        *quality_table(records),
+        *quality_table(records, elsewhere),
         "",
         "Y-PSNR in dB / SSIM, border as wide as the scale (BasicSR's protocol).",
+        *elsewhere_line(elsewhere),
         *speed_line(packed.stem),
     ]
     return "\n".join(lines)
@@ -78,16 +87,43 @@ def input_bits(layer: PackedLayer) -> str:
     return "float" if layer.bits_a > 16 else f"{layer.bits_a} bit"
 
 
-def quality_table(records: Sequence[Record]) -> list[str]:
-    """A row for each network and depth, a column for each set."""
+def measured_elsewhere(digest: str) -> list[dict[str, str]]:
+    """The rows of `ELSEWHERE` of the packed file with this SHA-256."""
+    if not ELSEWHERE.is_file():
+        return []
+    with ELSEWHERE.open(encoding="utf-8", newline="") as file:
+        return [row for row in csv.DictReader(file) if digest.startswith(row["sha256"])]
+
+
+def elsewhere_line(rows: Sequence[dict[str, str]]) -> list[str]:
+    """What the sets with a star are; empty where there are none."""
+    pictures = {row["set"]: row["pictures"] for row in rows}
+    listed = ", ".join(f"{set_name}, all {count} pictures" for set_name, count in pictures.items())
+    return (
+        [f"{STAR.strip()} Measured on another machine, with this file and the same command ({listed})."]
+        if pictures
+        else []
+    )
+
+
+def quality_table(records: Sequence[Record], elsewhere: Sequence[dict[str, str]] = ()) -> list[str]:
+    """A row for each network and depth, a column for each set; those measured elsewhere, of bicubic
+    and the packed network, are last and have a star."""
     sets = list(dict.fromkeys(record.set for record in records))
     values = {(record.row, record.set, record.metric): record.value for record in records}
-    table = [f"| | {' | '.join(sets)} |", "|---" * (len(sets) + 1) + "|"]
-    for row in dict.fromkeys(record.row for record in records):
+    others = list(dict.fromkeys(row["set"] for row in elsewhere))
+    other = {(row["set"], row["depth"]): [row["psnr"], row["ssim"]] for row in elsewhere}
+    table = [f"| | {' | '.join([*sets, *(name + STAR for name in others)])} |"]
+    table.append("|---" * (len(sets) + len(others) + 1) + "|")
+    for row, record in {record.row: record for record in records}.items():
         cells = []
         for name in sets:
             psnr, ssim = values.get((row, name, "psnr")), values.get((row, name, "ssim"))
             cells.append("" if psnr is None or ssim is None else f"{psnr:.2f} / {ssim:.4f}")
+        for name in others:
+            own = not record.network.startswith("float ")
+            found = other.get((name, str(record.depth or "")), []) if own else []
+            cells.append(" / ".join(value for value in found if value))
         table.append(f"| {row} | {' | '.join(cells)} |")
     return table
 

@@ -21,9 +21,16 @@ if (
     pytest.skip("needs a git checkout, whose tracked pages it reads", allow_module_level=True)
 
 LONGEST = 100
-GENERATED = ("docs/reference/options.md",)
+GENERATED = ("docs/reference/options.md", "docs/reference/command_line.md")
 """Generated pages. The measured part of a model card, between two comments, is generated too."""
-EXAMPLES = ("quantsr/quant/max_abs_quantizer.py", "own_arch.py", "own.yml", "options.yml")
+EXAMPLES = (
+    "quantsr/quant/max_abs_quantizer.py",
+    "own_arch.py",
+    "own_loss.py",
+    "own_metric.py",
+    "own.yml",
+    "options.yml",
+)
 """Files that the reader of a page writes, or that a run writes."""
 CODE = re.compile(r"`([^`]+)`")
 LINK = re.compile(r"\s*(?:[-*] )?!?\[[^\]]*\]\([^)\s]*\)[.,:;]?")

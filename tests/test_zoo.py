@@ -1,5 +1,7 @@
 """The networks that come with quantsr: they load by name, and have the results of their cards."""
 
+import csv
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -62,18 +64,61 @@ def test_the_records_cover_every_depth_and_set(name):
     assert {record.scale for record in records} == {header.scale}
 
 
-def test_the_readme_has_the_results_of_the_default_network():
+def psnr(name: str) -> dict[tuple[str, int | None], str]:
+    """PSNR of a packed network and of bicubic by set and depth, also where measured elsewhere."""
+    file = ZOO / f"{name}.safetensors"
+    elsewhere = model_card.measured_elsewhere(hashlib.sha256(file.read_bytes()).hexdigest())
+    found = {(row["set"], int(row["depth"]) if row["depth"] else None): row["psnr"] for row in elsewhere}
+    for record in read_results(ZOO / f"{name}.json"):
+        if record.metric == "psnr" and "float" not in record.row:
+            found[record.set, record.depth] = f"{record.value:.2f}"
+    return found
+
+
+def test_figures_measured_elsewhere_are_of_the_shipped_files():
+    with model_card.ELSEWHERE.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) > 10
+    for row in rows:
+        content = (ZOO / f"{row['network']}.safetensors").read_bytes()
+        assert hashlib.sha256(content).hexdigest().startswith(row["sha256"]), row["network"]
+        assert len(row["sha256"]) == 16
+
+
+def test_the_readme_has_the_results_of_the_shipped_networks():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    records = read_results(ZOO / f"{DEFAULT_MODEL}.json")
-    psnr = {
-        (r.set, r.depth): f"{r.value:.2f}" for r in records if r.metric == "psnr" and "float" not in r.row
-    }
-    header = packing.load(ZOO / f"{DEFAULT_MODEL}.safetensors").header
-    for depth in (None, *header.depths):
-        name = "bicubic" if depth is None else f"{header.arch['nbits_w']} bit, depth {depth}"
-        assert f"| {name} | {' | '.join(psnr[s, depth] for s in ('Set5', 'Set14', 'B100'))} |" in readme
-    size = (ZOO / f"{DEFAULT_MODEL}.safetensors").stat().st_size
-    assert readme.count(f"{size / 1e6:.2f} MB") >= 2  # in the first sentences and in the table
+    rows = [[cell.strip(" *") for cell in line.split("|")[1:-1]] for line in readme.splitlines()]
+    found = {(row[0], row[1]): row for row in rows if len(row) == 8}
+
+    def of(name: str, title: str, bits: str, depth: int | None) -> None:
+        figures = psnr(name)
+        assert found[title, bits][3:5] == [figures["Set5", depth], figures["Urban100", depth]], (title, bits)
+
+    def size(name: str) -> str:
+        return f"{(ZOO / f'{name}.safetensors').stat().st_size / 1e6:.2f} MB"
+
+    of(DEFAULT_MODEL, "bicubic", "", None)
+    of(DEFAULT_MODEL, "QuantSR-C**, depth 16", "4", 16)
+    of(DEFAULT_MODEL, "depth 8", "4", 8)
+    of(DEFAULT_MODEL, "depth 4", "4", 4)
+    of("quantsr_c_x4_w2a2", "QuantSR-C, depth 16", "2", 16)
+    of("quantsr_t_x4_w4a4", "QuantSR-T** (a transformer), depth 4", "4", 4)
+    assert readme.count(size(DEFAULT_MODEL)) >= 2  # in the first sentences and in the table
+    for name in ("quantsr_c_x4_w2a2", "quantsr_t_x4_w4a4"):
+        assert size(name) in readme
+
+
+def test_the_page_of_networks_has_the_results_of_all():
+    page = (ROOT / "docs" / "reference" / "networks.md").read_text(encoding="utf-8")
+    rows = {name: line for name in NAMES for line in page.splitlines() if f"[{name}]" in line}
+    assert set(rows) == set(NAMES)
+    for name, line in rows.items():
+        figures, depths = psnr(name), packing.load(ZOO / f"{name}.safetensors").header.depths
+        _, _, _, size, listed, *measured = [cell.strip() for cell in line.split("|")[1:-2]]
+        assert size == f"{(ZOO / f'{name}.safetensors').stat().st_size / 1e6:.2f} MB"
+        assert listed == ", ".join(map(str, depths))
+        for set_name, cell in zip(("Set5", "Urban100"), measured, strict=True):
+            assert cell == ", ".join(figures[set_name, d] for d in depths if (set_name, d) in figures)
 
 
 def test_the_page_of_published_figures_has_the_results_of_the_shipped_networks():
@@ -82,12 +127,8 @@ def test_the_page_of_published_figures_has_the_results_of_the_shipped_networks()
     assert set(rows) == {name for name in NAMES if "_x4_" in name}
     for name, line in rows.items():
         depth = max(packing.load(ZOO / f"{name}.safetensors").header.depths)
-        psnr = {
-            r.set: f"{r.value:.2f}"
-            for r in read_results(ZOO / f"{name}.json")
-            if r.metric == "psnr" and r.depth == depth and "float" not in r.row
-        }
-        assert f"| {psnr['Set5']} | {psnr['Set14']} | {psnr['B100']} |" in line
+        figures = psnr(name)
+        assert f"| {' | '.join(figures[s, depth] for s in ('Set5', 'Set14', 'B100', 'Urban100'))} |" in line
 
 
 def test_a_card_without_marks_is_an_error():
