@@ -69,7 +69,7 @@ def _table(section: type[Section]) -> Iterator[str]:
     yield "| key | takes | default | meaning |\n|---|---|---|---|"
     for name, field in section.model_fields.items():
         if name not in _NOT_WRITTEN:
-            yield f"| `{name}` | {_cell(takes(field))} | {_default(field)} | {_cell(field.description or '')} |"
+            yield f"| `{name}` | {_cell(takes(field))} | {default_text(field)} | {_cell(field.description or '')} |"
     if "kwargs" in section.model_fields:
         meaning = section.model_fields["kwargs"].description or ""
         yield f"| ... | what the constructor takes | the constructor's | {_cell(meaning)} |"
@@ -100,7 +100,8 @@ variants:
 _TOP_DOC = "The keys at the top of a file."
 
 
-def _default(field: FieldInfo) -> str:
+def default_text(field: FieldInfo) -> str:
+    """The default of a key as the page shows it; empty where there is none."""
     if isinstance(field.json_schema_extra, dict) and "default" in field.json_schema_extra:
         # a default that the schema derives from another key
         return str(field.json_schema_extra["default"])
