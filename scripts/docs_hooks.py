@@ -12,8 +12,6 @@ import re
 from pathlib import Path
 from typing import Any
 
-from mkdocs.structure.files import File
-
 ROOT = Path(__file__).resolve().parents[1]
 OUTSIDE = ("CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "*/README.md", "quantsr/zoo/*.md")
 LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^()\s#]+)(#[^()\s]*)?\)")
@@ -28,6 +26,8 @@ def outside_pages() -> dict[str, str]:
 
 def on_files(files: Any, config: Any) -> Any:
     """Add the pages outside of docs/."""
+    from mkdocs.structure.files import File  # links are tested without MkDocs
+
     for path, uri in outside_pages().items():
         files.append(File.generated(config, uri, abs_src_path=str(ROOT / path)))
     return files

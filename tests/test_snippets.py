@@ -97,7 +97,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for place in ("datasets/mini", "experiments/starts"):
         (folder / place).parent.mkdir(exist_ok=True)
         (folder / place).symlink_to(ROOT / place)
-    sets = [f"benchmark/Set5/{side}" for side in ("HR", "LR_bicubic/X2")]
+    sets = [f"benchmark/{name}/{side}" for name in ("Set5", "B100") for side in ("HR", "LR_bicubic/X2")]
     for place in (f"datasets/{name}" for name in (*sets, "photos/BSDS400")):
         (folder / place).mkdir(parents=True)
         low = place.endswith("X2")
