@@ -114,11 +114,14 @@ def test_the_page_of_networks_has_the_results_of_all():
     assert set(rows) == set(NAMES)
     for name, line in rows.items():
         figures, depths = psnr(name), packing.load(ZOO / f"{name}.safetensors").header.depths
-        _, _, _, size, listed, *measured = [cell.strip() for cell in line.split("|")[1:-2]]
+        _, _, _, size, listed, *measured, times = [cell.strip() for cell in line.split("|")[1:-1]]
         assert size == f"{(ZOO / f'{name}.safetensors').stat().st_size / 1e6:.2f} MB"
         assert listed == ", ".join(map(str, depths))
         for set_name, cell in zip(("Set5", "Urban100"), measured, strict=True):
             assert cell == ", ".join(figures[set_name, d] for d in depths if (set_name, d) in figures)
+        with model_card.SPEED.open(encoding="utf-8", newline="") as file:
+            timed = [float(row["median_ms"]) for row in csv.DictReader(file) if row["network"] == name]
+        assert times == ", ".join(f"{ms:.0f}" for ms in timed)
 
 
 def test_the_page_of_published_figures_has_the_results_of_the_shipped_networks():
