@@ -124,10 +124,14 @@ def run_command(words: list[str]) -> None:
     small = next((keys for part, keys in SMALL.items() if part in file), [])
     if name == "train":
         changes = [*SHORT, *small, *SMALL_SETS]
-    elif name == "test" and "/QuantSR_" in file:
-        changes = [*small, *(key.replace("datasets.val", "datasets.test_1") for key in SMALL_SETS)]
     elif name == "test" and file.endswith("own.yml"):
         changes = SMALL_SETS
+    elif name == "test":
+        changes = [*small, *(key.replace("datasets.val", "datasets.test_1") for key in SMALL_SETS)]
+    elif name == "export" and "--no-parity" not in rest:
+        rest = [*rest, "--data", "photos"]  # of the parity table
+    elif name == "quantize":
+        rest = [*rest, "--gt", "photos"]
     rest = [*rest, "--set", *changes] if changes else rest
     assert cli.main([name, *rest]) == 0, shlex.join(words)
     if "-o" in rest:
