@@ -3,6 +3,7 @@ result."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,15 @@ def test_model_cards_and_the_changelog_are_pages_of_the_site() -> None:
     cards = {path.relative_to(ROOT).as_posix() for path in (ROOT / "quantsr" / "zoo").glob("*.md")}
     assert cards | {"CHANGELOG.md", "datasets/README.md", "options/README.md"} <= set(pages)
     assert not any(path.startswith(("docs/", "tests/")) for path in pages)
+
+
+def test_the_workflow_installs_the_packages_of_the_extra() -> None:
+    """By their names, as the extra of the package would install all that upscaling needs."""
+    extra = re.search(r"^docs = \[(.*)\]$", (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    assert extra is not None
+    workflow = (ROOT / ".github" / "workflows" / "docs.yml").read_text()
+    (line,) = [line for line in workflow.splitlines() if "pip install" in line]
+    assert re.findall(r'"(.+?)"', line) == re.findall(r'"(.+?)"', extra[1])
 
 
 def site(folder: Path, body: str) -> list[str]:

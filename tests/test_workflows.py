@@ -29,14 +29,7 @@ def shell_lines(path: Path) -> list[str]:
 
 
 def test_there_are_workflows() -> None:
-    assert {"docs.yml", "nightly.yml", "test.yml"} <= {path.name for path in WORKFLOWS}
-
-
-def test_the_site_is_built_with_the_packages_of_its_extra() -> None:
-    extra = re.search(r"^docs = \[(.*)\]$", (ROOT / "pyproject.toml").read_text(), re.M)
-    assert extra is not None
-    (line,) = [x for x in shell_lines(ROOT / ".github" / "workflows" / "docs.yml") if "pip install" in x]
-    assert re.findall(r'"(.+?)"', line) == re.findall(r'"(.+?)"', extra[1])
+    assert {path.stem for path in WORKFLOWS} >= {"docs", "nightly", "test"}
 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
@@ -67,7 +60,7 @@ def test_jobs_are_bounded_and_may_only_read(path: Path) -> None:
     assert content["permissions"] == {"contents": "read"}
     for job in jobs(path):
         assert 0 < job["timeout-minutes"] <= 120
-        assert job.get("strategy", {"fail-fast": False})["fail-fast"] is False
+        assert job["strategy"]["fail-fast"] is False
 
 
 def test_the_test_command_of_the_readme_runs_on_every_python() -> None:
