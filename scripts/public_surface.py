@@ -3,9 +3,9 @@
     python scripts/public_surface.py                            # prints it
     python scripts/public_surface.py tests/public_surface.txt   # with a release
 
-Between releases the file stays as it is: what was added or removed since is named in the section
-*Unreleased* of CHANGELOG.md, which a test checks. With a release the file is written anew, and the
-changelog notes its digest, which the script prints.
+Between releases the file stays as it is: what was added or removed since is named in the
+unreleased section of CHANGELOG.md, which a test checks. With a release the file is written anew,
+and the changelog notes its digest, which the script prints.
 
 An entry is some words, separated by spaces: its kind, what a line of the changelog must name and,
 behind ``=``, details such as a default.
