@@ -14,6 +14,7 @@ from typing import Any
 from torch import nn
 
 from quantsr.archs.dqa import DepthDynamic
+from quantsr.archs.dqa_trunk import DepthTrunk
 from quantsr.config.binding import with_defaults
 
 _SCALE_ARGUMENTS = ("upscale", "scale")
@@ -88,6 +89,8 @@ class Contract:
     @property
     def trunk(self) -> Sequence[nn.Module] | None:
         """The units of the trunk in order; None where they are under no name known here."""
+        if isinstance(self.module, DepthTrunk):
+            return self.module.units()
         children = dict(self.module.named_children())
         for name in _TRUNKS:
             if isinstance(found := children.get(name), nn.Sequential | nn.ModuleList):

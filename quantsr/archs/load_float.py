@@ -50,7 +50,10 @@ def copy_float(
     own = dict(net.named_parameters())
     copied, unmatched = [], []
     for key, value in state_dict.items():
-        name = next((new + key[len(old) :] for old, new in _MSRRESNET.items() if key.startswith(old)), key)
+        name = key
+        if key not in own:
+            names = (new + key[len(old) :] for old, new in _MSRRESNET.items() if key.startswith(old))
+            name = next(names, key)
         if not name.startswith(tuple(prefixes)):
             continue
         if name in own and own[name].shape == value.shape:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
 
+from quantsr.archs import contract
 from quantsr.archs.constructors import build_network
+from quantsr.archs.dqa_trunk import add_depths
+from quantsr.archs.trunk import Trunk, find_trunk
 from quantsr.basicsr_compat import ARCH_REGISTRY
 from quantsr.errors import InputError
 from quantsr.quant.layer_rules import Rule, quantize_layers
@@ -20,6 +24,8 @@ def Quantized(
     quantizer: str = "RLQ",
     granularity: Granularity = "channel",
     equalized: bool = True,
+    depths: Sequence[int] | None = None,
+    trunk: str | None = None,
 ) -> nn.Module:
     """A float network with its convolutions and linear layers quantized.
 
@@ -31,23 +37,53 @@ def Quantized(
         granularity: one weight step per ``tensor`` or per output ``channel``.
         equalized: whether the channels of a layer's input are scaled before they are quantized,
             which costs nothing at inference; `quantsr quantize` chooses the factors.
+        depths: numbers of residual units of sub-networks that are trained and evaluated, the number
+            of all among them; default: the network has one depth.
+        trunk: the container of these units, such as ``body``, or a pattern of their names, where
+            they are not found (`quantsr.archs.trunk`).
 
     Raises:
-        InputError: the float network cannot be built.
+        InputError: the float network cannot be built, or has no such trunk.
         ValueError: bits of a rule are none, or a rule decides for no layer.
     """
     arguments = {name: value for name, value in network.items() if name != "type"}
     if "type" not in network:
         raise InputError("network_g.network.type: missing; name the float network")
     parsed = {pattern: Bits.parse(str(bits)) for pattern, bits in rules.items()}
-    return quantize_layers(
-        build_network(str(network["type"]), arguments),
+    net = build_network(str(network["type"]), arguments)
+    units = None if depths is None else trunk_of(net, trunk, "network_g.trunk")
+    quantize_layers(
+        net,
         [
             Rule(pattern, bits.weights, bits.activations, quantizer, granularity, equalized)
             for pattern, bits in parsed.items()
             if not bits.is_float
         ],
     )
+    options = {
+        "type": "Quantized",
+        "network": network,
+        "rules": rules,
+        "quantizer": quantizer,
+        "granularity": granularity,
+        "equalized": equalized,
+    }
+    return net if depths is None or units is None else add_depths(net, units, depths, options)
+
+
+def trunk_of(net: nn.Module, name: str | None, key: str) -> Trunk:
+    """The trunk of a float network, see `find_trunk`.
+
+    Raises:
+        InputError: there is none; names `key`, the option.
+    """
+    network = contract.of(net)
+    if network.depth_dynamic is not None:
+        raise InputError(f"{key}: {network.type} has depths of its own; leave depths out")
+    try:
+        return find_trunk(net, name, window=network.window)
+    except ValueError as error:
+        raise InputError(f"{key}: {error}") from error
 
 
 ARCH_REGISTRY.register(Quantized)

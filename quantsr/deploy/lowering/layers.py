@@ -12,6 +12,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from quantsr import basicsr_compat
+from quantsr.archs.dqa_trunk import ResidualUnit
 from quantsr.archs.swin import WindowAttention
 from quantsr.deploy import windows
 from quantsr.deploy.lowering.traced import Found, Map, Record, Traced
@@ -148,6 +149,17 @@ def _window_attention(
     return projected
 
 
+def _residual_unit(
+    record: Record, name: str, unit: ResidualUnit, x: Tensor, *args: Any, **kwargs: Any
+) -> Traced:
+    before, after = record.find(x), record.find(unit.without_shortcut(x, *args, **kwargs))
+    if not np.array_equal(before.places, after.places) or before.map.channels != after.map.channels:
+        raise record.refuse("gives a tensor that lies differently from its input")
+    index = record.units[unit.shortcut.data_ptr()]
+    value = record.append("around", before.map.value, after.map.value, unit=index)
+    return record.tensor(Map(value, after.map.channels, after.map.size), after.places)
+
+
 def _tokens(record: Record, found: Found) -> np.ndarray[Any, Any]:
     """The pixel of each token of a tensor (..., C) that has whole tokens."""
     channels = found.map.channels
@@ -171,6 +183,7 @@ _LAYERS: dict[Any, Callable[..., Traced]] = {
     QuantLinear.forward: _linear,
     nn.LayerNorm.forward: _layer_norm,
     nn.PReLU.forward: _prelu,
+    ResidualUnit.forward: _residual_unit,
     WindowAttention.forward: _window_attention,
     basicsr_compat.WindowAttention.forward: _window_attention,
 }

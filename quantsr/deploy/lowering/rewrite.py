@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
@@ -23,6 +24,7 @@ def program(operations: Sequence[Operation], result: int, multiple: int) -> Prog
     operations = _with_normalize(operations)
     operations = _with_tanh(operations)
     operations = _with_units(operations)
+    operations = _with_branches(operations)
     for op in operations:
         if op.kind == "offset":
             raise InputError(
@@ -138,6 +140,22 @@ def _with_units(operations: Sequence[Operation]) -> list[Operation]:
         if any(value in dropped for value in op.inputs) or (op.kind == "unit" and op.output not in dropped):
             raise InputError("network: uses the shortcut of a unit elsewhere than in `s * x + branch`")
     return [op for op in result if op.output not in dropped]
+
+
+def _with_branches(operations: Sequence[Operation]) -> list[Operation]:
+    """`shortcut` in place of `around` where the unit ends in a sum with what it reads: `s * x + b`
+    for `(x + b) + (s - 1) * x`."""
+    producer = {op.output: op for op in operations}
+    readers = Counter(value for op in operations for value in op.inputs)
+    result = []
+    for op in operations:
+        total = producer.get(op.inputs[-1])
+        if op.kind == "around" and total is not None and total.kind == "add" and readers[total.output] == 1:
+            stream, (a, b) = op.inputs[0], total.inputs
+            if stream in (a, b):
+                op = replace(op, kind="shortcut", inputs=(stream, b if a == stream else a))
+        result.append(op)
+    return result
 
 
 def _around(operations: Sequence[Operation], stream: int, branch: int) -> tuple[int, Operation] | None:
