@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import shlex
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="PATTERN=BITS",
         help="bits of the layers whose names match, float to leave them; the first rule that matches decides",
+    )
+    parser.add_argument(
+        "--depths",
+        type=int,
+        nargs="+",
+        metavar="N",
+        help="sub-networks of so many residual units to have in the file, that of all among them, such as 16 8 4",
+    )
+    parser.add_argument(
+        "--trunk",
+        metavar="NAME",
+        help="container of these units, such as body, or a pattern of their names, where they are not found",
     )
     parser.add_argument("--quantizer", default="RLQAsymmetric", metavar="NAME", help="default: %(default)s")
     parser.add_argument(
@@ -121,6 +134,8 @@ def run(args: argparse.Namespace) -> int:
             rules=args.rule,
             quantizer=args.quantizer,
             correct_bias=not args.no_bias_correction,
+            depths=args.depths,
+            trunk=args.trunk,
             progress=progress,
         )
     facts: dict[str, Any] = {"quantized": "after training"}
@@ -137,14 +152,16 @@ def run(args: argparse.Namespace) -> int:
         )
     facts |= provenance(content, source, args.data, 8)
     model = convert(network, head_tail_bits=8, calib=pictures, provenance=facts)
-    depth = model.header.depths[0]
-    (file,), model = write(model, output, depth=depth)
+    (file,), model = write(model, output, depth=model.header.depths[0])
     print(f"{output}: {_layers(model)}")
-    engines = parity.engines_at_hand(model, depth)
-    rows = parity.parity(model, [gt], depth=depth, network=original, engines=engines)
+    rows = {}
+    for depth in model.header.depths:
+        engines = parity.engines_at_hand(model, depth)
+        rows[depth] = parity.parity(model, [gt], depth=depth, network=original, engines=engines)
     print(_summary(rows, model, original, file, scale))
-    print()
-    print(parity.table(rows, network="float"))
+    for depth, found in rows.items():
+        print()
+        print(parity.table(found, f"Depth {depth}" if len(rows) > 1 else "", network="float"))
     return 0
 
 
@@ -162,8 +179,9 @@ def _command(args: argparse.Namespace) -> str:
     ]
     for rule in args.rule:
         words += ["--rule", f"{rule.pattern}={rule.bits}"]
+    words += ["--depths", *map(str, args.depths)] if args.depths else []
     words += ["--minutes", f"{args.minutes:g}"]
-    given = {"-opt": args.opt, "--quantizer": args.quantizer, "--data": args.data, "--gt": args.gt}
+    given = {"-opt": args.opt, "--trunk": args.trunk, "--quantizer": args.quantizer, "--data": args.data, "--gt": args.gt}
     for name, value in given.items():
         words += [name, value] if value is not None else []
     return shlex.join([*words, *(["--no-bias-correction"] if args.no_bias_correction else [])])
@@ -181,38 +199,52 @@ def _layers(model: PackedModel) -> str:
 
 
 def _summary(
-    rows: list[parity.ParityRow], model: PackedModel, original: nn.Module, file: Path, scale: int
+    rows: Mapping[int, list[parity.ParityRow]],
+    model: PackedModel,
+    original: nn.Module,
+    file: Path,
+    scale: int,
 ) -> str:
-    """Size, quality and time of both networks as a Markdown table."""
-    by_engine = {row.engine: row for row in rows}
-    float_row, integer_row = by_engine[parity.NETWORK], by_engine[parity.INTEGER]
-    between = integer_row.to_network
-    assert between is not None
+    """Size, quality and time of both networks, of the packed one at each depth, as a Markdown
+    table."""
+    by_engine = {depth: {row.engine: row for row in found} for depth, found in rows.items()}
+    float_row = by_engine[model.header.depths[0]][parity.NETWORK]
     values = sum(parameter.numel() for parameter in original.parameters())
     times = _times(model, original, scale)
     height, width = _TIMED_SIZE
     lines = [
         f"| | bytes | PSNR (Y), {float_row.set} | {width}x{height} |",
         "| --- | --- | --- | --- |",
-        f"| float32 | {4 * values:,} | {float_row.psnr:.2f} dB | {times['float']} |",
-        f"| {file.name} | {file.stat().st_size:,} | {integer_row.psnr:.2f} dB | {times['quantized']} |",
-        "",
-        f"{4 * values / file.stat().st_size:.1f} times smaller; {between.psnr:.2f} dB between the float network's pictures "
-        f"and the file's. Times: medians of {_TIMED_RUNS} on {timing.machine()}.",
+        f"| float32 | {4 * values:,} | {float_row.psnr:.2f} dB | {times[None]} |",
     ]
-    return "\n".join(lines)
+    between = []
+    for depth, found in by_engine.items():
+        row = found[parity.INTEGER]
+        assert row.to_network is not None
+        at = f", depth {depth}" if len(rows) > 1 else ""
+        lines.append(f"| {file.name}{at} | {file.stat().st_size:,} | {row.psnr:.2f} dB | {times[depth]} |")
+        between.append(f"{row.to_network.psnr:.2f} dB{' at depth' if at else ''}{at.rpartition(' ')[2]}")
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"{4 * values / file.stat().st_size:.1f} times smaller; {', '.join(between)} between the float network's pictures "
+            f"and the file's. Times: medians of {_TIMED_RUNS} on {timing.machine()}.",
+        ]
+    )
 
 
-def _times(model: PackedModel, original: nn.Module, scale: int) -> Mapping[str, str]:
-    """Milliseconds and engine of both networks, measured in turn."""
+def _times(model: PackedModel, original: nn.Module, scale: int) -> Mapping[int | None, str]:
+    """Milliseconds and engine of the float network (None) and of the packed one at each depth,
+    measured in turn."""
     image = np.random.default_rng(0).integers(0, 256, (*_TIMED_SIZE, 3), np.uint8)
-    engine = select.create("auto", model, model.header.depths[0])
+    engines = {depth: select.create("auto", model, depth) for depth in model.header.depths}
     float_net = network_upscaler(original.eval(), (None,), scale=scale)
+    runs: dict[str, Callable[[], Any]] = {"PyTorch": lambda: float_net(image)}
+    runs |= {f"depth {n}": functools.partial(engine.run, image[None]) for n, engine in engines.items()}
     with torch.inference_mode():
-        float_time, time = timing.interleaved(
-            {"float": lambda: float_net(image), "quantized": lambda: engine.run(image[None])}, _TIMED_RUNS
-        )
-    return {
-        "float": f"{float_time.median:.1f} ms, PyTorch",
-        "quantized": f"{time.median:.1f} ms, {engine.name}",
-    }
+        float_time, *times = timing.interleaved(runs, _TIMED_RUNS)
+    found: dict[int | None, str] = {None: f"{float_time.median:.1f} ms, PyTorch"}
+    for (depth, engine), time in zip(engines.items(), times, strict=True):
+        found[depth] = f"{time.median:.1f} ms, {engine.name}"
+    return found

@@ -70,7 +70,11 @@ def network_depths(bound: dict[str, Any]) -> list[int] | None:
 
 def depth_units(bound: dict[str, Any]) -> int | None:
     """How many units (blocks, or with ``dqa_unit: layer`` their layers) depths count; None where
-    that is unknown."""
+    that is unknown. Of a ``trunk`` the largest depth, which must be that of all units."""
+    if "trunk" in bound:
+        depths = bound["depths"]
+        whole = isinstance(depths, list) and depths and all(isinstance(depth, int) for depth in depths)
+        return max(depths) if whole else None
     counts = [bound.get("num_block"), bound.get("layers_per_block", 1)]
     if not all(isinstance(count, int) for count in counts):
         return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 import fnmatch
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,8 +17,12 @@ from torch import Tensor, nn
 
 from quantsr.archs import contract
 from quantsr.archs.constructors import build_network
+from quantsr.archs.dqa import DepthDynamic
+from quantsr.archs.dqa_trunk import add_depths
+from quantsr.archs.quantized_arch import trunk_of
 from quantsr.deploy.lower import lower
 from quantsr.deploy.roles import roles
+from quantsr.depth import rank_by_loss
 from quantsr.errors import InputError
 from quantsr.quant import Rule, calibrate, quantize_layers
 from quantsr.quant.fit import fit
@@ -25,12 +30,17 @@ from quantsr.quant.layers import QuantizedLayer, quantized_layers
 from quantsr.quant.quantizers import Granularity
 from quantsr.ranges import Bits
 
+logger = logging.getLogger(__name__)
+
 Picture = NDArray[np.uint8]
 
 QUANTIZER = "RLQAsymmetric"
 
 CROPS, CROP_SIDE = 16, 48
 """How many crops of low resolution quantization reads, and their height and width in pixels."""
+
+RANKING_CROPS, RANKING_SIDE = 8, 24
+"""The same of the ranking of units, for which n units take n (n + 1) / 2 sub-networks."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +61,8 @@ def quantize(
     quantizer: str | None = None,
     granularity: Granularity = "channel",
     correct_bias: bool = True,
+    depths: Sequence[int] | None = None,
+    trunk: str | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> nn.Module:
     """A copy of a float network whose body has few bits, in eval mode.
@@ -70,20 +82,29 @@ def quantize(
         granularity: one weight step per ``tensor`` or per output ``channel``; of QuantSR-C and -T
             their own argument decides.
         correct_bias: whether biases are changed.
+        depths: numbers of residual units of sub-networks, that of all among them; the units are
+            ranked (`rank_units`). QuantSR-C and -T have depths, and may have a ranking, of their
+            own.
+        trunk: the container of these units, or a pattern of their names, where they are not found
+            (`quantsr.archs.trunk`).
         progress: called with the number of fitted layers, and of all.
 
     Raises:
-        InputError: the network cannot be lowered or is quantized, a rule matches no layer, or
-            nothing is left to quantize.
+        InputError: the network cannot be lowered or is quantized, a rule matches no layer, nothing
+            is left to quantize, or the network has no such trunk or depths.
     """
     if any(_quantizes(layer) for layer in quantized_layers(net).values()):
         raise InputError("network: is quantized already; give a float one")
     device = next(net.parameters()).device
     batch = crops(pictures).to(device)
-    found = _with_bits(net, bits, rules, quantizer, granularity).to(device).eval()
+    found = _with_bits(net, bits, rules, quantizer, granularity, depths, trunk).to(device).eval()
     if contract.of(found).type == contract.of(net).type:
         return calibrate(found, [batch], "mse")
     fit_layers(found, batch, correct_bias=correct_bias, progress=progress)
+    dynamic = contract.of(found).depth_dynamic
+    if dynamic is not None and len(dynamic.depths) > 1:
+        logger.info("ranking %d units by the loss without them", len(dynamic.units()))
+        dynamic.set_ranking(rank_units(dynamic, net, batch))
     return found
 
 
@@ -97,9 +118,14 @@ def _with_bits(
     rules: Sequence[LayerBits],
     quantizer: str | None,
     granularity: Granularity,
+    depths: Sequence[int] | None,
+    trunk: str | None,
 ) -> nn.Module:
     """The copy with uncalibrated quantizers."""
     network = contract.of(net)
+    if depths is None and trunk is not None:
+        raise InputError("--trunk: is for a network with depths; give --depths, or omit it")
+    units = None if depths is None else trunk_of(net, trunk, "--depths" if trunk is None else "--trunk")
     if {"nbits_w", "nbits_a", "quantizer"} <= network.arguments.keys():
         if rules:
             raise InputError(
@@ -109,6 +135,9 @@ def _with_bits(
         own |= {} if quantizer is None else {"quantizer": quantizer}
         found = build_network(network.type, {**network.arguments, **own})
         found.load_state_dict(net.state_dict(), strict=False)  # the quantizers have no state yet
+        dynamic = contract.of(found).depth_dynamic
+        if dynamic is not None and network.ranking is not None:
+            dynamic.set_ranking(network.ranking)
         return found
     chosen, quantizer = choose_bits(net, bits, rules), quantizer or QUANTIZER
     layers = [
@@ -126,8 +155,28 @@ def _with_bits(
         "granularity": granularity,
         "equalized": True,
     }
-    contract.record(found, "Quantized", arguments)
-    return found
+    if depths is None or units is None:
+        contract.record(found, "Quantized", arguments)
+        return found
+    try:
+        return add_depths(found, units, depths, {"type": "Quantized", **arguments})
+    except ValueError as error:
+        raise InputError(f"--depths: {error}") from error
+
+
+@torch.no_grad()
+def rank_units(net: DepthDynamic, target: nn.Module, batch: Tensor) -> tuple[int, ...]:
+    """The units in the order in which sub-networks keep them: removed is again and again the one
+    without which the output is nearest to that of ``target``, in L1 distance, on the middles of a
+    batch (B, 3, h, w)."""
+    top, left = ((size - min(size, RANKING_SIDE)) // 2 for size in batch.shape[2:])
+    x = batch[:RANKING_CROPS, :, top : top + RANKING_SIDE, left : left + RANKING_SIDE]
+    wanted = target.eval()(x)
+
+    def losses(candidates: Sequence[frozenset[int]]) -> list[float]:
+        return [float((output - wanted).abs().mean()) for output in net.run_units(x, candidates)]
+
+    return rank_by_loss(len(net.units()), losses)
 
 
 def choose_bits(net: nn.Module, bits: Bits, rules: Sequence[LayerBits]) -> dict[str, Bits]:

@@ -45,7 +45,8 @@ def finetune(
 ) -> nn.Module:
     """Train `quantized` on the float network's pictures of crops, and return the trained network.
 
-    Its loss is the L1 distance to the float network's output; ground truth is not used. Muon with a
+    Its loss is the L1 distance to the float network's output; ground truth is not used. Of a network
+    whose units are ranked all depths are trained together. Muon with a
     cosine schedule fitted to the time; weights are a moving average. A call with the same networks
     and `folder` resumes, and trains for what is left of `seconds`; a finished training is not begun
     anew.
@@ -117,7 +118,7 @@ def _options(
         },
         "train": {
             "total_iter": _NEVER,
-            "stage1_fraction": 1.0,
+            "stage1_fraction": 1.0 if contract.of(quantized).ranking is None else 0.0,
             "ema_decay": 0.998,
             "warmup_iter": 50,
             "step_lr": "relative",
