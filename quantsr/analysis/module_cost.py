@@ -39,7 +39,8 @@ def cost_of_network(
     net = build_network(arch, arguments)
     # Operations are counted on a float network of the same shape, which needs no calibration.
     known = parameters(registries.networks()[arch])
-    float_bits = {key: 32 for key in known if key.startswith("nbits_")}
+    float_bits: dict[str, Any] = {key: 32 for key in known if key.startswith("nbits_")}
+    float_bits |= {"rules": {}} if "rules" in known else {}
     float_net = build_network(arch, {**arguments, **float_bits})
     dynamic = contract.of(float_net).depth_dynamic
     if dynamic is not None:

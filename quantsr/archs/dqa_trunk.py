@@ -134,9 +134,7 @@ def _mixed(mixin: type[nn.Module], kind: type[nn.Module]) -> type[nn.Module]:
     return type(kind.__name__, (mixin, kind), {"__module__": kind.__module__, "__doc__": kind.__doc__})
 
 
-def add_depths(
-    net: nn.Module, trunk: Trunk, depths: Sequence[int], options: Mapping[str, Any]
-) -> DepthTrunk:
+def add_depths(net: nn.Module, trunk: Trunk, depths: Sequence[int], options: Mapping[str, Any]) -> DepthTrunk:
     """Make the depth of a network an argument of each call, see `DepthDynamic`.
 
     Args:

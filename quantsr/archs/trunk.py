@@ -66,12 +66,16 @@ def find_trunk(net: nn.Module, name: str | None = None, *, window: int = 1) -> T
     calls = _trial(net, [unit for run in runs for unit in run.units], window)
     found: list[Trunk] = []
     for run in sorted(runs, key=lambda run: run.units[0].count(".")):
-        inside = any(unit.startswith(f"{outer}.") for trunk in found for outer in trunk.units for unit in run.units)
+        inside = any(
+            unit.startswith(f"{outer}.") for trunk in found for outer in trunk.units for unit in run.units
+        )
         if not inside and _problem(net, run, calls) is None:
             found.append(run)
     if not found:
         kind = type(net).__name__
-        raise ValueError(f"no run of residual units of one class is found in {kind}; name it, such as trunk: body")
+        raise ValueError(
+            f"no run of residual units of one class is found in {kind}; name it, such as trunk: body"
+        )
     if len(found) > 1:
         known = ", ".join(trunk.name for trunk in found[:4]) + (" ..." if len(found) > 4 else "")
         raise ValueError(

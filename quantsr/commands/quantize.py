@@ -181,7 +181,13 @@ def _command(args: argparse.Namespace) -> str:
         words += ["--rule", f"{rule.pattern}={rule.bits}"]
     words += ["--depths", *map(str, args.depths)] if args.depths else []
     words += ["--minutes", f"{args.minutes:g}"]
-    given = {"-opt": args.opt, "--trunk": args.trunk, "--quantizer": args.quantizer, "--data": args.data, "--gt": args.gt}
+    given = {
+        "-opt": args.opt,
+        "--trunk": args.trunk,
+        "--quantizer": args.quantizer,
+        "--data": args.data,
+        "--gt": args.gt,
+    }
     for name, value in given.items():
         words += [name, value] if value is not None else []
     return shlex.join([*words, *(["--no-bias-correction"] if args.no_bias_correction else [])])

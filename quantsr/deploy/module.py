@@ -75,6 +75,11 @@ def _module(model: PackedModel) -> nn.Module:
         quantize_layers(net, [Rule(x.name, x.bits_w, x.bits_a, "RLQ", "channel") for x in layers])
     with torch.no_grad():
         if (dynamic := contract.of(net).depth_dynamic) is not None:
+            if header.num_block < len(dynamic.units()):
+                raise InputError(
+                    f"holds {header.num_block} of its network's {len(dynamic.units())} units; for a torch module export all "
+                    "depths, and run it at one"
+                )
             if header.ranking is not None:
                 dynamic.set_ranking(header.ranking)
             for unit, shortcut in zip(dynamic.units(), header.shortcuts, strict=True):
