@@ -7,7 +7,6 @@ same name, as torch's parametrizations do, so that all layers keep their names.
 from __future__ import annotations
 
 import contextvars
-import functools
 import inspect
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -128,12 +127,6 @@ class DepthTrunk(DepthDynamic):
         return copy_float(self, state_dict)
 
 
-@functools.cache
-def _mixed(mixin: type[nn.Module], kind: type[nn.Module]) -> type[nn.Module]:
-    """The subclass of both, under the name of ``kind``."""
-    return type(kind.__name__, (mixin, kind), {"__module__": kind.__module__, "__doc__": kind.__doc__})
-
-
 def add_depths(net: nn.Module, trunk: Trunk, depths: Sequence[int], options: Mapping[str, Any]) -> DepthTrunk:
     """Make the depth of a network an argument of each call, see `DepthDynamic`.
 
@@ -165,10 +158,15 @@ def add_depths(net: nn.Module, trunk: Trunk, depths: Sequence[int], options: Map
     return found
 
 
-@functools.cache
 def _mixed(mixin: type[nn.Module], kind: type[nn.Module]) -> type[nn.Module]:
-    """The subclass of both, under the name of ``kind``."""
-    return type(kind.__name__, (mixin, kind), {"__module__": kind.__module__, "__doc__": kind.__doc__})
+    """The subclass of both, under the name of ``kind``; always the same one."""
+    if (mixin, kind) not in _MIXED:
+        names = {"__module__": kind.__module__, "__doc__": kind.__doc__}
+        _MIXED[mixin, kind] = type(kind.__name__, (mixin, kind), names)
+    return _MIXED[mixin, kind]
+
+
+_MIXED: dict[tuple[type[nn.Module], type[nn.Module]], type[nn.Module]] = {}
 
 
 def _check_names(module: nn.Module, mixin: type[nn.Module]) -> None:

@@ -49,15 +49,15 @@ def find_trunk(net: nn.Module, name: str | None = None, *, window: int = 1) -> T
     nested runs the outermost.
 
     Args:
-        name: of such a container, ``body``, or a pattern of the units' names, ``layers.*.blocks.*``,
-            whose parts between dots are the shell's patterns.
+        name: of such a container, ``body``, or a pattern of the units' names, such as
+            ``layers.*.blocks.*``, whose parts between dots are the shell's patterns.
         window: side of the network's attention windows in pixels.
 
     Raises:
         ValueError: there is no trunk, or no single one, or not under this name. One line.
     """
     names = {module: name for name, module in net.named_modules()}
-    runs = [Trunk(names[c], run) for c in names if (run := _longest_run(c, names))]
+    runs = [Trunk(names[c], units) for c in names if (units := _longest_run(c, names))]
     if name is not None:
         wanted = _named(net, name, runs)
         if problem := _problem(net, wanted, _trial(net, wanted.units, window)):

@@ -45,9 +45,9 @@ def finetune(
 ) -> nn.Module:
     """Train `quantized` on the float network's pictures of crops, and return the trained network.
 
-    Its loss is the L1 distance to the float network's output; ground truth is not used. Of a network
-    whose units are ranked all depths are trained together. Muon with a
-    cosine schedule fitted to the time; weights are a moving average. A call with the same networks
+    Its loss is the L1 distance to the float network's output, at all depths together where the
+    units are ranked; ground truth is not used. Muon with a cosine schedule fitted to the time;
+    weights are a moving average. A call with the same networks
     and `folder` resumes, and trains for what is left of `seconds`; a finished training is not begun
     anew.
 

@@ -1,5 +1,5 @@
-"""Networks with a trunk and depths, by the commands: trained in two stages, tested, resumed, exported
-and run at every depth."""
+"""Networks with a trunk and depths, by the commands: trained in two stages, tested, resumed,
+exported and run at every depth."""
 
 from __future__ import annotations
 
