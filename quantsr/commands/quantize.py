@@ -121,7 +121,7 @@ def run(args: argparse.Namespace) -> int:
         )
     pictures = calibration_pictures(args.data, scale)
     gt = evaluation_set(args.gt, scale)
-    with tqdm(desc="layers", leave=False, disable=not terminal.has_terminal()) as bar:
+    with tqdm(desc="fitting", leave=False, disable=not terminal.has_terminal()) as bar:
 
         def progress(done: int, total: int) -> None:
             bar.total = total

@@ -40,7 +40,7 @@ CROPS, CROP_SIDE = 16, 48
 """How many crops of low resolution quantization reads, and their height and width in pixels."""
 
 RANKING_CROPS, RANKING_SIDE = 8, 24
-"""The same of the ranking of units, for which n units take n (n + 1) / 2 sub-networks."""
+"""The same of the ranking of units, for which n units take about n * n / 2 sub-networks."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,8 @@ def quantize(
             own.
         trunk: the container of these units, or a pattern of their names, where they are not found
             (`quantsr.archs.trunk`).
-        progress: called with the number of fitted layers, and of all.
+        progress: called with the number of steps that are done, and of all: layers to fit, then
+            sub-networks to rank units by.
 
     Raises:
         InputError: the network cannot be lowered or is quantized, a rule matches no layer, nothing
@@ -100,11 +101,16 @@ def quantize(
     found = _with_bits(net, bits, rules, quantizer, granularity, depths, trunk).to(device).eval()
     if contract.of(found).type == contract.of(net).type:
         return calibrate(found, [batch], "mse")
-    fit_layers(found, batch, correct_bias=correct_bias, progress=progress)
     dynamic = contract.of(found).depth_dynamic
-    if dynamic is not None and len(dynamic.depths) > 1:
-        logger.info("ranking %d units by the loss without them", len(dynamic.units()))
-        dynamic.set_ranking(rank_units(dynamic, net, batch))
+    ranks = dynamic is not None and len(dynamic.depths) > 1
+    count = len(dynamic.units()) if dynamic is not None and ranks else 0
+    layers = sum(map(_quantizes, quantized_layers(found).values()))
+    total = layers + _sub_networks(count)
+    fit_layers(found, batch, correct_bias=correct_bias, progress=lambda done, _: progress(done, total))
+    if dynamic is not None and ranks:
+        logger.info("ranking %d units by the loss without them", count)
+        order = rank_units(dynamic, net, batch, progress=lambda done: progress(layers + done, total))
+        dynamic.set_ranking(order)
     return found
 
 
@@ -165,18 +171,39 @@ def _with_bits(
 
 
 @torch.no_grad()
-def rank_units(net: DepthDynamic, target: nn.Module, batch: Tensor) -> tuple[int, ...]:
-    """The units in the order in which sub-networks keep them: removed is again and again the one
-    without which the output is nearest to that of ``target``, in L1 distance, on the middles of a
-    batch (B, 3, h, w)."""
+def rank_units(
+    net: DepthDynamic,
+    target: nn.Module,
+    batch: Tensor,
+    *,
+    progress: Callable[[int], None] = lambda done: None,
+) -> tuple[int, ...]:
+    """The units in the order in which sub-networks keep them.
+
+    Removed is, one after the other, the unit without which the output is nearest to that of
+    ``target``, in L1 distance, on the middles of a batch (B, 3, h, w).
+
+    Args:
+        progress: called with the number of sub-networks so far.
+    """
     top, left = ((size - min(size, RANKING_SIDE)) // 2 for size in batch.shape[2:])
     x = batch[:RANKING_CROPS, :, top : top + RANKING_SIDE, left : left + RANKING_SIDE]
     wanted = target.eval()(x)
+    done = 0
 
     def losses(candidates: Sequence[frozenset[int]]) -> list[float]:
-        return [float((output - wanted).abs().mean()) for output in net.run_units(x, candidates)]
+        nonlocal done
+        found = [float((output - wanted).abs().mean()) for output in net.run_units(x, candidates)]
+        done += len(candidates)
+        progress(done)
+        return found
 
     return rank_by_loss(len(net.units()), losses)
+
+
+def _sub_networks(units: int) -> int:
+    """How many sub-networks a ranking of so many units runs."""
+    return max(0, units * (units + 1) // 2 - 1)
 
 
 def choose_bits(net: nn.Module, bits: Bits, rules: Sequence[LayerBits]) -> dict[str, Bits]:

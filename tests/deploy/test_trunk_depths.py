@@ -153,7 +153,11 @@ def test_quantizing_ranks_the_units_and_takes_a_named_trunk() -> None:
     with torch.no_grad():
         for unit, gain in zip(net.body, (8.0, 0.0, 30.0, 3.0), strict=True):
             unit.conv2.weight.mul_(gain)
-    found = quantize(net, Bits(8, 8), pictures(), depths=[4, 2], trunk="body.?")
+    seen: list[tuple[int, int]] = []
+    note = {"progress": lambda done, total: seen.append((done, total))}
+    found = quantize(net, Bits(8, 8), pictures(), depths=[4, 2], trunk="body.?", **note)
+    layers = 8  # two of each unit
+    assert seen == [(n, layers + 9) for n in [*range(1, layers + 1), layers + 4, layers + 7, layers + 9]]
     ranking = contract.of(found).ranking
     assert ranking is not None
     assert ranking[-1] == 1  # it adds its bias alone
