@@ -19,6 +19,7 @@ from quantsr.deploy.engines import reference, select
 from quantsr.deploy.export import write
 from quantsr.deploy.lower import lower
 from quantsr.deploy.module import to_module
+from quantsr.deploy.operations import UNITS as UNIT_KINDS
 from quantsr.deploy.packed import packing
 from quantsr.deploy.packed.model import PackedModel
 from quantsr.deploy.post_training import crops, quantize, rank_units
@@ -57,7 +58,7 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_units_of_programs_are_sums_with_their_input(kind: str) -> None:
-    operations = [op for op in lower(build(kind)).operations if op.kind in ("shortcut", "around")]
+    operations = [op for op in lower(build(kind)).operations if op.kind in UNIT_KINDS]
     assert [(op.kind, op.attributes["unit"]) for op in operations] == [
         ("shortcut", i) for i in range(UNITS[kind])
     ]
@@ -144,6 +145,22 @@ def test_a_network_is_exported_at_a_depth(packed: Any, kind: str, tmp_path: Path
     (found,) = session.run(None, {"image": image[None]})
     wanted = reference.run(model, image, 2)
     assert np.abs(found[0].astype(int) - wanted).max() <= 1
+
+
+def test_swin_layers_are_units_where_a_pattern_names_them(tmp_path: Path) -> None:
+    options = {"depths": [6, 3], "trunk": "layers.*.residual_group.blocks.*"}
+    net = build("SwinIR", **options)
+    assert [op.kind for op in lower(net).operations if op.kind in UNIT_KINDS] == ["around"] * 6
+    packing.save(convert(net, calib=pictures(), head_tail_bits=32), tmp_path / "net.safetensors")
+    model, image = packing.load(tmp_path / "net.safetensors"), pictures(1)[0]
+    x = torch.from_numpy(image).permute(2, 0, 1)[None] / 255
+    for depth in (6, 3):
+        wanted = reference.run(model, image, depth)
+        with torch.inference_mode():
+            (found,) = (net(x, depth=depth) * 255).round().clamp(0, 255).permute(0, 2, 3, 1).numpy()
+        assert (np.abs(found - wanted) <= 1).mean() > 0.98
+        (got,) = select.create("onnxruntime", model, depth, threads=1).run(image[None])
+        assert np.abs(got.astype(int) - wanted).max() <= 1
 
 
 def test_quantizing_ranks_the_units_and_takes_a_named_trunk() -> None:
