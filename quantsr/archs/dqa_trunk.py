@@ -85,15 +85,15 @@ class DepthTrunk(DepthDynamic):
     that sub-networks have in common run once.
     """
 
-    _units: tuple[str, ...]
+    _trunk: Trunk
 
     def units(self) -> Sequence[Unit]:
         """The units of the trunk."""
-        return [as_unit(self.get_submodule(name)) for name in self._units]
+        return [as_unit(self.get_submodule(name)) for name in self._trunk.units]
 
     def run_units(self, x: Tensor, kept: Sequence[frozenset[int]]) -> list[Tensor]:
         """See :meth:`DepthDynamic.run_units`."""
-        shared = _Shared(kept, len(self._units))
+        shared = _Shared(kept, len(self._trunk.units))
         return [self._run_one(x, units, shared) for units in kept]
 
     def _run_one(self, x: Tensor, units: frozenset[int], shared: _Shared) -> Tensor:
@@ -105,9 +105,14 @@ class DepthTrunk(DepthDynamic):
             _RUN.reset(token)
 
     def _set_trunk(self, trunk: Trunk, depths: Sequence[int], options: Mapping[str, Any]) -> None:
-        self._units = trunk.units
-        self._options = {**options, "trunk": trunk.name}
+        self._trunk = trunk
         self._set_depths(depths, len(trunk.units))
+        self.describe(options)
+
+    def describe(self, options: Mapping[str, Any]) -> None:
+        """Set the ``type`` and arguments that build the network again, but for depths and
+        trunk."""
+        self._options = {**options, "trunk": self._trunk.name}
 
     def load_float(self, state_dict: Mapping[str, Tensor], which: FloatStart = "all") -> LoadReport:
         """Copy tensors of the same name and shape from the float network.
@@ -122,7 +127,7 @@ class DepthTrunk(DepthDynamic):
         if which == "deepen":
             raise ValueError("fp_init: deepen is for QuantSR_C; use all")
         if which == "head_tail":
-            inside = tuple(f"{name}." for name in self._units)
+            inside = tuple(f"{name}." for name in self._trunk.units)
             state_dict = {name: v for name, v in state_dict.items() if not name.startswith(inside)}
         return copy_float(self, state_dict)
 

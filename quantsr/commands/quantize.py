@@ -227,9 +227,11 @@ def _summary(
     for depth, found in by_engine.items():
         row = found[parity.INTEGER]
         assert row.to_network is not None
-        at = f", depth {depth}" if len(rows) > 1 else ""
-        lines.append(f"| {file.name}{at} | {file.stat().st_size:,} | {row.psnr:.2f} dB | {times[depth]} |")
-        between.append(f"{row.to_network.psnr:.2f} dB{' at depth' if at else ''}{at.rpartition(' ')[2]}")
+        name, where = file.name, ""
+        if len(rows) > 1:
+            name, where = f"{name}, depth {depth}", f" at depth {depth}"
+        lines.append(f"| {name} | {file.stat().st_size:,} | {row.psnr:.2f} dB | {times[depth]} |")
+        between.append(f"{row.to_network.psnr:.2f} dB{where}")
     return "\n".join(
         [
             *lines,

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from quantsr.archs import contract
 from quantsr.archs.constructors import build_network
 from quantsr.archs.dqa import DepthDynamic
-from quantsr.archs.dqa_trunk import add_depths
+from quantsr.archs.dqa_trunk import DepthTrunk, add_depths
 from quantsr.archs.quantized_arch import trunk_of
 from quantsr.deploy.lower import lower
 from quantsr.deploy.roles import roles
@@ -82,9 +82,8 @@ def quantize(
         granularity: one weight step per ``tensor`` or per output ``channel``; of QuantSR-C and -T
             their own argument decides.
         correct_bias: whether biases are changed.
-        depths: numbers of residual units of sub-networks, that of all among them; the units are
-            ranked (`rank_units`). QuantSR-C and -T have depths, and may have a ranking, of their
-            own.
+        depths: numbers of residual units of sub-networks, that of all among them. The units are
+            ranked (`rank_units`), but for a network that has depths and a ranking of its own.
         trunk: the container of these units, or a pattern of their names, where they are not found
             (`quantsr.archs.trunk`).
         progress: called with the number of steps that are done, and of all: layers to fit, then
@@ -99,10 +98,10 @@ def quantize(
     device = next(net.parameters()).device
     batch = crops(pictures).to(device)
     found = _with_bits(net, bits, rules, quantizer, granularity, depths, trunk).to(device).eval()
-    if contract.of(found).type == contract.of(net).type:
+    if _says_its_layers(contract.of(net)):
         return calibrate(found, [batch], "mse")
     dynamic = contract.of(found).depth_dynamic
-    ranks = dynamic is not None and len(dynamic.depths) > 1
+    ranks = dynamic is not None and len(dynamic.depths) > 1 and dynamic.ranking is None
     count = len(dynamic.units()) if dynamic is not None and ranks else 0
     layers = sum(map(_quantizes, quantized_layers(found).values()))
     total = layers + _sub_networks(count)
@@ -116,6 +115,11 @@ def quantize(
 
 def _quantizes(layer: QuantizedLayer) -> bool:
     return layer.weight_quantizer is not None or layer.input_quantizer is not None
+
+
+def _says_its_layers(network: contract.Contract) -> bool:
+    """Whether the network's own arguments say what is quantized, as QuantSR-C's and -T's do."""
+    return {"nbits_w", "nbits_a", "quantizer"} <= network.arguments.keys()
 
 
 def _with_bits(
@@ -132,7 +136,7 @@ def _with_bits(
     if depths is None and trunk is not None:
         raise InputError("--trunk: is for a network with depths; give --depths, or omit it")
     units = None if depths is None else trunk_of(net, trunk, "--depths" if trunk is None else "--trunk")
-    if {"nbits_w", "nbits_a", "quantizer"} <= network.arguments.keys():
+    if _says_its_layers(network):
         if rules:
             raise InputError(
                 f"--rule: {network.type} has its own rule, all convolutions of its blocks; omit it"
@@ -155,12 +159,15 @@ def _with_bits(
     except ValueError as error:
         raise InputError(f"network: {error}") from error
     arguments = {
-        "network": network.arch,
+        "network": network.arguments["network"] if isinstance(net, DepthTrunk) else network.arch,
         "rules": {_literal(name): str(layer_bits) for name, layer_bits in chosen.items()},
         "quantizer": quantizer,
         "granularity": granularity,
         "equalized": True,
     }
+    if isinstance(found, DepthTrunk):
+        found.describe({"type": "Quantized", **arguments})
+        return found
     if depths is None or units is None:
         contract.record(found, "Quantized", arguments)
         return found

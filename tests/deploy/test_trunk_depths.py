@@ -228,6 +228,24 @@ def test_a_ranked_float_network_of_ours_keeps_its_ranking() -> None:
         quantize(net, Bits(4, 4), pictures(), depths=[4, 2])
 
 
+def test_a_float_network_with_depths_keeps_them_and_its_ranking(tmp_path: Path) -> None:
+    torch.manual_seed(3)
+    options = {"network": NETWORKS["EDSR"], "rules": {}, "depths": [4, 2]}
+    net = build_network("Quantized", options).eval()
+    net.set_ranking([3, 1, 0, 2])
+    found = quantize(net, Bits(4, 4), pictures())
+    network = contract.of(found)
+    assert (network.ranking, network.depths) == ((3, 1, 0, 2), (4, 2))
+    assert network.arguments["rules"]["body.0.conv1"] == "W4A4"
+    again = to_module(convert(found, head_tail_bits=32))
+    x = torch.rand(1, 3, 9, 8)
+    with torch.inference_mode():
+        for depth in (4, 2):
+            torch.testing.assert_close(again(x, depth=depth), found(x, depth=depth), atol=2e-5, rtol=0)
+    with pytest.raises(InputError, match="Quantized has depths of its own"):
+        quantize(net, Bits(4, 4), pictures(), depths=[4, 2])
+
+
 def test_the_module_of_a_file_has_the_references_codes(packed: Any) -> None:
     _, model = packed["MSRResNet"]
     image = pictures(1)[0]
