@@ -65,6 +65,19 @@ def test_a_checkpoint_becomes_a_packed_file_and_tables(folder: Path, capsys) -> 
     assert result.shape == (10, 12, 3)
 
 
+def test_a_file_of_several_depths_has_a_row_and_a_table_for_each(folder: Path, capsys) -> None:
+    assert quantize("float.pth", "-o", "net.safetensors", "--depths", "2", "1", "--trunk", "body") == 0
+    model = packing.load(folder / "net.safetensors")
+    assert (model.header.depths, model.header.num_block) == ((2, 1), 2)
+    assert model.header.arch["trunk"] == "body"
+    output = capsys.readouterr().out
+    size = (folder / "net.safetensors").stat().st_size
+    for depth in (2, 1):
+        assert f"| net.safetensors, depth {depth} | {size:,} | " in output
+        assert f" dB at depth {depth}" in output
+        assert f"\nDepth {depth}\n\n| set" in output
+
+
 def test_rules_choose_bits_of_layers(folder: Path) -> None:
     words = [
         "--bits",
@@ -139,6 +152,11 @@ WRONG = {
     "no layer": (["float.pth", "-o", "net.safetensors", "--rule", "tail=4"], "'tail' matches no layer"),
     "quantizer": (["float.pth", "-o", "net.safetensors", "--quantizer", "None"], "'None' is not registered"),
     "minutes": (["float.pth", "-o", "net.safetensors", "--minutes", "0"], "a number of minutes above 0"),
+    "depths": (["float.pth", "-o", "net.safetensors", "--depths", "1"], "must contain the full depth 2"),
+    "trunk": (
+        ["float.pth", "-o", "net.safetensors", "--depths", "2", "1", "--trunk", "bodies"],
+        "--trunk: 'bodies' names no run of 2 or more units of one class; did you mean 'body'?",
+    ),
     "folder": (["float.pth", "-o", "absent/net.safetensors"], "absent"),
     "packed": (["quantsr_c_x2_w4a4", "-o", "net.safetensors"], "is a packed network"),
 }
@@ -186,6 +204,19 @@ def test_distillation_is_kept_and_not_begun_anew(folder: Path, capsys, caplog) -
     assert (
         "quantize_net: is of another quantization; remove it, or name another -o" in capsys.readouterr().err
     )
+
+
+@pytest.mark.integration
+def test_distillation_trains_all_depths_and_keeps_the_ranking(folder: Path) -> None:
+    words = ["float.pth", "-o", "net.safetensors", "--depths", "2", "1"]
+    assert quantize(*words) == 0
+    before = packing.load(folder / "net.safetensors")
+    assert quantize(*words, "--minutes", "0.25") == 0
+    after = packing.load(folder / "net.safetensors")
+    assert after.header.ranking == before.header.ranking
+    assert after.header.depths == (2, 1)
+    log = next((folder / "experiments/quantize_net/network/log").iterdir()).read_text(encoding="utf-8")
+    assert "iteration 0: stage 2, depths [2, 1]" in log
 
 
 @pytest.mark.integration
