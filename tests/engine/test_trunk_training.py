@@ -173,6 +173,11 @@ def test_a_checkpoint_is_exported_and_upscales_at_every_depth(
         found = np.asarray(Image.open(f"out{depth}.png")).astype(int)
         assert np.abs(found - reference.run(model, image, depth)).max() <= 1
     capsys.readouterr()
+    chosen = ("--set", "path.pretrain_network_g=net.safetensors", "--set", "val.engine=onnxruntime")
+    assert commands("test", NETWORKS["MSRResNet"], *chosen) == 0
+    output = capsys.readouterr().out
+    for depth in (3, 2, 1):
+        assert f", depth {depth}, onnxruntime " in output
     assert cli.main(["cost", "-m", "net.safetensors", "--json"]) == 0
     costs = json.loads(capsys.readouterr().out)["depths"]
     macs = [row["sizes"][0]["macs"] for row in costs]
