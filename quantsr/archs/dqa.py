@@ -4,9 +4,10 @@ A *unit* is a block that a sub-network keeps or skips: a residual block, an RSTB
 It is a module with
 
 - ``shortcut``: the learned factor ``s`` (1,), by which units are ranked,
+- ``unit.skip(x)``: ``s * x``, the output of the unit in a sub-network that skips it,
 - ``unit(features: list[Tensor], ...) -> list[Tensor]``: ``s * x + F(x)`` for several tensors,
-  weights quantized once,
-- ``unit.skip(x)``: ``s * x``, the output of the unit in a sub-network that skips it.
+  weights quantized once, in networks that are written for it, as QuantSR-C and -T are. Any other
+  network with a trunk of residual units gets depths by `quantsr.archs.dqa_trunk`.
 """
 
 from __future__ import annotations
@@ -85,7 +86,8 @@ class DepthDynamic(nn.Module):
     ``net(x, depth=16)`` runs one sub-network, ``net(x, depth=(32, 16, 8))`` several.
 
     A subclass builds its layers, calls :meth:`_set_depths`, and defines :meth:`units`,
-    :meth:`_shallow`, :meth:`_body` and :meth:`_reconstruct`.
+    :meth:`_shallow`, :meth:`_body` and :meth:`_reconstruct`, or :meth:`run_units` instead of these
+    three.
     """
 
     depths: tuple[int, ...]
