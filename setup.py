@@ -1,10 +1,17 @@
-"""What cannot stand in pyproject.toml: the kernels of the native engine. Without a C compiler that
-can compile them the package is installed without them."""
+"""What cannot stand in pyproject.toml: the kernels of the native engine, and the tag of wheels.
 
+Without a C compiler that can compile the kernels the package is installed without them; with
+QUANTSR_REQUIRE_KERNELS=1 in the environment, as for the wheels of a release, that is an error.
+"""
+
+import os
+import re
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 from setuptools import Extension, setup
+from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 from setuptools.errors import BaseError, CCompilerError
 
@@ -16,8 +23,26 @@ def files(*suffixes: str) -> list[str]:
     return sorted(str(path) for path in FOLDER.iterdir() if path.suffix in suffixes)
 
 
+def version_without_scm() -> dict[str, str]:
+    """The version where setuptools-scm, which reads it from git's tags, is not installed: an
+    installation without build isolation."""
+    if find_spec("setuptools_scm") is not None:
+        return {}
+    for file, pattern in (
+        ("PKG-INFO", r"^Version: (.+)$"),
+        ("pyproject.toml", r'^fallback_version = "(.+)"'),
+    ):
+        if Path(file).is_file() and (found := re.search(pattern, Path(file).read_text("utf-8"), re.M)):
+            return {"version": found[1]}
+    raise SystemExit("error: no version in pyproject.toml; install setuptools-scm")
+
+
 class BuildKernels(build_ext):
     """Says in one line why the kernels were left out."""
+
+    def get_ext_filename(self, fullname):
+        """One name for every Python: the library is loaded by ctypes."""
+        return str(Path(*fullname.split(".")).with_suffix(".so"))
 
     def build_extension(self, ext):
         if self.compiler.compiler_type == "msvc":
@@ -30,11 +55,21 @@ class BuildKernels(build_ext):
 
     def leave_out(self, reason):
         """The package works without the kernels, on slower engines."""
+        if os.environ.get("QUANTSR_REQUIRE_KERNELS"):
+            raise SystemExit(f"error: the kernels of the native engine: {reason}")
         self.warn(f"quantsr is installed without the kernels of its native engine: {reason}")
 
 
+class PlatformWheel(bdist_wheel):
+    """One wheel for every Python 3 on a platform: the kernels use nothing of Python."""
+
+    def get_tag(self):
+        return "py3", "none", super().get_tag()[2]
+
+
 setup(
-    cmdclass={"build_ext": BuildKernels},
+    **version_without_scm(),
+    cmdclass={"build_ext": BuildKernels, "bdist_wheel": PlatformWheel},
     ext_modules=[
         # Not a Python module: a plain library, so that it needs no headers of Python. It is in this
         # list for its place and its name.

@@ -14,13 +14,16 @@ if TYPE_CHECKING:
     from quantsr.deploy.upscale.upscaler import Upscaler
     from quantsr.loading import load
 
-__version__ = "0.1.0"
+    __version__: str
+
 __all__ = ["Upscaler", "__version__", "load"]
 
 _MODULE_OF = {"load": "quantsr.loading", "Upscaler": "quantsr.deploy.upscale.upscaler"}
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return import_module("quantsr.version").version()
     if name not in _MODULE_OF:
         raise AttributeError(f"module 'quantsr' has no attribute {name!r}")
     return getattr(import_module(_MODULE_OF[name]), name)

@@ -15,9 +15,9 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from typing import NoReturn
+from typing import Any, NoReturn
 
-from quantsr import __version__, terminal
+from quantsr import terminal, version
 from quantsr.errors import InputError, OptionsError, WorkError, one_line
 
 DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
@@ -85,6 +85,18 @@ class _Parser(argparse.ArgumentParser):
         self.exit(BAD_INPUT, f"error: {self.prog}: {message}; see '{self.prog} --help'\n")
 
 
+class _Version(argparse.Action):
+    """``--version``; a class, so that engines are looked for only where it is given."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
+        from quantsr.deploy.engines import select  # NumPy
+
+        commit = version.commit()
+        print(f"quantsr {version.version()}" + (f" (commit {commit})" if commit else ""))
+        print(f"engines: {', '.join(select.installed())}")
+        parser.exit(DONE)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code.
 
@@ -122,7 +134,9 @@ def _top_parser() -> argparse.ArgumentParser:
         epilog=f"commands:\n{listing}\n\n'quantsr COMMAND --help' explains one of them.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--version", action="version", version=f"quantsr {__version__}")
+    parser.add_argument(
+        "--version", action=_Version, nargs=0, help="show version, commit, engines and instruction set"
+    )
     parser.add_argument("--debug", action="store_true", help="show the traceback of a failure")
     parser.add_argument("command", nargs="?", metavar="COMMAND", help="one of those below")
     parser.add_argument("rest", nargs=argparse.REMAINDER, metavar="...", help="the command's own arguments")

@@ -29,7 +29,7 @@ sed -i.old -e 's|"-O3",|"-O1", "-g1", "-fno-omit-frame-pointer", "-fsanitize=add
     -e 's|\["-s"\]|["-fsanitize=address,undefined"]|' setup.py
 echo "== $cc -O1 -fsanitize=address,undefined"
 CC=$cc LDSHARED="$cc -shared" "$python" setup.py -q build_ext --inplace
-nm -D quantsr/deploy/native/kernels.*.so | grep -q __asan_ || {
+nm -D quantsr/deploy/native/kernels.so | grep -q __asan_ || {
     echo "error: the kernels were not compiled with the sanitizers; see the compiler's messages above" >&2
     exit 1
 }

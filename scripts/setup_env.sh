@@ -147,7 +147,7 @@ pip() {
 
 say "installing the packages (once; about 6 GB with the CUDA builds of torch)"
 cd "$root"
-pip install --quiet --upgrade pip 'setuptools>=77.0.3,<82' wheel
+pip install --quiet --upgrade pip 'setuptools>=77.0.3,<82' 'setuptools-scm>=8.1' wheel
 if [ -n "${QUANTSR_TORCH_INDEX-}" ]; then
     # In one command, so that the two builds match.
     # shellcheck disable=SC2046  # one word per requirement

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import logging
+import re
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import pytest
 
 import quantsr
 from quantsr import cli
+from quantsr.deploy.engines import select
 from quantsr.errors import InputError, OptionsError, WorkError
 
 HEAVY = {
@@ -76,7 +78,7 @@ def test_importing_the_package_loads_nothing_heavy() -> None:
     assert not modules_after("import quantsr, quantsr.errors, quantsr.cli") & HEAVY
 
 
-def test_the_help_and_the_version_load_nothing_heavy() -> None:
+def test_the_help_loads_nothing_heavy() -> None:
     assert not modules_after("from quantsr.cli import main\nmain([])") & HEAVY
 
 
@@ -255,7 +257,9 @@ def test_python_m_quantsr_runs_the_command_line() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "quantsr", "--version"], capture_output=True, text=True, check=True
     )
-    assert done.stdout.strip() == f"quantsr {quantsr.__version__}"
+    first, second = done.stdout.splitlines()
+    assert re.fullmatch(rf"quantsr {re.escape(quantsr.__version__)}( \(commit [0-9a-f]{{7,}}\))?", first)
+    assert second == f"engines: {', '.join(select.installed())}"
 
 
 def test_a_path_that_may_not_be_looked_at_is_bad_input(command, capsys) -> None:

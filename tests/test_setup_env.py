@@ -126,7 +126,7 @@ def test_the_first_call_installs_and_prints_the_interpreter(machine: Machine) ->
     assert done.stdout == f"{machine.venv}/bin/python\n"
     assert machine.logged() == [
         "venv 3.11",
-        "pip install --quiet --upgrade pip setuptools>=77.0.3,<82 wheel",
+        "pip install --quiet --upgrade pip setuptools>=77.0.3,<82 setuptools-scm>=8.1 wheel",
         "pip install --no-build-isolation -r requirements.txt",
         "pip install -qq --no-build-isolation --editable .",
     ]

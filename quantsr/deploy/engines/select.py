@@ -93,6 +93,13 @@ def _make(name: str, *args: Any, **options: Any) -> Engine:
     return engine
 
 
+def installed() -> list[str]:
+    """The engines of this installation in the order of "auto", native with the instruction set that
+    it uses here."""
+    isa = library.best_isa()
+    return [*([f"native ({isa})"] if isa else []), *(name for name in PACKAGES if find_spec(name))]
+
+
 def native_is_fastest(model: PackedModel) -> bool:
     """Whether the native engine is the fastest for this network on this processor.
 

@@ -7,7 +7,6 @@ import ctypes
 import logging
 from ctypes import POINTER, c_char_p, c_int32, c_size_t, c_void_p
 from functools import cache
-from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
 from quantsr.deploy.native.structures import STRUCTURES, Network, PictureBuffers
@@ -23,6 +22,7 @@ ISAS = {"plain": 1, "avx2": 2, "avx512_vnni": 3, "amx": 4}
 """Instruction sets that the kernels are written for."""
 
 _FOLDER = Path(__file__).parent
+_NAME = "kernels.so"
 
 Layout = dict[tuple[str, str | None], tuple[int, int]]
 """Offset and size in bytes by the names of a structure and of its field, None being the whole."""
@@ -41,25 +41,24 @@ class _LayoutEntry(ctypes.Structure):
 def load() -> ctypes.CDLL | None:
     """The library; None where it was not compiled, or with other structures or entry points than
     those of `structures.py`."""
-    for suffix in EXTENSION_SUFFIXES:
-        file = _FOLDER / f"kernels{suffix}"
-        if file.is_file():
-            try:
-                library = ctypes.CDLL(str(file))
-            except OSError:  # of another machine
-                continue
-            if not is_current(library):
-                log.warning(
-                    "%s: left out, compiled from another version of quantsr; compile it anew with: "
-                    "pip install --no-build-isolation --no-deps -e .",
-                    file,
-                )
-                continue
-            library.quantsr_memory.restype = c_size_t
-            library.quantsr_memory.argtypes = [POINTER(Network), POINTER(PictureBuffers)]
-            library.quantsr_run.argtypes = [POINTER(Network), POINTER(PictureBuffers), c_int32, c_void_p]
-            return library
-    return None
+    file = _FOLDER / _NAME
+    if not file.is_file():
+        return None
+    try:
+        library = ctypes.CDLL(str(file))
+    except OSError:  # of another machine
+        return None
+    if not is_current(library):
+        log.warning(
+            "%s: left out, compiled from another version of quantsr; compile it anew with: "
+            "pip install --no-build-isolation --no-deps -e .",
+            file,
+        )
+        return None
+    library.quantsr_memory.restype = c_size_t
+    library.quantsr_memory.argtypes = [POINTER(Network), POINTER(PictureBuffers)]
+    library.quantsr_run.argtypes = [POINTER(Network), POINTER(PictureBuffers), c_int32, c_void_p]
+    return library
 
 
 def is_current(library: ctypes.CDLL) -> bool:
