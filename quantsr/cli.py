@@ -66,6 +66,7 @@ COMMANDS = {
     "check": Command("quantsr.commands.check", "report every problem of an option file without running it"),
     "prepare": Command("quantsr.commands.prepare", "prepare data sets: bicubic pictures, sub-images, LMDB"),
     "upscale": Command("quantsr.commands.upscale", "upscale pictures"),
+    "demo": Command("quantsr.commands.demo", "open a page to drop pictures on, beside bicubic interpolation"),
     "export": Command("quantsr.commands.export", "convert a checkpoint to a packed file, ONNX or OpenVINO"),
     "quantize": Command(
         "quantsr.commands.quantize", "quantize a trained float network in minutes, without training it"

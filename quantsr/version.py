@@ -12,8 +12,8 @@ _CHECKOUT = Path(__file__).resolve().parents[1]
 
 @cache
 def version() -> str:
-    """The version that git's tags gave when the package was built or installed ("0.2.0"), "0+unknown"
-    in a checkout that was never installed."""
+    """The version that git's tags gave when the package was built or installed, such as "0.2.0";
+    "0+unknown" in a checkout that was never installed."""
     try:
         return str(import_module("quantsr._version").__version__)  # written by setuptools-scm
     except ImportError:
