@@ -86,6 +86,7 @@ setup(
                 "-Wall",
                 "-Wextra",
             ],
+            libraries=["m"],  # sqrtf
             # The linker of macOS has no -s.
             extra_link_args=["-pthread", *([] if sys.platform == "darwin" else ["-s"])],
             optional=True,
