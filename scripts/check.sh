@@ -3,6 +3,8 @@
 #
 #   sh scripts/check.sh                  the unit tests, a few minutes
 #   sh scripts/check.sh --integration    the slow end-to-end tests as well
+#   sh scripts/check.sh --lint           only lint, format and types
+#   sh scripts/check.sh --gpu            only the tests that need CUDA; fails where there is no device
 #   sh scripts/check.sh --stress         only the long randomized runs: kills, damaged and bad files, hostile arguments, bad file systems
 #
 # A stress test runs until its time budget ends and prints its seed. Variables:
@@ -16,9 +18,9 @@ root=$(CDPATH='' cd -- "$(dirname -- "$0")/.." && pwd)
 tier=unit
 case ${1-} in
 '') ;;
---integration | --stress) tier=${1#--} ;;
+--lint | --integration | --gpu | --stress) tier=${1#--} ;;
 *)
-    echo "error: unknown argument '$1'; usage: sh scripts/check.sh [--integration | --stress]" >&2
+    echo "error: unknown argument '$1'; usage: sh scripts/check.sh [--lint | --integration | --gpu | --stress]" >&2
     exit 2
     ;;
 esac
@@ -39,13 +41,19 @@ check_c_format() {
 
 if [ "$tier" = stress ]; then
     check pytest -m stress -rP --show-capture=stdout tests/stress
+elif [ "$tier" = gpu ]; then
+    "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' || {
+        echo "error: torch finds no CUDA device; every test would be skipped" >&2
+        exit 1
+    }
+    check pytest -m gpu
 else
     check ruff check .
     check ruff format --check .
     check_c_format
     check mypy
-    check pytest
-    [ "$tier" = unit ] || check pytest -m integration
+    [ "$tier" = lint ] || check pytest
+    [ "$tier" != integration ] || check pytest -m integration
 fi
 
 if [ -n "$failed" ]; then
