@@ -58,7 +58,9 @@ def main(engines: list[str]) -> None:
             blocks = results[0].reshape(SIDE, scale, SIDE + 8, scale, 3)
             off = np.abs(blocks.mean((1, 3)) - small).mean()
             apart = max(int(np.abs(results[0] - result).max()) for result in results)
-            words = f"{network}: x{scale} on {', '.join(engines)}; means of blocks are {off:.2f} off the input"
+            words = (
+                f"{network}: x{scale} on {', '.join(engines)}; means of blocks are {off:.2f} off the input"
+            )
             sys.stdout.write(words + "\n")
             if off > 3 or apart > 1:
                 sys.exit(f"{network}: engines differ by up to {apart} of 255, the input's means by {off:.2f}")

@@ -126,8 +126,8 @@ def _middle(plane: Pixels) -> Pixels:
     if share >= 1:
         return plane
     rows, columns = max(1, int(height * share)), max(1, int(width * share))
-    # of a strip that is thinner than a pixel after this, one side is still too long
-    rows, columns = min(rows, MAX_PIXELS // columns), min(columns, MAX_PIXELS // rows)
+    # a strip, which has a side of one pixel now, may still be too long
+    rows, columns = min(rows, MAX_PIXELS), min(columns, MAX_PIXELS)
     top, left = (height - rows) // 2, (width - columns) // 2
     return np.ascontiguousarray(plane[top : top + rows, left : left + columns])
 

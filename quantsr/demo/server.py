@@ -18,7 +18,7 @@ from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib import resources
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs
 
 from quantsr.demo.networks import Networks
 from quantsr.errors import InputError, WorkError, one_line
@@ -29,7 +29,7 @@ ADDRESS = "127.0.0.1"
 MAX_BYTES = 64 << 20
 """Largest file that is taken."""
 
-_HOSTS = ("127.0.0.1", "localhost")
+_HOST = re.compile(r"(127\.0\.0\.1|localhost)(:\d+)?", re.IGNORECASE)
 _TIMEOUT = 30  # seconds a browser may take between two parts of a request
 _WAITING = 4  # pictures in memory at once
 
@@ -97,17 +97,23 @@ class _Handler(BaseHTTPRequestHandler):
             self._error(HTTPStatus.INSUFFICIENT_STORAGE, "needs more memory than there is; cut the picture")
         except WorkError as error:
             self._error(HTTPStatus.INTERNAL_SERVER_ERROR, one_line(str(error)))
+        except (ConnectionError, TimeoutError):  # the browser is gone
+            raise
+        except Exception:
+            log.exception("a request failed")
+            text = "something unexpected went wrong; the terminal of 'quantsr demo' shows what"
+            self._error(HTTPStatus.INTERNAL_SERVER_ERROR, text)
 
     def _check_sender(self) -> None:
         host = self.headers.get("Host", "")
-        if urlsplit(f"//{host}").hostname not in _HOSTS:
+        if not _HOST.fullmatch(host):
             raise _RequestError(HTTPStatus.FORBIDDEN, "this page is for the machine that it runs on")
         origin = self.headers.get("Origin")
         if origin is not None and origin != f"http://{host}":
             raise _RequestError(HTTPStatus.FORBIDDEN, "another page may not use this one")
 
     def _get(self) -> None:
-        path = urlsplit(self.path).path
+        path = self.path.partition("?")[0]
         if path == "/":
             self._send("text/html; charset=utf-8", page(), {"Content-Security-Policy": policy()})
         elif path == "/networks":
@@ -116,10 +122,10 @@ class _Handler(BaseHTTPRequestHandler):
             raise _RequestError(HTTPStatus.NOT_FOUND, f"there is no {path}")
 
     def _post(self) -> None:
-        url = urlsplit(self.path)
-        if url.path != "/enlarge":
-            raise _RequestError(HTTPStatus.NOT_FOUND, f"there is no {url.path}")
-        query = parse_qs(url.query)
+        path, _, words = self.path.partition("?")
+        if path != "/enlarge":
+            raise _RequestError(HTTPStatus.NOT_FOUND, f"there is no {path}")
+        query = parse_qs(words)
         name, depth = query.get("network", [""])[0], query.get("depth", [""])[0]
         if depth and not re.fullmatch(r"[0-9]{1,4}", depth):
             raise _RequestError(
