@@ -3,9 +3,9 @@
     python scripts/check_installed.py [ENGINE ...]
 
 Engines are "native" (default), "openvino" and the like: each must run every network that comes with
-quantsr, and its pictures must be those of the first engine, but for 1 of 255, and look like the
-input. Prints a line for each network, and ends with exit code 1 at the first fault. Needs nothing
-but what `pip install quantsr` installs.
+quantsr. 99 % of the values must be within 1 of 255 of the first engine's (docs/numerics.md says
+where engines differ), and the pictures must look like the input. Prints a line for each network,
+and ends with exit code 1 at the first fault. Needs nothing but what `pip install quantsr` installs.
 """
 
 from __future__ import annotations
@@ -57,13 +57,13 @@ def main(engines: list[str]) -> None:
             scale = results[0].shape[0] // SIDE
             blocks = results[0].reshape(SIDE, scale, SIDE + 8, scale, 3)
             off = np.abs(blocks.mean((1, 3)) - small).mean()
-            apart = max(int(np.abs(results[0] - result).max()) for result in results)
+            apart = max((np.abs(results[0] - result) > 1).mean() for result in results)
             words = (
                 f"{network}: x{scale} on {', '.join(engines)}; means of blocks are {off:.2f} off the input"
             )
             sys.stdout.write(words + "\n")
-            if off > 3 or apart > 1:
-                sys.exit(f"{network}: engines differ by up to {apart} of 255, the input's means by {off:.2f}")
+            if off > 3 or apart > 0.01:
+                sys.exit(f"{network}: a wrong picture; engines differ in {apart:.2%} of the values")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@ selenium."""
 
 from __future__ import annotations
 
+import base64
 import io
 import shutil
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from quantsr.demo.server import DemoServer
 pytestmark = pytest.mark.integration
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
+support = pytest.importorskip("selenium.webdriver.support.ui", reason="selenium is not installed")
 
 CHROME = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 DRIVER = shutil.which("chromedriver")
@@ -77,7 +79,7 @@ class Page:
         self.wait(lambda: self.options("depth"))
 
     def wait(self, condition: Any) -> None:
-        wait = webdriver.support.wait.WebDriverWait(self.browser, 60)
+        wait = support.WebDriverWait(self.browser, 60)
         wait.until(lambda _: condition())
 
     def find(self, name: str) -> Any:
@@ -87,7 +89,7 @@ class Page:
         return [option.text for option in self.find(name).find_elements("tag name", "option")]
 
     def choose(self, name: str, index: int) -> None:
-        webdriver.support.select.Select(self.find(name)).select_by_index(index)
+        support.Select(self.find(name)).select_by_index(index)
         self.settled()
 
     def settled(self) -> None:
@@ -95,8 +97,6 @@ class Page:
         self.wait(lambda: "busy" not in body.get_attribute("class").split())
 
     def drop(self, data: bytes, name: str) -> None:
-        import base64
-
         self.browser.execute_script(DROP, base64.b64encode(data).decode(), name)
         self.settled()
 
