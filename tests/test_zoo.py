@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+import re
 from pathlib import Path
 
 import numpy as np
@@ -52,6 +53,16 @@ def test_each_card_agrees_with_its_file_and_its_records(name):
     card = (ZOO / f"{name}.md").read_text(encoding="utf-8")
     part = model_card.measured(ZOO / f"{name}.safetensors", read_results(ZOO / f"{name}.json"))
     assert model_card.with_measured(card, part, name) == card
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_card_has_the_terms_of_its_sources(name):
+    training, terms = (ZOO / f"{name}.md").read_text().split("\n## Terms\n")
+    sources = {"wallpaper packages": "wallpaper packages", "BSDS500": "BSDS500", "outputs? of SPAN": "SPAN"}
+    for mention, row in sources.items():
+        used = re.search(mention, training.replace("\n", " ")) is not None
+        assert used == any(row in line for line in terms.splitlines() if line.startswith("| ")), row
+    assert "non-commercial research" in terms
 
 
 @pytest.mark.parametrize("name", NAMES)
