@@ -22,7 +22,7 @@ import numpy as np
 from benchmarks import timing
 from quantsr.basicsr_compat import EDSR, importable
 from quantsr.deploy.engines import select
-from quantsr.deploy.engines.base import ENGINES
+from quantsr.deploy.engines.names import ENGINES
 from quantsr.deploy.packed import packing
 from quantsr.deploy.packed.model import PackedModel
 from quantsr.errors import InputError

@@ -90,11 +90,11 @@ class _Version(argparse.Action):
     """``--version``; a class, so that engines are looked for only where it is given."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
-        from quantsr.deploy.engines import select  # NumPy
+        from quantsr.deploy.engines.names import installed
 
         commit = version.commit()
         print(f"quantsr {version.version()}" + (f" (commit {commit})" if commit else ""))
-        print(f"engines: {', '.join(select.installed())}")
+        print(f"engines: {', '.join(installed())}")
         parser.exit(DONE)
 
 

@@ -17,7 +17,7 @@ import pytest
 
 import quantsr
 from quantsr import cli
-from quantsr.deploy.engines import select
+from quantsr.deploy.engines import names
 from quantsr.errors import InputError, OptionsError, WorkError
 
 HEAVY = {
@@ -78,8 +78,10 @@ def test_importing_the_package_loads_nothing_heavy() -> None:
     assert not modules_after("import quantsr, quantsr.errors, quantsr.cli") & HEAVY
 
 
-def test_the_help_loads_nothing_heavy() -> None:
-    assert not modules_after("from quantsr.cli import main\nmain([])") & HEAVY
+@pytest.mark.parametrize("words", [[], ["--version"]])
+def test_the_help_and_the_version_load_nothing_heavy(words: list[str]) -> None:
+    statement = f"import contextlib, io\nfrom quantsr.cli import main\nwith contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()): main({words})"
+    assert not modules_after(statement) & HEAVY
 
 
 def test_public_names_are_resolved_on_first_use(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -259,7 +261,7 @@ def test_python_m_quantsr_runs_the_command_line() -> None:
     )
     first, second = done.stdout.splitlines()
     assert re.fullmatch(rf"quantsr {re.escape(quantsr.__version__)}( \(commit [0-9a-f]{{7,}}\))?", first)
-    assert second == f"engines: {', '.join(select.installed())}"
+    assert second == f"engines: {', '.join(names.installed())}"
 
 
 def test_a_path_that_may_not_be_looked_at_is_bad_input(command, capsys) -> None:

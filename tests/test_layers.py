@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "quantsr"
 
 LAZY = {
-    ("quantsr.cli", "quantsr.deploy.engines.select"),  # NumPy
+    ("quantsr.cli", "quantsr.deploy.engines.names"),  # the kernels
     ("quantsr.config.registries", "quantsr.basicsr_compat"),  # torch; a schema is read without it
     ("quantsr.config.from_checkpoint", "quantsr.trained_files.architecture"),  # torch
     ("quantsr.commands.cost", "quantsr.analysis.module_cost"),  # torch

@@ -7,7 +7,7 @@ import json
 
 from quantsr.commands.sizes import parse_size
 from quantsr.deploy.bench import load_packed, measure
-from quantsr.deploy.engines.base import ENGINES
+from quantsr.deploy.engines.names import ENGINES
 from quantsr.errors import InputError
 
 

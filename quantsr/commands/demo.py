@@ -10,7 +10,7 @@ from quantsr import terminal
 from quantsr.commands.upscale import DEFAULT_MODEL
 from quantsr.demo.networks import Networks
 from quantsr.demo.server import DemoServer
-from quantsr.deploy.engines.base import ENGINES
+from quantsr.deploy.engines.names import ENGINES
 from quantsr.trained_files.names import shipped
 
 

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from quantsr import terminal
 from quantsr.commands.upscale_files import Job, find_pictures, plan_outputs
-from quantsr.deploy.engines.base import ENGINES
+from quantsr.deploy.engines.names import ENGINES
 from quantsr.deploy.upscale import image_io
 from quantsr.deploy.upscale.upscaler import PRECISIONS, Upscaler
 from quantsr.errors import InputError, WorkError, one_line

@@ -16,6 +16,7 @@ from PIL import Image
 
 from quantsr.data.resize import imresize_uint8
 from quantsr.deploy.packed import packing
+from quantsr.deploy.packed.model import PackedModel
 from quantsr.deploy.upscale.image_io import Pixels, merge
 from quantsr.deploy.upscale.upscaler import Upscaler
 from quantsr.errors import InputError
@@ -60,7 +61,7 @@ class Networks:
             InputError: a file that is missing or no packed network, two of one name, or an engine
                 that is not there or does not run the first network.
         """
-        self._models = {}
+        self._models: dict[str, PackedModel] = {}
         for name in names:
             file = find_packed(name)
             if file.stem in self._models:

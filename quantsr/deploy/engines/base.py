@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
-from typing import Any, Literal, Protocol, TypeVar, get_args
+from typing import Any, Protocol, TypeVar
 
 from numpy.typing import NDArray
-
-EngineName = Literal["auto", "native", "openvino", "onnxruntime", "ncnn", "torch"]
-ENGINES: tuple[str, ...] = get_args(EngineName)
 
 Key = TypeVar("Key")
 Images = NDArray[Any]

@@ -10,7 +10,8 @@ from typing import Any
 
 from quantsr import cpu
 from quantsr.deploy.costs import has_attention
-from quantsr.deploy.engines.base import ENGINES, Engine
+from quantsr.deploy.engines.base import Engine
+from quantsr.deploy.engines.names import ENGINES, PACKAGES
 from quantsr.deploy.native import library
 from quantsr.deploy.packed.model import PackedModel
 from quantsr.errors import InputError
@@ -26,8 +27,6 @@ MODULES = {
 }
 """Module and class of every engine."""
 
-PACKAGES = ENGINES[2:]
-"""Engines that need a package of the same name."""
 INSTALL = {
     "openvino": "pip install openvino",
     "onnxruntime": "pip install onnxruntime (or onnxruntime-gpu for CUDA)",
@@ -91,13 +90,6 @@ def _make(name: str, *args: Any, **options: Any) -> Engine:
     module, kind = MODULES[name]
     engine: Engine = getattr(import_module(module), kind)(*args, **options)
     return engine
-
-
-def installed() -> list[str]:
-    """The engines of this installation in the order of "auto", native with the instruction set that
-    it uses here."""
-    isa = library.best_isa()
-    return [*([f"native ({isa})"] if isa else []), *(name for name in PACKAGES if find_spec(name))]
 
 
 def native_is_fastest(model: PackedModel) -> bool:
