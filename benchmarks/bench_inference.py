@@ -209,9 +209,8 @@ def contenders(case: Case) -> dict[str, Callable[[], Call]]:
         makers[f"ours in OpenVINO, depth {depth}"] = partial(ours, case, depth, "openvino")
     for depth in case.network.header.depths:
         makers[f"ours, depth {depth}"] = partial(ours, case, depth)
-    for isa in list(library.ISAS)[1:-1]:
-        if library.ISAS[isa] < library.ISAS[library.best_isa() or "plain"]:
-            makers[f"{case.ours} [{isa.upper()}]"] = partial(ours, case, None, "native", isa=isa)
+    for isa in library.isas()[1:-1]:
+        makers[f"{case.ours} [{isa.upper()}]"] = partial(ours, case, None, "native", isa=isa)
     if case.arch == "C":
         makers[f"{case.in_openvino}, tail layer by layer"] = partial(
             ours, case, None, "openvino", tail="layers"

@@ -23,10 +23,7 @@ HEIGHT, WIDTH = 180, 320
 
 def isas() -> list[str]:
     """Instruction sets of the native engine that this processor has, without the plain C code."""
-    best = library.best_isa()
-    if best is None:
-        return []
-    return [name for name, rank in library.ISAS.items() if 1 < rank <= library.ISAS[best]]
+    return library.isas()[1:]
 
 
 def main() -> None:

@@ -14,7 +14,7 @@ from quantsr.deploy.packed.model import PackedModel
 from quantsr.errors import InputError
 
 HERE = library.best_isa()
-ISAS = [isa for isa, number in library.ISAS.items() if HERE is not None and number <= library.ISAS[HERE]]
+ISAS = library.isas()
 needs_kernels = pytest.mark.skipif(
     HERE is None, reason="the kernels were not compiled: there was no C compiler"
 )

@@ -110,7 +110,7 @@ int is_in_range(const Network *net, const PictureBuffers *picture) {
 
 /* Whether this processor has an instruction set, and a network in range is laid out for it. */
 int is_for_isa(const Network *net, int isa) {
-    if (isa < PLAIN || isa > quantsr_best_isa()) return 0;
+    if (isa < PLAIN || isa > NEON_I8MM || !(quantsr_isas() >> isa & 1)) return 0;
     if (net->program) return 1;
     for (int b = 0; b < net->blocks; b++)
         if ((net->body[b].conv1.kind == CODES) != (isa == AMX) || (net->body[b].conv2.kind == CODES) != (isa == AMX)) return 0;

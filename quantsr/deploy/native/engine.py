@@ -50,7 +50,7 @@ class NativeEngine(OneByOne):
                 "engine native: its kernels were not compiled; install a C compiler (apt-get install gcc) and quantsr anew"
             )
         isa = isa or best
-        if isa not in library.ISAS or library.ISAS[isa] > library.ISAS[best]:
+        if isa not in library.isas():
             raise InputError(f"isa: {isa!r} is not one that this processor has ({best} is its best)")
         try:
             self._program: Program = _laid_out(model, depth, isa)

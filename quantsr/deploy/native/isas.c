@@ -19,14 +19,6 @@
 #include <immintrin.h>
 #endif
 
-/* AMX needs a compiler that knows its tiles, and Linux's permission to use them. */
-#if defined(__x86_64__) && defined(__linux__) && (defined(__clang__) ? __clang_major__ >= 12 : __GNUC__ >= 11)
-#define HAS_AMX_KERNELS
-#include <cpuid.h>
-#include <sys/syscall.h>
-#include <unistd.h>
-#endif
-
 #define INLINE static inline __attribute__((always_inline))
 /* Before a loop of few rounds over arrays that are to be registers. */
 #define UNROLL _Pragma("GCC unroll 16")
@@ -208,47 +200,26 @@ typedef int32_t Ints16 __attribute__((vector_size(64)));
 #endif
 #endif
 
-/* Whether the processor and the system have AMX tiles for this process. Linux gives a process memory for them when it asks, and
-   refuses where it cannot (a thread's alternate signal stack may be too small for them). */
-static int has_amx(void) {
-#if defined(HAS_AMX_KERNELS)
-    enum { OSXSAVE = 1 << 27, AMX_TILE = 1 << 24, AMX_INT8 = 1 << 25, TILE_STATE = 3 << 17, ARCH_REQ_XCOMP_PERM = 0x1023, XFEATURE_XTILEDATA = 18 };
-    unsigned a, b, c, d, enabled, high;
-    if (!__get_cpuid(1, &a, &b, &c, &d) || !(c & OSXSAVE)) return 0;
-    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d & (AMX_TILE | AMX_INT8)) != (AMX_TILE | AMX_INT8)) return 0;
-    __asm__("xgetbv" : "=a"(enabled), "=d"(high) : "c"(0));
-    if ((enabled & TILE_STATE) != TILE_STATE) return 0;
-    return syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0;
-#else
-    return 0;
+#if defined(HAS_NEON_KERNELS)
+#include "neon.inc"
 #endif
-}
-
-static int find_best_isa(void) {
-#if defined(__x86_64__)
-    __builtin_cpu_init();
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni"))
-        return has_amx() ? AMX : AVX512_VNNI;
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return AVX2;
-#endif
-    return PLAIN;
-}
-
-int quantsr_best_isa(void) {
-    static atomic_int best; /* 0: not asked for yet */
-    if (!best) best = find_best_isa();
-    return best;
-}
 
 /* The kernels of programs that run on an instruction set; AMX's processors have AVX-512 VNNI. */
 SweepWork sweep_work_of(int isa) {
 #if defined(__x86_64__)
     if (isa >= AVX512_VNNI) return sweep_avx512_vnni;
     if (isa == AVX2) return sweep_avx2;
-#else
-    (void)isa;
 #endif
+#if defined(HAS_NEON_I8MM_KERNELS)
+    if (isa == NEON_I8MM) return sweep_neon_i8mm;
+#endif
+#if defined(HAS_NEON_DOTPROD_KERNELS)
+    if (isa == NEON_DOTPROD) return sweep_neon_dotprod;
+#endif
+#if defined(HAS_NEON_KERNELS)
+    if (isa == NEON) return sweep_neon;
+#endif
+    (void)isa;
     return sweep_plain;
 }
 
@@ -260,8 +231,16 @@ Kernels kernels_of(int isa, int swin) {
 #if defined(__x86_64__)
     if (isa >= AVX512_VNNI) return (Kernels){.work = swin ? swin_work_avx512_vnni : work_avx512_vnni};
     if (isa == AVX2) return (Kernels){.work = swin ? swin_work_avx2 : work_avx2};
-#else
-    (void)isa;
 #endif
+#if defined(HAS_NEON_I8MM_KERNELS)
+    if (isa == NEON_I8MM) return (Kernels){.work = swin ? swin_work_neon_i8mm : work_neon_i8mm};
+#endif
+#if defined(HAS_NEON_DOTPROD_KERNELS)
+    if (isa == NEON_DOTPROD) return (Kernels){.work = swin ? swin_work_neon_dotprod : work_neon_dotprod};
+#endif
+#if defined(HAS_NEON_KERNELS)
+    if (isa == NEON) return (Kernels){.work = swin ? swin_work_neon : work_neon};
+#endif
+    (void)isa;
     return (Kernels){.work = swin ? swin_work_plain : work_plain};
 }

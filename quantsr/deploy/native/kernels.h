@@ -1,6 +1,7 @@
 /* What the C files of the kernels share.
  *
- *   isas.c     the kernels, compiled for every instruction set (strips.inc, winograd.inc, swin.inc, sweeps.inc, elementwise.inc, amx.inc)
+ *   isas.c     the kernels, compiled for every instruction set (strips.inc, winograd.inc, swin.inc, sweeps.inc, elementwise.inc; amx.inc, neon.inc)
+ *   processor.c  which of those this processor has
  *   phases.c   what a picture's phases are, their units of work, and the order of those
  *   memory.c   where maps, plan and scratch lie in a picture's memory, and what they hold before the first phase
  *   threads.c  units of work on several threads
@@ -15,6 +16,22 @@
 #include "network.h"
 
 #include <stdatomic.h>
+
+/* AMX needs a compiler that knows its tiles, and Linux's permission to use them. */
+#if defined(__x86_64__) && defined(__linux__) && (defined(__clang__) ? __clang_major__ >= 12 : __GNUC__ >= 11)
+#define HAS_AMX_KERNELS
+#endif
+
+/* ARM64's NEON. Clang before version 16 has the intrinsics of its extensions only where all code may use them. */
+#if defined(__aarch64__) && !defined(__AARCH64EB__)
+#define HAS_NEON_KERNELS
+#if defined(__clang__) ? __clang_major__ >= 16 || defined(__ARM_FEATURE_DOTPROD) : __GNUC__ >= 10
+#define HAS_NEON_DOTPROD_KERNELS
+#endif
+#if defined(__clang__) ? __clang_major__ >= 16 || defined(__ARM_FEATURE_MATMUL_INT8) : __GNUC__ >= 10
+#define HAS_NEON_I8MM_KERNELS
+#endif
+#endif
 
 #define MIN(a, b) ((a) < (b) ? (a) : (b))
 #define MAX(a, b) ((a) > (b) ? (a) : (b))

@@ -13,13 +13,25 @@ from quantsr.deploy.native.structures import STRUCTURES, Network, PictureBuffers
 
 log = logging.getLogger(__name__)
 
-ABI = 2
+ABI = 3
 """The number of the interface between `structures.py` and the kernels: `QUANTSR_ABI` of
 `network.h`. Add one to both whenever a structure, the meaning of a field or an entry point
 changes."""
 
-ISAS = {"plain": 1, "avx2": 2, "avx512_vnni": 3, "amx": 4}
-"""Instruction sets that the kernels are written for."""
+ISAS = {
+    "plain": 1,
+    "avx2": 2,
+    "avx512_vnni": 3,
+    "amx": 4,
+    "neon": 5,
+    "neon_dotprod": 6,
+    "neon_i8mm": 7,
+}
+"""Instruction sets that the kernels are written for; of those that a processor has, the last is the
+fastest."""
+
+WITH_BYTE_PRODUCTS = frozenset({"avx512_vnni", "amx", "neon_dotprod", "neon_i8mm"})
+"""Those with an instruction that adds four products of bytes in 32 bits."""
 
 _FOLDER = Path(__file__).parent
 _NAME = "kernels.so"
@@ -93,10 +105,12 @@ def layout() -> Layout:
     return layout
 
 
+def isas() -> list[str]:
+    """Those of `ISAS` that this processor has; none without the library."""
+    library = load()
+    return [] if library is None else [name for name, i in ISAS.items() if library.quantsr_isas() >> i & 1]
+
+
 def best_isa() -> str | None:
     """The best of `ISAS` that this processor has; None without the library."""
-    library = load()
-    if library is None:
-        return None
-    best = library.quantsr_best_isa()
-    return next(name for name, number in ISAS.items() if number == best)
+    return isas()[-1] if isas() else None

@@ -6,7 +6,7 @@
 #include <stdint.h>
 
 /* The number of this interface, which library.py has as well. Add one whenever a structure, the meaning of a field or an entry point changes. */
-#define QUANTSR_ABI 2
+#define QUANTSR_ABI 3
 
 /* Sides of a Winograd convolution's tile of outputs: F(2x2, 3x3) and F(4x4, 3x3). */
 enum { TILE = 2, LARGE_TILE = 4 };
@@ -238,8 +238,8 @@ typedef struct {
     int32_t offset, size; /* in bytes */
 } LayoutEntry;
 
-/* Instruction sets. */
-enum { PLAIN = 1, AVX2 = 2, AVX512_VNNI = 3, AMX = 4 };
+/* Instruction sets; of those that a processor has, the last is the fastest. */
+enum { PLAIN = 1, AVX2 = 2, AVX512_VNNI = 3, AMX = 4, NEON = 5, NEON_DOTPROD = 6, NEON_I8MM = 7 };
 
 #define EXPORT __attribute__((visibility("default")))
 
@@ -249,8 +249,8 @@ EXPORT int quantsr_abi(void);
 /* The layout of the structures above when the library was compiled; the last entry's `structure` is NULL. */
 EXPORT const LayoutEntry *quantsr_layout(void);
 
-/* The best instruction set of this processor. */
-EXPORT int quantsr_best_isa(void);
+/* Bit i: this processor has the instruction set i, and there are kernels for it. */
+EXPORT int quantsr_isas(void);
 
 /* Bytes of memory that quantsr_run needs for a picture; 0: the arguments are out of range. */
 EXPORT size_t quantsr_memory(const Network *net, const PictureBuffers *picture);

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from quantsr.deploy.folded import FoldedConv
 from quantsr.deploy.native import structures
 from quantsr.deploy.native.arrays import G2, G4, WIDE, Arrays, nested, transformed, wide_step
+from quantsr.deploy.native.library import WITH_BYTE_PRODUCTS
 from quantsr.deploy.native.match import Unsupported
 from quantsr.deploy.native.sweeps import Channels
 from quantsr.deploy.packed.model import PackedLayer
@@ -64,7 +65,7 @@ def form_of(conv: FoldedConv, isa: str) -> Form:
     peak = int(np.abs(weight.astype(np.int64)).max(initial=0))
     span = int(np.abs(weight.astype(np.int64)).reshape(len(weight), -1).sum(1).max()) * (high - low)
     bytes_fit = high - low <= _BYTE and span <= _SUM and (not pairs or 2 * (high - low) * peak <= _PAIR)
-    if bytes_fit and (isa in ("avx512_vnni", "amx") or size != 3):
+    if bytes_fit and (isa in WITH_BYTE_PRODUCTS or size != 3):
         return Form(structures.IN_TAPS, structures.BYTES, offset=low)
     if size == 3 and 4 * max(-low, high) <= _WORD and 4 * bound <= _SUM and _peak(weight, G2) <= _WORD:
         return Form(structures.IN_TILES, structures.WORDS)
