@@ -14,6 +14,7 @@ from quantsr.deploy.engines import reference as integer_reference
 from quantsr.deploy.engines.reference import ReferenceOps
 from quantsr.deploy.folded import FoldedLinear, Norm, Requantize
 from quantsr.deploy.native.engine import NativeEngine
+from quantsr.deploy.packed.model import PackedModel
 from quantsr.deploy.passes.fold import fold
 from quantsr.deploy.passes.layout import lay_out
 from quantsr.errors import InputError
@@ -83,6 +84,16 @@ class WithRoom(Recording):
         return super().requantize_last(op, x)
 
 
+def codes_with_room(model: PackedModel, image: np.ndarray) -> dict[str, np.ndarray] | None:
+    """The reference's codes of a picture, whose sides are multiples of the window; None where a
+    value is so near a tie that the order of float32 sums in LayerNorm, softmax and GELU may decide
+    about it."""
+    ops = WithRoom(image.shape[:2])
+    with torch.inference_mode():
+        run(ops, lay_out(fold(model)).steps, {0: torch.from_numpy(image).permute(2, 0, 1)[None].float()})
+    return {name: codes[0] for name, codes in ops.codes.items()} if ops.room >= ROOM else None
+
+
 @needs_kernels
 @pytest.mark.parametrize("zero_points", [False, True], ids=["two's complement", "zero points"])
 @pytest.mark.parametrize("attention", [False, True], ids=["float attention", "quantized attention"])
@@ -96,20 +107,18 @@ def test_codes_of_2_to_4_bits_of_linear_layers_are_the_references_bit_for_bit(
         num_block=1, bits_w=bits, bits_a=bits, quantize_attention=attention, head_tail_bits=32
     )
     model = with_zero_points(model) if zero_points else model
-    steps, compared = lay_out(fold(model)).steps, 0
+    compared = 0
     for seed in range(12):
         image = picture(8, 12, seed)
-        ops = WithRoom(image.shape[:2])
-        with torch.inference_mode():
-            run(ops, steps, {0: torch.from_numpy(image).permute(2, 0, 1)[None].float()})
-        if ops.room < ROOM:
+        expected = codes_with_room(model, image)
+        if expected is None:
             continue
         for isa in ISAS:
             got = NativeEngine(model, 1, isa=isa, threads=2).codes(image)
             assert len(got) == 2 * 4  # two layers, of each what qkv, proj, fc1 and fc2 read
             for name, codes in got.items():
                 assert len(np.unique(codes)) >= 2 ** (bits - 1)
-                np.testing.assert_array_equal(codes, ops.codes[name][0], err_msg=f"{isa}: {name}")
+                np.testing.assert_array_equal(codes, expected[name], err_msg=f"{isa}: {name}")
         compared += 1
     assert compared >= 3
 

@@ -28,7 +28,7 @@
 #if defined(__clang__) ? __clang_major__ >= 16 || defined(__ARM_FEATURE_DOTPROD) : __GNUC__ >= 10
 #define HAS_NEON_DOTPROD_KERNELS
 #endif
-#if defined(__clang__) ? __clang_major__ >= 16 || defined(__ARM_FEATURE_MATMUL_INT8) : __GNUC__ >= 10
+#if defined(HAS_NEON_DOTPROD_KERNELS) && (!defined(__clang__) || __clang_major__ >= 16 || defined(__ARM_FEATURE_MATMUL_INT8))
 #define HAS_NEON_I8MM_KERNELS
 #endif
 #endif

@@ -7,9 +7,9 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 #endif
-#if defined(HAS_NEON_KERNELS) && defined(__linux__)
+#if defined(HAS_NEON_DOTPROD_KERNELS) && defined(__linux__)
 #include <sys/auxv.h>
-#elif defined(HAS_NEON_KERNELS) && defined(__APPLE__)
+#elif defined(HAS_NEON_DOTPROD_KERNELS) && defined(__APPLE__)
 #include <sys/sysctl.h>
 #endif
 
@@ -27,32 +27,25 @@ static int has_amx(void) {
 }
 #endif
 
-#if defined(HAS_NEON_KERNELS) && defined(__linux__)
-/* Bits of the kernel's AT_HWCAP and AT_HWCAP2, which headers of older systems lack. */
-enum { ASIMDDP = 1 << 20, I8MM = 1 << 13 };
-static int has_dotprod(void) { return (getauxval(AT_HWCAP) & ASIMDDP) != 0; }
-static int has_i8mm(void) { return (getauxval(AT_HWCAP2) & I8MM) != 0; }
-#elif defined(HAS_NEON_KERNELS) && defined(__APPLE__)
-static int has(const char *feature) {
+#if defined(HAS_NEON_DOTPROD_KERNELS)
+enum { DOTPROD, I8MM };
+/* Whether the processor has an extension of NEON. */
+static int has_extension(int extension) {
+#if defined(__linux__)
+    enum { HWCAP_OF_DOTPROD = 1 << 20, HWCAP2_OF_I8MM = 1 << 13 }; /* older headers lack them */
+    return extension == DOTPROD ? (getauxval(AT_HWCAP) & HWCAP_OF_DOTPROD) != 0 : (getauxval(AT_HWCAP2) & HWCAP2_OF_I8MM) != 0;
+#elif defined(__APPLE__)
     int value = 0;
     size_t size = sizeof value;
-    return sysctlbyname(feature, &value, &size, NULL, 0) == 0 && value;
-}
-static int has_dotprod(void) { return has("hw.optional.arm.FEAT_DotProd"); }
-static int has_i8mm(void) { return has("hw.optional.arm.FEAT_I8MM"); }
-#elif defined(HAS_NEON_KERNELS)
-/* Other systems: what the compiler may take for given. */
-static int has_dotprod(void) {
+    const char *name = extension == DOTPROD ? "hw.optional.arm.FEAT_DotProd" : "hw.optional.arm.FEAT_I8MM";
+    return sysctlbyname(name, &value, &size, NULL, 0) == 0 && value;
+#else /* what the compiler was told */
 #if defined(__ARM_FEATURE_DOTPROD)
-    return 1;
-#else
-    return 0;
+    if (extension == DOTPROD) return 1;
 #endif
-}
-static int has_i8mm(void) {
 #if defined(__ARM_FEATURE_MATMUL_INT8)
-    return 1;
-#else
+    if (extension == I8MM) return 1;
+#endif
     return 0;
 #endif
 }
@@ -73,10 +66,10 @@ static int find_isas(void) {
 #if defined(HAS_NEON_KERNELS)
     isas |= 1 << NEON;
 #if defined(HAS_NEON_DOTPROD_KERNELS)
-    if (has_dotprod()) isas |= 1 << NEON_DOTPROD;
+    if (has_extension(DOTPROD)) isas |= 1 << NEON_DOTPROD;
 #endif
 #if defined(HAS_NEON_I8MM_KERNELS)
-    if (has_dotprod() && has_i8mm()) isas |= 1 << NEON_I8MM;
+    if (has_extension(DOTPROD) && has_extension(I8MM)) isas |= 1 << NEON_I8MM;
 #endif
 #endif
     return isas;
