@@ -180,7 +180,9 @@ def differences(folder: Path, name: str, isa: str) -> tuple[list[str], int]:
             for what, (here, there) in pairs.items():
                 compared += there.size
                 if not np.array_equal(here, there):
-                    found.append(f"picture {i}, {what}: {np.count_nonzero(here != there)} of {there.size} values")
+                    found.append(
+                        f"picture {i}, {what}: {np.count_nonzero(here != there)} of {there.size} values"
+                    )
     return found, compared
 
 

@@ -31,7 +31,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @needs_kernels
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("isa", ISAS)
-def test_codes_and_floats_are_the_recorded_ones_bit_for_bit(folder: Path, isa: str, name: str, record_property) -> None:
+def test_codes_and_floats_are_the_recorded_ones_bit_for_bit(
+    folder: Path, isa: str, name: str, record_property
+) -> None:
     differences, compared = recorded.differences(folder, name, isa)
     assert not differences
     assert compared > 0

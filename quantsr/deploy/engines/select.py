@@ -95,8 +95,9 @@ def _make(name: str, *args: Any, **options: Any) -> Engine:
 def native_is_fastest(model: PackedModel) -> bool:
     """Whether the native engine is the fastest for this network on this processor.
 
-    It is with AVX2, AVX-512 VNNI or AMX, and taken with NEON, where nothing was timed; except for a network without attention on a processor with
-    AMX for which the kernels were compiled without it: OpenVINO uses it then.
+    It is with AVX2, AVX-512 VNNI or AMX, and is taken for it on ARM64, where nothing was timed;
+    except for a network without attention on a processor with AMX for which the kernels were
+    compiled without it: OpenVINO uses it then.
     """
     best = library.best_isa()
     if best in (None, "plain"):
