@@ -70,7 +70,7 @@ emulated=$(echo "$system"/usr/bin/python3.[0-9]*)
 mkdir -p "$folder/bin"
 cat >"$folder/bin/python3" <<EOF
 #!/bin/sh
-export PYTHONHOME="$system/usr" PYTHONPATH= PIP_ROOT_USER_ACTION=ignore
+export PYTHONHOME="$system/usr" PIP_ROOT_USER_ACTION=ignore
 exec qemu-aarch64 -cpu "\${ARM64_CPU:-max}" -L "$system" -0 "\$0" "$emulated" "\$@"
 EOF
 chmod +x "$folder/bin/python3"
@@ -91,14 +91,15 @@ cv2.imwrite(sys.argv[1], picture(20, 24))' "$folder/picture.png"
 # --- pip install . ------------------------------------------------------------------------------------------------------------
 
 step "pip install ."
+unset PYTHONPATH VIRTUAL_ENV # of this machine; pip sets the first for its children
 rm -rf "$folder/source" "$folder/check"
 mkdir -p "$folder/source" "$folder/check"
 git ls-files -z | xargs -0 cp --parents -t "$folder/source"
 cp -r "$folder/source/tests" "$folder/source/pyproject.toml" "$folder/check" # not quantsr/: the installed package is tested
 cd "$folder/check"
-[ -e "$folder/packages.done" ] || "$folder/bin/python3" -m pip install -q pytest
+[ -e "$folder/packages.done" ] || "$folder/bin/python3" -m pip install -q --no-warn-script-location pytest
 "$folder/bin/python3" -m pip install -q --no-warn-script-location --force-reinstall --no-deps "$folder/source"
-[ -e "$folder/packages.done" ] || "$folder/bin/python3" -m pip install -q "$folder/source"
+[ -e "$folder/packages.done" ] || "$folder/bin/python3" -m pip install -q --no-warn-script-location "$folder/source"
 touch "$folder/packages.done"
 
 # --- tests --------------------------------------------------------------------------------------------------------------------
