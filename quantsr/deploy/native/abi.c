@@ -10,6 +10,7 @@
 static const LayoutEntry LAYOUT[] = {
     WHOLE(Conv), FIELD(Conv, weight), FIELD(Conv, start), FIELD(Conv, scale), FIELD(Conv, bias), FIELD(Conv, kind), FIELD(Conv, blocks),
     FIELD(Conv, outputs), FIELD(Conv, tile), FIELD(Conv, offset_sums), FIELD(Conv, offset_mixed), FIELD(Conv, is_signed),
+    FIELD(Conv, in_groups),
     WHOLE(Quantizer), FIELD(Quantizer, tau), FIELD(Quantizer, factor), FIELD(Quantizer, low), FIELD(Quantizer, high),
     WHOLE(Block), FIELD(Block, input), FIELD(Block, conv1), FIELD(Block, conv2), FIELD(Block, low), FIELD(Block, high), FIELD(Block, shortcut),
     FIELD(Block, gaps), FIELD(Block, gap),
@@ -17,7 +18,7 @@ static const LayoutEntry LAYOUT[] = {
     WHOLE(Requantizer), FIELD(Requantizer, scale), FIELD(Requantizer, shift), FIELD(Requantizer, low), FIELD(Requantizer, high),
     WHOLE(Norm), FIELD(Norm, weight), FIELD(Norm, bias), FIELD(Norm, low), FIELD(Norm, high),
     WHOLE(Linear), FIELD(Linear, weight), FIELD(Linear, start), FIELD(Linear, scale), FIELD(Linear, bias), FIELD(Linear, inputs),
-    FIELD(Linear, outputs), FIELD(Linear, rounds), FIELD(Linear, low), FIELD(Linear, high),
+    FIELD(Linear, outputs), FIELD(Linear, rounds), FIELD(Linear, low), FIELD(Linear, high), FIELD(Linear, together),
     WHOLE(SwinLayer), FIELD(SwinLayer, norm1), FIELD(SwinLayer, norm2), FIELD(SwinLayer, q), FIELD(SwinLayer, k), FIELD(SwinLayer, v),
     FIELD(SwinLayer, proj), FIELD(SwinLayer, fc1), FIELD(SwinLayer, fc2), FIELD(SwinLayer, bias), FIELD(SwinLayer, score_scale),
     FIELD(SwinLayer, probabilities), FIELD(SwinLayer, mix), FIELD(SwinLayer, gelu), FIELD(SwinLayer, shift), FIELD(SwinLayer, middle_scale),

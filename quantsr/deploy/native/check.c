@@ -108,11 +108,28 @@ int is_in_range(const Network *net, const PictureBuffers *picture) {
     return (!net->swin || is_swin(net, picture)) && is_plannable(net, picture);
 }
 
+/* Whether sums of bytes are laid out for the 16 bits of AVX2, or for the 32 of others. */
+static int is_conv_for_isa(const Conv *conv, int isa) { return conv->kind != BYTES || !conv->start || !conv->in_groups == (isa != AVX2); }
+
+static int is_body_conv_for_isa(const Conv *conv, int isa) { return (conv->kind == CODES) == (isa == AMX) && is_conv_for_isa(conv, isa); }
+
+static int is_layer_for_isa(const SwinLayer *layer, int isa) {
+    const Linear *linears[] = {&layer->q, &layer->k, &layer->v, &layer->proj, &layer->fc1, &layer->fc2};
+    for (int i = 0; i < 6; i++)
+        if ((linears[i]->together > 0) != (isa == AVX2)) return 0;
+    return 1;
+}
+
 /* Whether this processor has an instruction set, and a network in range is laid out for it. */
 int is_for_isa(const Network *net, int isa) {
     if (isa < PLAIN || isa > NEON_I8MM || !(quantsr_isas() >> isa & 1)) return 0;
+    for (int i = 0; net->program && i < net->program->sweeps; i++)
+        if (!is_conv_for_isa(&net->program->sweep[i].conv, isa)) return 0;
     if (net->program) return 1;
     for (int b = 0; b < net->blocks; b++)
-        if ((net->body[b].conv1.kind == CODES) != (isa == AMX) || (net->body[b].conv2.kind == CODES) != (isa == AMX)) return 0;
+        if (!is_body_conv_for_isa(&net->body[b].conv1, isa) || !is_body_conv_for_isa(&net->body[b].conv2, isa)) return 0;
+    for (int g = 0; net->swin && g < net->swin->groups; g++)
+        for (int i = 0; i < net->swin->group[g].layers; i++)
+            if (!is_layer_for_isa(net->swin->group[g].layer + i, isa)) return 0;
     return net->after_body.kind != SPLIT || (isa == AMX && !net->swin);
 }

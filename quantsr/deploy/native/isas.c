@@ -22,6 +22,11 @@
 #define INLINE static inline __attribute__((always_inline))
 /* Before a loop of few rounds over arrays that are to be registers. */
 #define UNROLL _Pragma("GCC unroll 16")
+#if defined(__clang__)
+#define UNROLL_ALL _Pragma("unroll")
+#else
+#define UNROLL_ALL UNROLL
+#endif
 
 /* Of 16-bit inputs: four of them add up to 16 bits. */
 enum { LARGEST_WORD = 8191 };
@@ -127,8 +132,9 @@ INLINE void store_words_plain(int16_t *p, Ints4 v) {
 #define NAME(x) x##_avx2
 #define LANES 8
 #define COLUMNS 2
-#define ROWS 4
-#define DOT_BYTES(sum, a, w) ((sum) + (Ints8)_mm256_madd_epi16(_mm256_maddubs_epi16((__m256i)(a), (__m256i)(w)), _mm256_set1_epi16(1)))
+#define ROWS 6
+#define ADD_PAIRS(sum, a, w) add_pairs_avx2(sum, a, w)
+#define WIDEN(sum, factor) ((Ints8)_mm256_madd_epi16((__m256i)(sum), _mm256_set1_epi16((int16_t)(factor))))
 #define ROUND(x) ((Ints8)_mm256_cvtps_epi32(x))
 #define DOT_WORDS(sum, a, w) ((sum) + (Ints8)_mm256_madd_epi16((__m256i)(a), (__m256i)(w)))
 #define STORE_BYTES(p, v) store_bytes_avx2(p, (__m256i)(v))
@@ -140,6 +146,12 @@ INLINE void store_words_plain(int16_t *p, Ints4 v) {
 #define FMA(a, b, c) _mm256_fmadd_ps(a, b, c)
 #define FMA_DOUBLE(a, b, c) _mm256_fmadd_pd(a, b, c)
 typedef int32_t Ints8 __attribute__((vector_size(32)));
+/* Written out, because compilers gather the products of a step before they add any, which takes more registers than there are. */
+INLINE Ints8 add_pairs_avx2(Ints8 sum, Ints8 a, Ints8 w) {
+    Ints8 pairs;
+    __asm__("vpmaddubsw %2, %3, %0\n\tvpaddw %0, %1, %1" : "=&x"(pairs), "+x"(sum) : "x"(w), "x"(a));
+    return sum;
+}
 INLINE void store_bytes_avx2(uint8_t *p, __m256i v) {
     const __m256i low = _mm256_shuffle_epi8(v, _mm256_setr_epi8(0, 4, 8, 12, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, 0, 4, 8, 12, -1, -1, -1,
                                                                 -1, -1, -1, -1, -1, -1, -1, -1, -1));

@@ -22,7 +22,9 @@ typedef struct {
        scale takes off. Of CODES and SPLIT: for each plane (SPLIT has three), for each 16 outputs, for each row of the kernel [K / 4][16][4], K
        being (column, input) padded with zeros to a multiple of 64. */
     const void *weight;
-    const int32_t *start; /* of BYTES: [positions][P], what takes the offsets of the inputs off again */
+    const int32_t *start; /* of BYTES: [positions][P], what takes the offsets of the inputs off again; with `in_groups` [positions][2]: the number of
+                             steps of 4 inputs that are added in 16 bits, and a factor of their sums. What each group's sums start from, [P][2] of
+                             16 bits, then stands before its weights */
     const float *scale;   /* [P] the value of one unit of the sum */
     const float *bias;    /* [P] */
     int32_t kind;
@@ -32,6 +34,7 @@ typedef struct {
     int32_t offset_sums;  /* of BYTES: added to the transformed inputs at position (1, 1), all of whose terms are added ... */
     int32_t offset_mixed; /* ... and at the others, so that they are unsigned */
     int32_t is_signed;    /* of CODES and SPLIT: whether inputs are signed bytes */
+    int32_t in_groups;    /* of BYTES: whether they are laid out for sums of 16 bits (sums16.py), as AVX2 has them */
 } Conv;
 
 /* Codes of floats: clip(rint((x + tau) * factor[0] * factor[1]), low, high). */
@@ -78,6 +81,7 @@ typedef struct {
     int32_t inputs, outputs; /* multiples of 4 */
     int32_t rounds;          /* the result is clip(rint(.), low, high) */
     float low, high;
+    int32_t together; /* for AVX2: steps of 4 inputs whose products are added in 16 bits; else 0 */
 } Linear;
 
 /* m = x + proj(attention(norm1(x))); out = middle_scale * m + input_scale * x + fc2(gelu(fc1(norm2(m)))) */

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from quantsr.deploy.folded import FoldedConv, FoldedProgram
-from quantsr.deploy.native import structures
+from quantsr.deploy.native import structures, sums16
 from quantsr.deploy.native.arrays import (
     CHANNELS,
     G2,
@@ -152,20 +152,25 @@ class ConvProgram(Arrays):
         low, high = conv.codes_in
         terms, matrix = (16, G4) if tile == structures.LARGE_TILE else (4, G2)
         weight = transformed(conv.weight, matrix)
-        largest = terms * (high - low)
         fits = (
             np.iinfo(np.int8).min <= weight.min(initial=0) and weight.max(initial=0) <= np.iinfo(np.int8).max
         )
-        if largest > np.iinfo(np.uint8).max or not fits:
+        if terms * (high - low) > np.iinfo(np.uint8).max or not fits:
             raise Unsupported(f"{conv.name} has too many bits for its transform to be bytes")
-        if self._isa == "avx2" and 2 * largest * int(np.abs(weight).max(initial=0)) > np.iinfo(np.int16).max:
-            raise Unsupported(f"sums of two products of {conv.name} do not fit in this processor's 16 bits")
-        sums, mixed = -terms * low, terms // 2 * (high - low)
-        offset = np.full(len(weight), mixed)
-        offset[len(matrix) + 1] = sums
+        sums, mixed = sums16.tile_offsets(conv.codes_in, tile)
+        if self._isa == "avx2":
+            parts = sums16.tile_parts(conv.weight, conv.codes_in, tile)
+            if not sums16.fit(parts):
+                raise Unsupported(
+                    f"sums of two products of {conv.name} do not fit in this processor's 16 bits"
+                )
+            fields = sums16.fields(self, parts)
+        else:
+            offset = np.full(len(weight), mixed)
+            offset[len(matrix) + 1] = sums
+            start = self.pointer(-offset.reshape(-1, 1) * weight.sum(1), np.int32)
+            fields = {"weight": self.weight(list(weight), np.int8), "start": start}
         return structures.Conv(
-            weight=self.weight(list(weight), np.int8),
-            start=self.pointer(-offset.reshape(-1, 1) * weight.sum(1), np.int32),
             scale=self.pointer(conv.multiplier * np.float32(1 / terms)),
             bias=self.pointer(conv.bias),
             kind=structures.BYTES,
@@ -174,6 +179,7 @@ class ConvProgram(Arrays):
             tile=tile,
             offset_sums=sums,
             offset_mixed=mixed,
+            **fields,
         )
 
     # conv_after_body and tail

@@ -65,7 +65,7 @@ class Conv(ctypes.Structure):
         (
             "start",
             POINTER(c_int32),
-        ),  # of BYTES: [positions][P] int32, takes the offsets of the inputs off again
+        ),  # of BYTES: [positions][P] int32, takes the offsets of the inputs off again, or sums16.py's groups
         ("scale", F32),  # [P] real value of one unit of the sum
         ("bias", F32),  # [P] in real units, or those of the next convolution's codes
         ("kind", c_int32),  # BYTES, WORDS, FLOATS, CODES or SPLIT
@@ -76,6 +76,7 @@ class Conv(ctypes.Structure):
         ("offset_sums", c_int32),
         ("offset_mixed", c_int32),  # ... and at the others
         ("is_signed", c_int32),  # of CODES and SPLIT: whether inputs are signed bytes
+        ("in_groups", c_int32),  # of BYTES: whether `weight` and `start` are those of sums16.py
     )
 
 
@@ -152,6 +153,7 @@ class Linear(ctypes.Structure):
         ("rounds", c_int32),  # whether the result is clip(rint(.), low, high)
         ("low", c_float),
         ("high", c_float),
+        ("together", c_int32),  # steps of 4 inputs that are added in 16 bits; 0: sums have 32 bits
     )
 
 

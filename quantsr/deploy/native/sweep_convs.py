@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantsr.deploy.folded import FoldedConv
-from quantsr.deploy.native import structures
+from quantsr.deploy.native import structures, sums16
 from quantsr.deploy.native.arrays import G2, G4, WIDE, Arrays, nested, transformed, wide_step
 from quantsr.deploy.native.library import WITH_BYTE_PRODUCTS
 from quantsr.deploy.native.match import Unsupported
@@ -18,7 +18,7 @@ from quantsr.deploy.native.sweeps import Channels
 from quantsr.deploy.packed.model import PackedLayer
 
 _SIZES = (1, 3, 5)
-_BYTE, _SIGNED, _PAIR, _WORD, _SUM = 255, 127, 2**15 - 1, 2**15 - 1, 2**31 - 1
+_BYTE, _SIGNED, _WORD, _SUM = 255, 127, 2**15 - 1, 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,8 @@ class Form:
     offset: int = 0
     """Taken off the codes where they are stored."""
     tile: int = structures.TILE
+    in_groups: bool = False
+    """Whether products of bytes are added in 16 bits (`sums16`)."""
 
 
 def kernel(conv: FoldedConv) -> NDArray[Any]:
@@ -50,23 +52,22 @@ def form_of(conv: FoldedConv, isa: str) -> Form:
     weight, (low, high) = kernel(conv), conv.codes_in
     size = weight.shape[2]
     bound = int(np.abs(weight.astype(np.int64)).reshape(len(weight), -1).sum(1).max()) * max(-low, high)
-    pairs = isa == "avx2"  # which adds two products of bytes in 16 bits
+    pairs = isa == "avx2"
     if size == 3:
         for tile, terms, matrix in ((structures.LARGE_TILE, 16, G4), (structures.TILE, 4, G2)):
-            largest = terms * (high - low)
-            peak = _peak(weight, matrix)
             if (
-                largest <= _BYTE
+                terms * (high - low) <= _BYTE
                 and _is_signed_byte(weight, matrix)
                 and bound * terms <= _SUM
-                and (not pairs or 2 * largest * peak <= _PAIR)
+                and (not pairs or sums16.fit(sums16.tile_parts(weight, (low, high), tile)))
             ):
-                return Form(structures.IN_TILES, structures.BYTES, tile=tile)
-    peak = int(np.abs(weight.astype(np.int64)).max(initial=0))
+                return Form(structures.IN_TILES, structures.BYTES, tile=tile, in_groups=pairs)
     span = int(np.abs(weight.astype(np.int64)).reshape(len(weight), -1).sum(1).max()) * (high - low)
-    bytes_fit = high - low <= _BYTE and span <= _SUM and (not pairs or 2 * (high - low) * peak <= _PAIR)
+    bytes_fit = high - low <= _BYTE and span <= _SUM
+    if bytes_fit and pairs:
+        bytes_fit = sums16.fit(sums16.row_parts(tap_parts(weight), (low, high)))
     if bytes_fit and (isa in WITH_BYTE_PRODUCTS or size != 3):
-        return Form(structures.IN_TAPS, structures.BYTES, offset=low)
+        return Form(structures.IN_TAPS, structures.BYTES, offset=low, in_groups=pairs)
     if size == 3 and 4 * max(-low, high) <= _WORD and 4 * bound <= _SUM and _peak(weight, G2) <= _WORD:
         return Form(structures.IN_TILES, structures.WORDS)
     if max(-low, high) <= _WORD and bound <= _SUM:
@@ -128,7 +129,9 @@ def integer_conv(
     scale, bias = (spread(values, outputs, total) for values in (conv.multiplier, conv.bias))
     start = None
     offsets = {}
-    if form.form == structures.IN_TAPS:
+    if form.in_groups:
+        address, start, scale, offsets = _in_groups(arrays, conv.codes_in, weight, scale, form)
+    elif form.form == structures.IN_TAPS:
         address = arrays.weight(tap_parts(weight), np.int8 if form.kind == structures.BYTES else np.int16)
         if form.kind == structures.BYTES:
             start = arrays.pointer(form.offset * weight.astype(np.int64).sum((1, 2, 3)), np.int32)
@@ -136,10 +139,9 @@ def integer_conv(
         address = arrays.weight(nested(weight.astype(np.int64), 1, G2), np.int16)
         scale = scale * np.float32(0.25)
     else:
-        low, high = conv.codes_in
         terms, matrix = (16, G4) if form.tile == structures.LARGE_TILE else (4, G2)
         positions = transformed(weight.astype(np.int64), matrix)
-        sums, mixed = -terms * low, terms // 2 * (high - low)
+        sums, mixed = sums16.tile_offsets(conv.codes_in, form.tile)
         offset = np.full(len(positions), mixed)
         offset[len(matrix) + 1] = sums
         address = arrays.weight(list(positions), np.int8)
@@ -157,6 +159,21 @@ def integer_conv(
         tile=form.tile,
         **offsets,
     )
+
+
+def _in_groups(
+    arrays: Arrays, codes: tuple[int, int], weight: NDArray[Any], scale: NDArray[Any], form: Form
+) -> tuple[int, Any, NDArray[Any], dict[str, int]]:
+    """Weights, `start`, scale and further fields of a convolution whose products of bytes are added
+    in 16 bits."""
+    if form.form == structures.IN_TAPS:
+        found = sums16.fields(arrays, sums16.row_parts(tap_parts(weight), codes), one_position=True)
+    else:
+        found = sums16.fields(arrays, sums16.tile_parts(weight, codes, form.tile))
+        sums, mixed = sums16.tile_offsets(codes, form.tile)
+        found |= {"offset_sums": sums, "offset_mixed": mixed}
+        scale = scale * np.float32(1 / (16 if form.tile == structures.LARGE_TILE else 4))
+    return found.pop("weight"), found.pop("start"), scale, found
 
 
 def float_conv(

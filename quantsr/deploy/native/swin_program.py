@@ -9,7 +9,7 @@ import numpy as np
 
 from quantsr.deploy import windows
 from quantsr.deploy.folded import Attention, FoldedLinear, FoldedProgram, Norm, Requantize
-from quantsr.deploy.native import structures
+from quantsr.deploy.native import structures, sums16
 from quantsr.deploy.native.arrays import (
     MAX_OUTPUTS,
     Arrays,
@@ -185,11 +185,14 @@ class SwinProgram(Arrays):
                 f"{linear.name} has {inputs} inputs and {outputs} outputs, not multiples of {_ROUND_CHANNELS}"
             )
         low, high = linear.codes_in
-        if (
-            self._isa == "avx2"
-            and 2 * (high - low) * int(np.abs(weight).max(initial=0)) > np.iinfo(np.int16).max
-        ):
-            raise Unsupported(f"sums of two products of {linear.name} do not fit in this processor's 16 bits")
+        together = 0
+        if self._isa == "avx2":
+            part = sums16.Part(weight.T, (0, high - low), 0)
+            if not sums16.fit([part]):
+                raise Unsupported(
+                    f"sums of two products of {linear.name} do not fit in this processor's 16 bits"
+                )
+            together = sums16.steps_together(part)
         grouped = weight.reshape(outputs // 4, 4, inputs // 4, 4).transpose(
             0, 2, 1, 3
         )  # (O / 4, I / 4, 4, 4)
@@ -204,6 +207,7 @@ class SwinProgram(Arrays):
             rounds=linear.codes_out is not None,
             low=limits[0],
             high=limits[1],
+            together=together,
         )
 
     def _outer(self, net: SwinNet, scale: int) -> dict[str, Any]:
