@@ -106,14 +106,17 @@ def _fits(part: Part) -> bool:
     if weight.min(initial=0) < np.iinfo(np.int8).min or weight.max(initial=0) > np.iinfo(np.int8).max:
         return False
     stored = _extremes(weight, low + part.offset, high + part.offset)
-    return all(_within(_two_largest(x), _two_largest(y)) for x, y in (stored, _extremes(weight, low, high)))
+    return all(
+        _within(-_two_largest(least), _two_largest(most))
+        for least, most in (stored, _extremes(weight, low, high))
+    )
 
 
 def _two_largest(values: NDArray[np.int64]) -> NDArray[np.int64]:
-    """(P,) the sum of the two values (I, P) of largest size of each output."""
+    """(P,) the sum of the two largest sizes of values (I, P) for each output."""
     size = np.abs(values)
-    chosen = np.argsort(size, axis=0)[-_LANES:]
-    total: NDArray[np.int64] = np.take_along_axis(values, chosen, 0).sum(0)
+    count = len(size) - min(_LANES, len(size))
+    total: NDArray[np.int64] = np.partition(size, count, axis=0)[count:].sum(0)
     return total
 
 
