@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, NoReturn
 
-from quantsr import terminal, version
+from quantsr import cpu, terminal, version
 from quantsr.errors import InputError, OptionsError, WorkError, one_line
 
 DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
@@ -119,6 +119,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     debug = args.debug or "--debug" in args.rest
     _set_up_logging(debug)
+    cpu.share_cores()
     try:
         return _run(args.command, args.rest)
     except (InputError, WorkError, ImportError, OSError, KeyboardInterrupt) as error:

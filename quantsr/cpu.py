@@ -1,11 +1,16 @@
-"""Name, feature flags and cores of this machine's processor. Imports no torch."""
+"""Name, feature flags and cores of this machine's processor, and how threads share the cores with
+other processes. Imports no torch."""
 
 from __future__ import annotations
 
+import ctypes
+import math
 import os
 import platform
+import sys
+from collections.abc import MutableMapping
 from functools import cache
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 BF16 = frozenset({"avx512_bf16", "amx_bf16"})
 """Flags of processors that compute in bf16."""
@@ -29,5 +34,85 @@ def describe() -> tuple[str, frozenset[str]]:
 
 
 def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Cores that this process may use: those of its affinity mask, or fewer where a control group
+    limits its time."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    limit = quota()
+    return usable if limit is None else min(usable, max(1, math.ceil(limit)))
+
+
+def quota() -> float | None:
+    """Cores' worth of time that control groups grant this process (Linux), as ``docker run --cpus``
+    sets it; None where there is no limit."""
+    try:
+        memberships = Path("/proc/self/cgroup").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return None
+    limits = []
+    for membership in memberships:  # hierarchy:controllers:path; version 2 has no controllers
+        _, _, rest = membership.partition(":")
+        controllers, _, path = rest.partition(":")
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        root = Path("/sys/fs/cgroup", *(["cpu"] if controllers else []))
+        inside = PurePosixPath(path.lstrip("/"))
+        # In a container the path may be that outside of it, and the files those at the root.
+        for group in {root / folder for folder in (inside, *inside.parents)}:
+            limits.append(_quota_v1(group) if controllers else _quota_v2(group))
+    return min((limit for limit in limits if limit is not None), default=None)
+
+
+def _quota_v2(group: Path) -> float | None:
+    words = _words(group / "cpu.max")  # "max 100000" or "150000 100000", in microseconds
+    return _ratio(*words) if len(words) == 2 else None
+
+
+def _quota_v1(group: Path) -> float | None:
+    words = _words(group / "cpu.cfs_quota_us") + _words(group / "cpu.cfs_period_us")
+    return _ratio(*words) if len(words) == 2 else None
+
+
+def _words(file: Path) -> list[str]:
+    try:
+        return file.read_text(encoding="ascii", errors="replace").split()
+    except OSError:
+        return []
+
+
+def _ratio(time: str, period: str) -> float | None:
+    if not time.isdigit() or not period.isdigit() or int(period) == 0:  # "max", "-1"
+        return None
+    return int(time) / int(period) or None
+
+
+def share_cores(environment: MutableMapping[str, str] = os.environ) -> None:
+    """Makes OpenMP's threads wait without occupying their cores. To be called before torch is
+    imported, which reads these variables once; those that the user has set are kept.
+
+    A step of training on a CPU has about a thousand parallel loops, and a thread that is done waits
+    for the others at the end of each. By default it spins for some milliseconds: on a core that
+    another process wants, or one of its own team.
+    """
+    if not environment.keys() & {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"}:
+        environment["OMP_WAIT_POLICY"] = "PASSIVE"
+    if quota() is not None:
+        environment.setdefault("OMP_NUM_THREADS", str(cores()))
+
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+
+
+def keep_memory() -> None:
+    """Makes glibc keep the memory of freed tensors for the next ones.
+
+    It returns large blocks to the system otherwise, which then fills new ones with zeros page by
+    page, at every step. Without glibc nothing changes.
+    """
+    if sys.platform != "linux" or os.environ.keys() & {"MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_"}:
+        return
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except AttributeError:
+        return
+    mallopt(_M_TRIM_THRESHOLD, 2**30)
+    mallopt(_M_MMAP_THRESHOLD, 2**25)  # the largest that glibc allows

@@ -7,7 +7,7 @@ import logging
 import torch
 from torch import nn
 
-from quantsr import quant
+from quantsr import cpu, quant
 from quantsr.config import Options, TrainOptions
 from quantsr.data.loader import TrainLoader, build_train_loader
 from quantsr.hardware import processes
@@ -18,11 +18,12 @@ logger = logging.getLogger(__name__)
 
 def set_modes(options: TrainOptions, world: World) -> None:
     """Sets process-wide modes: compilation, exact FP32, the number of processes that share a batch,
-    cuDNN and TF32."""
+    cuDNN and TF32, and that memory is kept from step to step."""
     exact = options.exact_fp32
     quant.set_processes(world.size)
     quant.set_compile(options.compile)
     quant.set_exact_fp32(exact)
+    cpu.keep_memory()
     torch.backends.cudnn.benchmark = not exact
     torch.backends.cudnn.deterministic = exact
     torch.backends.cudnn.allow_tf32 = not exact

@@ -91,9 +91,15 @@ def activation_gradients(
     shape = x.shape
     x, grad = _as_rows(x, spec), _as_rows(grad, spec)
     bounds = spec.bounds_on(x.device)
-    run = kernel("activation_backward", x.device.type)
     view = _view_per_channel(tau, x.dim(), spec.channel_dim)
-    grad_x, grad_tau, grad_step = run(x, view, step, bounds, grad, spec.soft, spec.channel_dim)
+    if x.dtype in (torch.bfloat16, torch.float16):
+        run = kernel("activation_backward_half", x.device.type)
+        grad_x, grad_tau, grad_step = run(x, view, step, bounds, grad, spec.soft, spec.channel_dim)
+    else:
+        run = kernel("activation_backward", x.device.type)
+        grad_x, grad_step = run(x, view, step, bounds, grad, spec.soft)
+        channel = spec.channel_dim % x.dim()
+        grad_tau = grad_x.sum([dim for dim in range(x.dim()) if dim != channel])
     scale = input_step_gradient_scale(x.numel(), spec.range.qmax)
     return grad_x.reshape(shape), grad_tau, (grad_step.sum() * scale).reshape(step.shape)
 

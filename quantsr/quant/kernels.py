@@ -75,10 +75,35 @@ def activation_values(x: Tensor, tau: Tensor, step: Tensor, bounds: Bounds, dtyp
     return (torch.minimum(torch.maximum(u, bounds[0]), bounds[1]).round() * v).to(dtype)
 
 
+def _slope(u: Tensor, bounds: Bounds, soft: bool) -> tuple[Tensor, Tensor]:
+    """Derivatives of the value ``v * code(u)``, ``u = (x + tau) / v``: by ``x``, and by ``v``
+    (QuantSR section 3.2; LSQ where ``soft`` is false)."""
+    clipped = torch.minimum(torch.maximum(u, bounds[0]), bounds[1])
+    slope = (clipped == u).to(u.dtype)
+    if soft:
+        slope = slope * soft_round_slope(u)
+    return slope, clipped.round() - u * slope
+
+
 def activation_backward(
+    x: Tensor, tau: Tensor, step: Tensor, bounds: Bounds, grad: Tensor, soft: bool
+) -> tuple[Tensor, Tensor]:
+    """Gradients of :func:`activation_values` for ``x`` in FP32 or FP64, in one pass.
+
+    Returns:
+        gradient of ``x``, whose sums over all but the channels are the gradient of ``tau``, and the
+        gradient of the step (), unscaled.
+    """
+    by_x, by_step = _slope((x + tau) / step.clamp_min(MIN_STEP), bounds, soft)
+    return grad * by_x, (grad * by_step).sum()
+
+
+def activation_backward_half(
     x: Tensor, tau: Tensor, step: Tensor, bounds: Bounds, grad: Tensor, soft: bool, channel_dim: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of :func:`activation_values` (QuantSR section 3.2; LSQ where ``soft`` is false).
+    """Gradients of :func:`activation_values` for ``x`` in half precision.
+
+    That of ``tau`` is summed before the gradient of ``x`` is rounded.
 
     Returns:
         gradient of ``x`` (type of ``x``), of ``tau`` (C,), and of the step as per-channel sums
@@ -90,14 +115,10 @@ def activation_backward(
     rows = rows.reshape(-1, shape[-1])  # (M, C), M positions of all pictures
     g = wide(grad.movedim(channel_dim, -1).reshape(-1, shape[-1]))  # (M, C)
     u = (wide(rows) + tau.reshape(1, -1)) / step.clamp_min(MIN_STEP)  # (M, C) + (1, C)
-    clipped = torch.minimum(torch.maximum(u, bounds[0]), bounds[1])
-    slope = (clipped == u).to(u.dtype)
-    if soft:
-        slope = slope * soft_round_slope(u)
-    grad_x = g * slope
-    grad_step = (g * (clipped.round() - u * slope)).sum(0)  # (C,)
+    by_x, by_step = _slope(u, bounds, soft)
+    grad_x = g * by_x
     back = grad_x.to(x.dtype).reshape(shape).movedim(-1, channel_dim)  # shape of x
-    return back, grad_x.sum(0), grad_step
+    return back, grad_x.sum(0), (g * by_step).sum(0)
 
 
 # --- weights: w is (O, ...), step () or (O, 1, ...) -----------------------------------------------
@@ -157,6 +178,7 @@ _EAGER: dict[str, Callable[..., Any]] = {
         activation_codes,
         activation_values,
         activation_backward,
+        activation_backward_half,
         weight_values,
         weight_backward,
         scale_bias,
