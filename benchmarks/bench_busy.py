@@ -128,8 +128,8 @@ class Training:
         self._process.send_signal(signal.SIGSTOP)
 
     def measure(self, seconds: float) -> float:
-        """Seconds per iteration, over at least ``seconds`` and two iterations, unless these take six
-        times as long."""
+        """Seconds per iteration, over at least ``seconds`` and two iterations, or six times as long
+        without these."""
         self._process.send_signal(signal.SIGCONT)
         begin, first = time.perf_counter(), len(self._times)
         self._wait_for(first + 1, until=begin + 6 * seconds)  # the one that was interrupted

@@ -5,6 +5,7 @@ one process.
     python -m benchmarks.bench_train --arch T   # the same for SwinIR-S and QuantSR-T
     python -m benchmarks.bench_train --grow     # cost against bits, blocks, batch and patch
     python -m benchmarks.bench_train --device cuda --batch 32
+    python -m benchmarks.bench_train --precision fp32 --only "float FP32, channels_last" "ours FP32"
 
 On a processor without bf16 arithmetic the rows are in FP32 (``--precision`` overrides this).
 
@@ -33,6 +34,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from benchmarks import timing
+from quantsr import cpu
 from quantsr.archs import QuantSR_C, QuantSR_T
 from quantsr.basicsr_compat import EDSR, SwinIR
 from quantsr.hardware.device import computes_in_bf16
@@ -246,6 +248,7 @@ def peak_bytes(name: str, work: Work, precision: str) -> int:
 
 
 def _print_peak(name: str, work: Work, precision: str) -> None:
+    cpu.keep_memory()
     step = Step({**ROWS[precision], **stage2_rows(precision)}[name], work)
     if work.device == "cuda":
         step()
@@ -355,6 +358,10 @@ def main() -> None:
     parser.add_argument(
         "--grow", action="store_true", help="measure cost against bits, blocks, batch and patch"
     )
+    parser.add_argument(
+        "--only", nargs="+", metavar="ROW", help="only these rows, without their memory, such as 'ours FP32'"
+    )
+    parser.add_argument("--output", help="file in benchmarks/results (default: by network and precision)")
     parser.add_argument("--peak-of", help=argparse.SUPPRESS)
     parser.add_argument("--work", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -369,9 +376,16 @@ def main() -> None:
     parts = [*([] if work.arch == "C" else [work.arch.lower()]), work.device]
     tag = "_".join([*parts, *([] if precision == "bf16" else [precision])])
     print(machine())
+    cpu.keep_memory()  # as the trainer does
     if args.grow:
         records = grow(work, repeats=args.repeats, precision=precision)
-        path = timing.write_csv(f"train_growth_{tag}.csv", records)
+        path = timing.write_csv(args.output or f"train_growth_{tag}.csv", records)
+    elif args.only:
+        if unknown := set(args.only) - set(ROWS[precision]):
+            parser.error(f"--only: no rows {sorted(unknown)}; choose from {sorted(ROWS[precision])}")
+        rows = {name: row for name, row in ROWS[precision].items() if name in args.only}
+        records = measure(rows, work, repeats=args.repeats, memory=False, precision=precision)
+        path = timing.write_csv(args.output or f"train_{tag}.csv", records)
     else:
         common: dict[str, Any] = {"repeats": args.repeats, "memory": True, "precision": precision}
         records = measure(ROWS[precision], work, **common)
@@ -380,7 +394,7 @@ def main() -> None:
         name = {"bf16": "ours bf16", "fp32": "ours FP32"}[precision]
         ours = next(r for r in records if r["row"] == name)
         records.append({**loader_wait(work, ours["median_ms"] / 1e3), **asdict(work)})
-        path = timing.write_csv(f"train_{tag}.csv", records)
+        path = timing.write_csv(args.output or f"train_{tag}.csv", records)
     shown = [{k: v for k, v in r.items() if k not in asdict(work)} for r in records]
     print(timing.table(shown))
     print(f"written to {path}")

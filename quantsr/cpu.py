@@ -16,6 +16,10 @@ BF16 = frozenset({"avx512_bf16", "amx_bf16"})
 """Flags of processors that compute in bf16."""
 
 
+_CONTROL_GROUPS = Path("/sys/fs/cgroup")
+_OWN_GROUPS = Path("/proc/self/cgroup")
+
+
 @cache
 def describe() -> tuple[str, frozenset[str]]:
     """The processor's name and its feature flags as in ``/proc/cpuinfo`` ("avx2", "amx_int8");
@@ -44,45 +48,34 @@ def cores() -> int:
 def quota() -> float | None:
     """Cores' worth of time that control groups grant this process (Linux), as ``docker run --cpus``
     sets it; None where there is no limit."""
-    try:
-        memberships = Path("/proc/self/cgroup").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return None
     limits = []
-    for membership in memberships:  # hierarchy:controllers:path; version 2 has no controllers
-        _, _, rest = membership.partition(":")
-        controllers, _, path = rest.partition(":")
+    for line in _lines(_OWN_GROUPS):  # hierarchy:controllers:path; version 2 has no controllers
+        controllers, _, path = line.partition(":")[2].partition(":")
         if controllers and "cpu" not in controllers.split(","):
             continue
-        root = Path("/sys/fs/cgroup", *(["cpu"] if controllers else []))
-        inside = PurePosixPath(path.lstrip("/"))
-        # In a container the path may be that outside of it, and the files those at the root.
-        for group in {root / folder for folder in (inside, *inside.parents)}:
-            limits.append(_quota_v1(group) if controllers else _quota_v2(group))
-    return min((limit for limit in limits if limit is not None), default=None)
+        root = _CONTROL_GROUPS / "cpu" if controllers else _CONTROL_GROUPS
+        # A group is limited by those around it. In a container its own files are at the root.
+        for group in PurePosixPath(path.lstrip("/"), "_").parents:
+            words = (
+                _words(root / group / "cpu.cfs_quota_us") + _words(root / group / "cpu.cfs_period_us")
+                if controllers
+                else _words(root / group / "cpu.max")
+            )
+            if len(words) == 2 and all(word.isdigit() and int(word) for word in words):
+                limits.append(int(words[0]) / int(words[1]))
+    return min(limits, default=None)
 
 
-def _quota_v2(group: Path) -> float | None:
-    words = _words(group / "cpu.max")  # "max 100000" or "150000 100000", in microseconds
-    return _ratio(*words) if len(words) == 2 else None
-
-
-def _quota_v1(group: Path) -> float | None:
-    words = _words(group / "cpu.cfs_quota_us") + _words(group / "cpu.cfs_period_us")
-    return _ratio(*words) if len(words) == 2 else None
-
-
-def _words(file: Path) -> list[str]:
+def _lines(file: Path) -> list[str]:
     try:
-        return file.read_text(encoding="ascii", errors="replace").split()
+        return file.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return []
 
 
-def _ratio(time: str, period: str) -> float | None:
-    if not time.isdigit() or not period.isdigit() or int(period) == 0:  # "max", "-1"
-        return None
-    return int(time) / int(period) or None
+def _words(file: Path) -> list[str]:
+    """``150000 100000``, microseconds of each period; without a limit ``max`` or ``-1``."""
+    return " ".join(_lines(file)).split()
 
 
 def share_cores(environment: MutableMapping[str, str] = os.environ) -> None:

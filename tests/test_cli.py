@@ -270,3 +270,15 @@ def test_a_path_that_may_not_be_looked_at_is_bad_input(command, capsys) -> None:
     assert capsys.readouterr().err == (
         "error: secret/x: Permission denied; correct the path, or its permissions\n"
     )
+
+
+def test_threads_are_set_up_before_a_command_imports_torch(
+    command: Callable[[Callable[[argparse.Namespace], int]], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+    monkeypatch.setattr(cli.cpu, "share_cores", lambda: seen.append("shared"))
+    original = cli.import_module
+    monkeypatch.setattr(cli, "import_module", lambda name: seen.append(name) or original(name))
+    command(lambda args: 0)
+    assert cli.main(["fake"]) == 0
+    assert seen == ["shared", "fake_command"]
