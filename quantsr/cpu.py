@@ -88,8 +88,16 @@ def share_cores(environment: MutableMapping[str, str] = os.environ) -> None:
     """
     if not environment.keys() & {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"}:
         environment["OMP_WAIT_POLICY"] = "PASSIVE"
-    if quota() is not None:
-        environment.setdefault("OMP_NUM_THREADS", str(cores()))
+    if quota() is not None and "OMP_NUM_THREADS" not in environment:
+        environment["OMP_NUM_THREADS"] = _OWN_CHOICE["OMP_NUM_THREADS"] = str(cores())
+
+
+_OWN_CHOICE: dict[str, str] = {}
+
+
+def environment_of_user() -> dict[str, str]:
+    """``os.environ`` without the number of threads that `share_cores` chose for this process."""
+    return {name: value for name, value in os.environ.items() if _OWN_CHOICE.get(name) != value}
 
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3

@@ -42,6 +42,7 @@ def groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder in place of /sys/fs/cgroup, without limits; `own` in place of /proc/self/cgroup."""
     monkeypatch.setattr(cpu, "_CONTROL_GROUPS", tmp_path / "groups")
     monkeypatch.setattr(cpu, "_OWN_GROUPS", tmp_path / "own")
+    monkeypatch.setattr(cpu, "_OWN_CHOICE", {})
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
     (tmp_path / "own").write_text("0::/system/job\n")
     (tmp_path / "groups/system/job").mkdir(parents=True)
@@ -96,6 +97,19 @@ def test_a_limit_sets_the_number_of_threads_unless_the_user_does(groups: Path) -
     environment = {"OMP_NUM_THREADS": "5"}
     cpu.share_cores(environment)
     assert environment["OMP_NUM_THREADS"] == "5"
+
+
+def test_processes_started_later_choose_their_own_number_of_threads(
+    groups: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (groups / "cpu.max").write_text("200000 100000\n")
+    monkeypatch.setenv("OMP_NUM_THREADS", "5")
+    cpu.share_cores()
+    assert cpu.environment_of_user()["OMP_NUM_THREADS"] == "5"
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    cpu.share_cores()
+    assert os.environ["OMP_NUM_THREADS"] == "2"
+    assert "OMP_NUM_THREADS" not in cpu.environment_of_user()
 
 
 _FAULTS = """

@@ -17,7 +17,7 @@ import torch
 
 from quantsr.analysis.runs import Ledger
 from quantsr.config.comparison import Comparison
-from quantsr.cpu import cores
+from quantsr.cpu import cores, environment_of_user
 from quantsr.engine.run_folder import StopRequest
 from quantsr.errors import StopError, WorkError
 from quantsr.hardware.processes import World
@@ -155,7 +155,7 @@ def _close(process: subprocess.Popen[bytes]) -> None:
 
 def _environment(number: int, count: int) -> dict[str, str]:
     """The environment of one of ``count`` workers."""
-    environment = dict(os.environ)
+    environment = environment_of_user()
     environment.setdefault("OMP_NUM_THREADS", str(max(1, cores() // count)))
     devices = _devices(environment)
     if devices:
