@@ -189,11 +189,13 @@ class Arrays:
             # (O / 16, 16, k, K / 4, 4)
             parts = rows.reshape(-1, CHANNELS, size, rows.shape[2] // 4, 4)
             laid_out.append(parts.transpose(0, 2, 3, 1, 4).ravel())
-        values = np.concatenate(laid_out).astype(np.int8, casting="unsafe")
+        return self.aligned(np.concatenate(laid_out).astype(np.int8, casting="unsafe"))
+
+    def aligned(self, values: NDArray[np.int8]) -> int:
+        """Address of a copy of the values from the start of a cache line on: rows of tiles and
+        vectors that are parts of one are loaded fastest."""
         memory = self.keep(np.empty(len(values) + _CACHE_LINE, np.uint8))
-        start = (
-            -memory.ctypes.data % _CACHE_LINE
-        )  # rows of tiles are loaded fastest where they are whole cache lines
+        start = -memory.ctypes.data % _CACHE_LINE
         memory[start : start + len(values)] = values.view(np.uint8)
         return int(memory.ctypes.data) + start
 

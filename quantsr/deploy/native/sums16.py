@@ -157,9 +157,8 @@ def fields(arrays: Arrays, parts: Sequence[Part], *, one_position: bool = False)
     if one_position:
         lengths = [min(lengths)] * len(parts)
     groups = [(length, part.factor) for length, part in zip(lengths, parts, strict=True)]
-    weight = arrays.keep(laid_out(parts, lengths))
     return {
-        "weight": int(weight.ctypes.data),
+        "weight": arrays.aligned(laid_out(parts, lengths)),
         "start": arrays.pointer(groups[:1] if one_position else groups, np.int32),
         "in_groups": 1,
     }
