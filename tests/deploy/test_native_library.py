@@ -402,6 +402,18 @@ def test_blocks_laid_out_for_other_instruction_sets_are_refused(laid_out: str, i
 
 
 @needs_kernels
+@pytest.mark.parametrize(("laid_out", "isa"), [("plain", "avx2"), ("avx2", "plain")])
+@pytest.mark.parametrize("make", [blocks_of, windows_of])
+def test_sums_of_other_widths_are_refused(make, laid_out: str, isa: str) -> None:
+    """AVX2 adds in 16 bits, others in 32."""
+    if "avx2" not in ISAS:
+        pytest.skip("no AVX2 here")
+    call = make(laid_out)
+    assert call.kernels.quantsr_run(call.network, call.picture, library.ISAS[laid_out], call.address) == 0
+    assert call.kernels.quantsr_run(call.network, call.picture, library.ISAS[isa], call.address) == 1
+
+
+@needs_kernels
 def test_planes_of_amx_are_refused_with_windows() -> None:
     call = windows_of(HERE)
     with ExitStack() as changes:

@@ -10,7 +10,11 @@ from quantsr.deploy.native import structures, sums16
 from quantsr.deploy.native.arrays import G2, G4, transformed
 from tests.reference import sums16 as reference
 
-CASES = [(4, (0, 15), structures.LARGE_TILE), (4, (-8, 7), structures.LARGE_TILE), (4, (0, 63), structures.TILE)]
+CASES = [
+    (4, (0, 15), structures.LARGE_TILE),
+    (4, (-8, 7), structures.LARGE_TILE),
+    (4, (0, 63), structures.TILE),
+]
 
 
 def weight_of(bits: int, seed: int, inputs: int = 32, outputs: int = 4) -> NDArray[np.int64]:

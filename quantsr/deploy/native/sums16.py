@@ -131,7 +131,7 @@ def _within(least: NDArray[np.int64], most: NDArray[np.int64]) -> bool:
 
 
 def steps_together(part: Part) -> int:
-    """The most steps in a group, all groups but the last being equal, with which every sum is exact.
+    """The most steps in a group, all groups but the last being equal, with which sums are exact.
 
     Of as many groups the shortest ones are taken: then the last is not much shorter. Raises
     ValueError for weights that do not `fit`.
