@@ -29,6 +29,7 @@ from benchmarks import timing
 from benchmarks.bench_any import NETWORKS, made
 from quantsr.deploy.engines import select
 from quantsr.deploy.native import structures
+from quantsr.deploy.native.engine import NativeEngine
 from quantsr.deploy.packed import packing
 from quantsr.timing import load_per_core, machine
 from quantsr.trained_files.names import find_packed, shipped
@@ -122,6 +123,7 @@ def main() -> None:
         height, width = args.size or (ANY_SIZE if name in NETWORKS else SIZE)
         image = np.random.default_rng(0).integers(0, 256, (1, height, width, 3), np.uint8)
         engine = select.create("native", model, depth, threads=1, isa="avx2")
+        assert isinstance(engine, NativeEngine)
         engine.run(image)
         times = []
         for _ in range(args.rounds):
