@@ -4,26 +4,22 @@ says why, and upscaling works."""
 from __future__ import annotations
 
 import os
+import runpy
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
+import setuptools
 
 from quantsr import Upscaler
 from quantsr.deploy.native import library
 from quantsr.deploy.stand_ins.convolutional import random_model
 from tests.conftest import ROOT
-
-MSVC = """
-import sys
-from setuptools._distutils import ccompiler
-ccompiler.get_default_compiler = lambda *_: "msvc"
-sys.argv[1:] = ["-q", "build_ext", "--inplace"]
-exec(compile(open("setup.py").read(), "setup.py", "exec"), {"__name__": "__main__"})
-"""
 
 
 @pytest.fixture
@@ -62,8 +58,17 @@ def test_without_a_compiler_one_line_says_so(checkout: Path) -> None:
     assert "without the kernels of its native engine: they could not be compiled" in line
 
 
-def test_msvc_is_not_tried(checkout: Path) -> None:
-    (line,) = build(checkout, ["-c", MSVC])
+def test_msvc_is_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: dict[str, Any] = {}
+    monkeypatch.setattr(setuptools, "setup", lambda **arguments: given.update(arguments))
+    monkeypatch.chdir(ROOT)
+    runpy.run_path("setup.py")
+    command = given["cmdclass"]["build_ext"](setuptools.Distribution())
+    command.compiler = SimpleNamespace(compiler_type="msvc")  # nothing that could compile
+    said: list[str] = []
+    monkeypatch.setattr(command, "warn", said.append)
+    command.build_extension(given["ext_modules"][0])
+    (line,) = said
     assert line.endswith("MSVC has neither POSIX threads nor GCC's vector types")
 
 
