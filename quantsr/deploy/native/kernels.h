@@ -152,7 +152,6 @@ size_t lay_out(const Network *net, const PictureBuffers *picture, char *memory, 
 void fill_maps(const Network *net, const PictureBuffers *picture, const Maps *maps);
 
 /* threads.c */
-void wait_once(int looks);
 void run_threads(const Network *net, const PictureBuffers *picture, const Maps *maps, const Plan *plan, const Scratch *scratch, Kernels kernels);
 
 /* program.c */

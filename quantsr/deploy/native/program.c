@@ -3,7 +3,11 @@
 #include "kernels.h"
 
 #include <pthread.h>
+#include <sched.h>
 #include <string.h>
+
+/* How often a thread looks for what it waits for before it leaves its core to others. */
+enum { SPINS = 2000 };
 
 /* Pixels behind a map that products of several pixels at once may read. */
 enum { SLACK = 2 * CHUNK };
@@ -153,7 +157,8 @@ static void *run_member(void *argument) {
     const int units = team->first[program->sweeps];
     for (int unit, s = 0; (unit = atomic_fetch_add(&team->next, 1)) < units;) {
         while (unit >= team->first[s + 1]) s++;
-        for (int looks = 0; atomic_load_explicit(&team->done, memory_order_acquire) < team->first[s]; looks++) wait_once(looks);
+        for (int spins = 0; atomic_load_explicit(&team->done, memory_order_acquire) < team->first[s]; spins++)
+            if (spins >= SPINS) sched_yield();
         team->work(&team->frame, program->sweep + s, unit - team->first[s], member->scratch);
         finish_unit(&team->frame, program->sweep + s, unit - team->first[s]);
         atomic_fetch_add_explicit(&team->done, 1, memory_order_release);

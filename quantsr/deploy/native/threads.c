@@ -5,17 +5,9 @@
 #include <pthread.h>
 #include <sched.h>
 #include <string.h>
-#include <time.h>
 
-/* What a thread does after it looked `looks` times in vain for what it waits for. At first it looks again at once, then it lets other threads
- * of its core run. What takes longer is work of a thread that another process keeps from running: the kernel moves that thread here only
- * when this core is idle. */
-void wait_once(int looks) {
-    enum { SPINS = 2000, YIELDS = 200, SLEEP_NS = 50000 };
-    if (looks < SPINS) return;
-    if (looks < SPINS + YIELDS) sched_yield();
-    else nanosleep(&(struct timespec){.tv_nsec = SLEEP_NS}, NULL);
-}
+/* How often a thread looks for what it waits for before it leaves its core to others. */
+enum { SPINS = 2000 };
 
 /* Work of one picture that its threads share. */
 typedef struct {
@@ -54,8 +46,8 @@ static void *run_member(void *argument) {
             int from, to;
             needs_of(team->net, team->picture, unit, &from, &to);
             for (int i = from; i < to; i++)
-                for (int looks = 0; !atomic_load_explicit(&plan->done[plan->first[unit.phase - 1] + i], memory_order_acquire); looks++)
-                    wait_once(looks);
+                for (int spins = 0; !atomic_load_explicit(&plan->done[plan->first[unit.phase - 1] + i], memory_order_acquire); spins++)
+                    if (spins >= SPINS) sched_yield();
             if (to - from == units_of(team->net, team->picture, unit.phase - 1)) complete = unit.phase - 1;
         }
         team->kernels.work(team->net, team->picture, team->maps, unit.phase, unit.number, &member->scratch);
