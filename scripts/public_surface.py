@@ -61,6 +61,8 @@ def arguments(parser: argparse.ArgumentParser) -> Iterator[str]:
             for inner in action.choices.values():
                 yield f"command {inner.prog}"
                 yield from arguments(inner)
+        elif action.help is argparse.SUPPRESS:  # for the commands themselves
+            continue
         elif action.option_strings:
             needed = " = needed" if action.required else ""
             yield from (f"flag {parser.prog} {flag}{needed}" for flag in action.option_strings)
