@@ -15,6 +15,8 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [
     path
@@ -94,3 +96,13 @@ def quantsr_command(words: list[str]) -> tuple[str, list[str]] | None:
     if rest and rest[0].endswith(".yml"):
         rest = ["-opt", *rest]
     return name, rest if "-opt" in rest else ["-opt", default, *rest]
+
+
+def keep_registrations(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forget at the end of a test what the files of the pages have registered."""
+    from quantsr import basicsr_compat, discovery
+
+    for kind in ("ARCH", "LOSS", "METRIC"):
+        registry = getattr(basicsr_compat, f"{kind}_REGISTRY")
+        monkeypatch.setattr(registry, "_obj_map", dict(registry._obj_map))
+    monkeypatch.setattr(discovery, "_imported", set(discovery._imported))

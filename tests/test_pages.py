@@ -11,7 +11,7 @@ import yaml
 
 from quantsr import cli
 from quantsr.commands.upscale import DEFAULT_MODEL
-from tests.pages import DEFAULTS, PAGES, ROOT, commands, quantsr_command, snippets
+from tests.pages import DEFAULTS, PAGES, ROOT, commands, keep_registrations, quantsr_command, snippets
 
 TYPED = [
     pytest.param(words, id=f"{path.relative_to(ROOT)}: {' '.join(words)}")
@@ -38,6 +38,7 @@ def test_the_network_of_the_page_upscales(own_files: Path, monkeypatch: pytest.M
     from quantsr.archs.constructors import build_network
     from quantsr.discovery import import_named
 
+    keep_registrations(monkeypatch)
     monkeypatch.chdir(own_files)
     import_named("own_arch.py")
     net = build_network("ThreeConvs", {"num_feat": 4, "upscale": 3})
@@ -49,6 +50,7 @@ def test_every_documented_command_is_parsed(
     words: list[str], own_files: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if "--import" in words:
+        keep_registrations(monkeypatch)
         monkeypatch.chdir(own_files)
     found = quantsr_command(words)
     assert found is not None

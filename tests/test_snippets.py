@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from quantsr import cli
-from tests.pages import PAGES, ROOT, Snippet, commands, quantsr_command, snippets
+from tests.pages import PAGES, ROOT, Snippet, commands, keep_registrations, quantsr_command, snippets
 
 LANGUAGES = {"sh", "python", "yaml", "text", "cpp"}
 NOTEBOOK = ROOT / "docs" / "notebook"
@@ -144,6 +144,7 @@ def place(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
     """A copy of the folder, for one page."""
     from quantsr.quant import get_compile, set_compile
 
+    keep_registrations(monkeypatch)
     place = tmp_path / "page"
     shutil.copytree(folder, place, symlinks=True)
     monkeypatch.chdir(place)
