@@ -31,7 +31,7 @@ from quantsr.config.docs import default_text
 from quantsr.config.queue import QueueOptions
 from quantsr.config.schema import Options
 from quantsr.config.wording import section_of
-from quantsr.deploy.engines.base import ENGINES
+from quantsr.deploy.engines.names import ENGINES
 from quantsr.deploy.operations import KINDS
 from quantsr.engine.training_state import STATE_VERSION
 from quantsr.trained_files import checkpoint, packed_header

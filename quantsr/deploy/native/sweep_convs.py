@@ -128,7 +128,7 @@ def integer_conv(
     total = len(weight)
     scale, bias = (spread(values, outputs, total) for values in (conv.multiplier, conv.bias))
     start = None
-    offsets = {}
+    offsets: dict[str, int] = {}
     if form.in_groups:
         address, start, scale, offsets = _in_groups(arrays, conv.codes_in, weight, scale, form)
     elif form.form == structures.IN_TAPS:
