@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.browser import browser  # noqa: F401 (a fixture of all tests)
+
 ROOT = Path(__file__).resolve().parents[1]
 
 # Set before torch is imported, so that several test processes do not compete for the cores.

@@ -1,13 +1,9 @@
-"""The page of `quantsr demo` in a browser without a window: Chromium or Chrome with its driver, and
-selenium."""
+"""The page of `quantsr demo` in a browser without a window."""
 
 from __future__ import annotations
 
 import base64
 import io
-import shutil
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,25 +13,9 @@ from PIL import Image
 from quantsr.data.resize import imresize_uint8
 from quantsr.demo.networks import Networks
 from quantsr.demo.server import DemoServer
+from tests.browser import LEFT, choose, drag, emulate, is_dark, wait_until
 
 pytestmark = pytest.mark.integration
-
-webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
-support = pytest.importorskip("selenium.webdriver.support.ui", reason="selenium is not installed")
-
-CHROME = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-DRIVER = shutil.which("chromedriver")
-ARGUMENTS = (
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--window-size=1000,800",
-)
 
 # Puts a file into the page as a mouse that carries it would.
 DROP = """
@@ -55,21 +35,6 @@ return [canvas.height, canvas.width, [...context.getImageData(0, 0, canvas.width
 """
 
 
-@pytest.fixture
-def browser(tmp_path: Path) -> Iterator[Any]:
-    if CHROME is None or DRIVER is None:
-        pytest.skip("neither Chromium nor Chrome with chromedriver is in PATH")
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROME
-    for argument in (*ARGUMENTS, f"--user-data-dir={tmp_path / 'profile'}"):
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    service = webdriver.ChromeService(DRIVER)
-    driver = webdriver.Chrome(options=options, service=service)
-    yield driver
-    driver.quit()
-
-
 class Page:
     """The page, and what a user sees and does there."""
 
@@ -79,8 +44,7 @@ class Page:
         self.wait(lambda: self.options("depth"))
 
     def wait(self, condition: Any) -> None:
-        wait = support.WebDriverWait(self.browser, 60)
-        wait.until(lambda _: condition())
+        wait_until(self.browser, condition)
 
     def find(self, name: str) -> Any:
         return self.browser.find_element("id", name)
@@ -89,7 +53,7 @@ class Page:
         return [option.text for option in self.find(name).find_elements("tag name", "option")]
 
     def choose(self, name: str, index: int) -> None:
-        support.Select(self.find(name)).select_by_index(index)
+        choose(self.find(name), index)
         self.settled()
 
     def settled(self) -> None:
@@ -157,13 +121,11 @@ def test_the_slider_moves_by_keyboard_and_pointer(page: Page, browser: Any) -> N
         return str(before.value_of_css_property("clip-path"))
 
     assert covered() == "inset(0px 50% 0px 0px)"
-    share.send_keys("\ue012" * 10)  # the left arrow
+    share.send_keys(LEFT * 10)
     assert (share.get_attribute("value"), covered()) == ("40", "inset(0px 60% 0px 0px)")
     assert share.get_attribute("aria-valuetext") == "40 % bicubic, 60 % network"
     pair = page.find("pair")
-    actions = webdriver.ActionChains(browser)
-    quarter = pair.rect["width"] // 4
-    actions.move_to_element(pair).click_and_hold().move_by_offset(quarter, 0).release().perform()
+    drag(browser, pair, pair.rect["width"] // 4)
     assert abs(int(share.get_attribute("value")) - 75) <= 1
     assert page.errors() == []
 
@@ -180,12 +142,7 @@ def test_a_bad_file_is_named_and_the_next_picture_works(page: Page) -> None:
 
 @pytest.mark.parametrize("dark", [False, True])
 def test_a_phone_shows_it_without_scrolling_sideways(page: Page, browser: Any, dark: bool) -> None:
-    size = {"width": 360, "height": 700, "deviceScaleFactor": 2, "mobile": True}
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-    scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
+    emulate(browser, width=360, dark=dark)
     page.drop(png(np.repeat(np.repeat(SMALL, 8, 0), 8, 1)), "a name that is long enough to be broken.png")
     assert browser.execute_script("return document.documentElement.scrollWidth") <= 360
-    ground = browser.find_element("tag name", "body").value_of_css_property("background-color")
-    light = sum(map(int, ground.removeprefix("rgba(").removeprefix("rgb(").rstrip(")").split(",")[:3])) / 3
-    assert (light < 60) == dark
+    assert is_dark(browser) == dark
