@@ -3,9 +3,10 @@
     python scripts/check_installed.py [ENGINE ...]
 
 Engines are "native" (default), "openvino" and the like: each must run every network that comes with
-quantsr. 99 % of the values must be within 1 of 255 of the first engine's (docs/explanation/numerics.md says
-where engines differ), and the pictures must look like the input. Prints a line for each network,
-and ends with exit code 1 at the first fault. Needs nothing but what `pip install quantsr` installs.
+quantsr. 99 % of the values must be within 1 of 255 of the first engine's
+(docs/explanation/numerics.md says where engines differ), and the pictures must look like the input.
+Prints a line for each network, and ends with exit code 1 at the first fault. Needs nothing but what
+`pip install quantsr` installs.
 """
 
 from __future__ import annotations

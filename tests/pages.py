@@ -86,10 +86,11 @@ def commands(code: str) -> list[list[str]]:
 
 
 def quantsr_command(words: list[str]) -> tuple[str, list[str]] | None:
-    """The quantsr command that a typed line runs, and its arguments; None for other lines."""
+    """The quantsr command that a typed line runs, and its arguments; None for other lines, such as
+    `quantsr --version`."""
     if words[0] == "quantsr" or words[:3] == ["python", "-m", "quantsr"]:
         rest = words[words.index("quantsr") + 1 :]
-        return rest[0], rest[1:]
+        return None if rest[0].startswith("-") else (rest[0], rest[1:])
     if words[0] != "sh" or words[1] not in DEFAULTS:
         return None
     (name, default), rest = DEFAULTS[words[1]], words[2:]

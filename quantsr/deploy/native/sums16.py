@@ -12,8 +12,8 @@ every output and whatever the inputs are,
    group's sums start from minus the offset times the sum of its weights.
 
 Weights of a transform that have a common factor go without it, and the sums are multiplied by it
-when they are widened. The bounds follow from a layer's own weights (docs/reference/speed.md has what that
-brings for the shipped networks).
+when they are widened. The bounds follow from a layer's own weights (docs/reference/speed.md has
+what that brings for the shipped networks).
 """
 
 from __future__ import annotations
