@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shlex
-import signal
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -43,7 +42,7 @@ class Worker:
         from submitit.helpers import DelayedSubmission
 
         if self._process is not None:
-            self._process.send_signal(signal.SIGINT)
+            self._process.terminate()
             self._process.wait()
         return DelayedSubmission(Worker(self.command))
 

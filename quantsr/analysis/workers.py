@@ -140,7 +140,7 @@ class Workers:
         """Stops the workers that are left: each writes its state first."""
         for process in self._processes.values():
             with contextlib.suppress(ProcessLookupError):
-                process.send_signal(signal.SIGINT)
+                process.terminate()
         for process in self._processes.values():
             process.wait()
             _close(process)
@@ -171,7 +171,7 @@ def _devices(environment: Mapping[str, str]) -> list[str]:
 
 
 def stop_with_parent() -> None:
-    """Makes this process stop, as by SIGINT, when its standard input ends, which the parent holds
+    """Makes this process stop, as by SIGTERM, when its standard input ends, which the parent holds
     open."""
 
     handle = os.dup(sys.stdin.fileno())
@@ -181,7 +181,7 @@ def stop_with_parent() -> None:
         with contextlib.suppress(OSError):
             while os.read(handle, 4096):
                 pass
-        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=wait, name="stop with parent", daemon=True).start()
 

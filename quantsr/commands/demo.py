@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import threading
 import webbrowser
 
@@ -36,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Serves the page to this machine until it is interrupted; returns 0.
+    """Serves the page to this machine until SIGINT or SIGTERM comes; returns 0.
 
     Raises:
         InputError: a bad network, engine or number of threads, or a port that is taken.
@@ -48,6 +49,9 @@ def run(args: argparse.Namespace) -> int:
         if not args.no_browser:
             # not waited for: a browser in the terminal runs until it is left
             threading.Thread(target=webbrowser.open, args=(server.address,), daemon=True).start()
+        # set here as well: processes that a shell starts in the background ignore SIGINT
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.default_int_handler)
         try:
             server.serve_forever()
         except KeyboardInterrupt:

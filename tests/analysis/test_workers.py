@@ -214,7 +214,7 @@ def test_a_worker_stops_when_its_parent_dies(tmp_path: Path) -> None:
     assert child.poll() is None
     assert child.stdin is not None
     child.stdin.close()
-    assert child.wait(60) == -signal.SIGINT  # of Python's KeyboardInterrupt
+    assert child.wait(60) == -signal.SIGTERM
 
 
 def test_slurm_parameters() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -169,7 +170,12 @@ def test_the_command_serves_until_it_is_interrupted_and_loads_no_torch(network_f
         "sys.exit(code or 100 * ('torch' in sys.modules))"
     )
     words = [sys.executable, "-c", code, "demo", "--no-browser", "--network", str(network_files[1])]
-    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
+
+    def ignore() -> None:
+        """As for processes that a shell starts in the background."""
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, preexec_fn=ignore) as process:
         assert process.stdout is not None
         line = process.stdout.readline()
         found = re.match(r"http://127\.0\.0\.1:(\d+)/ shows the page", line)
@@ -177,5 +183,5 @@ def test_the_command_serves_until_it_is_interrupted_and_loads_no_torch(network_f
         with socket.create_connection(("127.0.0.1", int(found[1])), timeout=30) as connection:
             connection.sendall(b"GET / HTTP/1.0\r\nHost: localhost\r\n\r\n")
             assert connection.makefile("rb").readline().split()[1] == b"200"
-        process.send_signal(2)
+        process.send_signal(signal.SIGINT)
         assert process.wait(30) == 0
