@@ -25,6 +25,8 @@ class OnnxEngine(OneByOne):
     def __init__(self, model: PackedModel, depth: int, *, threads: int | None = None) -> None:
         self._model, self._depth = model, depth
         self._options = onnxruntime.SessionOptions()
+        # Without VNNI, products of bytes would be added in pairs in 16 bits, which saturate.
+        self._options.add_session_config_entry("session.x64quantprecision", "1")
         self._options.log_severity_level = 3
         if threads:
             self._options.intra_op_num_threads = threads
