@@ -215,8 +215,9 @@ def test_distillation_trains_all_depths_and_keeps_the_ranking(folder: Path) -> N
     after = packing.load(folder / "net.safetensors")
     assert after.header.ranking == before.header.ranking
     assert after.header.depths == (2, 1)
-    log = next((folder / "experiments/quantize_net/network/log").iterdir()).read_text(encoding="utf-8")
-    assert "iteration 0: stage 2, depths [2, 1]" in log
+    # a log for each call of the training, which is cut to its time
+    logs = (folder / "experiments/quantize_net/network/log").iterdir()
+    assert any("iteration 0: stage 2, depths [2, 1]" in log.read_text(encoding="utf-8") for log in logs)
 
 
 @pytest.mark.integration
