@@ -172,11 +172,15 @@ def test_every_comparison_runs(file, pictures, tmp_path):
         "base.num_gpu=0",
         f"base.datasets.train={{name: tiny, {tiny}, gt_size: 16, batch_size_per_gpu: 1}}",
         "seeds=[5]",
+        "costs=false",
         f"experiments_root={tmp_path}",
         *(f"datasets.{key}={{name: {key}, {tiny}}}" for key in whole.options.datasets),
     ]
     comparison = load_comparison(str(ROOT / file), words)
-    records = compare.compare(comparison, Ledger(comparison), resume_command="")
+    ledger = Ledger(comparison)
+    compare.prepare(comparison, ledger)
+    compare.work(comparison, ledger, resume_command="")
+    records = compare.finish(comparison, ledger)
     depths = comparison.runs[0].training.network_g.kwargs["depths"]
     for variant in comparison.options.variants:
         assert [r.depth for r in records if (r.variant, r.metric) == (variant, "psnr")][
