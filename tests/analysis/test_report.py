@@ -7,6 +7,7 @@ import base64
 import json
 import os
 import re
+from collections.abc import Callable
 from dataclasses import asdict
 from html.parser import HTMLParser
 from pathlib import Path
@@ -480,3 +481,25 @@ def test_layers_show_steps_and_codes(tmp_path: Path, truth: Path) -> None:
     labels = [a["aria-label"] for a in page.all("svg") if a.get("class") == "bars"]
     counts = [int((layer.weight == code).sum()) for code in range(-8, 8)]
     assert f"{layer.weight.size} codes from -8 to 7: {' '.join(map(str, counts))}" in labels
+
+
+@pytest.mark.parametrize(("better", "titles"), [("higher", 2), ("lower", 0)])
+def test_charts_of_costs_are_of_a_metric_of_which_more_is_better(
+    better: str,
+    titles: int,
+    tmp_path: Path,
+    valid: dict[str, Any],
+    training: dict[str, Any],
+    write: Callable[..., Path],
+) -> None:
+    training["val"]["metrics"] = {"psnr": {"type": "calculate_psnr", "better": better}}
+    comparison = yaml.safe_load(write(valid, training).read_text())
+    folder = tmp_path / "compare_try"
+    records = [record(v, variant=name, seed=3) for name, v in (("rlq", 30.0), ("float", 31.0))]
+    write_results(records, folder)
+    (folder / "options.yml").write_text(yaml.safe_dump({**comparison, "base": str(tmp_path / "base.yml")}))
+    costs = {name: asdict(Cost("", size, {2: 1.0 * size}, {})) for name, size in (("rlq", 10), ("float", 90))}
+    (folder / "costs.json").write_text(json.dumps(costs))
+    page = report(tmp_path, str(folder))
+    drawn = [a for a in page.all("svg") if "against" in (a.get("aria-label") or "")]
+    assert len(drawn) == titles

@@ -76,13 +76,24 @@ def _comparison(entry: ReportRun) -> str:
         caption = f"{name}, x{first.scale}, {first.pictures} pictures"
         parts.append(html.table(caption, table_cells(entry.records, name, reference, entry.costs), left=2))
         if entry.costs:
-            drawn = pareto.charts(entry.records, name, first.metric, entry.costs)
-            parts.append(f'<div class="charts">{"".join(drawn)}</div>\n')
+            drawn = _quality_against_costs(entry, name)
+            parts.append(f'<div class="charts">{"".join(drawn)}</div>\n' if drawn else "")
     if entry.costs:
         parts.append(html.paragraph(about_costs(entry.costs)))
     about = about_variants(entry.comparison)
     parts.append(html.bullets([(variant, what.replace("`", "")) for variant, what in about.items()]))
     return "".join(parts)
+
+
+def _quality_against_costs(entry: ReportRun, set_name: str) -> list[str]:
+    """The charts of the first metric of a set of which more is better; none without one."""
+    assert entry.comparison is not None
+    val = entry.comparison.runs[0].evaluation.val
+    lower = {name for name, metric in val.metrics.items() if metric.better == "lower"} if val else set()
+    for record in entry.records:
+        if record.set == set_name and record.metric not in lower:
+            return pareto.charts(entry.records, set_name, record.metric, entry.costs)
+    return []
 
 
 def _layers(entry: ReportRun) -> str:
