@@ -80,15 +80,16 @@ def locked_in_turn(folder: Path) -> Iterator[None]:
                 stack.enter_context(locked(folder))
                 break
             except FolderLockedError:
-                if is_held(folder):
+                if _is_held(folder):
                     raise
                 time.sleep(_WAIT_S)
         yield
 
 
-def is_held(folder: Path) -> bool:
-    """Whether this process itself holds the lock of ``folder``."""
-    with contextlib.suppress(OSError):
+def _is_held(folder: Path) -> bool:
+    """Whether this process itself holds the lock of ``folder``. Opening the lock file again and
+    closing it would release that lock."""
+    with contextlib.suppress(FileNotFoundError):
         return _identity((folder / LOCK_NAME).stat()) in _held
     return False
 
@@ -98,10 +99,8 @@ def _take(folder: Path, shown: Path) -> int | None:
     path = folder / LOCK_NAME
     while True:
         folder.mkdir(parents=True, exist_ok=True)
-        with contextlib.suppress(FileNotFoundError):
-            # Opening the file again and closing it would release this process's lock.
-            if _identity(path.stat()) in _held:
-                raise FolderLockedError(_message(shown, f"process {os.getpid()}, which is this one"))
+        if _is_held(folder):
+            raise FolderLockedError(_message(shown, f"process {os.getpid()}, which is this one"))
         try:
             handle = os.open(path, _FLAGS, 0o666)
         except FileNotFoundError:  # the folder was renamed meanwhile

@@ -14,12 +14,12 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from quantsr.analysis import compare_costs
 from quantsr.analysis.compare_formats import csv_text, latex
-from quantsr.analysis.compare_tables import about_variants, markdown, read_costs
+from quantsr.analysis.compare_tables import Cost, about_variants, markdown, read_costs
 from quantsr.analysis.evaluation import evaluate_options
 from quantsr.analysis.runs import Ledger
 from quantsr.config.comparison import Comparison, Run
@@ -119,9 +119,7 @@ def finish(comparison: Comparison, ledger: Ledger) -> list[Record]:
 def _left(comparison: Comparison, ledger: Ledger) -> list[Run]:
     """The runs that are neither finished nor failed."""
     with ledger.exclusive():
-        return [
-            run for run in comparison.runs if not ledger.state(run).evaluated and ledger.failure(run) is None
-        ]
+        return [run for run in comparison.runs if not ledger.is_done(run)]
 
 
 def _is_ready(ledger: Ledger, run: Run) -> bool:
@@ -188,14 +186,14 @@ def _write(comparison: Comparison, ledger: Ledger) -> list[Record]:
     records = ledger.results()
     reference = comparison.options.difference_to
     costs = read_costs(ledger.folder)
-    write_results(records, ledger.folder, page(comparison, records, ledger))
+    write_results(records, ledger.folder, page(comparison, records, costs))
     write_text(ledger.folder / "results.csv", csv_text(records, reference, costs))
     write_text(ledger.folder / "results.tex", latex(records, reference, costs))
     return records
 
 
-def page(comparison: Comparison, records: Sequence[Record], ledger: Ledger) -> str:
-    """The Markdown page of the records so far."""
+def page(comparison: Comparison, records: Sequence[Record], costs: Mapping[str, Cost]) -> str:
+    """The Markdown page of the records so far, with the known costs by variant."""
     finished = {(record.variant, record.seed) for record in records}
     return markdown(
         comparison.options.name,
@@ -203,7 +201,7 @@ def page(comparison: Comparison, records: Sequence[Record], ledger: Ledger) -> s
         reference=comparison.options.difference_to,
         about=about_variants(comparison),
         missing=[run.name for run in comparison.runs if (run.variant, run.seed) not in finished],
-        costs=read_costs(ledger.folder),
+        costs=costs,
     )
 
 

@@ -58,7 +58,7 @@ class Workers:
             StopError: stopped by a signal; the workers have written their states.
             WorkError: workers end again and again without a result.
         """
-        self._note_finished()
+        self._reported = {run.name for run in self._comparison.runs if self._ledger.is_done(run)}
         with StopRequest() as stop:
             try:
                 for number in range(len(self._logs)):
@@ -75,10 +75,6 @@ class Workers:
                 self._end()
         if stop.name is not None:
             raise StopError(f"stopped by {stop.name}; finished runs are kept; go on with: {resume_command}")
-
-    def pids(self) -> list[int]:
-        """The processes at work."""
-        return [process.pid for process in self._processes.values()]
 
     def _start(self, number: int) -> None:
         path = self._logs[number]
@@ -121,9 +117,6 @@ class Workers:
         self._seen = states
         if self._fruitless >= _MOST_FRUITLESS:
             raise WorkError(f"{_MOST_FRUITLESS} workers ended without a result, the last by {how}; see {log}")
-
-    def _note_finished(self) -> None:
-        self._reported = {run.name for run in self._comparison.runs if self._ledger.is_done(run)}
 
     def _report(self) -> None:
         self._ledger.read()
@@ -173,7 +166,6 @@ def _devices(environment: Mapping[str, str]) -> list[str]:
 def stop_with_parent() -> None:
     """Makes this process stop, as by SIGTERM, when its standard input ends, which the parent holds
     open."""
-
     handle = os.dup(sys.stdin.fileno())
 
     def wait() -> None:

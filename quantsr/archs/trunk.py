@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import fnmatch
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from quantsr.archs.modes import eval_mode
 from quantsr.config.problems import did_you_mean
 
 _LEAST_UNITS = 2
@@ -115,18 +115,6 @@ def _named(net: nn.Module, name: str, runs: Sequence[Trunk]) -> Trunk:
     return Trunk(name, tuple(units))
 
 
-@contextmanager
-def _evaluating(net: nn.Module) -> Iterator[None]:
-    modes = {module: module.training for module in net.modules()}
-    try:
-        net.eval()
-        with torch.no_grad():
-            yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-
-
 def _trial(net: nn.Module, units: Sequence[str], window: int) -> dict[str, list[_Call]]:
     """The calls of these units while the network runs on noise."""
     calls: dict[str, list[_Call]] = {name: [] for name in units}
@@ -156,7 +144,7 @@ def _trial(net: nn.Module, units: Sequence[str], window: int) -> dict[str, list[
     side = 2 * max(window, 8)
     noise = torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(0))
     try:
-        with _evaluating(net):
+        with eval_mode(net), torch.no_grad():
             net(noise.to(parameter))
     finally:
         for handle in handles:
@@ -196,7 +184,7 @@ def _problem(net: nn.Module, run: Trunk, calls: Mapping[str, Sequence[_Call]]) -
 def _is_residual(unit: nn.Module, call: _Call) -> bool:
     x = call.args[0].clone()
     zeros = {name: torch.zeros_like(value) for name, value in unit.named_parameters()}
-    with _evaluating(unit):
+    with eval_mode(unit), torch.no_grad():
         out = torch.func.functional_call(unit, zeros, (x, *call.args[1:]), dict(call.kwargs))
     x = call.args[0].double()
     factor = float((out.double() * x).sum() / x.square().sum().clamp_min(1e-30))

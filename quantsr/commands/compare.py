@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import shlex
 import sys
 
 from quantsr.analysis import cluster, workers
 from quantsr.analysis.compare import dry_run, finish, page, prepare, work
+from quantsr.analysis.compare_tables import read_costs
 from quantsr.analysis.runs import Ledger
 from quantsr.commands.arguments import add_option_arguments, resume_command
 from quantsr.config.compare import load_comparison
 from quantsr.errors import InputError
 from quantsr.hardware import processes
 from quantsr.locks import LOCKS_EXIST
-
-logger = logging.getLogger(__name__)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -100,5 +98,5 @@ def run(args: argparse.Namespace) -> int:
         work(comparison, ledger, resume_command=again)
     if world.is_main:
         records = finish(comparison, ledger)
-        sys.stdout.write(page(comparison, records, ledger))
+        sys.stdout.write(page(comparison, records, read_costs(ledger.folder)))
     return 0

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from quantsr import __version__
 from quantsr.archs import contract
+from quantsr.archs.modes import eval_mode
 from quantsr.config.folders import is_left_out
 from quantsr.data.evaluation import build_eval_dataset
 from quantsr.data.resize import imresize_uint8
@@ -115,14 +116,8 @@ def build_sets(
 def evaluating(net: nn.Module) -> Iterator[None]:
     """While entered, eval mode without gradients; the mode of every module is restored
     afterwards."""
-    modes = [(module, module.training) for module in net.modules()]
-    net.eval()
-    try:
-        with torch.inference_mode():
-            yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
+    with eval_mode(net), torch.inference_mode():
+        yield
 
 
 def network_upscaler(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -89,12 +89,7 @@ def chart(title: str, lines: Sequence[Line], *, log_scale: bool = False) -> str:
         share = math.log(value / low) / math.log(high / low) if log_scale else (value - low) / (high - low)
         return HEIGHT - _BOTTOM - (HEIGHT - _TOP - _BOTTOM) * share
 
-    parts = []
-    for value in marks:
-        parts.append(
-            f'<line class="grid" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{y(value):.1f}" y2="{y(value):.1f}"/>'
-        )
-        parts.append(f'<text class="end" x="{_LEFT - 6}" y="{y(value) + 4:.1f}">{value:g}</text>')
+    parts = value_axis(marks, y, _LEFT, WIDTH - _RIGHT)
     for iteration in ticks(0, last, whole=True):
         if iteration <= last:
             parts.append(f'<text class="mid" x="{x(iteration):.1f}" y="{HEIGHT - 14}">{iteration:g}</text>')
@@ -112,10 +107,26 @@ def chart(title: str, lines: Sequence[Line], *, log_scale: bool = False) -> str:
         f'y2="4"/></svg>{escape(line.label)}: {line.points[-1][1]:.4g}</li>'
         for index, line in enumerate(lines)
     )
+    return figure(title, parts, legend, "the last values are in the list below")
+
+
+def value_axis(marks: Sequence[float], y: Callable[[float], float], left: int, right: int) -> list[str]:
+    """The elements of a vertical axis: for each mark a line from ``left`` to ``right``, and its
+    number. ``y`` is the height of a value."""
+    parts = []
+    for value in marks:
+        parts.append(f'<line class="grid" x1="{left}" x2="{right}" y1="{y(value):.1f}" y2="{y(value):.1f}"/>')
+        parts.append(f'<text class="end" x="{left - 6}" y="{y(value) + 4:.1f}">{value:g}</text>')
+    return parts
+
+
+def figure(title: str, parts: Sequence[str], legend: str, hint: str) -> str:
+    """A chart of SVG elements with its title and the items of its legend, as HTML; ``hint`` is for
+    those who do not see it."""
     name = escape(title)
     return (
         f'<figure class="chart"><figcaption>{name}</figcaption>'
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{name}; the last values are in the list below">'
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{name}; {hint}">'
         f"{''.join(parts)}</svg><ul>{legend}</ul></figure>"
     )
 

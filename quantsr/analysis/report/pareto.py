@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from html import escape
 
 from quantsr.analysis.compare_tables import Cost, Spread, by_row
-from quantsr.analysis.report.curves import HEIGHT, STYLES, WIDTH, log_ticks, ticks
+from quantsr.analysis.report.curves import HEIGHT, STYLES, WIDTH, figure, log_ticks, ticks, value_axis
 from quantsr.engine.results import Record
 
 _LEFT, _RIGHT, _TOP, _BOTTOM = 64, 20, 12, 34
@@ -81,11 +81,7 @@ def chart(title: str, unit: str, points: Sequence[Point]) -> str:
     def y(quality: float) -> float:
         return HEIGHT - _BOTTOM - (HEIGHT - _TOP - _BOTTOM) * (quality - low) / (high - low)
 
-    parts = []
-    for value in up:
-        height = f"{y(value):.1f}"
-        parts.append(f'<line class="grid" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{height}" y2="{height}"/>')
-        parts.append(f'<text class="end" x="{_LEFT - 6}" y="{y(value) + 4:.1f}">{value:g}</text>')
+    parts = value_axis(up, y, _LEFT, WIDTH - _RIGHT)
     for value in across:
         parts.append(f'<text class="mid" x="{x(value):.1f}" y="{HEIGHT - 14}">{value:g}</text>')
     parts.append(f'<text class="mid" x="{(_LEFT + WIDTH - _RIGHT) / 2:.0f}" y="{HEIGHT - 1}">{unit}</text>')
@@ -105,9 +101,4 @@ def chart(title: str, unit: str, points: Sequence[Point]) -> str:
             f'<li><svg class="key" viewBox="0 0 24 8" aria-hidden="true"><circle class="{style} mark" cx="12" cy="4" r="3"/>'
             f"</svg>{escape(text)}{on_front}</li>"
         )
-    name = escape(title)
-    return (
-        f'<figure class="chart"><figcaption>{name}</figcaption>'
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{name}; the values are in the list below">'
-        f"{''.join(parts)}</svg><ul>{''.join(legend)}</ul></figure>"
-    )
+    return figure(title, parts, "".join(legend), "the values are in the list below")

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from quantsr import basicsr_compat
 from quantsr.archs.dqa_trunk import ResidualUnit
+from quantsr.archs.modes import eval_mode
 from quantsr.archs.swin import WindowAttention
 from quantsr.deploy import windows
 from quantsr.deploy.lowering.traced import Found, Map, Record, Traced
@@ -23,7 +24,6 @@ from quantsr.quant.layers import FirstConv2d, QuantConv2d, QuantizedLayer, Quant
 def recording(net: nn.Module, record: Record) -> Iterator[None]:
     """While entered, the layers of `net` record themselves, and `record` knows which module
     runs; `net` is in eval mode."""
-    training = {module: module.training for module in net.modules()}
     handles = []
     patched: list[tuple[nn.Module, str]] = []
 
@@ -31,24 +31,22 @@ def recording(net: nn.Module, record: Record) -> Iterator[None]:
         patched.append((module, method))
         object.__setattr__(module, method, function)
 
-    try:
-        net.eval()
-        for name, module in net.named_modules():
-            handles.append(module.register_forward_pre_hook(functools.partial(_enter, record, name)))
-            handles.append(module.register_forward_hook(functools.partial(_leave, record)))
-            layer = _LAYERS.get(type(module).forward)
-            if layer is not None and "forward" not in vars(module):
-                patch(module, "forward", functools.partial(layer, record, name, module))
-            if isinstance(module, QuantizedLayer):
-                patch(module, "quantized_weight", lambda *_: None)  # needs no calibration
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-        for module, method in patched:
-            object.__delattr__(module, method)
-        for module, mode in training.items():
-            module.training = mode
+    with eval_mode(net):
+        try:
+            for name, module in net.named_modules():
+                handles.append(module.register_forward_pre_hook(functools.partial(_enter, record, name)))
+                handles.append(module.register_forward_hook(functools.partial(_leave, record)))
+                layer = _LAYERS.get(type(module).forward)
+                if layer is not None and "forward" not in vars(module):
+                    patch(module, "forward", functools.partial(layer, record, name, module))
+                if isinstance(module, QuantizedLayer):
+                    patch(module, "quantized_weight", lambda *_: None)  # needs no calibration
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+            for module, method in patched:
+                object.__delattr__(module, method)
 
 
 def _enter(record: Record, name: str, *_: Any) -> None:

@@ -113,4 +113,4 @@ def isas() -> list[str]:
 
 def best_isa() -> str | None:
     """The best of `ISAS` that this processor has; None without the library."""
-    return isas()[-1] if isas() else None
+    return next(reversed(isas()), None)
