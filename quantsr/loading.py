@@ -14,8 +14,10 @@ from torch import nn
 from quantsr.archs import contract
 from quantsr.config import Options, registries
 from quantsr.config.binding import with_defaults
+from quantsr.config.layers import drop_nulls
 from quantsr.config.load import read_options
 from quantsr.config.networks import check_network
+from quantsr.config.references import References
 from quantsr.deploy.module import to_module
 from quantsr.deploy.packed import packing
 from quantsr.engine import build
@@ -115,7 +117,7 @@ def _of_file(kind: str, path: Path) -> nn.Module:
 def _network_of(opt: str) -> nn.Module:
     """The network of ``network_g`` in an option file, which needs no other section."""
     options, problems = read_options(opt)
-    section = options.get("network_g")
+    section = References(drop_nulls(options), problems).under("network_g")
     if not isinstance(section, dict) or "type" not in section:
         problems.add(("network_g",), "missing; name the network: type and its arguments")
     check_network("network_g", section, None, problems)

@@ -22,6 +22,7 @@ from quantsr.config.layers import (
 from quantsr.config.load import check_options, read_options
 from quantsr.config.placeholders import Filled, check_starts, fill, in_order
 from quantsr.config.problems import KeyPath, Problems
+from quantsr.config.references import References
 from quantsr.config.schema import dataset_phase
 from quantsr.config.translate import add_validation_errors, show
 from quantsr.config.yaml_file import MAX_LEVELS
@@ -144,7 +145,7 @@ class _Assembly:
             merged[name] = copy.deepcopy(base)
             merge(merged[name], changes)
         filled = {
-            (name, seed): self._filled(name, seed, options)
+            (name, seed): self._filled(name, seed, options, self._problems_of(name, origins))
             for seed in self.options.seeds
             for name, options in merged.items()
         }
@@ -184,8 +185,17 @@ class _Assembly:
                 origins[key[1:]] = f"{source}: base"
         return result, origins
 
-    def _filled(self, name: str, seed: int, options: dict[str, Any]) -> Filled:
-        """The options of one run with placeholders filled in, unchecked."""
+    def _problems_of(self, variant: str, base: dict[KeyPath, str]) -> Problems:
+        """For the problems of a variant's runs, where a key comes from its changes or the base."""
+        where = f"{self.problems.origin(('variants', variant))}: variants.{variant}"
+        origins = dict(base)
+        note_origins(self.options.variants[variant], where, origins)
+        problems = Problems(where, origins)
+        problems.lines = self.problems.lines
+        return problems
+
+    def _filled(self, name: str, seed: int, options: dict[str, Any], problems: Problems) -> Filled:
+        """The options of one run with references and placeholders replaced, unchecked."""
         options = drop_nulls(copy.deepcopy(options))
         options |= {"name": run_name(name, seed), "manual_seed": seed}
         section = options.setdefault("path", {})
@@ -193,6 +203,7 @@ class _Assembly:
             section["experiments_root"] = self.options.folder
             section.pop("resume_state", None)
         options.pop("auto_resume", None)
+        options = References(options, problems).options()
         folders = {
             other: os.path.join(self.options.folder, run_name(other, seed)) for other in self.options.variants
         }
@@ -202,11 +213,7 @@ class _Assembly:
 
     def _run(self, name: str, seed: int, filled: Filled, base: dict[KeyPath, str]) -> Run | None:
         """Check the options of a run; None where they have problems."""
-        where = f"{self.problems.origin(('variants', name))}: variants.{name}"
-        origins = dict(base)
-        note_origins(self.options.variants[name], where, origins)
-        problems = Problems(where, origins)
-        problems.lines = self.problems.lines
+        problems = self._problems_of(name, base)
         training = check_options(
             filled.options,
             problems,
@@ -214,11 +221,11 @@ class _Assembly:
             check_paths=self.check_paths,
             awaited=filled.awaited,
         )
-        tested = self._evaluation(filled.options)
         for section in ("datasets", "val"):
             for key, source in self.problems.origins.items():
                 if key[0] == section:
-                    origins[key] = source
+                    problems.origins[key] = source
+        tested = self._evaluation(filled.options, problems)
         checkpoint = tested["path"]["pretrain_network_g"]
         evaluation = check_options(
             tested, problems, is_train=False, check_paths=self.check_paths, awaited={checkpoint}
@@ -229,7 +236,7 @@ class _Assembly:
         after = tuple(run_name(other, seed) for other in filled.starts_from)
         return Run(name, seed, training, evaluation, after)
 
-    def _evaluation(self, training: dict[str, Any]) -> dict[str, Any]:
+    def _evaluation(self, training: dict[str, Any], problems: Problems) -> dict[str, Any]:
         """The options that evaluate a run's network, the averaged one where the run keeps it."""
         options = copy.deepcopy(training)
         options.pop("network_teacher", None)
@@ -238,11 +245,13 @@ class _Assembly:
         by_phase = {
             phase: {k: v for k, v in sets.items() if dataset_phase(k) == phase} for phase in ("test", "val")
         }
-        own = drop_nulls(self.options.datasets or {})
-        options["datasets"] = own or by_phase["test"] or by_phase["val"]
+        own = {"datasets": drop_nulls(self.options.datasets or {}), "val": self.options.val or {}}
+        own = References({**training, **own}, problems).options()
+        expand_paths({"datasets": own["datasets"]})
+        options["datasets"] = own["datasets"] or by_phase["test"] or by_phase["val"]
         val = options.get("val")
         options["val"] = val if isinstance(val, dict) else {}
-        merge(options["val"], self.options.val or {})
+        merge(options["val"], own["val"])
         options["val"] = {**drop_nulls(options["val"]), "baseline": False}
         train = options.get("train")
         averaged = isinstance(train, dict) and bool(train.get("ema_decay"))

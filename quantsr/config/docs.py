@@ -30,6 +30,10 @@ key and remedy, or sums up what the run would do. An unknown key is an error; so
   else is replaced. `key: null` removes an inherited key. Anywhere else null means "not given": the default applies.
 - **Command line.** `--set train.total_iter=1000 network_g.nbits_w=2` changes single keys, the value read as YAML; `--force_yml
   train:total_iter=1000` is the same in BasicSR's notation.
+- **References.** `${scale}` or `${network_g.nbits_w}` in a value stands for the value of that key, given from the top of the file.
+  References are replaced after inheritance and command line; one may stand inside another, `${_vars_.gt_size.${scale}}`, and a
+  value that is one whole reference keeps its type. `_vars_` is a section for values that are only referred to. `\\${` is the text
+  `${`. In paths, `${NAME}` may also be an environment variable; a key of that name comes first.
 - **Values.** `1e-4` is a number; a number without a fraction is accepted as a whole number (`5e3`), but not among the arguments of a
   network, which its constructor gets unchanged. No YAML tag runs code.
 - **Paths** start at the current directory, as BasicSR's do; `~` and `$VARIABLES` are replaced.

@@ -38,6 +38,18 @@ def change_paths(options: dict[str, Any], change: Callable[[KeyPath, str], str])
         _change(options["path"], ("path",), (*_CHECKPOINTS, "experiments_root", "results_root"), change)
 
 
+def path_keys(options: dict[str, Any]) -> set[KeyPath]:
+    """The keys of the options that hold paths."""
+    found: set[KeyPath] = set()
+
+    def note(key: KeyPath, path: str) -> str:
+        found.add(key)
+        return path
+
+    change_paths(options, note)
+    return found
+
+
 def _change(
     section: dict[str, Any], parents: KeyPath, keys: tuple[str, ...], change: Callable[[KeyPath, str], str]
 ) -> None:

@@ -11,11 +11,16 @@ from quantsr.config.problems import Problems
 from quantsr.errors import InputError
 
 
-def fill_network(options: dict[str, Any], problems: Problems) -> None:
+def fill_network(options: dict[str, Any], section: Any, problems: Problems) -> None:
     """Complete ``network_g`` and ``scale`` from ``path.pretrain_network_g``, in place, where
     ``network_g`` names no type.
 
     Keys of ``network_g`` that the options give are kept.
+
+    Args:
+        options: in the layout of an option file.
+        section: the section ``path``, its references and variables replaced.
+        problems: receives what is wrong with the checkpoint.
 
     Raises:
         OptionsError: the checkpoint does not exist, or has no description of its network; no other
@@ -24,7 +29,6 @@ def fill_network(options: dict[str, Any], problems: Problems) -> None:
     from quantsr.trained_files.architecture import architecture  # imports torch
 
     given = options.get("network_g", {})
-    section = options.get("path")
     name = section.get("pretrain_network_g") if isinstance(section, dict) else None
     if not isinstance(given, dict) or "type" in given or not isinstance(name, str):
         return

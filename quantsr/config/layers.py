@@ -4,13 +4,17 @@ command line."""
 from __future__ import annotations
 
 import copy
+import logging
 import os
 from collections.abc import Sequence
 from typing import Any
 
+from quantsr.config.moved import Moved, moved
 from quantsr.config.problems import KeyPath, Problems
 from quantsr.config.yaml_file import MAX_LEVELS, Allowance, parse_yaml, read_yaml
 from quantsr.errors import InputError
+
+log = logging.getLogger(__name__)
 
 BASE_KEY = "_base_"
 
@@ -39,6 +43,9 @@ def _read(
     chain = (*children, path)
     if any(os.path.realpath(path) == os.path.realpath(child) for child in children):
         raise InputError(f"{children[-1]}: {BASE_KEY}: {' -> '.join(chain)} runs in a circle; remove one")
+    former = moved(path, allowance)
+    if former is not None:
+        return _read_moved(path, former, chain, origins, allowance)
     own = read_yaml(path, allowance)
     bases = own.pop(BASE_KEY, None)
     bases = [bases] if isinstance(bases, str) else bases or []
@@ -47,13 +54,25 @@ def _read(
     options: dict[str, Any] = {}
     for base in bases:
         base_path = os.path.normpath(os.path.join(os.path.dirname(path), os.path.expanduser(base)))
-        if not os.path.exists(base_path):
+        if not os.path.exists(base_path) and moved(base_path, allowance) is None:
             raise InputError(
                 f"{path}: {BASE_KEY}: {base_path!r} does not exist; paths are relative to this file"
             )
         merge(options, _read(base_path, chain, origins, allowance))
     merge(options, own)
     note_origins(own, path, origins)
+    return options
+
+
+def _read_moved(
+    path: str, former: Moved, chain: tuple[str, ...], origins: dict[KeyPath, str], allowance: Allowance
+) -> dict[str, Any]:
+    """The options of a former file, from the file that has replaced it."""
+    log.warning("%s is now: %s", path, former.command)
+    options = _read(former.path, chain, origins, allowance)
+    problems = Problems(former.listed, origins)
+    apply_overrides(options, former.changes, former.listed, ".", problems)
+    problems.raise_if_any()
     return options
 
 

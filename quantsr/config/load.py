@@ -11,6 +11,7 @@ from quantsr.config.folders import check_checkpoints, check_dataset, expand_path
 from quantsr.config.from_checkpoint import fill_network
 from quantsr.config.layers import apply_overrides, drop_nulls, read_layers
 from quantsr.config.problems import Problems
+from quantsr.config.references import References
 from quantsr.config.rules import check_rules, keys_in_use
 from quantsr.config.schema import Options
 from quantsr.config.translate import add_validation_errors
@@ -48,9 +49,13 @@ def load_options(
     apply_overrides(options, force_yml, "--force_yml", ":", problems)
     apply_overrides(options, overrides, "--set", ".", problems)
     options = drop_nulls(options)
-    expand_paths(options)
+    references = References(options, problems)
     if not is_train:
-        fill_network(options, problems)
+        section = references.under("path")
+        expand_paths({"path": section})
+        fill_network(options, section, problems)
+    options = references.options()
+    expand_paths(options)
     checked = check_options(options, problems, is_train=is_train, check_paths=check_paths)
     problems.raise_if_any()
     assert checked is not None  # no problem was noted, so it was valid

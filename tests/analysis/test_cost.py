@@ -24,10 +24,10 @@ def test_option_files_of_every_network_are_counted() -> None:
 
 
 def test_bits_left_at_their_default_are_counted() -> None:
-    """The released file gives no bits; its network is that of ``w4a4_x4.yml``."""
+    """The released file gives no bits; its network is that of ``paper.yml``."""
     folder = ROOT / "options" / "test" / "QuantSR_C"
     released, ours = (
         cost_of_options(str(folder / f"{name}.yml"), [(8, 8)])["depths"]
-        for name in ("released_w4a4_x4", "w4a4_x4")
+        for name in ("released_w4a4_x4", "paper")
     )
     assert released == ours

@@ -11,7 +11,7 @@ from quantsr.cli import main
 
 ROOT = Path(__file__).resolve().parents[2]
 MINI = str(ROOT / "options" / "train" / "QuantSR_C" / "mini_w4a4_x2.yml")
-PAPER = str(ROOT / "options" / "test" / "QuantSR_C" / "w4a4_x4.yml")
+PAPER = str(ROOT / "options" / "test" / "QuantSR_C" / "paper.yml")
 
 
 def test_a_summary_of_a_training_run(capsys: pytest.CaptureFixture[str]) -> None:

@@ -107,13 +107,19 @@ def test_shipped_files_load(file: str) -> None:
     assert [metric.crop_border for metric in options.val.metrics.values()] == [options.scale] * 2
 
 
+def changes(scale: int, bits: int) -> list[str]:
+    return [f"scale={scale}", f"network_g.nbits_w={bits}", f"network_g.nbits_a={bits}"]
+
+
 def test_all_settings_of_the_paper_have_option_files() -> None:
     for kind in ("train", "test"):
         for bits in (2, 3, 4, 8):
             for scale in (2, 3, 4):
                 name = f"w{bits}a{bits}_x{scale}"
-                file = ROOT / "options" / kind / "QuantSR_C" / f"{name}.yml"
-                options = load_options(str(file), is_train=kind == "train", check_paths=False)
+                file = ROOT / "options" / kind / "QuantSR_C" / "paper.yml"
+                options = load_options(
+                    str(file), changes(scale, bits), is_train=kind == "train", check_paths=False
+                )
                 kwargs = options.network_g.kwargs
                 assert (options.name, options.scale) == (f"QuantSR_C_{name}", scale)
                 assert (kwargs["nbits_w"], kwargs["nbits_a"]) == (bits, bits)
@@ -125,8 +131,10 @@ def test_all_settings_of_quantsr_t_have_option_files() -> None:
         for bits in (2, 3, 4, 8):
             for scale in (2, 4):
                 name = f"w{bits}a{bits}_x{scale}"
-                file = ROOT / "options" / kind / "QuantSR_T" / f"{name}.yml"
-                options = load_options(str(file), is_train=kind == "train", check_paths=False)
+                file = ROOT / "options" / kind / "QuantSR_T" / "paper.yml"
+                options = load_options(
+                    str(file), changes(scale, bits), is_train=kind == "train", check_paths=False
+                )
                 kwargs = options.network_g.kwargs
                 assert (options.name, options.scale) == (f"QuantSR_T_{name}", scale)
                 assert (kwargs["nbits_w"], kwargs["nbits_a"]) == (bits, bits)

@@ -122,7 +122,7 @@ def test_a_checkpoint_is_told_how_to_be_packed(command: str, tmp_path, capsys) -
 
 def test_option_file(repo_root, capsys) -> None:
     pytest.importorskip("quantsr.basicsr_compat")
-    file = repo_root / "options" / "train" / "QuantSR_C" / "w4a4_x4.yml"
+    file = repo_root / "options" / "train" / "QuantSR_C" / "paper.yml"
     assert cli.main(["cost", "-opt", str(file), "--size", "180x320", "--json"]) == 0
     record = json.loads(capsys.readouterr().out)
     assert record["depths"][0]["depth"] == 32
