@@ -9,6 +9,7 @@
 #
 # A stress test runs until its time budget ends and prints its seed. Variables:
 #   QUANTSR_STRESS_SECONDS   time budget of each stress test, default 60
+#   QUANTSR_TEST_JOBS        processes that run the unit tests, 0: this one alone; default: one for each core, at most 4
 #   QUANTSR_STRESS_SEED      seed of all of them, default: drawn anew in each run; set it to repeat a run
 #
 # Every check runs, also after one that failed; the exit code is 1 if any did.
@@ -39,6 +40,15 @@ check_c_format() {
         quantsr/deploy/native/*.[ch] quantsr/deploy/native/*.inc || failed="$failed clang-format"
 }
 
+# Side by side, with one thread each; whoever is ready takes tests from the others.
+check_units() {
+    cores=$(getconf _NPROCESSORS_ONLN)
+    case $cores in 1) cores=0 ;; 2 | 3) ;; *) cores=4 ;; esac
+    jobs=${QUANTSR_TEST_JOBS:-$cores}
+    echo "== pytest -n $jobs --dist worksteal"
+    OMP_NUM_THREADS=1 "$python" -m pytest -n "$jobs" --dist worksteal || failed="$failed pytest"
+}
+
 if [ "$tier" = stress ]; then
     check pytest -m stress -rP --show-capture=stdout tests/stress
 elif [ "$tier" = gpu ]; then
@@ -52,7 +62,7 @@ else
     check ruff format --check .
     check_c_format
     check mypy
-    [ "$tier" = lint ] || check pytest
+    [ "$tier" = lint ] || check_units
     [ "$tier" != integration ] || check pytest -m integration
 fi
 

@@ -36,7 +36,7 @@ esac
 # Run outside of the checkout, whose folder quantsr/ would be taken for an installed package.
 has_everything() {
     modules="quantsr torch torchvision basicsr cv2 lmdb openvino onnx onnxruntime pydantic safetensors tensorboard yaml"
-    [ -z "$dev" ] || modules="$modules pytest hypothesis ruff mypy clang_format"
+    [ -z "$dev" ] || modules="$modules pytest xdist hypothesis ruff mypy clang_format"
     (cd / && "$1" -c '
 import importlib.util, sys
 sys.exit(any(importlib.util.find_spec(name) is None for name in sys.argv[1].split()))' "$modules") >/dev/null 2>&1

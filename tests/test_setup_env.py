@@ -393,14 +393,14 @@ def test_test_uses_a_shipped_network_by_default(ready: Machine) -> None:
 
 
 def test_every_check_runs_even_after_a_failed_one(ready: Machine) -> None:
-    done = ready.run("scripts/check.sh", "--integration", FAKE_FAILS="ruff")
+    done = ready.run("scripts/check.sh", "--integration", FAKE_FAILS="ruff", QUANTSR_TEST_JOBS="3")
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1] == "failed: ruff ruff"
     assert [line.partition(": ")[2] for line in runs(ready)] == [
         "ruff check .",
         "ruff format --check .",
         "mypy",
-        "pytest",
+        "pytest -n 3 --dist worksteal",
         "pytest -m integration",
     ]
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from quantsr.analysis.module_cost import cost_of_options
 from quantsr.config import load_options
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
+@pytest.mark.integration
 def test_option_files_of_every_network_are_counted() -> None:
     """One file for each network and set of bit options; other files differ in numbers only."""
     chosen: dict[tuple[str, ...], str] = {}

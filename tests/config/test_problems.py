@@ -249,7 +249,15 @@ WEIRD = [
 ]
 
 
-@pytest.mark.parametrize("value", WEIRD, ids=repr)
+def each_weird() -> list[Any]:
+    """A scalar, a text, a list and a section in every run of the unit tests, the others with
+    ``-m integration``."""
+    quick = (-1, "{}", [None], {"a": {}})
+    slow = pytest.mark.integration
+    return [pytest.param(value, marks=[] if value in quick else slow) for value in WEIRD]
+
+
+@pytest.mark.parametrize("value", each_weird(), ids=repr)
 def test_any_value_of_a_key_ends_in_options_or_a_list_of_problems(
     problems: Callable[..., list[str]], valid: dict[str, Any], value: Any
 ) -> None:

@@ -67,7 +67,12 @@ def test_quantsr_c_is_what_is_written_down(scale, upsampler, res_scale, colours)
 
 
 @pytest.mark.parametrize(
-    ("scale", "upsampler"), [(2, "pixelshuffledirect"), (3, "pixelshuffle"), (4, "pixelshuffle")]
+    ("scale", "upsampler"),
+    [
+        (2, "pixelshuffledirect"),
+        pytest.param(3, "pixelshuffle", marks=pytest.mark.integration),
+        pytest.param(4, "pixelshuffle", marks=pytest.mark.integration),
+    ],
 )
 @pytest.mark.parametrize("dqa_unit", ["rstb", "layer"])
 @pytest.mark.parametrize("resi_connection", ["1conv", "3conv"])
