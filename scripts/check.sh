@@ -42,9 +42,8 @@ check_c_format() {
 
 # Side by side, with one thread each; whoever is ready takes tests from the others.
 check_units() {
-    cores=$(getconf _NPROCESSORS_ONLN)
-    case $cores in 1) cores=0 ;; 2 | 3) ;; *) cores=4 ;; esac
-    jobs=${QUANTSR_TEST_JOBS:-$cores}
+    jobs=${QUANTSR_TEST_JOBS-}
+    [ -n "$jobs" ] || case $(getconf _NPROCESSORS_ONLN) in 1) jobs=0 ;; 2 | 3) jobs=2 ;; *) jobs=4 ;; esac
     echo "== pytest -n $jobs --dist worksteal"
     OMP_NUM_THREADS=1 "$python" -m pytest -n "$jobs" --dist worksteal || failed="$failed pytest"
 }
