@@ -7,6 +7,8 @@ QUANTSR_REQUIRE_KERNELS=1 in the environment, as for the wheels of a release, th
 import os
 import re
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -38,7 +40,14 @@ def version_without_scm() -> dict[str, str]:
 
 
 class BuildKernels(build_ext):
-    """Says in one line why the kernels were left out."""
+    """Compiles the files of the kernels side by side, and says in one line why kernels were left out."""
+
+    def side_by_side(self, compile_files, sources, **arguments):
+        """As many compilers at once as cores that this process may use, or as `--parallel` says."""
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        with ThreadPoolExecutor(self.parallel or cores) as pool:
+            objects = pool.map(lambda source: compile_files([source], **arguments), sources)
+            return [file for files in objects for file in files]
 
     def get_ext_filename(self, fullname):
         """One name for every Python: the library is loaded by ctypes."""
@@ -48,6 +57,7 @@ class BuildKernels(build_ext):
         if self.compiler.compiler_type == "msvc":
             self.leave_out("MSVC has neither POSIX threads nor GCC's vector types")
             return
+        self.compiler.compile = partial(self.side_by_side, self.compiler.compile)
         try:
             super().build_extension(ext)
         except (CCompilerError, BaseError) as error:

@@ -1,6 +1,8 @@
 /* What the C files of the kernels share.
  *
- *   isas.c     the kernels, compiled for every instruction set (strips.inc, winograd.inc, swin.inc, sweeps.inc, elementwise.inc; amx.inc, neon.inc)
+ *   plain.c, avx2.c, avx512_vnni.c, amx.c, neon.c, neon_dotprod.c, neon_i8mm.c
+ *              the kernels for each instruction set (isa.h; vectors.inc, strips.inc, winograd.inc, swin.inc, sweeps.inc, elementwise.inc)
+ *   isas.c     which of them run on an instruction set
  *   processor.c  which of those this processor has
  *   phases.c   what a picture's phases are, their units of work, and the order of those
  *   memory.c   where maps, plan and scratch lie in a picture's memory, and what they hold before the first phase
@@ -133,6 +135,24 @@ typedef struct {
     void (*work)(const Network *, const PictureBuffers *, const Maps *, int phase, int unit, Scratch *);
     void (*begin)(void), (*end)(void); /* what a thread calls before its first unit and after its last; or NULL */
 } Kernels;
+
+/* Of each instruction set: the work of a network of blocks, of Swin layers, and of a sweep. */
+#define DECLARE_KERNELS(isa)                                                                                                          \
+    void work_##isa(const Network *net, const PictureBuffers *picture, const Maps *maps, int phase, int unit, Scratch *scratch);      \
+    void swin_work_##isa(const Network *net, const PictureBuffers *picture, const Maps *maps, int phase, int unit, Scratch *scratch); \
+    void sweep_##isa(const Frame *frame, const Sweep *sweep, int unit, Scratch *scratch)
+DECLARE_KERNELS(plain);
+DECLARE_KERNELS(avx2);
+DECLARE_KERNELS(avx512_vnni);
+DECLARE_KERNELS(neon);
+DECLARE_KERNELS(neon_dotprod);
+DECLARE_KERNELS(neon_i8mm);
+#undef DECLARE_KERNELS
+
+/* amx.c: of blocks; what a thread calls before its first unit, and after its last */
+void work_amx(const Network *net, const PictureBuffers *picture, const Maps *maps, int phase, int unit, Scratch *scratch);
+void load_tile_config(void);
+void release_tiles(void);
 
 /* isas.c */
 Kernels kernels_of(int isa, int swin);

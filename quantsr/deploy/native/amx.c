@@ -1,5 +1,4 @@
-/* QuantSR-C's convolutions as products of AMX tiles, exact. Included by isas.c behind the AVX-512 VNNI kernels, whose vectors and roundings
- * they share.
+/* QuantSR-C's convolutions as products of AMX tiles, exact, with the vectors and roundings of the AVX-512 VNNI kernels.
  *
  * With AMX a 3x3 or 5x5 convolution is fastest in its plain form, without Winograd's transforms: a tile of inputs is 16 pixels beside each other
  * times 64 bytes, and as a map's channels lie together, the taps of one kernel row are one run of bytes in memory, from which tiles are loaded in
@@ -10,6 +9,16 @@
  * sums over hh, ll and (h + l)(h + l) three products of bytes give the whole (Karatsuba): a map has three planes, of h, l and h + l.
  */
 
+#include "isa.h"
+
+#if defined(HAS_AMX_KERNELS)
+#include <immintrin.h>
+
+BEGIN_TARGET(AVX512_VNNI_TARGET ",amx-tile,amx-int8")
+#include "avx512_vnni.inc"
+#include "vectors.inc"
+#define STORE_LOW_BYTES(p, v) _mm_storeu_si128((__m128i *)(p), _mm512_cvtepi32_epi8(v))
+
 enum { PIXELS = 16, TILE_BYTES = 1024, ROW_BYTES = 64, STRIDE = 2 * PIXELS };
 
 /* Palette 1, and all eight tiles of 16 rows of 64 bytes. */
@@ -19,14 +28,14 @@ typedef struct {
     uint8_t rows[16];
 } TileConfig;
 
-static void load_tile_config(void) {
+void load_tile_config(void) {
     TileConfig config = {.palette = 1};
     for (int i = 0; i < 8; i++) config.row_bytes[i] = ROW_BYTES, config.rows[i] = PIXELS;
     __asm__ volatile("" : : "r"(&config) : "memory"); /* GCC takes it that only 8 bytes of it are read */
     _tile_loadconfig(&config);
 }
 
-static void release_tiles(void) { _tile_release(); }
+void release_tiles(void) { _tile_release(); }
 
 /* The sums of up to 32 pixels beside each other at up to 32 outputs, [plane][pixel][STRIDE], and where they belong. */
 typedef struct {
@@ -260,7 +269,7 @@ static void tail_strip_amx(const Network *net, const PictureBuffers *picture, co
 }
 
 /* One unit of the work of a phase; what has no kernels of tiles is left to VNNI's. */
-static void work_amx(const Network *net, const PictureBuffers *picture, const Maps *maps, int phase, int unit, Scratch *scratch) {
+void work_amx(const Network *net, const PictureBuffers *picture, const Maps *maps, int phase, int unit, Scratch *scratch) {
     const int body = 2 * net->blocks, rows = rows_of(net, phase), top = unit * rows, bottom = MIN(top + rows, picture->height);
     const int split = net->after_body.kind == SPLIT;
     if (phase > 0 && phase <= body) block_strip_amx(net, picture, maps, phase, top, bottom);
@@ -268,3 +277,5 @@ static void work_amx(const Network *net, const PictureBuffers *picture, const Ma
     else if (phase == body + 2 && split) tail_strip_amx(net, picture, maps, top, bottom);
     else work_avx512_vnni(net, picture, maps, phase, unit, scratch);
 }
+END_TARGET
+#endif
