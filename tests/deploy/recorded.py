@@ -2,7 +2,7 @@
 of them: kernels of another processor, in an emulator where torch would take hours, are compared
 with them.
 
-    python -m tests.deploy.recorded FOLDER     records; test_recorded.py compares
+    python -m tests.deploy.recorded FOLDER [--all]   records CHOSEN, or all; test_recorded.py compares
 
 Needs torch to record, and none to compare.
 """
@@ -29,6 +29,24 @@ SEEDS = range(12)
 FUSED, SEPARATE = "fused", "separate"
 """Whether a processor rounds products in float layers before it adds them: of one kind all give the
 same floats."""
+
+
+CHOSEN = (
+    "blocks_16_w2a2_8",  # one column of outputs, 8-bit tail, in 5x5
+    "blocks_32_w4a6_8",  # tiles of 2x2
+    "blocks_48_w4a4_32",  # a rest of columns, float tail
+    "blocks_64_w4a4_16_zero",  # tiles of 4x4, 16-bit tail, in 3x3, ranges that are no two's complement
+    "swin_QuantSR_4",
+    "swin_2DQuant_8",
+    "swin_60_zero",  # windows of 8x8, as shipped
+    "sweeps_Compact_4",
+    "sweeps_EDSR_4",
+    "sweeps_RCAN_4",
+    "sweeps_SPAN_8",
+    "sweeps_distillation_4",
+    "zoo_quantsr_c_small_x3_w4a6",
+)
+"""Networks that together run every kernel."""
 
 
 def rounding_of(isa: str) -> str:
@@ -192,4 +210,5 @@ def every() -> Models:
 
 
 if __name__ == "__main__":
-    record(Path(sys.argv[1]), every())
+    networks = every()
+    record(Path(sys.argv[1]), networks if "--all" in sys.argv else {name: networks[name] for name in CHOSEN})
