@@ -40,7 +40,7 @@ def version_without_scm() -> dict[str, str]:
 
 
 class BuildKernels(build_ext):
-    """Compiles the files of the kernels side by side, and says in one line why kernels were left out."""
+    """Compiles files of the kernels side by side; says in one line why kernels were left out."""
 
     def side_by_side(self, compile_files, sources, **arguments):
         """As many compilers at once as cores that this process may use, or as `--parallel` says."""

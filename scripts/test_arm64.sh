@@ -95,7 +95,7 @@ rm -rf "$folder/recorded"
 import sys, cv2
 from tests.deploy.native import picture
 cv2.imwrite(sys.argv[1], picture(20, 24))' "$folder/picture.png"
-"$python" -m quantsr upscale "$folder/picture.png" -m quantsr_c_small_x3_w4a6 --engine native -o "$folder/expected.png" --force
+"$python" -m quantsr upscale "$folder/picture.png" --model quantsr_c_small_x3_w4a6 --engine native -o "$folder/expected.png" --force
 
 # --- pip install . ------------------------------------------------------------------------------------------------------------
 
@@ -136,7 +136,7 @@ best neoverse-n1 neon_dotprod
 best max neon_i8mm
 
 step "quantsr upscale"
-"$folder/bin/python3" -m quantsr upscale "$folder/picture.png" -m quantsr_c_small_x3_w4a6 --engine native -o "$folder/found.png" --force
+"$folder/bin/python3" -m quantsr upscale "$folder/picture.png" --model quantsr_c_small_x3_w4a6 --engine native -o "$folder/found.png" --force
 cmp "$folder/expected.png" "$folder/found.png"
 
 export QUANTSR_RECORDED="$folder/recorded" OMP_NUM_THREADS=1

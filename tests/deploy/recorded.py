@@ -2,7 +2,9 @@
 of them: kernels of another processor, in an emulator where torch would take hours, are compared
 with them.
 
-    python -m tests.deploy.recorded FOLDER [--all]   records CHOSEN, or all; test_recorded.py compares
+    python -m tests.deploy.recorded FOLDER [--all]    records CHOSEN, or all networks
+
+`test_recorded.py` compares.
 
 Needs torch to record, and none to compare.
 """
