@@ -43,7 +43,9 @@ class BuildKernels(build_ext):
     """Compiles files of the kernels side by side; says in one line why kernels were left out."""
 
     def side_by_side(self, compile_files, sources, **arguments):
-        """As many compilers at once as cores that this process may use, or as `--parallel` says."""
+        """As many compilers at once as cores that this process may use, or as `--parallel` says.
+        First come the files that include all kernels, which take longest."""
+        sources = sorted(sources, key=lambda source: '"strips.inc"' not in Path(source).read_text("utf-8"))
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         with ThreadPoolExecutor(self.parallel or cores) as pool:
             objects = pool.map(lambda source: compile_files([source], **arguments), sources)
@@ -88,6 +90,7 @@ setup(
             files(".c"),
             depends=["setup.py", *files(".c", ".h", ".inc")],
             extra_compile_args=[
+                "-g0",  # Python's own flags may ask for debugging information
                 "-O3",
                 "-ffp-contract=off",
                 "-fwrapv",  # sums of 32 bits may wrap around (arrays.py), which C leaves undefined

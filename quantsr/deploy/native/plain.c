@@ -1,5 +1,6 @@
 /* The kernels in plain C, for any processor. */
 
+#define WITHOUT_CONSTANTS
 #include "isa.h"
 
 #define NAME(x) x##_plain
