@@ -1,8 +1,8 @@
 """Quantization: integer ranges, pure numerics, quantizers, layers, calibration.
 
 Formulas are in functional.py, modules with state in quantizers.py, fast passes in autograd.py and
-kernels.py. Methods are in ``*_quantizer.py``: RLQ and LSQ, and the baselines DoReFa,
-PACT, LSQ+, PAMS, MinMax and Percentile.
+kernels.py. Methods are in ``*_quantizer.py``: RLQ and LSQ, RBD, and the baselines DoReFa,
+PACT, LSQ+, PAMS, DDTB, ODM, MinMax and Percentile.
 """
 
 from quantsr.quant import rlq_quantizer  # noqa: F401 - so that RLQ and LSQ are registered

@@ -47,6 +47,8 @@ class ActivationQuant(NamedTuple):
     channel_dim: int
     zero_point: int = 0
     """The code of value 0, one for all channels."""
+    limits: tuple[Tensor, Tensor] | None = None
+    """:attr:`centred` as 0-dim tensors, where the zero point is known to the device only."""
 
     @property
     def centred(self) -> IntRange:
@@ -55,7 +57,7 @@ class ActivationQuant(NamedTuple):
 
     def bounds_on(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """:attr:`centred` as tensors on ``device``."""
-        return bounds_on(*self.centred.bounds, device)
+        return bounds_on(*self.centred.bounds, device) if self.limits is None else self.limits
 
 
 def _view_per_channel(tau: Tensor, dim: int, channel_dim: int) -> Tensor:

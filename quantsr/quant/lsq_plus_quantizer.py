@@ -85,6 +85,13 @@ class LSQPlusActivation(UniformActivation):
         tau = (-self.beta).expand(self.channels)
         return ActivationQuant(tau, self.step, self.levels, False, self.channel_dim, self._zero_point)
 
+    def clipping_range(self) -> tuple[Tensor, Tensor] | None:
+        """As :class:`ActivationQuantizer`, with the offset as trained."""
+        if self._zero_point is not None:
+            return super().clipping_range()
+        low = self.beta.detach()
+        return low, low + self.intervals * self.step.detach()
+
     @torch.no_grad()
     def integers(self) -> Integers:
         """The offset as an integer zero point and a remainder ``delta``.

@@ -100,10 +100,18 @@ class PercentileActivation(MinMaxActivation):
     """The upper percentile p, 99 as in DDTB and ODM; the lower is 100 - p. Subclass to change."""
 
     def bounds(self, seen: CalibrationStatistics) -> tuple[float, float]:
-        share = self.percentile / 100
-        low, high = torch.quantile(seen.sample, torch.tensor([1 - share, share])).tolist()
-        low, high = min(low, 0.0) if seen.low < 0 else 0.0, max(high, 0.0)
-        return (low, high) if low < high else (seen.low, seen.high)
+        return percentile_bounds(seen, self.percentile)
+
+
+def percentile_bounds(seen: CalibrationStatistics, percentile: float) -> tuple[float, float]:
+    """That percentile and its counterpart from below, extended to include 0.
+
+    The extremes if both are 0.
+    """
+    share = percentile / 100
+    low, high = torch.quantile(seen.sample, torch.tensor([1 - share, share])).tolist()
+    low, high = min(low, 0.0) if seen.low < 0 else 0.0, max(high, 0.0)
+    return (low, high) if low < high else (seen.low, seen.high)
 
 
 @QUANTIZER_REGISTRY.register()

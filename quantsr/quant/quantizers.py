@@ -79,6 +79,10 @@ class _Calibrated(nn.Module):
         self.calibrated.fill_(True)
         self._sync()
 
+    def unit(self, name: str) -> float:
+        """What a learning rate relative to the step multiplies for a parameter: the mean step."""
+        return float(self.step.detach().abs().mean())
+
     @property
     def is_calibrated(self) -> bool:
         """Whether the quantizer can run."""
@@ -191,6 +195,17 @@ class ActivationQuantizer(_Calibrated):
         """Parameters for layers on codes; None if values are no multiples of a step."""
         return None
 
+    def clipping_range(self) -> tuple[Tensor, Tensor] | None:
+        """The smallest and the largest input that is not clipped, (1,) or (C,), no gradient.
+
+        None if the method has no such range.
+        """
+        spec = self.spec()
+        if spec is None:
+            return None
+        step, tau = spec.step.detach(), spec.tau.detach()
+        return spec.centred.qmin * step - tau, spec.centred.qmax * step - tau
+
     def integers(self) -> Integers | None:
         """The form for packed files and engines; None if values are no multiples of a step."""
         spec = self.spec()
@@ -213,7 +228,10 @@ class ActivationQuantizer(_Calibrated):
         self.step.copy_(step)
         self.signed.fill_(codes.qmin < 0)
         self._mark_calibrated()
-        spec = self.spec()
+        self._require_codes(self.spec(), tau, codes)
+
+    def _require_codes(self, spec: ActivationQuant | None, tau: Tensor, codes: IntRange) -> None:
+        """Raises ``ValueError`` unless ``spec`` has this offset and these codes."""
         if spec is None or spec.centred != codes or not torch.equal(spec.tau.detach().cpu(), tau):
             raise ValueError(
                 f"{type(self).__name__} of {self.bits} bits has no codes from {codes.qmin} to {codes.qmax}"
@@ -282,11 +300,11 @@ def step_parameters(net: nn.Module) -> Mapping[str, nn.Parameter]:
 
 
 def step_magnitudes(net: nn.Module) -> dict[str, float]:
-    """The mean step of the quantizer of each name in :func:`step_parameters`."""
+    """The unit of each name in :func:`step_parameters`: the mean step, or 1 for factors."""
     return {
-        name: float(module.step.detach().abs().mean())
+        f"{prefix}.{name}" if prefix else name: module.unit(name)
         for prefix, module in _quantizers(net)
-        for name, _ in module.named_parameters(prefix, recurse=False)
+        for name, _ in module.named_parameters(recurse=False)
     }
 
 

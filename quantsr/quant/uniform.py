@@ -45,6 +45,11 @@ def straight_through(values: Tensor, x: Tensor) -> Tensor:
     return values.detach() + (x - x.detach())
 
 
+def percentile_of(rows: Tensor, percent: float) -> Tensor:
+    """(R,) a percentile of each row of ``rows`` (R, N), linear between its two neighbours."""
+    return torch.quantile(rows, percent / 100, dim=1)
+
+
 def least_error(
     x: Tensor, candidates: Iterable[Candidate], quantize: Callable[[Tensor, Candidate], Tensor]
 ) -> Candidate:

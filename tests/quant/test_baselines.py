@@ -9,7 +9,7 @@ from quantsr.quant import IntRange, get_quantizer, uniform
 from quantsr.quant.functional import step_gradient_scale
 from tests.reference import baselines as reference
 
-METHODS = ["DoReFa", "PACT", "LSQPlus", "PAMS", "MinMax", "Percentile"]
+METHODS = ["DoReFa", "PACT", "LSQPlus", "PAMS", "MinMax", "Percentile", "DDTB", "ODM"]
 BITS = pytest.mark.parametrize("bits", [2, 3, 4, 8])
 SIGNED = pytest.mark.parametrize("signed", [True, False], ids=["signed", "unsigned"])
 

@@ -11,6 +11,7 @@ from quantsr import cli
 from quantsr.archs import QuantSR_C, QuantSR_T
 from quantsr.deploy import convert
 from quantsr.deploy.engines import reference as integer_reference
+from quantsr.deploy.module import to_module
 from quantsr.engine.network_file import network_file
 from quantsr.errors import InputError
 from quantsr.quant import (
@@ -26,13 +27,22 @@ from quantsr.quant import (
 from quantsr.trained_files import checkpoint
 
 LEARNED = {
+    "DDTB": {"input_quantizer.lower", "input_quantizer.upper"},
     "DoReFa": set(),
     "LSQ": {"weight_quantizer.step", "input_quantizer.step"},
     "LSQPlus": {"weight_quantizer.step", "input_quantizer.step", "input_quantizer.beta"},
     "MinMax": set(),
+    "ODM": {"weight_quantizer.gamma", "input_quantizer.lower", "input_quantizer.upper"},
     "PACT": {"input_quantizer.step"},
     "PAMS": {"input_quantizer.step"},
     "Percentile": set(),
+    "RBD": {
+        "weight_quantizer.step",
+        "weight_quantizer.bit_scale",
+        "weight_quantizer.bit_offset",
+        "input_quantizer.step",
+        "input_quantizer.tau",
+    },
     "RLQ": {"weight_quantizer.step", "input_quantizer.step", "input_quantizer.tau"},
     "RLQAsymmetric": {"weight_quantizer.step", "input_quantizer.step", "input_quantizer.tau"},
 }
@@ -184,7 +194,7 @@ def test_a_convolution_on_codes_equals_the_one_on_values(method, granularity):
 
 @pytest.mark.parametrize("bits", [2, 4, 8])
 @pytest.mark.parametrize("granularity", ["tensor", "channel"])
-@pytest.mark.parametrize("method", ["PAMS", "MinMax", "Percentile"])
+@pytest.mark.parametrize("method", ["PAMS", "MinMax", "Percentile", "DDTB", "ODM", "RBD"])
 def test_the_integer_reference_is_within_one_level_of_the_network(method, granularity, bits):
     torch.manual_seed(3)
     options = {"nbits_w": bits, "nbits_a": bits, "weight_granularity": granularity, "quantizer": method}
@@ -200,6 +210,20 @@ def test_the_integer_reference_is_within_one_level_of_the_network(method, granul
             y = net(x, depth=depth)[0].clamp(0, 1).permute(1, 2, 0)  # (2 * h, 2 * w, 3)
         wanted = (y * 255).round().to(torch.uint8).numpy()
         assert np.abs(integer_reference.run(model, picture, depth).astype(int) - wanted).max() <= 1
+
+
+@pytest.mark.parametrize("method", ["DDTB", "ODM", "RBD"])
+@both_kinds
+def test_packed_and_trained_networks_make_the_same_picture(kind, method):
+    net = calibrated(kind, method, 4).eval()
+    model = convert.convert(net, head_tail_bits=32)
+    picture = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+    x = torch.tensor(picture).permute(2, 0, 1)[None] / 255  # (1, 3, h, w)
+    wanted = integer_reference.run(model, picture, net.depths[0])
+    for trained in (net, to_module(model)):
+        with torch.no_grad():
+            y = trained(x)[0].clamp(0, 1).permute(1, 2, 0)  # (2 * h, 2 * w, 3)
+        assert np.array_equal((y * 255).round().to(torch.uint8).numpy(), wanted)
 
 
 @pytest.mark.parametrize("method", ["DoReFa", "PACT"])

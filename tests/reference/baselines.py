@@ -6,6 +6,8 @@ Python's, half to even; where a formula rounds, its straight-through derivative 
 
 from __future__ import annotations
 
+import math
+
 
 def clip(x: float, low: float, high: float) -> float:
     return min(max(x, low), high)
@@ -102,3 +104,63 @@ def percentile(values: list[float], share: float) -> float:
     below = int(place)
     above = min(below + 1, len(ordered) - 1)
     return ordered[below] + (place - below) * (ordered[above] - ordered[below])
+
+
+def learned_bounds_activation(
+    a: float, low: float, high: float, bits: int
+) -> tuple[float, float, float, float]:
+    """DDTB without its gate: value, derivatives by ``a`` and by the two bounds.
+
+    The zero point's round is straight-through: beyond the range the value moves with the bound.
+    """
+    n = 2**bits - 1
+    s = (high - low) / n
+    z = clip(round(-low / s), 0, n)
+    value = s * (clip(round(a / s) + z, 0, n) - z)
+    if a / s < -z:
+        return value, 0.0, 1.0, 0.0
+    if a / s > n - z:
+        return value, 0.0, 0.0, 1.0
+    error = round(a / s) - a / s
+    return value, 1.0, -error / n, error / n
+
+
+def odm_weight(w: float, p99: float, gamma: float, bits: int) -> tuple[float, float, float]:
+    """ODM: value, derivatives by ``w`` and ``gamma``, the percentile constant."""
+    top = 2 ** (bits - 1) - 1
+    bound = p99 * gamma
+    s = bound / top
+    value = s * round(clip(w, -bound, bound) / s)
+    if w > bound:
+        return value, 0.0, p99
+    if w < -bound:
+        return value, 0.0, -p99
+    return value, 1.0, (round(w / s) - w / s) * p99 / top
+
+
+def rbd_weight(w: float, alpha: float, scales: list[float], offsets: list[float]) -> tuple[float, ...]:
+    """QuantSR+'s RBD of ``-w``, negated: value, derivatives by ``w``, ``alpha``, each ``s_i`` and
+    each ``beta_i``, the lowest bit first; of a step to +-1 that of tanh is taken."""
+    bits = len(scales)
+    count = 2 + 2 * bits  # w, alpha, s, beta
+    slopes = {}  # of each bit, one number for each of these
+    q = {}
+    for i in range(bits - 1, -1, -1):
+        rest = -2 * w / alpha - 1
+        by = [0.0] * count  # derivatives of rest
+        by[0], by[1] = -2 / alpha, 2 * w / alpha**2
+        for j in range(i + 1, bits):
+            rest -= q[j] * 2**j * scales[j]
+            for k in range(count):
+                by[k] -= slopes[j][k] * 2**j * scales[j]
+            by[2 + j] -= q[j] * 2**j
+        z = rest * scales[i] - offsets[i]
+        by = [slope * scales[i] for slope in by]
+        by[2 + i] += rest
+        by[2 + bits + i] -= 1.0
+        q[i] = 1.0 if z >= 0 else -1.0
+        slopes[i] = [(1 - math.tanh(z) ** 2) * slope for slope in by]
+    code = -((sum(q[i] * 2**i for i in range(bits)) - 1) / 2 + 1)
+    found = [-sum(slopes[i][k] * 2**i for i in range(bits)) / 2 * alpha for k in range(count)]
+    found[1] += code
+    return (code * alpha, *found)
