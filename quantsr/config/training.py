@@ -154,6 +154,12 @@ class TrainOptions(Section):
         default_factory=dict,
         description="Several losses, by name, instead of `pixel_opt`; their sum is minimised, and the log has each as `l_NAME`.",
     )
+    mismatch_weight: float = Field(
+        default=0.0,
+        ge=0,
+        description="Weight of ODM's loss on the distance of features from the ranges that quantize them (1e-5 in ODM); its gradient is scaled by "
+        "`(cos + 1) / 2` of the angle to that of the other losses. Of `l_mismatch` in the log only that part is minimised.",
+    )
     distill: DistillOptions | None = Field(default=None, description="Distillation.")
     ranking: Literal["shortcut", "loss"] = Field(
         default="shortcut",

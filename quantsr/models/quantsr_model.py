@@ -22,6 +22,7 @@ from quantsr.hardware.processes import World
 from quantsr.models.distillation import Distillation, output_loss
 from quantsr.models.ema import Ema
 from quantsr.models.losses import Losses
+from quantsr.models.mismatch import Mismatch
 from quantsr.models.optimizers import build_optimizers, build_schedulers, restore
 from quantsr.models.step_graph import StepGraph
 from quantsr.trained_files.checkpoint import cpu_state
@@ -83,6 +84,7 @@ class QuantSRModel(BaseModel):
         self.ema = Ema(self.net, train.ema_decay) if train.ema_decay > 0 else None
         self.net_g: Any = self._wrap(options.find_unused_parameters)
         self.distillation = self._distillation(teacher)
+        self.mismatch = Mismatch(self.net, train.mismatch_weight) if train.mismatch_weight > 0 else None
         self.loss = Losses(train.all_losses()).to(device)
         self.stage = 1
         self.optimizers = build_optimizers(self.net, train)
@@ -245,18 +247,29 @@ class QuantSRModel(BaseModel):
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
         terms: dict[str, Tensor] = {}
+        if self.mismatch is not None:
+            self.mismatch.forget()
         for index, batch in enumerate(batches):
             accumulates = index + 1 < len(batches) and isinstance(self.net_g, DistributedDataParallel)
             with self.net_g.no_sync() if accumulates else contextlib.nullcontext():
-                losses = self._losses(batch)
+                with self._mismatch_recorded():
+                    losses = self._losses(batch)
+                if self.mismatch is not None:
+                    distance = self.mismatch.backward(1 / len(batches))
+                    terms["l_mismatch"] = terms.get("l_mismatch", 0.0) + distance
                 (sum(losses.values(), start=torch.zeros((), device=self.device)) / len(batches)).backward()
             for name, value in losses.items():
                 terms[name] = terms.get(name, 0.0) + value.detach() / len(batches)
+        if self.mismatch is not None:
+            self.mismatch.add_gradients()
         if self.train_options.grad_clip_norm is not None:
             nn.utils.clip_grad_norm_(self.net.parameters(), self.train_options.grad_clip_norm)
         for optimizer in self.optimizers:
             optimizer.step()
         return terms
+
+    def _mismatch_recorded(self) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext() if self.mismatch is None else self.mismatch.recording()
 
     def _losses(self, batch: Batch) -> dict[str, Tensor]:
         """The weighted loss terms of one batch; their sum is minimised."""

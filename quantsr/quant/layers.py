@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -54,6 +55,8 @@ class QuantizedLayer(nn.Module):
         method = get_quantizer(quantizer)
         self.quantizer = quantizer
         self.calibrating = False
+        self.watch: Callable[[QuantizedLayer, Tensor], None] | None = None
+        """Called with the layer and each input, before it is quantized."""
         self.channel_dim = channel_dim
         self.register_buffer("input_equal", torch.ones(in_channels) if equalized else None)
         self.weight_quantizer = None
@@ -90,9 +93,14 @@ class QuantizedLayer(nn.Module):
         return self.weight_quantizer.quantize(self.weight, dtype)
 
     def observe(self, x: Tensor) -> None:
-        """Update the input quantizer's statistics if this forward pass is a calibration batch."""
+        """Update the input quantizer's statistics if this forward pass is a calibration batch.
+
+        And pass the input on to :attr:`watch`.
+        """
         if self.calibrating and self.input_quantizer is not None:
             self.input_quantizer.observe(x)
+        if self.watch is not None:
+            self.watch(self, x)
 
     def equalized(self, x: Tensor) -> Tensor:
         """The input that is quantized, shape of ``x``."""
