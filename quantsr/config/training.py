@@ -124,7 +124,10 @@ class TrainOptions(Section):
     """Training: stage 1 at full depth, then the ranking of blocks, then stage 2 at all depths
     together."""
 
-    total_iter: Int = Field(gt=0, description="Optimizer steps of both stages together.")
+    total_iter: Int = Field(
+        ge=0,
+        description="Optimizer steps of both stages together. 0 calibrates and saves: post-training quantization.",
+    )
     stage1_fraction: float = Field(
         default=0.6, ge=0, le=1, description="Share of `total_iter` that stage 1 takes."
     )
@@ -212,7 +215,7 @@ class TrainOptions(Section):
             return value
         if scheduler.get("periods") is not None or "total_iter" not in value:
             return value
-        return {**value, "scheduler": {**scheduler, "periods": [value["total_iter"]]}}
+        return {**value, "scheduler": {**scheduler, "periods": [value["total_iter"] or 1]}}
 
     def all_losses(self) -> dict[str, LossOptions]:
         """The losses by name: `losses`, or `pixel_opt` under the name ``pix``."""

@@ -168,6 +168,8 @@ class Trainer:
     def _train(self, monitor: Monitor, *, validation_due: bool) -> list[Record]:
         total, print_freq = self.train_options.total_iter, self.options.logger.print_freq
         records: list[Record] = []
+        if total == 0:
+            self._save(validation_due=bool(self.validation.sets))
         if validation_due or self.iteration >= total:
             records = self._validate(monitor)
         if validation_due:
