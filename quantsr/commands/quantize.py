@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import math
 import shlex
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -23,7 +24,7 @@ from quantsr.deploy.convert import convert
 from quantsr.deploy.engines import select
 from quantsr.deploy.export import calibration_pictures, evaluation_set, write
 from quantsr.deploy.packed.model import PackedModel
-from quantsr.deploy.post_training import LayerBits, quantize
+from quantsr.deploy.post_training import ITERATIONS, METHODS, LayerBits, Method, quantize
 from quantsr.engine.evaluate import network_upscaler
 from quantsr.engine.finetune import TRAINED_SCALES, finetune
 from quantsr.errors import InputError
@@ -69,7 +70,35 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="container of these units, such as body, or a pattern of their names, where they are not found",
     )
-    parser.add_argument("--quantizer", default="RLQAsymmetric", metavar="NAME", help="default: %(default)s")
+    parser.add_argument(
+        "--method",
+        choices=METHODS,
+        default="fit",
+        help="fit: each layer in turn, with equalization; minmax, percentile, mse: calibration; 2dquant: bounds "
+        "searched, then trained against the float network (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--iterations",
+        type=_count,
+        default=ITERATIONS,
+        metavar="N",
+        help="of 2dquant's training, 0 for the search alone (default: %(default)s; the paper: 3000)",
+    )
+    parser.add_argument(
+        "--rectifier",
+        type=_count,
+        default=0,
+        metavar="RANK",
+        help="2dquant: train a matrix of this rank for each weight, which is added to it (SPR2Q: 8)",
+    )
+    parser.add_argument(
+        "--mixed",
+        type=_share,
+        default=0.0,
+        metavar="SHARE",
+        help="give one bit more to this share of the layers, one bit less to as many, by gradients (0 to 0.5)",
+    )
+    parser.add_argument("--quantizer", metavar="NAME", help="of fit (default: RLQAsymmetric)")
     parser.add_argument(
         "--data",
         metavar="DIR",
@@ -96,6 +125,22 @@ def _bits(text: str) -> Bits:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is no number from 0")
+    return int(text)
+
+
+def _share(text: str) -> float:
+    try:
+        share = float(text)
+    except ValueError:
+        share = math.nan
+    if not 0 <= share <= 0.5:
+        raise argparse.ArgumentTypeError(f"{text!r} is no share from 0 to 0.5")
+    return share
+
+
 def _rule(text: str) -> LayerBits:
     pattern, equals, bits = text.rpartition("=")
     if not equals or not pattern:
@@ -119,9 +164,17 @@ def run(args: argparse.Namespace) -> int:
         raise InputError(
             f"--minutes: networks of x2, x3 and x4 are trained, and this one is of x{scale}; omit it"
         )
+    method = Method(
+        args.method,
+        args.quantizer,
+        not args.no_bias_correction,
+        args.iterations,
+        args.rectifier,
+        args.mixed,
+    )
     pictures = calibration_pictures(args.data, scale)
     gt = evaluation_set(args.gt, scale)
-    with tqdm(desc="fitting", leave=False, disable=not terminal.has_terminal()) as bar:
+    with tqdm(desc=method.name, leave=False, disable=not terminal.has_terminal()) as bar:
 
         def progress(done: int, total: int) -> None:
             bar.total = total
@@ -132,13 +185,14 @@ def run(args: argparse.Namespace) -> int:
             args.bits,
             pictures,
             rules=args.rule,
-            quantizer=args.quantizer,
-            correct_bias=not args.no_bias_correction,
+            method=method,
             depths=args.depths,
             trunk=args.trunk,
             progress=progress,
         )
     facts: dict[str, Any] = {"quantized": "after training"}
+    if method.name != "fit" or method.mixed:
+        facts["method"] = " ".join(_method_words(args))
     if args.minutes is not None:
         facts["quantized"] = f"{args.minutes:g} minutes of distillation"
         network = finetune(
@@ -179,6 +233,7 @@ def _command(args: argparse.Namespace) -> str:
     ]
     for rule in args.rule:
         words += ["--rule", f"{rule.pattern}={rule.bits}"]
+    words += [*_method_words(args)]
     words += ["--depths", *map(str, args.depths)] if args.depths else []
     words += ["--minutes", f"{args.minutes:g}"]
     given = {
@@ -191,6 +246,16 @@ def _command(args: argparse.Namespace) -> str:
     for name, value in given.items():
         words += [name, value] if value is not None else []
     return shlex.join([*words, *(["--no-bias-correction"] if args.no_bias_correction else [])])
+
+
+def _method_words(args: argparse.Namespace) -> list[str]:
+    """The arguments of the method that are not the usual ones."""
+    usual = {"method": "fit", "iterations": ITERATIONS, "rectifier": 0, "mixed": 0.0}
+    words = []
+    for name, value in usual.items():
+        if (given := getattr(args, name)) != value:
+            words += [f"--{name}", f"{given:g}" if isinstance(given, float) else str(given)]
+    return words
 
 
 def _layers(model: PackedModel) -> str:

@@ -6,9 +6,9 @@ from __future__ import annotations
 import copy
 import fnmatch
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -23,8 +23,11 @@ from quantsr.archs.quantized_arch import trunk_of
 from quantsr.deploy.lower import lower
 from quantsr.deploy.roles import roles
 from quantsr.depth import rank_by_loss
+from quantsr.engine.bounds_training import train_bounds
 from quantsr.errors import InputError
 from quantsr.quant import Rule, calibrate, quantize_layers
+from quantsr.quant.attention import QuantOperand
+from quantsr.quant.bit_gradients import bit_gradients, mixed_bits
 from quantsr.quant.fit import fit
 from quantsr.quant.layers import QuantizedLayer, quantized_layers
 from quantsr.quant.quantizers import Granularity
@@ -34,7 +37,21 @@ logger = logging.getLogger(__name__)
 
 Picture = NDArray[np.uint8]
 
-QUANTIZER = "RLQAsymmetric"
+MethodName = Literal["fit", "minmax", "percentile", "mse", "2dquant"]
+
+METHODS: tuple[MethodName, ...] = get_args(MethodName)
+
+QUANTIZERS: Mapping[MethodName, str] = {
+    "fit": "RLQAsymmetric",
+    "minmax": "MinMax",
+    "percentile": "Percentile",
+    "mse": "RLQAsymmetric",
+    "2dquant": "Bounds",
+}
+"""The quantizer of each method; that of the first can be chosen."""
+
+ITERATIONS = 200
+"""Of 2DQuant's training of the bounds; the paper has 3,000."""
 
 CROPS, CROP_SIDE = 16, 48
 """How many crops of low resolution quantization reads, and their height and width in pixels."""
@@ -52,15 +69,43 @@ class LayerBits:
     bits: Bits
 
 
+@dataclass(frozen=True)
+class Method:
+    """How layers are quantized without training of the network."""
+
+    name: MethodName = "fit"
+    """``fit``: each layer in turn, `quantsr.quant.fit`. ``minmax``, ``percentile``, ``mse``:
+    calibration alone. ``2dquant``: bounds searched (DOBI), then trained against the float network
+    (DQC), `quantsr.engine.bounds_training`."""
+    quantizer: str | None = None
+    """Of ``fit``: a name in ``QUANTIZER_REGISTRY`` whose codes are integers."""
+    correct_bias: bool = True
+    """Of ``fit``: whether biases are changed."""
+    iterations: int = ITERATIONS
+    """Of ``2dquant``; 0 leaves the bounds that were searched."""
+    rectifier: int = 0
+    """Of ``2dquant``: rank of what is added to each weight (SPR2Q); 0: nothing."""
+    mixed: float = 0.0
+    """Share of the layers that get one bit more, and of those that get one bit less
+    (`quantsr.quant.bit_gradients`), 0 to 0.5."""
+
+    def __post_init__(self) -> None:
+        if self.name != "fit" and self.quantizer is not None:
+            raise InputError(f"--quantizer: method {self.name} has its own; omit it")
+        if self.rectifier and (self.name != "2dquant" or not self.iterations):
+            raise InputError(
+                "--rectifier: is trained with the bounds; choose --method 2dquant and --iterations"
+            )
+
+
 def quantize(
     net: nn.Module,
     bits: Bits,
     pictures: Sequence[Picture],
     *,
     rules: Sequence[LayerBits] = (),
-    quantizer: str | None = None,
+    method: Method = Method(),
     granularity: Granularity = "channel",
-    correct_bias: bool = True,
     depths: Sequence[int] | None = None,
     trunk: str | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
@@ -69,25 +114,23 @@ def quantize(
 
     The first layer and those at or behind the enlargement stay float; conversion gives them 8-bit
     weights. A network with arguments for its bits (QuantSR-C and -T) is quantized as these say.
-    Each layer is fitted (`quantsr.quant.fit`) to what the fitted layers before it give of crops of
-    the pictures; those of QuantSR-C and -T are calibrated, their biases stay.
+    Each layer reads what the quantized layers before it give of crops of the pictures. Layers of
+    QuantSR-C and -T are not fitted but calibrated, their biases stay.
 
     Args:
         net: a float network that can be lowered.
         bits: of the body's layers.
         pictures: uint8 (h, w, 3) of low resolution.
         rules: the first that matches a layer decides, before its role.
-        quantizer: a name in ``QUANTIZER_REGISTRY`` whose codes are integers; default:
-            `QUANTIZER`, of QuantSR-C and -T their own argument.
+        method: how.
         granularity: one weight step per ``tensor`` or per output ``channel``; of QuantSR-C and -T
             their own argument decides.
-        correct_bias: whether biases are changed.
         depths: numbers of residual units of sub-networks, that of all among them. The units are
             ranked (`rank_units`), but for a network that has depths and a ranking of its own.
         trunk: the container of these units, or a pattern of their names, where they are not found
             (`quantsr.archs.trunk`).
-        progress: called with the number of steps that are done, and of all: layers to fit, then
-            sub-networks to rank units by.
+        progress: called with the number of steps that are done, and of all: layers, then iterations
+            of a training of the bounds, then sub-networks to rank units by.
 
     Raises:
         InputError: the network cannot be lowered or is quantized, a rule matches no layer, nothing
@@ -97,18 +140,34 @@ def quantize(
         raise InputError("network: is quantized already; give a float one")
     device = next(net.parameters()).device
     batch = crops(pictures).to(device)
-    found = _with_bits(net, bits, rules, quantizer, granularity, depths, trunk).to(device).eval()
-    if _says_its_layers(contract.of(net)):
-        return calibrate(found, [batch], "mse")
+    chosen = _chosen(net, bits, rules)
+    if chosen is not None and method.mixed:
+        chosen = _mixed(net, chosen, method.mixed, batch)
+    elif method.mixed:
+        raise InputError(
+            f"--mixed: {contract.of(net).type} has one number of bits for all of its blocks; omit it"
+        )
+    found = _with_bits(net, bits, chosen, method, granularity, depths, trunk).to(device).eval()
     dynamic = contract.of(found).depth_dynamic
-    ranks = dynamic is not None and len(dynamic.depths) > 1 and dynamic.ranking is None
+    ranks = dynamic is not None and len(dynamic.depths) > 1 and dynamic.ranking is None and chosen is not None
     count = len(dynamic.units()) if dynamic is not None and ranks else 0
-    layers = sum(map(_quantizes, quantized_layers(found).values()))
-    total = layers + _sub_networks(count)
-    fit_layers(found, batch, correct_bias=correct_bias, progress=lambda done, _: progress(done, total))
+    layers = len(_layers(found))
+    trained = method.iterations if method.name == "2dquant" else 0
+    total = layers + trained + _sub_networks(count)
+    set_layers(found, batch, method, fits=chosen is not None, progress=lambda done: progress(done, total))
+    if trained:
+        train_bounds(
+            found,
+            net,
+            [torch.from_numpy(picture).permute(2, 0, 1).float() / 255 for picture in pictures],
+            iterations=trained,
+            rectifier=method.rectifier,
+            progress=lambda done: progress(layers + done, total),
+        )
     if dynamic is not None and ranks:
         logger.info("ranking %d units by the loss without them", count)
-        order = rank_units(dynamic, net, batch, progress=lambda done: progress(layers + done, total))
+        before = layers + trained
+        order = rank_units(dynamic, net, batch, progress=lambda done: progress(before + done, total))
         dynamic.set_ranking(order)
     return found
 
@@ -117,41 +176,67 @@ def _quantizes(layer: QuantizedLayer) -> bool:
     return layer.weight_quantizer is not None or layer.input_quantizer is not None
 
 
-def _says_its_layers(network: contract.Contract) -> bool:
-    """Whether the network's own arguments say what is quantized, as QuantSR-C's and -T's do."""
-    return {"nbits_w", "nbits_a", "quantizer"} <= network.arguments.keys()
+def _layers(net: nn.Module) -> list[QuantizedLayer]:
+    """The layers with quantizers, without products of attention."""
+    layers = quantized_layers(net).values()
+    return [x for x in layers if _quantizes(x) and not isinstance(x, QuantOperand)]
+
+
+def _chosen(net: nn.Module, bits: Bits, rules: Sequence[LayerBits]) -> dict[str, Bits] | None:
+    """`choose_bits`; None where the network's own arguments say what is quantized, as QuantSR-C's
+    and -T's do."""
+    network = contract.of(net)
+    if not {"nbits_w", "nbits_a", "quantizer"} <= network.arguments.keys():
+        return choose_bits(net, bits, rules)
+    if rules:
+        raise InputError(f"--rule: {network.type} has its own rule, all convolutions of its blocks; omit it")
+    return None
+
+
+def _mixed(net: nn.Module, chosen: Mapping[str, Bits], share: float, batch: Tensor) -> dict[str, Bits]:
+    """`mixed_bits` by the distance of the outputs from the float network's, bounds searched."""
+    method = Method("2dquant", iterations=0)
+    trial = _with_bits(net, Bits(8, 8), chosen, method, "channel", None, None).eval()
+    set_layers(trial, batch, method, fits=False)
+    with torch.no_grad():
+        wanted = net.eval()(batch)
+    gradients = bit_gradients(trial, lambda: (trial(batch) - wanted).abs().mean())
+    try:
+        found = mixed_bits(chosen, gradients, share)
+    except ValueError as error:
+        raise InputError(f"--mixed: {error}; choose other --bits") from error
+    for name in sorted(chosen, key=lambda name: gradients[name]):
+        logger.info("%s: %s, dL/ds %.3g", name, found[name], gradients[name])
+    return found
 
 
 def _with_bits(
     net: nn.Module,
     bits: Bits,
-    rules: Sequence[LayerBits],
-    quantizer: str | None,
+    chosen: Mapping[str, Bits] | None,
+    method: Method,
     granularity: Granularity,
     depths: Sequence[int] | None,
     trunk: str | None,
 ) -> nn.Module:
-    """The copy with uncalibrated quantizers."""
+    """The copy with uncalibrated quantizers, of the bits in `chosen` or else of its arguments."""
     network = contract.of(net)
     if depths is None and trunk is not None:
         raise InputError("--trunk: is for a network with depths; give --depths, or omit it")
     units = None if depths is None else trunk_of(net, trunk, "--depths" if trunk is None else "--trunk")
-    if _says_its_layers(network):
-        if rules:
-            raise InputError(
-                f"--rule: {network.type} has its own rule, all convolutions of its blocks; omit it"
-            )
+    if chosen is None:
         own: dict[str, Any] = {"nbits_w": bits.weights, "nbits_a": bits.activations}
-        own |= {} if quantizer is None else {"quantizer": quantizer}
+        if method.quantizer is not None or method.name != "fit":
+            own["quantizer"] = method.quantizer or QUANTIZERS[method.name]
         found = build_network(network.type, {**network.arguments, **own})
         found.load_state_dict(net.state_dict(), strict=False)  # the quantizers have no state yet
         dynamic = contract.of(found).depth_dynamic
         if dynamic is not None and network.ranking is not None:
             dynamic.set_ranking(network.ranking)
         return found
-    chosen, quantizer = choose_bits(net, bits, rules), quantizer or QUANTIZER
+    quantizer, equalized = method.quantizer or QUANTIZERS[method.name], method.name == "fit"
     layers = [
-        Rule(_literal(name), b.weights, b.activations, quantizer, granularity, equalized=True)
+        Rule(_literal(name), b.weights, b.activations, quantizer, granularity, equalized)
         for name, b in chosen.items()
     ]
     try:
@@ -163,7 +248,7 @@ def _with_bits(
         "rules": {_literal(name): str(layer_bits) for name, layer_bits in chosen.items()},
         "quantizer": quantizer,
         "granularity": granularity,
-        "equalized": True,
+        "equalized": equalized,
     }
     if isinstance(found, DepthTrunk):
         found.describe({"type": "Quantized", **arguments})
@@ -231,27 +316,30 @@ def choose_bits(net: nn.Module, bits: Bits, rules: Sequence[LayerBits]) -> dict[
 
 
 @torch.no_grad()
-def fit_layers(
+def set_layers(
     net: nn.Module,
     batch: Tensor,
+    method: Method,
     *,
-    correct_bias: bool = True,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    fits: bool,
+    progress: Callable[[int], None] = lambda done: None,
 ) -> None:
-    """Fit each quantized layer (`quantsr.quant.fit`) to what the fitted layers before it give of a
-    batch (B, 3, h, w)."""
-    layers = [layer for layer in quantized_layers(net).values() if _quantizes(layer)]
-    fitted = set()
+    """Fit (`quantsr.quant.fit`) or calibrate each quantized layer on what the layers before it, set
+    already, give of a batch (B, 3, h, w)."""
+    reached = set()
 
     def hook(layer: QuantizedLayer, inputs: tuple[Tensor, ...]) -> None:
-        if layer not in fitted:
-            fitted.add(layer)
-            fit(layer, inputs[0], correct_bias=correct_bias)
-            progress(len(fitted), len(layers))
+        if layer in reached:
+            return
+        reached.add(layer)
+        if fits and method.name == "fit":
+            layer.calibrating = False
+            fit(layer, inputs[0], correct_bias=method.correct_bias)
+        progress(len(reached))
 
-    handles = [layer.register_forward_pre_hook(hook) for layer in layers]
+    handles = [layer.register_forward_pre_hook(hook) for layer in _layers(net)]
     try:
-        net(batch)
+        calibrate(net, [batch], "mse")
     finally:
         for handle in handles:
             handle.remove()

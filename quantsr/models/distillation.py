@@ -47,8 +47,7 @@ class FeatureTap:
     def __init__(self, blocks: Sequence[nn.Module], indices: Sequence[int]) -> None:
         self._found: dict[int, Tensor] = {}
         self._indices = tuple(indices)
-        for index in self._indices:
-            blocks[index].register_forward_hook(self._keeper(index))
+        self._handles = [blocks[i].register_forward_hook(self._keeper(i)) for i in self._indices]
 
     def _keeper(self, index: int) -> Any:
         def keep(module: nn.Module, args: Any, output: Any) -> None:
@@ -68,6 +67,11 @@ class FeatureTap:
     def forget(self) -> None:
         """Drops the outputs since the last call of `take`."""
         self._found = {}
+
+    def remove(self) -> None:
+        """Remove the hooks."""
+        for handle in self._handles:
+            handle.remove()
 
 
 def feature_loss(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
