@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import nn
 
 from quantsr.archs import contract
 from quantsr.archs.constructors import build_network
 from quantsr.archs.dqa_trunk import add_depths
+from quantsr.archs.modes import eval_mode
 from quantsr.archs.trunk import Trunk, find_trunk
 from quantsr.basicsr_compat import ARCH_REGISTRY
 from quantsr.errors import InputError
 from quantsr.quant.layer_rules import Rule, quantize_layers
+from quantsr.quant.products import quantize_products
 from quantsr.quant.quantizers import Granularity
 from quantsr.ranges import Bits
 
@@ -26,6 +29,7 @@ def Quantized(
     equalized: bool = True,
     depths: Sequence[int] | None = None,
     trunk: str | None = None,
+    attention: int | None = None,
 ) -> nn.Module:
     """A float network with its convolutions and linear layers quantized.
 
@@ -41,9 +45,11 @@ def Quantized(
             of all among them; default: the network has one depth.
         trunk: the container of these units, such as ``body``, or a pattern of their names, where
             they are not found (`quantsr.archs.trunk`).
+        attention: bits of both operands of products of activations, as attention has them;
+            default: these stay in float.
 
     Raises:
-        InputError: the float network cannot be built, or has no such trunk.
+        InputError: the float network cannot be built, has no such trunk, or no such products.
         ValueError: bits of a rule are none, or a rule decides for no layer.
     """
     arguments = {name: value for name, value in network.items() if name != "type"}
@@ -52,6 +58,8 @@ def Quantized(
     parsed = {pattern: Bits.parse(str(bits)) for pattern, bits in rules.items()}
     net = build_network(str(network["type"]), arguments)
     units = None if depths is None else trunk_of(net, trunk, "network_g.trunk")
+    if attention is not None:
+        quantize_attention(net, attention, quantizer, "network_g.attention")
     quantize_layers(
         net,
         [
@@ -67,8 +75,25 @@ def Quantized(
         "quantizer": quantizer,
         "granularity": granularity,
         "equalized": equalized,
+        **({} if attention is None else {"attention": attention}),
     }
     return net if depths is None or units is None else add_depths(net, units, depths, options)
+
+
+def quantize_attention(net: nn.Module, nbits: int, quantizer: str, key: str) -> None:
+    """Quantize the operands of a network's products of activations, see `quantize_products`.
+
+    Raises:
+        InputError: it has none; names `key`, the option.
+    """
+    side = 2 * max(contract.of(net).window, 8)
+    device = next(net.parameters()).device
+    picture = torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(0)).to(device)
+    try:
+        with eval_mode(net):
+            quantize_products(net, picture, nbits=nbits, quantizer=quantizer)
+    except ValueError as error:
+        raise InputError(f"{key}: {contract.of(net).type} {error}") from error
 
 
 def trunk_of(net: nn.Module, name: str | None, key: str) -> Trunk:

@@ -98,6 +98,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SHARE",
         help="give one bit more to this share of the layers, one bit less to as many, by gradients (0 to 0.5)",
     )
+    parser.add_argument(
+        "--attention",
+        type=_one_number,
+        metavar="N",
+        help="bits of both operands of products of activations (default: float)",
+    )
     parser.add_argument("--quantizer", metavar="NAME", help="of fit (default: RLQAsymmetric)")
     parser.add_argument(
         "--data",
@@ -123,6 +129,13 @@ def _bits(text: str) -> Bits:
         return Bits.parse(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _one_number(text: str) -> int:
+    bits = _bits(text)
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of bits")
+    return bits.activations
 
 
 def _count(text: str) -> int:
@@ -188,6 +201,7 @@ def run(args: argparse.Namespace) -> int:
             method=method,
             depths=args.depths,
             trunk=args.trunk,
+            attention=args.attention,
             progress=progress,
         )
     facts: dict[str, Any] = {"quantized": "after training"}
@@ -239,6 +253,7 @@ def _command(args: argparse.Namespace) -> str:
     given = {
         "-opt": args.opt,
         "--trunk": args.trunk,
+        "--attention": None if args.attention is None else str(args.attention),
         "--quantizer": args.quantizer,
         "--data": args.data,
         "--gt": args.gt,

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from quantsr import basicsr_compat
 from quantsr.deploy.calibrate8 import InputChoice, choose_weight_steps, quantize_weight
 from quantsr.deploy.packed.model import ConvLayer, Float, LinearLayer, Operand, PackedLayer
 from quantsr.errors import InputError
@@ -112,18 +113,49 @@ def quantized_operands(net: nn.Module) -> dict[str, Operand]:
     for name, module in net.named_modules():
         if isinstance(module, QuantOperand) and module.input_quantizer is not None:
             codes, bits = _input_codes(name, module), module.input_quantizer.bits
+            form = operand_form(net, name)
             # No bias takes an offset here: the levels move by it.
-            tau = (codes.tau.astype(np.float64) + codes.offset).astype(np.float32)
+            tau = (codes.tau.astype(np.float64) + codes.offset) / form.factor
+            tau = np.broadcast_to(tau, form.channels).astype(np.float32)
             operands[name] = Operand(
                 name=name,
-                channels=module.input_quantizer.channels,
+                channels=form.channels,
                 bits=bits,
-                step=codes.step,
+                step=(codes.step / form.factor).astype(np.float32),
                 tau=tau if tau.any() else None,
                 signed=codes.range.qmin < 0,
                 limits=codes.limits(bits),
             )
     return operands
+
+
+class OperandForm(NamedTuple):
+    """How an operand of a network is that of the operation ``window_attention``."""
+
+    channels: int
+    """Of the operation's operand."""
+    factor: float
+    """What the network multiplies the operand by before it quantizes it."""
+
+
+def operand_form(net: nn.Module, name: str) -> OperandForm:
+    """The form of the operand of this name, such as ``blocks.0.attn.scores.left``.
+
+    SwinIR's attention multiplies the query by ``1 / sqrt(d)`` before the product, the operation
+    multiplies the scores; and each of its operands has one ``tau``, not one for each channel.
+    """
+    operand = net.get_submodule(name)
+    assert isinstance(operand, QuantOperand)
+    assert operand.input_quantizer is not None
+    path, product, side = name.rsplit(".", 2)
+    attention = net.get_submodule(path)
+    if not isinstance(attention, basicsr_compat.WindowAttention):
+        return OperandForm(operand.input_quantizer.channels, 1.0)
+    tokens = attention.window_size[0] * attention.window_size[1]
+    return OperandForm(
+        tokens if (product, side) == ("mixture", "left") else attention.dim,
+        attention.scale if (product, side) == ("scores", "left") else 1.0,
+    )
 
 
 def float_layer(name: str, conv: nn.Conv2d, bits: int, reads: InputChoice | Colours | None) -> ConvLayer:

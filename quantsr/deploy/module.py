@@ -16,6 +16,7 @@ from quantsr.archs.constructors import build_network
 from quantsr.config import registries
 from quantsr.config.networks import check_network
 from quantsr.config.problems import Problems
+from quantsr.deploy.convert_layers import operand_form
 from quantsr.deploy.lower import lower
 from quantsr.deploy.packed.model import Float, PackedLayer, PackedModel
 from quantsr.errors import InputError
@@ -87,8 +88,10 @@ def _module(model: PackedModel) -> nn.Module:
         for name, operand in model.operands.items():
             module = net.get_submodule(name)
             assert isinstance(module, QuantOperand)
-            tau = np.zeros(operand.channels, np.float32) if operand.tau is None else operand.tau
-            _load_input_quantizer(module, operand.step, tau, operand.range)
+            assert module.input_quantizer is not None
+            channels, factor = module.input_quantizer.channels, np.float32(operand_form(net, name).factor)
+            tau = np.zeros(channels, np.float32) if operand.tau is None else operand.tau[:channels]
+            _load_input_quantizer(module, operand.step * factor, tau * factor, operand.range)
         for name, tensor in model.floats.items():
             net.get_parameter(name).copy_(torch.from_numpy(tensor.values))
         if model.written is not None and lower(net) != model.written.renumbered():

@@ -19,7 +19,7 @@ from quantsr.archs import contract
 from quantsr.archs.constructors import build_network
 from quantsr.archs.dqa import DepthDynamic
 from quantsr.archs.dqa_trunk import DepthTrunk, add_depths
-from quantsr.archs.quantized_arch import trunk_of
+from quantsr.archs.quantized_arch import quantize_attention, trunk_of
 from quantsr.deploy.lower import lower
 from quantsr.deploy.roles import roles
 from quantsr.depth import rank_by_loss
@@ -108,6 +108,7 @@ def quantize(
     granularity: Granularity = "channel",
     depths: Sequence[int] | None = None,
     trunk: str | None = None,
+    attention: int | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> nn.Module:
     """A copy of a float network whose body has few bits, in eval mode.
@@ -129,6 +130,7 @@ def quantize(
             ranked (`rank_units`), but for a network that has depths and a ranking of its own.
         trunk: the container of these units, or a pattern of their names, where they are not found
             (`quantsr.archs.trunk`).
+        attention: bits of both operands of products of activations; default: these stay in float.
         progress: called with the number of steps that are done, and of all: layers, then iterations
             of a training of the bounds, then sub-networks to rank units by.
 
@@ -147,7 +149,8 @@ def quantize(
         raise InputError(
             f"--mixed: {contract.of(net).type} has one number of bits for all of its blocks; omit it"
         )
-    found = _with_bits(net, bits, chosen, method, granularity, depths, trunk).to(device).eval()
+    found = _with_bits(net, bits, chosen, method, granularity, depths, trunk, attention)
+    found.to(device).eval()
     dynamic = contract.of(found).depth_dynamic
     ranks = dynamic is not None and len(dynamic.depths) > 1 and dynamic.ranking is None and chosen is not None
     count = len(dynamic.units()) if dynamic is not None and ranks else 0
@@ -196,7 +199,7 @@ def _chosen(net: nn.Module, bits: Bits, rules: Sequence[LayerBits]) -> dict[str,
 def _mixed(net: nn.Module, chosen: Mapping[str, Bits], share: float, batch: Tensor) -> dict[str, Bits]:
     """`mixed_bits` by the distance of the outputs from the float network's, bounds searched."""
     method = Method("2dquant", iterations=0)
-    trial = _with_bits(net, Bits(8, 8), chosen, method, "channel", None, None).eval()
+    trial = _with_bits(net, Bits(8, 8), chosen, method, "channel").eval()
     set_layers(trial, batch, method, fits=False)
     with torch.no_grad():
         wanted = net.eval()(batch)
@@ -216,8 +219,9 @@ def _with_bits(
     chosen: Mapping[str, Bits] | None,
     method: Method,
     granularity: Granularity,
-    depths: Sequence[int] | None,
-    trunk: str | None,
+    depths: Sequence[int] | None = None,
+    trunk: str | None = None,
+    attention: int | None = None,
 ) -> nn.Module:
     """The copy with uncalibrated quantizers, of the bits in `chosen` or else of its arguments."""
     network = contract.of(net)
@@ -228,6 +232,17 @@ def _with_bits(
         own: dict[str, Any] = {"nbits_w": bits.weights, "nbits_a": bits.activations}
         if method.quantizer is not None or method.name != "fit":
             own["quantizer"] = method.quantizer or QUANTIZERS[method.name]
+        if attention is not None:
+            if "quantize_attention" not in network.arguments or attention != bits.activations:
+                raise InputError(
+                    f"--attention: {network.type} has "
+                    + (
+                        f"the bits of its activations there, {bits.activations}; give these"
+                        if "quantize_attention" in network.arguments
+                        else "no attention; omit it"
+                    )
+                )
+            own["quantize_attention"] = True
         found = build_network(network.type, {**network.arguments, **own})
         found.load_state_dict(net.state_dict(), strict=False)  # the quantizers have no state yet
         dynamic = contract.of(found).depth_dynamic
@@ -239,8 +254,11 @@ def _with_bits(
         Rule(_literal(name), b.weights, b.activations, quantizer, granularity, equalized)
         for name, b in chosen.items()
     ]
+    found = copy.deepcopy(net)
+    if attention is not None:
+        quantize_attention(found, attention, quantizer, "--attention")
     try:
-        found = quantize_layers(copy.deepcopy(net), layers)
+        quantize_layers(found, layers)
     except ValueError as error:
         raise InputError(f"network: {error}") from error
     arguments = {
@@ -249,6 +267,7 @@ def _with_bits(
         "quantizer": quantizer,
         "granularity": granularity,
         "equalized": equalized,
+        **({} if attention is None else {"attention": attention}),
     }
     if isinstance(found, DepthTrunk):
         found.describe({"type": "Quantized", **arguments})

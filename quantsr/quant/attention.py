@@ -160,9 +160,18 @@ class QuantMatmul(nn.Module):
                     left, a.tau, a.step, right, b.tau, b.step, (a, b), layouts, dtype
                 )
                 return out
-        a_values, b_values = self.left(left), self.right(right)
+        a_values, b_values = self._quantized(left, right)
         with exact_products(left.device.type):
             return a_values @ b_values
+
+    def operands(self, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+        """Both operands fake-quantized, for another product than that of matrices."""
+        self.left.observe(left)
+        self.right.observe(right)
+        return self._quantized(left, right)
+
+    def _quantized(self, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+        return self.left(left), self.right(right)
 
 
 def attention_products(

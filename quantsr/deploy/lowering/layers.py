@@ -18,6 +18,7 @@ from quantsr.archs.swin import WindowAttention
 from quantsr.deploy import windows
 from quantsr.deploy.lowering.traced import Found, Map, Record, Traced
 from quantsr.quant.layers import FirstConv2d, QuantConv2d, QuantizedLayer, QuantLinear
+from quantsr.quant.products import WithProducts
 
 
 @contextlib.contextmanager
@@ -140,11 +141,23 @@ def _window_attention(
         heads=attention.num_heads,
         window=window,
         shift=shift,
-        quantized=int(isinstance(attention, WindowAttention) and attention.scores.is_quantized),
+        quantized=int(_has_quantized_products(attention)),
     )
     result = _along_channels(record, Map(value, found.map.channels // 3, grid), pixels)
     projected: Traced = attention.proj(result)
     return projected
+
+
+def _has_quantized_products(attention: nn.Module) -> bool:
+    if isinstance(attention, WindowAttention):
+        return attention.scores.is_quantized
+    return isinstance(attention, WithProducts)
+
+
+def _with_products(record: Record, name: str, module: WithProducts, *args: Any, **kwargs: Any) -> Traced:
+    if isinstance(module, basicsr_compat.WindowAttention):
+        return _window_attention(record, name, module, *args, **kwargs)
+    raise record.refuse("multiplies quantized values of the picture by each other")
 
 
 def _residual_unit(
@@ -184,6 +197,7 @@ _LAYERS: dict[Any, Callable[..., Traced]] = {
     ResidualUnit.forward: _residual_unit,
     WindowAttention.forward: _window_attention,
     basicsr_compat.WindowAttention.forward: _window_attention,
+    WithProducts.forward: _with_products,
 }
 """By the method that a layer's class has, so that a subclass which computes something else is
 traced, not taken for a layer."""
