@@ -80,10 +80,10 @@ class BoundsActivation(UniformActivation):
 
     @torch.no_grad()
     def _derive(self) -> None:
-        """Step and sign of the bounds, for logs and manifests."""
+        """Set step and sign as the bounds are, for logs and manifests."""
         step, zero_point = _grid(self.low, self.high, self.intervals)
         self.step.copy_(step)
-        self.signed.fill_(bool(zero_point > 0))
+        self.signed.copy_(zero_point[0] > 0)
 
     @torch.no_grad()
     def fit(self, seen: CalibrationStatistics) -> None:
@@ -122,6 +122,7 @@ class BoundsActivation(UniformActivation):
         """Fake-quantized ``x``; its shape and type."""
         if self.spec() is not None:
             return super().forward(x)
+        self._derive()
         out: Tensor = _BetweenBounds.apply(wide(x), self.low, self.high, self.intervals)
         return out.to(x.dtype)
 
