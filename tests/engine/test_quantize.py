@@ -78,6 +78,16 @@ def test_a_file_of_several_depths_has_a_row_and_a_table_for_each(folder: Path, c
         assert f"\nDepth {depth}\n\n| set" in output
 
 
+@pytest.mark.integration
+def test_the_file_says_its_method(folder: Path) -> None:
+    words = ["--method", "2dquant", "--iterations", "1", "--rectifier", "2", "--mixed", "0.2"]
+    assert quantize("float.pth", "-o", "net.safetensors", *words) == 0
+    model = packing.load(folder / "net.safetensors")
+    assert model.header.provenance["method"] == " ".join(words)
+    assert sorted(layer.bits_w for layer in model.layers.values()) == [3, 4, 4, 4, 5, 8, 8, 32]
+    assert model.header.arch["quantizer"] == "Bounds"
+
+
 def test_rules_choose_bits_of_layers(folder: Path) -> None:
     words = [
         "--bits",
@@ -151,11 +161,23 @@ WRONG = {
     "rule": (["float.pth", "-o", "net.safetensors", "--rule", "body"], "'body' is not PATTERN=BITS"),
     "no layer": (["float.pth", "-o", "net.safetensors", "--rule", "tail=4"], "'tail' matches no layer"),
     "quantizer": (["float.pth", "-o", "net.safetensors", "--quantizer", "None"], "'None' is not registered"),
+    "other quantizer": (
+        ["float.pth", "-o", "net.safetensors", "--method", "mse", "--quantizer", "RLQ"],
+        "--quantizer: method mse has its own; omit it",
+    ),
     "minutes": (["float.pth", "-o", "net.safetensors", "--minutes", "0"], "a number of minutes above 0"),
     "depths": (["float.pth", "-o", "net.safetensors", "--depths", "1"], "must contain the full depth 2"),
     "trunk": (
         ["float.pth", "-o", "net.safetensors", "--depths", "2", "1", "--trunk", "bodies"],
         "--trunk: 'bodies' names no run of 2 or more units of one class; did you mean 'body'?",
+    ),
+    "method": (["float.pth", "-o", "net.safetensors", "--method", "max"], "invalid choice: 'max'"),
+    "iterations": (["float.pth", "-o", "net.safetensors", "--iterations", "-1"], "'-1' is no number from 0"),
+    "rectifier": (["float.pth", "-o", "net.safetensors", "--rectifier", "8"], "--rectifier: is trained with"),
+    "mixed": (["float.pth", "-o", "net.safetensors", "--mixed", "0.6"], "'0.6' is no share from 0 to 0.5"),
+    "attention": (
+        ["float.pth", "-o", "net.safetensors", "--attention", "4"],
+        "--attention: EDSR multiplies no values that both depend on the picture",
     ),
     "folder": (["float.pth", "-o", "absent/net.safetensors"], "absent"),
     "packed": (["quantsr_c_x2_w4a4", "-o", "net.safetensors"], "is a packed network"),
