@@ -56,7 +56,9 @@ def made(name: str, bits: int) -> PackedModel:
     net = NETWORKS[name]().eval()
     if bits == 32:
         return convert(net, head_tail_bits=32)
-    net = post_training.quantize(net, post_training.Bits(bits, bits), pictures, correct_bias=False)
+    net = post_training.quantize(
+        net, post_training.Bits(bits, bits), pictures, method=post_training.Method(correct_bias=False)
+    )
     return convert(net, calib=pictures)
 
 

@@ -16,8 +16,14 @@ from quantsr.archs.modes import eval_mode
 from quantsr.models.distillation import FeatureTap
 from quantsr.quant.layers import QuantizedLayer, quantized_layers
 
-LEARNING_RATE = 1e-2
-"""Of Adam, for each bound relative to the distance of both at first."""
+LEARNING_RATE = 3e-2
+"""Of Adam, for the bounds of an input, relative to its step at first.
+
+2DQuant's 0.01 is absolute, for features of about 1; with it the bounds of features of 0 to 255
+would hardly move."""
+
+WEIGHT_RATE = 1e-2
+"""The same of a weight's step."""
 
 RECTIFIER_RATE = 1e-2
 """The same of the rectifier's factors, relative to the root of the weight's mean square."""
@@ -140,9 +146,8 @@ def _bounds(net: nn.Module) -> list[dict[str, object]]:
     groups: list[dict[str, object]] = []
     for layer, quantizer in _quantizers(net):
         step = float(quantizer.step.detach().abs().mean())
-        intervals = 1 if quantizer is layer.weight_quantizer else 2**quantizer.bits - 1
-        for _, parameter in quantizer.named_parameters(recurse=False):
-            groups.append({"params": [parameter], "lr": LEARNING_RATE * step * intervals})
+        rate = WEIGHT_RATE if quantizer is layer.weight_quantizer else LEARNING_RATE
+        groups += [{"params": [p], "lr": rate * step} for p in quantizer.parameters(recurse=False)]
     return groups
 
 
