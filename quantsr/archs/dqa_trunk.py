@@ -18,6 +18,7 @@ from quantsr import depth as rules
 from quantsr.archs.dqa import DepthDynamic, Unit, as_unit
 from quantsr.archs.load_float import FloatStart, LoadReport, copy_float
 from quantsr.archs.trunk import Trunk
+from quantsr.quant.mixins import with_mixin
 
 
 class _Shared:
@@ -152,26 +153,15 @@ def add_depths(net: nn.Module, trunk: Trunk, depths: Sequence[int], options: Map
     rules.check_depths(depths, len(units))
     device = next(net.parameters()).device
     for index, module in enumerate(units):
-        module.__class__ = _mixed(ResidualUnit, type(module))
+        module.__class__ = with_mixin(ResidualUnit, type(module))
         unit = cast(ResidualUnit, module)
         unit.index = index
         unit.add_shortcut()
         unit.shortcut.data = unit.shortcut.to(device)
-    net.__class__ = _mixed(DepthTrunk, type(net))
+    net.__class__ = with_mixin(DepthTrunk, type(net))
     found = cast(DepthTrunk, net)
     found._set_trunk(trunk, depths, options)
     return found
-
-
-def _mixed(mixin: type[nn.Module], kind: type[nn.Module]) -> type[nn.Module]:
-    """The subclass of both, under the name of ``kind``; always the same one."""
-    if (mixin, kind) not in _MIXED:
-        names = {"__module__": kind.__module__, "__doc__": kind.__doc__}
-        _MIXED[mixin, kind] = type(kind.__name__, (mixin, kind), names)
-    return _MIXED[mixin, kind]
-
-
-_MIXED: dict[tuple[type[nn.Module], type[nn.Module]], type[nn.Module]] = {}
 
 
 def _check_names(module: nn.Module, mixin: type[nn.Module]) -> None:

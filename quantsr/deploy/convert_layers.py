@@ -116,13 +116,13 @@ def quantized_operands(net: nn.Module) -> dict[str, Operand]:
             form = operand_form(net, name)
             # No bias takes an offset here: the levels move by it.
             tau = (codes.tau.astype(np.float64) + codes.offset) / form.factor
-            tau = np.broadcast_to(tau, form.channels).astype(np.float32)
+            tau = np.broadcast_to(tau, form.channels)
             operands[name] = Operand(
                 name=name,
                 channels=form.channels,
                 bits=bits,
                 step=(codes.step / form.factor).astype(np.float32),
-                tau=tau if tau.any() else None,
+                tau=tau.astype(np.float32) if tau.any() else None,
                 signed=codes.range.qmin < 0,
                 limits=codes.limits(bits),
             )

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,7 @@ from quantsr.archs import contract
 from quantsr.archs.modes import eval_mode
 from quantsr.models.distillation import FeatureTap
 from quantsr.quant.layers import QuantizedLayer, quantized_layers
+from quantsr.quant.quantizers import ActivationQuantizer, WeightQuantizer
 
 LEARNING_RATE = 3e-2
 """Of Adam, for the bounds of an input, relative to its step at first.
@@ -120,7 +122,7 @@ class LowRank(nn.Module):
 
 
 @contextmanager
-def _rectified(net: nn.Module, rank: int) -> Iterator[list[dict[str, object]]]:
+def _rectified(net: nn.Module, rank: int) -> Iterator[list[dict[str, Any]]]:
     """Context in which the quantized weights have rectifiers; then these are merged."""
     layers = [layer for layer in quantized_layers(net).values() if layer.weight_quantizer is not None]
     added, groups = [], []
@@ -141,9 +143,9 @@ def _rectified(net: nn.Module, rank: int) -> Iterator[list[dict[str, object]]]:
             parametrize.remove_parametrizations(layer, "weight", leave_parametrized=True)
 
 
-def _bounds(net: nn.Module) -> list[dict[str, object]]:
+def _bounds(net: nn.Module) -> list[dict[str, Any]]:
     """The quantizers' parameters, each with its learning rate."""
-    groups: list[dict[str, object]] = []
+    groups: list[dict[str, Any]] = []
     for layer, quantizer in _quantizers(net):
         step = float(quantizer.step.detach().abs().mean())
         rate = WEIGHT_RATE if quantizer is layer.weight_quantizer else LEARNING_RATE
@@ -151,7 +153,7 @@ def _bounds(net: nn.Module) -> list[dict[str, object]]:
     return groups
 
 
-def _quantizers(net: nn.Module) -> Iterable[tuple[QuantizedLayer, nn.Module]]:
+def _quantizers(net: nn.Module) -> Iterator[tuple[QuantizedLayer, WeightQuantizer | ActivationQuantizer]]:
     for layer in quantized_layers(net).values():
         for quantizer in (layer.weight_quantizer, layer.input_quantizer):
             if quantizer is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +27,9 @@ def bit_gradients(net: nn.Module, loss: Callable[[], Tensor]) -> dict[str, float
         net: calibrated, its quantizers with straight-through gradients, its layers not equalized.
         loss: runs `net` once and returns the loss.
     """
-    layers = {name: x for name, x in quantized_layers(net).items() if isinstance(x, nn.Conv2d | nn.Linear)}
+    layers: dict[str, Any] = {
+        name: x for name, x in quantized_layers(net).items() if isinstance(x, nn.Conv2d | nn.Linear)
+    }
     required = [(p, p.requires_grad) for p in net.parameters()]
     inputs: dict[str, Tensor] = {}
 

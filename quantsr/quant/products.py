@@ -12,7 +12,7 @@ import contextlib
 import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from quantsr.quant.attention import QuantMatmul, QuantOperand
+from quantsr.quant.mixins import with_mixin
 
 _MATMULS = frozenset(
     [torch.matmul, torch.bmm, torch.mm, Tensor.matmul, Tensor.bmm, Tensor.mm, Tensor.__matmul__]
@@ -29,13 +30,12 @@ _ATTENTION_NAMES = ("scores", "mixture")
 """Names of a module's products where it has two, as window attention does."""
 
 
-class Place(NamedTuple):
-    """One product of a module's forward."""
+Shape = tuple[int, int, int, int]
+"""Heads, rows, inner size and columns of a product, in the trial run."""
 
-    call: int
-    """Which call of a function above, counted from 0 in each forward."""
-    shape: tuple[int, int, int, int]
-    """Heads, rows, inner size, columns, of the trial run."""
+Places = dict[int, list[Shape]]
+"""Where a module multiplies: which call of a function above, counted from 0 in each forward, and
+the one or two products that it computes."""
 
 
 class WithProducts(nn.Module):
@@ -84,7 +84,7 @@ class _Quantizing(_Counting):
         found = self.products.get(call)
         if found is None:
             return func(*args, **kwargs)
-        with torch._C.DisableTorchFunction():  # type: ignore[attr-defined]  # modes of outer modules, too
+        with torch._C.DisableTorchFunction():  # and modes of outer modules
             if func is _ATTENTION:
                 return _attend(found[0], found[1], *args, **kwargs)
             if func is torch.einsum:
@@ -94,7 +94,7 @@ class _Quantizing(_Counting):
 
 
 class _Finding(_Counting):
-    def __init__(self, found: list[tuple[int, tuple[Place, ...]]]) -> None:
+    def __init__(self, found: Places) -> None:
         super().__init__()
         self.found = found
 
@@ -112,8 +112,9 @@ class _Finding(_Counting):
         else:
             places = [(left.shape[-2], left.shape[-1], right.shape[-1])]
         heads = left.shape[-3] if left.dim() > 3 else 1
-        self.found.append((call, tuple(Place(call, (heads, *place)) for place in places)))
-        with torch._C.DisableTorchFunction():  # type: ignore[attr-defined]
+        # A module that runs several times has the same places each time.
+        self.found.setdefault(call, [(heads, *place) for place in places])
+        with torch._C.DisableTorchFunction():
             return func(*args, **kwargs)
 
 
@@ -170,25 +171,24 @@ def _attend(
     return cast(Tensor, mixture(F.dropout(found.softmax(-1), dropout_p), value))
 
 
-def find_products(net: nn.Module, picture: Tensor) -> dict[str, list[tuple[int, tuple[Place, ...]]]]:
+def find_products(net: nn.Module, picture: Tensor) -> dict[str, Places]:
     """The products of values that both depend on the picture, by the name of their module.
 
     Args:
         net: run once on `picture`, (1, C, h, w).
     """
-    found: dict[str, list[tuple[int, tuple[Place, ...]]]] = {}
+    found: dict[str, Places] = {}
     with contextlib.ExitStack() as stack, torch.enable_grad():
         stack.enter_context(_frozen(net))
         for name, module in net.named_modules():
-            watched = functools.partial(_watched, module.forward, found.setdefault(name, []))
+            watched = functools.partial(_watched, module.forward, found.setdefault(name, {}))
             object.__setattr__(module, "forward", watched)
             stack.callback(object.__delattr__, module, "forward")
         net(picture.detach().requires_grad_())
-    # A module that runs several times has the same places each time.
-    return {name: list(dict.fromkeys(places)) for name, places in found.items() if places}
+    return {name: places for name, places in found.items() if places}
 
 
-def _watched(forward: Callable[..., Any], found: list[Any], *args: Any, **kwargs: Any) -> Any:
+def _watched(forward: Callable[..., Any], found: Places, *args: Any, **kwargs: Any) -> Any:
     with _Finding(found):
         return forward(*args, **kwargs)
 
@@ -223,24 +223,18 @@ def quantize_products(net: nn.Module, picture: Tensor, *, nbits: int, quantizer:
     found = find_products(net, picture)
     if not found:
         raise ValueError("multiplies no values that both depend on the picture")
-    for name, calls in found.items():
+    for name, places in found.items():
         module = net.get_submodule(name)
-        places = [place for _, of_call in calls for place in of_call]
-        names = _ATTENTION_NAMES if len(places) == 2 else [f"product{i}" for i in range(len(places))]
+        count = sum(map(len, places.values()))
+        names = _ATTENTION_NAMES if count == 2 else tuple(f"product{i}" for i in range(count))
         if taken := [n for n in (*names, "_products") if hasattr(module, n)]:
             raise ValueError(f"{name} has an attribute {taken[0]!r}, a name that its products need")
-        products: dict[int, tuple[str, ...]] = {}
-        for place, child in zip(places, names, strict=True):
-            left, right = (QuantOperand(channels=1, nbits=nbits, quantizer=quantizer) for _ in range(2))
-            module.add_module(child, QuantMatmul(left, right, shape=place.shape))
-            products[place.call] = (*products.get(place.call, ()), child)
+        free, products = iter(names), {}
+        for call, shapes in places.items():
+            products[call] = tuple(next(free) for _ in shapes)
+            for child, shape in zip(products[call], shapes, strict=True):
+                left, right = (QuantOperand(channels=1, nbits=nbits, quantizer=quantizer) for _ in range(2))
+                module.add_module(child, QuantMatmul(left, right, shape=shape))
         module._products = products  # type: ignore[assignment]
-        module.__class__ = _mixed(type(module))
-    return sum(len(places) for calls in found.values() for _, places in calls)
-
-
-@functools.cache
-def _mixed(kind: type[nn.Module]) -> type[nn.Module]:
-    """The subclass with products, under the name of ``kind``."""
-    names = {"__module__": kind.__module__, "__doc__": kind.__doc__}
-    return type(kind.__name__, (WithProducts, kind), names)
+        module.__class__ = with_mixin(WithProducts, type(module))
+    return sum(len(shapes) for places in found.values() for shapes in places.values())
