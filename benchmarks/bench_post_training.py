@@ -18,7 +18,8 @@ from quantsr import cpu
 from quantsr.deploy.convert import convert
 from quantsr.deploy.engines import select
 from quantsr.deploy.export import calibration_pictures, evaluation_set
-from quantsr.deploy.post_training import Method, quantize
+from quantsr.deploy.post_training import quantize
+from quantsr.deploy.post_training_methods import Method
 from quantsr.engine.evaluate import evaluate
 from quantsr.loading import float_network, scale_of
 from quantsr.ranges import Bits

@@ -24,7 +24,8 @@ from quantsr.deploy.convert import convert
 from quantsr.deploy.engines import select
 from quantsr.deploy.export import calibration_pictures, evaluation_set, write
 from quantsr.deploy.packed.model import PackedModel
-from quantsr.deploy.post_training import ITERATIONS, METHODS, LayerBits, Method, quantize
+from quantsr.deploy.post_training import LayerBits, quantize
+from quantsr.deploy.post_training_methods import ITERATIONS, METHODS, QUANTIZERS, Method
 from quantsr.engine.evaluate import network_upscaler
 from quantsr.engine.finetune import TRAINED_SCALES, finetune
 from quantsr.errors import InputError
@@ -104,7 +105,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="bits of both operands of products of activations (default: float)",
     )
-    parser.add_argument("--quantizer", metavar="NAME", help="of fit (default: RLQAsymmetric)")
+    parser.add_argument("--quantizer", metavar="NAME", help=f"of fit (default: {QUANTIZERS['fit']})")
     parser.add_argument(
         "--data",
         metavar="DIR",
@@ -179,11 +180,11 @@ def run(args: argparse.Namespace) -> int:
         )
     method = Method(
         args.method,
-        args.quantizer,
-        not args.no_bias_correction,
-        args.iterations,
-        args.rectifier,
-        args.mixed,
+        quantizer=args.quantizer or (QUANTIZERS["fit"] if args.method == "fit" else None),
+        correct_bias=not args.no_bias_correction,
+        iterations=args.iterations,
+        rectifier=args.rectifier,
+        mixed=args.mixed,
     )
     pictures = calibration_pictures(args.data, scale)
     gt = evaluation_set(args.gt, scale)

@@ -8,7 +8,7 @@ import fnmatch
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,37 +21,20 @@ from quantsr.archs.dqa import DepthDynamic
 from quantsr.archs.dqa_trunk import DepthTrunk, add_depths
 from quantsr.archs.quantized_arch import quantize_attention, trunk_of
 from quantsr.deploy.lower import lower
+from quantsr.deploy.post_training_methods import FIT, QUANTIZERS, Method, layers_of, quantizes, set_layers
 from quantsr.deploy.roles import roles
 from quantsr.depth import rank_by_loss
 from quantsr.engine.bounds_training import train_bounds
 from quantsr.errors import InputError
-from quantsr.quant import Rule, calibrate, quantize_layers
-from quantsr.quant.attention import QuantOperand
+from quantsr.quant import Rule, quantize_layers
 from quantsr.quant.bit_gradients import bit_gradients, mixed_bits
-from quantsr.quant.fit import fit
-from quantsr.quant.layers import QuantizedLayer, quantized_layers
+from quantsr.quant.layers import quantized_layers
 from quantsr.quant.quantizers import Granularity
 from quantsr.ranges import Bits
 
 logger = logging.getLogger(__name__)
 
 Picture = NDArray[np.uint8]
-
-MethodName = Literal["fit", "minmax", "percentile", "mse", "2dquant"]
-
-METHODS: tuple[MethodName, ...] = get_args(MethodName)
-
-QUANTIZERS: Mapping[MethodName, str] = {
-    "fit": "RLQAsymmetric",
-    "minmax": "MinMax",
-    "percentile": "Percentile",
-    "mse": "RLQAsymmetric",
-    "2dquant": "Bounds",
-}
-"""The quantizer of each method; that of the first can be chosen."""
-
-ITERATIONS = 200
-"""Of 2DQuant's training of the bounds; the paper has 3,000."""
 
 CROPS, CROP_SIDE = 16, 48
 """How many crops of low resolution quantization reads, and their height and width in pixels."""
@@ -69,42 +52,13 @@ class LayerBits:
     bits: Bits
 
 
-@dataclass(frozen=True)
-class Method:
-    """How layers are quantized without training of the network."""
-
-    name: MethodName = "fit"
-    """``fit``: each layer in turn, `quantsr.quant.fit`. ``minmax``, ``percentile``, ``mse``:
-    calibration alone. ``2dquant``: bounds searched (DOBI), then trained against the float network
-    (DQC), `quantsr.engine.bounds_training`."""
-    quantizer: str | None = None
-    """Of ``fit``: a name in ``QUANTIZER_REGISTRY`` whose codes are integers."""
-    correct_bias: bool = True
-    """Of ``fit``: whether biases are changed."""
-    iterations: int = ITERATIONS
-    """Of ``2dquant``; 0 leaves the bounds that were searched."""
-    rectifier: int = 0
-    """Of ``2dquant``: rank of what is added to each weight (SPR2Q); 0: nothing."""
-    mixed: float = 0.0
-    """Share of the layers that get one bit more, and of those that get one bit less
-    (`quantsr.quant.bit_gradients`), 0 to 0.5."""
-
-    def __post_init__(self) -> None:
-        if self.name != "fit" and self.quantizer is not None:
-            raise InputError(f"--quantizer: method {self.name} has its own; omit it")
-        if self.rectifier and (self.name != "2dquant" or not self.iterations):
-            raise InputError(
-                "--rectifier: is trained with the bounds; choose --method 2dquant and --iterations"
-            )
-
-
 def quantize(
     net: nn.Module,
     bits: Bits,
     pictures: Sequence[Picture],
     *,
     rules: Sequence[LayerBits] = (),
-    method: Method = Method(),
+    method: Method = FIT,
     granularity: Granularity = "channel",
     depths: Sequence[int] | None = None,
     trunk: str | None = None,
@@ -123,7 +77,7 @@ def quantize(
         bits: of the body's layers.
         pictures: uint8 (h, w, 3) of low resolution.
         rules: the first that matches a layer decides, before its role.
-        method: how.
+        method: how; default: `quantsr.quant.fit`.
         granularity: one weight step per ``tensor`` or per output ``channel``; of QuantSR-C and -T
             their own argument decides.
         depths: numbers of residual units of sub-networks, that of all among them. The units are
@@ -138,7 +92,7 @@ def quantize(
         InputError: the network cannot be lowered or is quantized, a rule matches no layer, nothing
             is left to quantize, or the network has no such trunk or depths.
     """
-    if any(_quantizes(layer) for layer in quantized_layers(net).values()):
+    if any(quantizes(layer) for layer in quantized_layers(net).values()):
         raise InputError("network: is quantized already; give a float one")
     device = next(net.parameters()).device
     batch = crops(pictures).to(device)
@@ -154,7 +108,7 @@ def quantize(
     dynamic = contract.of(found).depth_dynamic
     ranks = dynamic is not None and len(dynamic.depths) > 1 and dynamic.ranking is None and chosen is not None
     count = len(dynamic.units()) if dynamic is not None and ranks else 0
-    layers = len(_layers(found))
+    layers = len(layers_of(found))
     trained = method.iterations if method.name == "2dquant" else 0
     total = layers + trained + _sub_networks(count)
     set_layers(found, batch, method, fits=chosen is not None, progress=lambda done: progress(done, total))
@@ -173,16 +127,6 @@ def quantize(
         order = rank_units(dynamic, net, batch, progress=lambda done: progress(before + done, total))
         dynamic.set_ranking(order)
     return found
-
-
-def _quantizes(layer: QuantizedLayer) -> bool:
-    return layer.weight_quantizer is not None or layer.input_quantizer is not None
-
-
-def _layers(net: nn.Module) -> list[QuantizedLayer]:
-    """The layers with quantizers, without products of attention."""
-    layers = quantized_layers(net).values()
-    return [x for x in layers if _quantizes(x) and not isinstance(x, QuantOperand)]
 
 
 def _chosen(net: nn.Module, bits: Bits, rules: Sequence[LayerBits]) -> dict[str, Bits] | None:
@@ -332,36 +276,6 @@ def choose_bits(net: nn.Module, bits: Bits, rules: Sequence[LayerBits]) -> dict[
     if not found:
         raise InputError("network: no layer is left to quantize; choose layers by --rule PATTERN=W4A4")
     return found
-
-
-@torch.no_grad()
-def set_layers(
-    net: nn.Module,
-    batch: Tensor,
-    method: Method,
-    *,
-    fits: bool,
-    progress: Callable[[int], None] = lambda done: None,
-) -> None:
-    """Fit (`quantsr.quant.fit`) or calibrate each quantized layer on what the layers before it, set
-    already, give of a batch (B, 3, h, w)."""
-    reached = set()
-
-    def hook(layer: QuantizedLayer, inputs: tuple[Tensor, ...]) -> None:
-        if layer in reached:
-            return
-        reached.add(layer)
-        if fits and method.name == "fit":
-            layer.calibrating = False
-            fit(layer, inputs[0], correct_bias=method.correct_bias)
-        progress(len(reached))
-
-    handles = [layer.register_forward_pre_hook(hook) for layer in _layers(net)]
-    try:
-        calibrate(net, [batch], "mse")
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def crops(pictures: Sequence[Picture]) -> Tensor:

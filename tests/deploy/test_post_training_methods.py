@@ -10,7 +10,8 @@ from quantsr.archs import contract
 from quantsr.archs.constructors import build_network
 from quantsr.deploy.convert import convert
 from quantsr.deploy.engines import reference
-from quantsr.deploy.post_training import QUANTIZERS, Method, quantize
+from quantsr.deploy.post_training import quantize
+from quantsr.deploy.post_training_methods import QUANTIZERS, Method
 from quantsr.errors import InputError
 from quantsr.quant import manifest
 from quantsr.ranges import Bits
