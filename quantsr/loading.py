@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from quantsr.archs import contract
+from quantsr.archs.prepared import prepare
 from quantsr.config import Options, registries
 from quantsr.config.binding import with_defaults
 from quantsr.config.layers import drop_nulls
@@ -58,7 +59,8 @@ def from_checkpoint(content: Mapping[str, Any], path: Path) -> nn.Module:
 
 
 def float_network(model: str | Path, opt: str | None) -> tuple[nn.Module, Mapping[str, Any], Path]:
-    """A trained float network of any origin, in eval mode on the CPU.
+    """A trained float network of any origin, in eval mode on the CPU, as quantization takes
+    it (`quantsr.archs.prepared`).
 
     Args:
         model: a checkpoint or run of quantsr; with ``opt`` any checkpoint; ncnn's ``.param`` file;
@@ -81,10 +83,10 @@ def float_network(model: str | Path, opt: str | None) -> tuple[nn.Module, Mappin
     if opt is not None:
         net = _network_of(opt)
         build.load_content(net, content, str(path), None)
-        return net.eval(), content, path
+        return prepare(net.eval()), content, path
     ours = checkpoint.metadata(content, path)
     if ours is not None and ours.get("arch"):
-        return from_checkpoint(content, path), content, path
+        return prepare(from_checkpoint(content, path)), content, path
     if find_spec("spandrel") is None:
         raise InputError(
             f"{path}: has no description of its network; give an option file with network_g by -opt FILE, or "
@@ -106,7 +108,7 @@ def scale_of(network: nn.Module) -> int:
 def _of_file(kind: str, path: Path) -> nn.Module:
     """A network whose file describes it, with the scale that it has among its arguments."""
     file = str(path.absolute())
-    net = build.build_network(kind, {"file": file}).eval()
+    net = prepare(build.build_network(kind, {"file": file}).eval())
     side = 2 * max(contract.of(net).window, 8)
     with torch.inference_mode():
         scale = net(torch.zeros(1, 3, side, side)).shape[-1] // side

@@ -12,6 +12,7 @@ from quantsr.archs import contract
 from quantsr.archs.constructors import build_network
 from quantsr.archs.dqa_trunk import add_depths
 from quantsr.archs.modes import eval_mode
+from quantsr.archs.prepared import prepare
 from quantsr.archs.trunk import Trunk, find_trunk
 from quantsr.basicsr_compat import ARCH_REGISTRY
 from quantsr.errors import InputError
@@ -31,7 +32,8 @@ def Quantized(
     trunk: str | None = None,
     attention: int | None = None,
 ) -> nn.Module:
-    """A float network with its convolutions and linear layers quantized.
+    """A float network with its convolutions and linear layers quantized, once prepared
+    (`quantsr.archs.prepared`).
 
     Args:
         network: ``type`` and arguments of the float network, as ``network_g`` has them.
@@ -56,7 +58,7 @@ def Quantized(
     if "type" not in network:
         raise InputError("network_g.network.type: missing; name the float network")
     parsed = {pattern: Bits.parse(str(bits)) for pattern, bits in rules.items()}
-    net = build_network(str(network["type"]), arguments)
+    net = prepare(build_network(str(network["type"]), arguments))
     units = None if depths is None else trunk_of(net, trunk, "network_g.trunk")
     if attention is not None:
         quantize_attention(net, attention, quantizer, "network_g.attention")

@@ -6,13 +6,15 @@ from pathlib import Path
 
 from torch import nn
 
+from quantsr.archs.prepared import prepare
 from quantsr.basicsr_compat import ARCH_REGISTRY
 from quantsr.errors import InputError
 from quantsr.trained_files import checkpoint
 
 
 def Spandrel(file: str, scale: int | None = None) -> nn.Module:
-    """The network of a checkpoint, with its parameters (https://github.com/chaiNNer-org/spandrel).
+    """The network of a checkpoint, with its parameters (https://github.com/chaiNNer-org/spandrel)
+    as quantization takes it (`quantsr.archs.prepared`).
 
     Args:
         file: a checkpoint of tensors only; no code in it is run.
@@ -20,7 +22,7 @@ def Spandrel(file: str, scale: int | None = None) -> nn.Module:
 
     Raises:
         InputError: spandrel is not installed or does not recognize the network, or it has another
-            scale or other channels than three.
+            scale or other channels than one or three.
     """
     path = Path(file).expanduser()
     try:
@@ -39,14 +41,17 @@ def Spandrel(file: str, scale: int | None = None) -> nn.Module:
     except (AttributeError, KeyError, IndexError, RuntimeError, TypeError, ValueError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"{path}: spandrel cannot load it ({reason}); fetch it again") from error
-    if (found.input_channels, found.output_channels) != (3, 3):
+    if (found.input_channels, found.output_channels) not in ((1, 1), (3, 3)):
         raise InputError(
-            f"{path}: has {found.input_channels} and {found.output_channels} channels instead of 3"
+            f"{path}: has {found.input_channels} and {found.output_channels} channels instead of 1 or 3"
         )
     if scale is not None and found.scale != scale:
         raise InputError(f"{path}: is a network of x{found.scale}, not of x{scale}")
     net: nn.Module = found.model
-    return net.eval()
+    try:
+        return prepare(net.eval())
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
 
 
 ARCH_REGISTRY.register(Spandrel)

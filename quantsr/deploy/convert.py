@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from quantsr.archs import contract
+from quantsr.archs.gray import is_gray
 from quantsr.config import registries
 from quantsr.deploy import operations
 from quantsr.deploy.calibrate8 import InputChoice, choose_input, observe_inputs
@@ -130,7 +131,7 @@ def _check(net: nn.Module, head_tail_bits: int, calib: Sequence[Any], first_bits
 def _header(network: contract.Contract, head_tail_bits: int, provenance: Mapping[str, Any]) -> Header:
     """The header, with colours and scale as the network's arguments say."""
     arch: dict[str, Any] = plain(network.arch)
-    if {arch.get("num_in_ch", 3), arch.get("num_out_ch", 3)} != {3}:
+    if {arch.get("num_in_ch", 3), arch.get("num_out_ch", 3)} != {3} and not is_gray(network.module):
         raise InputError(
             "network_g.num_in_ch: only networks from RGB to RGB can be converted; give 3 channels in and out"
         )

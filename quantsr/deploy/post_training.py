@@ -19,6 +19,7 @@ from quantsr.archs import contract
 from quantsr.archs.constructors import build_network
 from quantsr.archs.dqa import DepthDynamic
 from quantsr.archs.dqa_trunk import DepthTrunk, add_depths
+from quantsr.archs.prepared import prepared_copy
 from quantsr.archs.quantized_arch import quantize_attention, trunk_of
 from quantsr.deploy.lower import lower
 from quantsr.deploy.post_training_methods import FIT, QUANTIZERS, Method, layers_of, quantizes, set_layers
@@ -35,6 +36,11 @@ from quantsr.ranges import Bits
 logger = logging.getLogger(__name__)
 
 Picture = NDArray[np.uint8]
+
+DEPTHWISE = Bits(8, 8)
+"""Of depthwise convolutions that no rule matches."""
+
+_COLOURS = 3
 
 CROPS, CROP_SIDE = 16, 48
 """How many crops of low resolution quantization reads, and their height and width in pixels."""
@@ -94,6 +100,7 @@ def quantize(
     """
     if any(quantizes(layer) for layer in quantized_layers(net).values()):
         raise InputError("network: is quantized already; give a float one")
+    net = prepared_copy(net)
     device = next(net.parameters()).device
     batch = crops(pictures).to(device)
     chosen = _chosen(net, bits, rules)
@@ -264,11 +271,15 @@ def _sub_networks(units: int) -> int:
 def choose_bits(net: nn.Module, bits: Bits, rules: Sequence[LayerBits]) -> dict[str, Bits]:
     """The bits of each layer that is to be quantized, in the order of the network."""
     found, used = {}, set()
-    for name, role in roles(lower(net)).items():
+    convs = {name: module for name, module in net.named_modules() if isinstance(module, nn.Conv2d)}
+    depthwise = [name for name, conv in convs.items() if 1 < conv.groups == conv.in_channels]
+    colours = [name for name, conv in convs.items() if conv.out_channels <= _COLOURS]
+    by_role = {"body": bits, "depthwise": bits if bits.is_float else DEPTHWISE}
+    for name, role in roles(lower(net), depthwise, colours).items():
         rule = next((rule for rule in rules if fnmatch.fnmatchcase(name, rule.pattern)), None)
         if rule is not None:
             used.add(rule.pattern)
-        chosen = rule.bits if rule is not None else bits if role == "body" else None
+        chosen = rule.bits if rule is not None else by_role.get(role)
         if chosen is not None and not chosen.is_float:
             found[name] = chosen
     if unused := [rule.pattern for rule in rules if rule.pattern not in used]:

@@ -1,0 +1,196 @@
+"""Weight norm, batch norm and re-parameterized blocks become one layer each."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations, spectral_norm, weight_norm
+
+from quantsr.archs.merging import MOST_CHANGE, as_convolution, merge
+from quantsr.archs.prepared import prepared_copy
+from quantsr.basicsr_compat import EDSR, RRDBNet
+from quantsr.errors import InputError
+
+X = torch.rand(2, 3, 12, 9, generator=torch.Generator().manual_seed(3))
+
+
+class Branches(nn.Module):
+    """A 3x3 and a 1x1 convolution and the identity, each with a batch norm, as RepVGG has them."""
+
+    def __init__(self, channels: int, groups: int = 1) -> None:
+        super().__init__()
+        self.wide = nn.Conv2d(channels, channels, 3, padding=1, groups=groups, bias=False)
+        self.narrow = nn.Conv2d(channels, channels, 1, groups=groups)
+        self.norms = nn.ModuleList(nn.BatchNorm2d(channels) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norms[0](self.wide(x)) + self.norms[1](self.narrow(x)) + self.norms[2](x)
+
+
+class Expanded(nn.Module):
+    """1x1, 3x3 and 1x1 in a row on a padded input, and a 1x1 beside them, as SPAN has them."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.row = nn.Sequential(
+            nn.Conv2d(inputs, 2 * inputs, 1), nn.Conv2d(2 * inputs, 8, 3), nn.Conv2d(8, outputs, 1)
+        )
+        self.beside = nn.Conv2d(inputs, outputs, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.row(nn.functional.pad(x, (1, 1, 1, 1))) + self.beside(x)
+
+
+def network(*layers: nn.Module) -> nn.Module:
+    torch.manual_seed(0)
+    net = nn.Sequential(*layers, nn.PixelShuffle(2))
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            for values, low, high in (
+                (module.running_mean, -0.5, 0.5),
+                (module.running_var, 0.5, 2),
+                (module.weight, 0.5, 2),
+                (module.bias, -1, 1),
+            ):
+                nn.init.uniform_(values, low, high)
+    return net.eval()
+
+
+def conv(inputs: int, outputs: int, **more: int) -> nn.Conv2d:
+    return nn.Conv2d(inputs, outputs, 3, padding=1, **more)
+
+
+NETWORKS: dict[str, Callable[[], nn.Module]] = {
+    "weight norm": lambda: network(parametrizations.weight_norm(conv(3, 12))),
+    "older weight norm": lambda: network(weight_norm(conv(3, 8)), nn.ReLU(), weight_norm(conv(8, 12))),
+    "older spectral norm": lambda: network(spectral_norm(conv(3, 12))),
+    "batch norm": lambda: network(conv(3, 8), nn.BatchNorm2d(8), nn.ReLU(inplace=True), conv(8, 12)),
+    "batch norm, no bias": lambda: network(conv(3, 12, bias=False), nn.BatchNorm2d(12)),
+    "weight norm and batch norm": lambda: network(weight_norm(conv(3, 12)), nn.BatchNorm2d(12)),
+    "branches": lambda: network(conv(3, 8), Branches(8), nn.ReLU(), Branches(8), conv(8, 12)),
+    "branches in groups": lambda: network(conv(3, 8), Branches(8, 8), conv(8, 12)),
+    "expanded": lambda: network(Expanded(3, 6), nn.SiLU(), Expanded(6, 12)),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated")
+@pytest.mark.parametrize("kind", NETWORKS)
+def test_a_merged_network_has_plain_convolutions_and_gives_the_same(kind) -> None:
+    net = NETWORKS[kind]()
+    with torch.no_grad():
+        expected = net(X)
+        found = prepared_copy(net)
+        assert found is not net
+        change = (found(X) - expected).abs().max() / expected.abs().max()
+        torch.testing.assert_close(net(X), expected, rtol=0, atol=0)  # which is left as it was
+    assert change <= MOST_CHANGE
+    leaves = [module for module in found.modules() if not list(module.children())]
+    assert {type(leaf) for leaf in leaves} <= {nn.Conv2d, nn.Identity, nn.ReLU, nn.SiLU, nn.PixelShuffle}
+    assert all(not leaf._forward_pre_hooks for leaf in leaves)
+    assert sum(isinstance(leaf, nn.Conv2d) for leaf in leaves) <= 4
+
+
+def test_groups_of_a_block_stay_groups_whatever_its_weights() -> None:
+    block = Branches(8, 8).eval()
+    with torch.no_grad():
+        block.wide.weight.zero_()
+    found = as_convolution(block, 8)
+    assert found is not None
+    assert found.groups == 8
+    assert found.kernel_size == (3, 3)
+
+
+def test_a_batch_norm_whose_input_something_else_reads_too_stays() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm = conv(3, 3), nn.BatchNorm2d(3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.conv(x)
+            return y + self.norm(y)
+
+    net = network(Net(), nn.ReLU(), conv(3, 12))
+    with torch.no_grad():
+        expected = net(X)
+        assert isinstance(merge(net)[0].norm, nn.BatchNorm2d)
+        torch.testing.assert_close(net(X), expected, rtol=0, atol=0)
+
+
+def test_a_network_that_merging_changes_is_refused() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.block = Expanded(3, 12)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.block(x).sigmoid() * (2 if isinstance(self.block, Expanded) else 1)
+
+    reason = (
+        r"network: with 0\.block merged its output changes by 0\.5 of its largest value, more than 0\.0001"
+    )
+    with pytest.raises(InputError, match=reason):
+        merge(network(Net()))
+
+
+def test_a_batch_norm_behind_an_activation_in_place_stays() -> None:
+    net = network(conv(3, 12), nn.ReLU(inplace=True), nn.BatchNorm2d(12))
+    with torch.no_grad():
+        expected = net(X)
+        assert isinstance(merge(net)[2], nn.BatchNorm2d)
+        torch.testing.assert_close(net(X), expected, rtol=0, atol=0)
+
+
+def test_a_block_whose_parts_the_network_reads_is_refused() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.block = Expanded(3, 12)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.block(x).sigmoid() + self.block.beside.bias.sum()
+
+    with pytest.raises(InputError, match=r"network: cannot be run with 0\.block merged"):
+        merge(network(Net()))
+
+
+class LeaksBias(nn.Module):
+    """Equal to a convolution but at the border, where the second one pads with 0."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.parts = nn.Sequential(nn.Conv2d(4, 16, 1), conv(16, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.parts(x)
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        LeaksBias(),
+        nn.Sequential(nn.Conv2d(4, 16, 1), nn.Hardtanh(), conv(16, 4)),
+        nn.Sequential(nn.Conv2d(4, 1, 1), nn.Conv2d(1, 4, 1)),  # as one it has more weights
+        nn.Sequential(conv(4, 16), nn.PixelShuffle(2), conv(4, 16)),
+    ],
+    ids=["border", "not linear", "low rank", "enlarges"],
+)
+def test_what_is_no_convolution_of_fewer_weights_stays(block) -> None:
+    assert as_convolution(copy.deepcopy(block).eval(), 4) is None
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: EDSR(3, 3, num_feat=4, num_block=2), lambda: RRDBNet(3, 3, 4, num_feat=4, num_block=1)]
+)
+def test_a_network_with_nothing_to_merge_is_not_even_run(make) -> None:
+    net = make()
+    net.register_forward_pre_hook(lambda *_: pytest.fail("was run"))
+    state = {name: values.clone() for name, values in net.state_dict().items()}
+    assert prepared_copy(net) is net
+    assert merge(net) is net
+    assert net.training
+    assert all(torch.equal(values, state[name]) for name, values in net.state_dict().items())
