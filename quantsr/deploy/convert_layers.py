@@ -30,7 +30,8 @@ class Colours(NamedTuple):
 def trained_layer(name: str, conv: nn.Conv2d | nn.Linear) -> PackedLayer:
     """A layer as training quantized it; one that is float (32 bits) stays so."""
     kind = LinearLayer if isinstance(conv, nn.Linear) else ConvLayer
-    layer: PackedLayer = kind(name, array(conv.weight), _bias(conv))
+    groups = conv.groups if isinstance(conv, nn.Conv2d) else 1
+    layer: PackedLayer = kind(name, array(conv.weight), _bias(conv), groups=groups)
     if not isinstance(conv, QuantizedLayer):
         return layer
     if conv.weight_quantizer is not None:
@@ -172,11 +173,12 @@ def float_layer(name: str, conv: nn.Conv2d, bits: int, reads: InputChoice | Colo
     if bits > 8:
         if bits == 16:
             weight = weight.astype(np.float16).astype(np.float32)
-        return ConvLayer(name, weight, bias, bits_w=bits)
+        return ConvLayer(name, weight, bias, bits_w=bits, groups=conv.groups)
     if isinstance(reads, InputChoice):
-        weight = weight * reads.equal[:, None, None]
+        weight = weight * ConvLayer(name, weight, bias, groups=conv.groups).of_inputs(reads.equal)
     step = choose_weight_steps(weight)
-    layer = ConvLayer(name, quantize_weight(weight, step), bias, bits_w=8, weight_step=step)
+    codes = quantize_weight(weight, step)
+    layer = ConvLayer(name, codes, bias, bits_w=8, weight_step=step, groups=conv.groups)
     if not isinstance(reads, Colours):
         assert reads is not None
         return replace(layer, bits_a=16, act_step=np.array([reads.step], np.float32), act_equal=reads.equal)
@@ -205,7 +207,8 @@ def pixel_offset(layer: PackedLayer) -> NDArray[np.float32]:
     assert layer.act_step is not None
     # (I,)
     shift = layer.act_step.astype(np.float64) * layer.zero_point() - layer.tau().astype(np.float64)
-    return np.einsum("oikl,i->o", layer.float_weight().astype(np.float64), shift).astype(np.float32)
+    sums = layer.float_weight().astype(np.float64).sum((2, 3))  # (O, I / G)
+    return (sums * layer.of_inputs(shift)[..., 0, 0]).sum(1).astype(np.float32)
 
 
 def array(tensor: torch.Tensor) -> NDArray[np.float32]:

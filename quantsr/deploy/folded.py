@@ -30,7 +30,7 @@ def is_wide(limits: Limits) -> bool:
 
 
 NORM_EPS = 1e-5
-"""Added to the variance in LayerNorm."""
+"""Added to the variance in LayerNorm where the operation does not say otherwise."""
 MASKED = -100.0
 """Added to the score of two tokens that were no neighbours before the cyclic shift, as in
 SwinIR."""
@@ -72,7 +72,7 @@ class FoldedConv:
 
     name: str
     weight: Codes | Float | NDArray[np.float16]
-    """(O, I, kh, kw) int8 codes, or float32 or float16 values."""
+    """(O, I / groups, kh, kw) int8 codes, or float32 or float16 values."""
     multiplier: Float
     """(O,)"""
     bias: Float
@@ -87,6 +87,9 @@ class FoldedConv:
     relu_at: Float | None = None
     """(O,) where a ReLU lies between y and the codes: the code, not rounded, of a y of 0 before its
     multiplier and bias were taken into units of codes."""
+    groups: int = 1
+    """Equal parts of the outputs that each read one part of the inputs; 1 of a linear layer and of
+    a convolution that reads the picture."""
 
     @property
     def low(self) -> Float | None:
@@ -154,6 +157,21 @@ class Norm:
     weight: Float
     bias: Float
     limits: Limits | None = None
+    eps: float = NORM_EPS
+    """Added to the variance."""
+
+
+@dataclass(frozen=True, eq=False)
+class GroupNorm:
+    """Each group of channels less its mean, by its standard deviation, over all of its pixels; then
+    `weight[c] * x + bias[c]`."""
+
+    name: str
+    groups: int
+    weight: Float
+    bias: Float
+    eps: float = NORM_EPS
+    """Added to the variance."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -184,7 +202,7 @@ class Attention:
 
 @dataclass(frozen=True, eq=False)
 class Activation:
-    """Element by element: relu, leaky_relu, prelu, gelu, sigmoid, silu or tanh."""
+    """Element by element: relu, leaky_relu, prelu, gelu, sigmoid, silu, mish or tanh."""
 
     kind: str
     slope: Float | None = None
@@ -298,6 +316,7 @@ Op = (
     | FoldedConv
     | FoldedLinear
     | Norm
+    | GroupNorm
     | Attention
     | Activation
     | Scale

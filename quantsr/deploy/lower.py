@@ -62,7 +62,7 @@ def _result(record: Record, result: object) -> int:
     padded, its upper left part."""
     if not isinstance(result, Traced) or result.dim() != 4 or result.shape[1] != 3:
         raise InputError("network: does not give a picture (B, 3, height, width)")
-    found = record.find(result)
+    found = record.find(record.repeated(result))
     height, width = found.map.size
     whole = torch.arange(3 * height * width).view(1, 3, height, width)
     padded = [-(-side // record.multiple) * record.multiple for side in record.picture]

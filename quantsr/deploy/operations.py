@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from quantsr.deploy import shapes as shape_of
@@ -23,6 +23,7 @@ MAX_NUMBER = 1e6
 overflow in float32. Also refuses NaN and infinity."""
 _MAX_FACTOR = 64
 _LEAST_FACTOR = 1e-20  # products of constants must not underflow in float32
+_LEAST_EPS = 1e-12
 _LEAST_RANGE = 1e-6  # of values that stand for 0 to 255
 
 
@@ -43,6 +44,8 @@ class Kind:
     """The shape of its result; checks what it reads and its parameters."""
     attributes: Mapping[str, Check]
     """Each with what its value must be."""
+    optional: Mapping[str, Check] = field(default_factory=dict)
+    """The same of those that an operation may lack."""
     exact: bool = True
     """Whether it rounds as IEEE 754 says, so that every engine computes it bit for bit."""
     named: bool = False
@@ -112,11 +115,12 @@ def check_alone(op: Operation) -> None:
     kind = KINDS[op.kind]
     if len(op.inputs) != kind.inputs if kind.inputs is not None else len(op.inputs) < 2:
         raise ValueError(f"{where}: reads {len(op.inputs)} values")
-    if op.attributes.keys() != kind.attributes.keys():
-        wanted = sorted(kind.attributes) or "none"
+    checks = {**kind.attributes, **kind.optional}
+    if not kind.attributes.keys() <= op.attributes.keys() <= checks.keys():
+        wanted = sorted(checks) or "none"
         raise ValueError(f"{where}: has the attributes {sorted(op.attributes)}, its kind has {wanted}")
     for key, value in op.attributes.items():
-        if not kind.attributes[key](value):
+        if not checks[key](value):
             raise ValueError(f"{where}: its attribute {key} is out of range")
     if bool(op.name) != kind.named:
         raise ValueError(f"{where}: has {'a' if op.name else 'no'} name")
@@ -133,7 +137,7 @@ def scale_of(program: Program, shapes: Mapping[int, Shape]) -> int:
 
 def parameters(op: Operation) -> tuple[list[str], list[str]]:
     """Names of the operands and of the float tensors of an operation."""
-    if op.kind == "layer_norm":
+    if op.kind in ("layer_norm", "group_norm"):
         return [], [f"{op.name}.weight", f"{op.name}.bias"]
     if op.kind == "prelu":
         return [], [f"{op.name}.weight"]
@@ -186,14 +190,22 @@ def _integer(low: int, high: int) -> Check:
     return lambda value: isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
 
 
+def _is_eps(value: Any) -> bool:
+    return _number(value) and _LEAST_EPS <= value <= 1
+
+
 _COLOURS: dict[str, Check] = {"mean": _mean_of_colours, "range": is_range}
 _UNIT = {"unit": _integer(0, 1 << 14)}
+_EPS: dict[str, Check] = {"eps": _is_eps}
 
 KINDS: Mapping[str, Kind] = {
     "normalize": Kind(1, shape_of.normalize, _COLOURS),
     "conv": Kind(1, shape_of.conv, {}, named=True),
     "linear": Kind(1, shape_of.linear, {}, named=True),
-    "layer_norm": Kind(1, shape_of.layer_norm, {}, exact=False, named=True),
+    "layer_norm": Kind(1, shape_of.norm, {}, _EPS, exact=False, named=True),
+    "group_norm": Kind(
+        1, shape_of.group_norm, {"groups": _integer(1, 1 << 14)}, _EPS, exact=False, named=True
+    ),
     "window_attention": Kind(
         1,
         shape_of.window_attention,
@@ -212,6 +224,7 @@ KINDS: Mapping[str, Kind] = {
     "gelu": Kind(1, shape_of.same, {}, exact=False),
     "sigmoid": Kind(1, shape_of.same, {}, exact=False),
     "silu": Kind(1, shape_of.same, {}, exact=False),
+    "mish": Kind(1, shape_of.same, {}, exact=False),
     "tanh": Kind(1, shape_of.same, {}, exact=False),
     "add": Kind(2, shape_of.broadcast, {}),
     "subtract": Kind(2, shape_of.equal, {}),
@@ -244,7 +257,7 @@ def halo(program: Program, shapes: Mapping[int, Shape], sizes: Mapping[str, int]
     """
     reach: dict[int, float] = {PICTURE: 0.0}
     for op in program.operations:
-        if op.kind in ("mean", "window_attention"):
+        if op.kind in ("mean", "group_norm", "window_attention"):
             return None
         before = max(reach[value] for value in op.inputs)
         if op.kind == "conv":

@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Literal
 
 from quantsr.deploy.program import Program
 
-Role = Literal["first", "body", "last"]
-"""A layer that reads the picture; one at or behind the enlargement, or with no layer behind it; any
-other. Quantizing the first layer of an SRResNet alone costs 14 dB, and the last ones decide the
-picture's tones: the body is what low bits are for."""
+Role = Literal["first", "depthwise", "body", "last"]
+"""A layer that reads the picture, or other colours of it, as a layer with at most three outputs
+gives; of the others one at or behind the enlargement, or with no layer
+behind it (last); one whose outputs each read a single input (depthwise); any other. Quantizing the
+first layer of an SRResNet alone costs 14 dB, the last ones decide the picture's tones, and a sum of
+a depthwise layer has few products for their errors to cancel: the body is what low bits are for."""
 
 _LAYERS = ("conv", "linear")
 _ENLARGING = ("pixel_shuffle", "upsample_nearest", "upsample_bilinear")
 
 
-def roles(program: Program) -> Mapping[str, Role]:
-    """The role of every layer, in the order of the program."""
+def roles(
+    program: Program, depthwise: Collection[str] = (), colours: Collection[str] = ()
+) -> Mapping[str, Role]:
+    """The role of every layer, in the order of the program.
+
+    Args:
+        depthwise: names of the convolutions with one input for each output.
+        colours: names of those with at most three outputs.
+    """
     producers = {op.output: op for op in program.operations}
     readers = program.readers()
     large = set()  # values at or behind an enlargement
@@ -30,15 +39,19 @@ def roles(program: Program) -> Mapping[str, Role]:
         if op.kind in _LAYERS or op.output in needed:
             needed.update(op.inputs)
     found: dict[str, Role] = {}
+    pictures = {op.output for op in program.operations if op.kind == "normalize"}
     for op in program.operations:
+        if op.kind == "scale" and op.inputs[0] in pictures:
+            pictures.add(op.output)
         if op.kind not in _LAYERS:
             continue
-        source = producers.get(op.inputs[0])
         enlarged = op.output in large or any(x.kind == "pixel_shuffle" for x in readers[op.output])
-        if source is not None and source.kind == "normalize":
+        if op.inputs[0] in pictures:
             found[op.name] = "first"
+            if op.name in colours:
+                pictures.add(op.output)
         elif enlarged or op.output not in needed:
             found[op.name] = "last"
         else:
-            found[op.name] = "body"
+            found[op.name] = "depthwise" if op.name in depthwise else "body"
     return found

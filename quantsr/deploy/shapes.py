@@ -7,7 +7,7 @@ Each function raises ValueError, or KeyError for a parameter that is missing.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from quantsr.deploy.program import PICTURE, Operation
 
@@ -30,7 +30,7 @@ class Parts:
     """Shapes of a network's parameters by name."""
 
     layers: Mapping[str, tuple[int, ...]]
-    """Of weights: (O, I, k, k) of a convolution, (O, I) of a linear layer."""
+    """Of weights: (O, I / G, k, k) of a convolution of G groups, (O, I) of a linear layer."""
     operands: Mapping[str, int]
     """Sizes of the last dimension of operands of attention products: channels, or positions in a
     window."""
@@ -38,6 +38,8 @@ class Parts:
     """Of float tensors: (C,), or (positions, heads) of a table of relative position biases."""
     units: int
     """Number of units of depth."""
+    groups: Mapping[str, int] = field(default_factory=dict)
+    """Of convolutions with more than one."""
 
 
 def same(op: Operation, inputs: Sequence[Shape], parts: Parts) -> Shape:
@@ -64,8 +66,8 @@ def normalize(op: Operation, inputs: Sequence[Shape], parts: Parts) -> Shape:
 
 
 def conv(op: Operation, inputs: Sequence[Shape], parts: Parts) -> Shape:
-    shape = parts.layers[op.name]
-    if len(shape) != 4 or shape[1] != inputs[0].channels:
+    shape, groups = parts.layers[op.name], parts.groups.get(op.name, 1)
+    if len(shape) != 4 or shape[1] * groups != inputs[0].channels or shape[0] % groups:
         raise ValueError(f"{op.name} has a weight of shape {shape}, for {inputs[0].channels} channels")
     return Shape(shape[0], inputs[0].factor)
 
@@ -77,10 +79,17 @@ def linear(op: Operation, inputs: Sequence[Shape], parts: Parts) -> Shape:
     return Shape(shape[0], inputs[0].factor)
 
 
-def layer_norm(op: Operation, inputs: Sequence[Shape], parts: Parts) -> Shape:
+def norm(op: Operation, inputs: Sequence[Shape], parts: Parts) -> Shape:
     for part in ("weight", "bias"):
         _require_shape(parts.floats, f"{op.name}.{part}", (inputs[0].channels,))
     return inputs[0]
+
+
+def group_norm(op: Operation, inputs: Sequence[Shape], parts: Parts) -> Shape:
+    _require_map(inputs[0])
+    if inputs[0].channels % op.attributes["groups"]:
+        raise ValueError(f"{inputs[0].channels} channels are no {op.attributes['groups']} equal groups")
+    return norm(op, inputs, parts)
 
 
 def prelu(op: Operation, inputs: Sequence[Shape], parts: Parts) -> Shape:

@@ -73,7 +73,8 @@ def _quantized(layer: nn.Module, rule: Rule) -> nn.Module:
         "nbits_a": rule.nbits_a,
         "quantizer": rule.quantizer,
         "weight_granularity": rule.weight_granularity,
-        "equalized": rule.equalized,
+        # of a layer with groups no input is shared by all outputs
+        "equalized": rule.equalized and getattr(layer, "groups", 1) == 1,
     }
     new: QuantConv2d | QuantLinear
     if isinstance(layer, nn.Conv2d):

@@ -24,6 +24,7 @@ from quantsr.deploy.packed.header import check_structure
 from quantsr.deploy.packed.model import ConvLayer, FloatTensor, LinearLayer, Operand, PackedLayer, PackedModel
 from quantsr.deploy.program import PICTURE, Builder
 from quantsr.deploy.shapes import OPERANDS
+from quantsr.errors import InputError
 from quantsr.ranges import IntRange
 from tests.deploy.native import ISAS
 from tests.reference import program as definition
@@ -83,17 +84,26 @@ class Net:
         return self.build.add("conv", self.picture, name="first")
 
     def layer(
-        self, x: int, inputs: int, outputs: int, *, size: int = 3, quantized: bool = True, gain: float = 1.0
+        self,
+        x: int,
+        inputs: int,
+        outputs: int,
+        *,
+        size: int = 3,
+        quantized: bool = True,
+        gain: float = 1.0,
+        groups: int = 1,
     ) -> int:
         """A convolution, or a linear layer (size 0), on value `x`."""
-        name = f"layer{len(self.layers)}"
+        name, channels = f"layer{len(self.layers)}", inputs
+        inputs //= groups
         shape = (outputs, inputs, size, size) if size else (outputs, inputs)
         kind = ConvLayer if size else LinearLayer
         bias = (self.rng.integers(-32, 33, outputs) / 16).astype(np.float32)
         if not quantized:
             integers = self.rng.integers(-8, 9, shape)
             step = 2.0 ** np.floor(np.log2(gain / (4 * np.sqrt(inputs * max(size, 1) ** 2))))
-            self.layers[name] = kind(name, (integers * step).astype(np.float32), bias)
+            self.layers[name] = kind(name, (integers * step).astype(np.float32), bias, groups=groups)
         else:
             codes = IntRange.of(self.bits, signed=True)
             weight = self.rng.integers(codes.qmin, codes.qmax + 1, shape).astype(np.int8)
@@ -104,7 +114,8 @@ class Net:
                 bias,
                 bits_w=self.bits,
                 weight_step=np.array([2.0 ** np.floor(np.log2(2 / size_of_sum))], np.float32),
-                **self.input(inputs),
+                **self.input(channels),
+                groups=groups,
             )
         return self.build.add("conv" if size else "linear", x, name=name)
 
@@ -156,6 +167,18 @@ def conv_1x1(net: Net) -> PackedModel:
 
 def conv_5x5(net: Net) -> PackedModel:
     return net.finish(net.layer(net.start, CHANNELS, CHANNELS, size=5), CHANNELS)
+
+
+def conv_in_groups(net: Net) -> PackedModel:
+    """Of two channels; before it depthwise, as codes and with a ReLU between."""
+    x = net.layer(net.start, CHANNELS, CHANNELS, groups=CHANNELS)
+    x = net.build.add("relu", net.layer(x, CHANNELS, CHANNELS, groups=CHANNELS))
+    return net.finish(net.layer(x, CHANNELS, CHANNELS, groups=CHANNELS // 2), CHANNELS)
+
+
+def more_outputs_in_groups(net: Net) -> PackedModel:
+    x = net.layer(net.start, CHANNELS, 2 * CHANNELS, groups=CHANNELS)
+    return net.finish(net.layer(x, 2 * CHANNELS, CHANNELS, groups=2), CHANNELS)
 
 
 def linear(net: Net) -> PackedModel:
@@ -260,13 +283,22 @@ def multiply_mean(net: Net) -> PackedModel:
     return net.finish(net.layer(net.build.add("multiply", x, gate), CHANNELS, CHANNELS), CHANNELS)
 
 
-def layer_norm(net: Net) -> PackedModel:
+def layer_norm(net: Net, **attributes: float) -> PackedModel:
     """Between linear layers."""
     net.tensor("norm.weight", net.rng.uniform(10, 30, CHANNELS))
     net.tensor("norm.bias", net.rng.uniform(-5, 5, CHANNELS))
     x = net.layer(net.start, CHANNELS, CHANNELS, size=0)
-    x = net.build.add("layer_norm", x, name="norm")
+    x = net.build.add("layer_norm", x, name="norm", **attributes)
     return net.finish(net.layer(x, CHANNELS, CHANNELS, size=0), CHANNELS)
+
+
+def group_norm(net: Net) -> PackedModel:
+    """In two groups, of a mean and an eps that matter."""
+    net.tensor("norm.weight", net.rng.uniform(10, 30, CHANNELS))
+    net.tensor("norm.bias", net.rng.uniform(-5, 5, CHANNELS))
+    x = net.build.add("scale", net.layer(net.start, CHANNELS, CHANNELS), factor=1 / 256)
+    x = net.build.add("group_norm", x, name="norm", groups=2, eps=0.01)
+    return net.finish(net.layer(x, CHANNELS, CHANNELS), CHANNELS)
 
 
 def attention(quantized: bool, shift: int) -> Callable[[Net], PackedModel]:
@@ -291,7 +323,17 @@ def attention(quantized: bool, shift: int) -> Callable[[Net], PackedModel]:
     return make
 
 
-LAYERS = [conv, conv_1x1, conv_5x5, linear, relu, nothing_between, relu_behind_linear]
+LAYERS = [
+    conv,
+    conv_1x1,
+    conv_5x5,
+    conv_in_groups,
+    more_outputs_in_groups,
+    linear,
+    relu,
+    nothing_between,
+    relu_behind_linear,
+]
 EXACT = [
     leaky_relu,
     prelu,
@@ -307,12 +349,17 @@ ROUNDING = {
     "upsample_bilinear": upsample_bilinear,
     "multiply and mean": multiply_mean,
     "layer_norm": layer_norm,
+    "layer_norm, other eps": lambda net: layer_norm(net, eps=30.0 / 64),
+    "group_norm": group_norm,
     "window_attention": attention(quantized=False, shift=0),
     "window_attention, shifted": attention(quantized=False, shift=2),
     "window_attention of codes": attention(quantized=True, shift=0),
     "window_attention of codes, shifted": attention(quantized=True, shift=2),
-    **{kind: rounding(kind) for kind in ("gelu", "sigmoid", "silu", "tanh")},
+    **{kind: rounding(kind) for kind in ("gelu", "sigmoid", "silu", "mish", "tanh")},
 }
+
+
+NOT_NATIVE = ("layer_norm", "group_norm", "mish")
 
 
 @pytest.fixture(scope="module")
@@ -327,6 +374,10 @@ def test_layers_of_all_bits_and_ranges_equal_the_definition(make, engine, image)
         for seed, codes in enumerate(RANGES):
             model = make(Net(bits=bits, range=codes, seed=seed))
             check_structure(model)
+            if "groups" in make.__name__ and engine.startswith("native"):
+                with pytest.raises(InputError, match="groups"):
+                    ENGINES[engine](model, image)
+                continue
             expected = definition.run(model, image, 1)
             assert expected.std() > 20
             got = ENGINES[engine](model, image)
@@ -347,8 +398,10 @@ def test_operations_that_round_nothing_equal_the_definition(make, engine, image)
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("kind", ROUNDING)
 def test_operations_that_round_are_within_1_of_the_definition(kind, engine, image) -> None:
-    if kind == "layer_norm" and engine.startswith("native"):
-        pytest.skip("the native engine has no LayerNorm outside of Swin layers")
+    if kind.startswith(NOT_NATIVE) and engine.startswith("native"):
+        with pytest.raises(InputError, match="has no kernel"):
+            ENGINES[engine](ROUNDING[kind](Net()), image)
+        return
     if kind.startswith("window_attention") and engine.startswith(("native", "ncnn")):
         pytest.skip("the native engine has whole Swin layers only, ncnn no windows")
     for bits in (4, 8):

@@ -66,8 +66,14 @@ def values(model: PackedModel, image: NDArray[np.uint8], depth: int) -> dict[int
         elif op.kind == "layer_norm":
             weight, bias = (model.floats[f"{op.name}.{part}"].values for part in ("weight", "bias"))
             x = inputs[0]
-            normal = (x - x.mean(0)) / np.sqrt(x.var(0) + 1e-5)
+            normal = (x - x.mean(0)) / np.sqrt(x.var(0) + op.attributes.get("eps", 1e-5))
             found[op.output] = normal * weight[:, None, None] + bias[:, None, None]
+        elif op.kind == "group_norm":
+            weight, bias = (model.floats[f"{op.name}.{part}"].values for part in ("weight", "bias"))
+            parts = []
+            for x in np.split(inputs[0], op.attributes["groups"]):
+                parts.append((x - x.mean()) / np.sqrt(x.var() + op.attributes.get("eps", 1e-5)))
+            found[op.output] = np.concatenate(parts) * weight[:, None, None] + bias[:, None, None]
         else:
             found[op.output] = SIMPLE[op.kind](op, *inputs)
     return found
@@ -90,9 +96,14 @@ def conv(layer: PackedLayer, x: Map) -> Map:
     padded = np.pad(x, ((0, 0), (pad, pad), (pad, pad)))
     height, width = x.shape[1:]
     total = np.zeros((len(weight), height, width))
-    for dy in range(size):
-        for dx in range(size):
-            total += np.tensordot(weight[:, :, dy, dx], padded[:, dy : dy + height, dx : dx + width], 1)
+    outputs, inputs = len(weight) // layer.groups, weight.shape[1]
+    for group in range(layer.groups):
+        of_group = padded[group * inputs : (group + 1) * inputs]
+        rows = slice(group * outputs, (group + 1) * outputs)
+        for dy in range(size):
+            for dx in range(size):
+                part = of_group[:, dy : dy + height, dx : dx + width]
+                total[rows] += np.tensordot(weight[rows, :, dy, dx], part, 1)
     return (
         total * np.broadcast_to(multiplier, len(weight))[:, None, None]
         + layer.bias.astype(np.float64)[:, None, None]
@@ -131,6 +142,7 @@ SIMPLE: dict[str, Callable[..., Map]] = {
     "gelu": lambda op, x: 0.5 * x * (1 + np.vectorize(erf)(x / np.sqrt(2))),
     "sigmoid": lambda op, x: 1 / (1 + np.exp(-x)),
     "silu": lambda op, x: x / (1 + np.exp(-x)),
+    "mish": lambda op, x: x * np.tanh(np.logaddexp(0, x)),
     "tanh": lambda op, x: np.tanh(x),
     "add": lambda op, a, b: a + b,
     "subtract": lambda op, a, b: a - b,

@@ -33,7 +33,7 @@ Values = Mapping[int, Value]
 _MAGIC = 7767517
 _ARRAY = -23300
 _TAGS = {np.dtype(np.int8): 0x000D4B38, np.dtype(np.float16): 0x01306B47, np.dtype(np.float32): 0}
-_BIAS, _INT8, _ACTIVATION, _FEATURES = 5, 8, 9, 31  # keys of a convolution
+_BIAS, _GROUPS, _INT8, _ACTIVATION, _FEATURES = 5, 7, 8, 9, 31  # keys of a convolution
 _TO_FLOATS, _TO_BYTES = 2, 102  # int8_scale_term, as ncnn's own tools write it
 _RELU, _LEAKY_RELU, _CLIP = 1, 2, 3  # activations of a convolution
 _NO_WINOGRAD = 64
@@ -104,14 +104,17 @@ class Graph:
         activation: Values | None = None,
         pads: tuple[int, int] | None = None,
         exact: bool = False,
+        groups: int = 1,
     ) -> str:
-        """A float convolution with weight (O, I, kh, kw), padded by k // 2 or by `pads` rows and
-        columns; an `exact` one keeps float32 weights and adds products as they are."""
+        """A float convolution with weight (O, I / groups, kh, kw), padded by k // 2 or by `pads`
+        rows and columns; an `exact` one keeps float32 weights and adds products as they are."""
         values = {**_shape(weight.shape, pads), _BIAS: int(bias is not None), **(activation or {})}
         if exact:
             values[_FEATURES] = _NO_WINOGRAD
         stored = weight.astype(np.float16 if self._half and not exact else np.float32)
         weights = _tagged(stored) + (b"" if bias is None else floats(bias))
+        if groups > 1:
+            return self.layer("ConvolutionDepthWise", [x], {**values, _GROUPS: groups}, weights, name)
         return self.layer("Convolution", [x], values, weights, name)
 
     def conv_of_codes(

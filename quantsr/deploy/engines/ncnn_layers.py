@@ -10,6 +10,8 @@ their own, so that the codes are the reference's.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from quantsr.deploy.engines import ncnn_graph
@@ -26,6 +28,7 @@ from quantsr.deploy.folded import (
     Requantize,
     Step,
 )
+from quantsr.deploy.packed.model import dense
 from quantsr.deploy.passes import collapse
 from quantsr.deploy.passes.edges import clear_of_edges
 from quantsr.deploy.passes.first import split_head
@@ -111,9 +114,12 @@ class Layers:
     # --- convolutions -----------------------------------------------------------------------------
 
     def conv(self, step: Step) -> None:
-        """A convolution, or a linear layer as one of 1x1."""
+        """A convolution, or a linear layer as one of 1x1; with groups of more than one channel as
+        one without, whose sums ncnn adds as they are."""
         assert isinstance(step.op, FoldedConv)
         conv = step.op.as_conv() if isinstance(step.op, FoldedLinear) else step.op
+        if conv.groups not in (1, len(conv.weight)):
+            conv = replace(conv, weight=dense(conv.weight, conv.groups), groups=1)
         self.convolve(step, conv, self.blobs[step.inputs[0]])
 
     def convolve(self, step: Step, conv: FoldedConv, x: str) -> None:
@@ -164,7 +170,13 @@ class Layers:
         product = conv.weight.astype(np.float64) * conv.multiplier.reshape(-1, 1, 1, 1)
         exact = step.output in self.exact
         return graph.conv(
-            x, conv.name, product.astype(np.float32), conv.bias, activation=activation, exact=exact
+            x,
+            conv.name,
+            product.astype(np.float32),
+            conv.bias,
+            activation=activation,
+            exact=exact,
+            groups=conv.groups,
         )
 
     def sums(self, conv: FoldedConv, x: str) -> str:
@@ -177,7 +189,8 @@ class Layers:
             )
         else:
             inside = np.ones_like(multiplier)
-            y = graph.conv(x, conv.name, conv.weight.astype(np.float32), None, exact=True)
+            weight = conv.weight.astype(np.float32)
+            y = graph.conv(x, conv.name, weight, None, exact=True, groups=conv.groups)
         return y if inside is multiplier else graph.with_constant(ncnn_graph.MULTIPLY, y, multiplier)
 
     def fused(self, step: Step) -> Values | None:
@@ -276,6 +289,7 @@ def reads_bytes(conv: FoldedConv) -> bool:
     codes = conv.codes_in
     return (
         conv.integer
+        and conv.groups == 1
         and conv.zero_point is None
         and codes is not None
         and max(abs(code) for code in codes) <= _LARGEST_CODE

@@ -8,7 +8,6 @@ from quantsr.deploy.engines import ncnn_graph
 from quantsr.deploy.engines.ncnn_graph import Graph, Values, floats
 from quantsr.deploy.engines.ncnn_layers import Layers
 from quantsr.deploy.folded import (
-    NORM_EPS,
     Activation,
     Attention,
     Binary,
@@ -17,6 +16,7 @@ from quantsr.deploy.folded import (
     FoldedConv,
     FoldedLinear,
     FoldedProgram,
+    GroupNorm,
     Mean,
     Norm,
     Normalize,
@@ -35,7 +35,7 @@ from quantsr.deploy.passes.tail import Tail
 from quantsr.errors import InputError
 
 _BINARY = {"add": ncnn_graph.ADD, "subtract": ncnn_graph.SUBTRACT, "multiply": ncnn_graph.MULTIPLY}
-_ACTIVATIONS = {"gelu": "GELU", "sigmoid": "Sigmoid", "silu": "Swish", "tanh": "TanH"}
+_ACTIVATIONS = {"gelu": "GELU", "sigmoid": "Sigmoid", "silu": "Swish", "mish": "Mish", "tanh": "TanH"}
 _CHANNELS_LAST, _CHANNELS_FIRST = 3, 4  # orders of Permute: (C, H, W) to (H, W, C), and back
 _NEAREST, _BILINEAR = 1, 2  # of Interp
 _MEAN = 3  # of Reduction
@@ -129,9 +129,17 @@ class NcnnOps(Layers):
         assert isinstance(op, Norm)
         x = self.graph.layer("Permute", [self.blobs[step.inputs[0]]], {0: _CHANNELS_LAST})
         weights = floats(op.weight) + floats(op.bias)
-        y = self.graph.layer("LayerNorm", [x], {0: op.weight.size, 1: NORM_EPS, 2: 1}, weights, op.name)
+        y = self.graph.layer("LayerNorm", [x], {0: op.weight.size, 1: op.eps, 2: 1}, weights, op.name)
         y = self.graph.layer("Permute", [y], {0: _CHANNELS_FIRST})
         self.blobs[step.output] = y if op.limits is None else self.rounded(y, op.limits)
+
+    def group_norm(self, step: Step) -> None:
+        """GroupNorm of a map."""
+        op = step.op
+        assert isinstance(op, GroupNorm)
+        values: Values = {0: op.groups, 1: op.weight.size, 2: op.eps, 3: 1}
+        x, weights = self.blobs[step.inputs[0]], floats(op.weight) + floats(op.bias)
+        self.blobs[step.output] = self.graph.layer("GroupNorm", [x], values, weights, op.name)
 
     # --- shapes -----------------------------------------------------------------------------------
 
@@ -174,6 +182,7 @@ _METHODS: Mapping[type, Callable[[NcnnOps, Step], None]] = {
     FoldedConv: NcnnOps.conv,
     FoldedLinear: NcnnOps.conv,
     Norm: NcnnOps.norm,
+    GroupNorm: NcnnOps.group_norm,
     Activation: NcnnOps.activation,
     Scale: NcnnOps.scale,
     Offset: NcnnOps.offset,

@@ -95,12 +95,13 @@ class Graph:
         """One folded conv, from its codes (or float input) to the next layer's codes (or float)."""
         if layer.codes_in is not None:
             x = self.dequantize(layer, x)
-        y = self.convolution(x, self.weight(layer), layer.weight.shape[-1], f"{layer.name}.sum")
+        size, name = layer.weight.shape[-1], f"{layer.name}.sum"
+        y = self.convolution(x, self.weight(layer), size, name, layer.groups)
         return self.finish_conv(layer, y)
 
-    def convolution(self, x: str, weight: str, size: int, output: str) -> str:
-        """Stride 1, padded with 0 to the same size; weight (O, I, size, size)."""
-        return self.on_planes("Conv", [x, weight], output, pads=[size // 2] * 4, kernel_shape=[size] * 2)
+    def convolution(self, x: str, weight: str, size: int, output: str, groups: int = 1) -> str:
+        """Stride 1, padded with 0 to the same size; weight (O, I / groups, size, size)."""
+        return self.on_planes("Conv", [x, weight], output, **conv_attributes(size, groups))
 
     def on_planes(self, op: str, inputs: list[str], output: str, **attributes: object) -> str:
         """A node whose first input and output are maps (B, C, H, W) in any case."""
@@ -255,6 +256,12 @@ class Graph:
             OUTPUT, TensorProto.UINT8, ["n", f"height*{scale}", f"width*{scale}", 3]
         )
         return helper.make_graph(self.nodes, "quantsr", [image], [upscaled], list(self.constants.values()))
+
+
+def conv_attributes(size: int, groups: int) -> dict[str, object]:
+    """Of a convolution of stride 1, padded to the same size."""
+    found: dict[str, object] = {"pads": [size // 2] * 4, "kernel_shape": [size] * 2}
+    return found if groups == 1 else {**found, "group": groups}
 
 
 def _whole(limits: tuple[int, int]) -> bool:

@@ -17,7 +17,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from quantsr.deploy.engines.onnx_graph import Graph
+from quantsr.deploy.engines.onnx_graph import Graph, conv_attributes
 from quantsr.deploy.engines.onnx_operations import OnnxOps
 from quantsr.deploy.engines.onnx_strips import StripOps
 from quantsr.deploy.folded import FoldedConv, FoldedLinear, FoldedProgram, Quantize, Step, is_wide
@@ -63,7 +63,7 @@ class IntegerOps(StripOps):
     def sums_in_strips(self, step: Step, conv: FoldedConv) -> bool:
         """Whether a step is a convolution of codes that gives floats, of the picture's size."""
         kind = conv.weight.ndim == 4 and conv.codes_out is None and bytes_fit(conv)
-        return kind and self.count > 1 and self.growth[step.output] == 1
+        return kind and conv.groups == 1 and self.count > 1 and self.growth[step.output] == 1
 
     def conv(self, step: Step, x: str) -> str:
         conv = step.op
@@ -72,6 +72,8 @@ class IntegerOps(StripOps):
             return self.graph.conv(conv, x)
         if integers := integer_conv(conv):
             return self.integer_conv(conv, integers, x)
+        if conv.groups > 1:
+            return self.graph.conv(conv, x)
         growth = self.growth[step.output]
         y = self.sums(conv, self.with_padding(conv, x), self.window(conv.weight.shape[-1], growth))
         return self._node("Reshape", [y, self._shape([0], *self.size(growth), [-1])])
@@ -94,8 +96,7 @@ class IntegerOps(StripOps):
             *(one, graph.zero(conv.codes_out)),
             graph.constant(f"{name}.bias", integers.bias),
         ]
-        size = conv.weight.shape[-1]
-        how = {"pads": [size // 2] * 4, "kernel_shape": [size] * 2}
+        how = conv_attributes(conv.weight.shape[-1], conv.groups)
         codes = graph.on_planes("QLinearConv", inputs, f"{name}.out", **how)
         if conv.low is not None:
             low = (conv.low - min(conv.codes_out[0], 0)).astype(np.uint8)

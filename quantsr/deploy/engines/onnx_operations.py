@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 from quantsr.deploy.engines.onnx_graph import INPUT, OUTPUT, Graph
 from quantsr.deploy.engines.onnx_sizes import Sizes
 from quantsr.deploy.folded import (
-    NORM_EPS,
     Activation,
     Attention,
     Binary,
@@ -28,6 +27,7 @@ from quantsr.deploy.folded import (
     FoldedConv,
     FoldedLinear,
     FoldedProgram,
+    GroupNorm,
     Limits,
     Mean,
     Norm,
@@ -158,8 +158,29 @@ class OnnxOps(Sizes):
             self.graph.constant(f"{norm.name}.norm.{part}", values)
             for part, values in (("weight", norm.weight), ("bias", norm.bias))
         ]
-        y = self._node("LayerNormalization", [x, *vectors], axis=-1, epsilon=NORM_EPS)
+        y = self._node("LayerNormalization", [x, *vectors], axis=-1, epsilon=norm.eps)
         return y if norm.limits is None else self.graph.quantize(norm.name, y, norm.limits)
+
+    def group_norm(self, step: Step, x: str) -> str:
+        """As InstanceNormalization of the groups, which more runtimes have."""
+        norm = step.op
+        assert isinstance(norm, GroupNorm)
+        ones, zeros = (
+            self.graph.constant(f"{name}.{norm.groups}", np.full(norm.groups, value, np.float32))
+            for name, value in (("ones", 1), ("zeros", 0))
+        )
+        grouped = self._node("Reshape", [self._channels_first(x), self._ints([0, norm.groups, -1])])
+        grouped = self._node("InstanceNormalization", [grouped, ones, zeros], epsilon=norm.eps)
+        shape = self._node("Shape", [self._channels_first(x)])
+        y = self._channels_first(self._node("Reshape", [grouped, shape]), back=True)
+        for kind, part, values in (("Mul", "weight", norm.weight), ("Add", "bias", norm.bias)):
+            y = self._node(kind, [y, self.along(step, f"{norm.name}.norm.{part}", values)])
+        return y
+
+    def _channels_first(self, x: str, *, back: bool = False) -> str:
+        if not self.graph.channels_last:
+            return x
+        return self._node("Transpose", [x], perm=[0, 2, 3, 1] if back else [0, 3, 1, 2])
 
     def quantize(self, step: Step, x: str) -> str:
         op = step.op
@@ -227,6 +248,8 @@ class OnnxOps(Sizes):
             return self._node("Mul", [half, self._node("Add", [inner, self.graph.scalar(1)])])
         if op.kind == "silu":
             return self._node("Mul", [x, self._node("Sigmoid", [x])])
+        if op.kind == "mish":
+            return self._node("Mul", [x, self._node("Tanh", [self._node("Softplus", [x])])])
         if op.kind == "leaky_relu":
             assert op.slope is not None
             return self._node("LeakyRelu", [x], alpha=float(op.slope))
@@ -315,6 +338,7 @@ OnnxOps.methods = {
     FoldedConv: OnnxOps.conv,
     FoldedLinear: OnnxOps.linear,
     Norm: OnnxOps.norm,
+    GroupNorm: OnnxOps.group_norm,
     Attention: OnnxOps.attention,
     Activation: OnnxOps.activation,
     Scale: OnnxOps.scale,

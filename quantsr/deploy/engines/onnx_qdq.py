@@ -15,7 +15,7 @@ from typing import ClassVar
 import numpy as np
 from onnx import TensorProto
 
-from quantsr.deploy.engines.onnx_graph import OUTPUT, Graph
+from quantsr.deploy.engines.onnx_graph import OUTPUT, Graph, conv_attributes
 from quantsr.deploy.engines.onnx_operations import OnnxOps
 from quantsr.deploy.folded import (
     Attention,
@@ -100,7 +100,7 @@ class QdqGraph(Graph):
             self.scaled_weight(layer, integer),
             self.constant(f"{name}.bias", layer.bias.astype(np.float32)),
         ]
-        y = self.node("Conv", inputs, f"{name}.out", pads=[size // 2] * 4, kernel_shape=[size] * 2)
+        y = self.node("Conv", inputs, f"{name}.out", **conv_attributes(size, layer.groups))
         if layer.codes_out is None:
             return y
         if layer.low is not None:

@@ -24,7 +24,6 @@ from quantsr.deploy.engines import openvino_ops as ops
 from quantsr.deploy.engines import openvino_tail
 from quantsr.deploy.engines.openvino_first import first_conv, normalized
 from quantsr.deploy.folded import (
-    NORM_EPS,
     Activation,
     Attention,
     Binary,
@@ -33,6 +32,7 @@ from quantsr.deploy.folded import (
     FoldedConv,
     FoldedLinear,
     FoldedProgram,
+    GroupNorm,
     Limits,
     Mean,
     Norm,
@@ -144,7 +144,8 @@ class OpenVinoOps:
 
     def conv(self, what: FoldedConv, step: Step, x: Node) -> Node:
         conv = what
-        y = ops.multiplied_sums_of_codes(x, conv, as_floats=self.saturates)
+        as_floats = self.saturates or conv.groups > 1
+        y = ops.multiplied_sums_of_codes(x, conv, as_floats=as_floats)
         if conv.codes_out is None:
             return ops.biased(y, conv)
         as_floats = self.overflows(conv.codes_out, step.output)
@@ -177,11 +178,15 @@ class OpenVinoOps:
 
     def norm(self, what: Norm, step: Step, x: Node) -> Node:
         norm = what
-        y = op.mvn(x, ops.ints(-1), True, NORM_EPS, "inside_sqrt")
+        y = op.mvn(x, ops.ints(-1), True, norm.eps, "inside_sqrt")
         y = op.add(op.multiply(y, ops.floats(norm.weight)), ops.floats(norm.bias))
         if norm.limits is None:
             return y
         return ops.codes(norm.name, y, norm.limits, as_floats=self.overflows(norm.limits, step.output))
+
+    def group_norm(self, what: GroupNorm, step: Step, x: Node) -> Node:
+        weight, bias = ops.floats(what.weight), ops.floats(what.bias)
+        return op.group_normalization(x, weight, bias, what.groups, what.eps)
 
     def quantize(self, what: Quantize, step: Step, x: Node) -> Node:
         quantize, as_floats = what, self.overflows(what.limits, step.output)
@@ -251,12 +256,13 @@ class OpenVinoOps:
     # --- codes ------------------------------------------------------------------------------------
 
     def overflows(self, limits: Limits, value: int) -> bool:
-        """Whether two products of the codes `value`, added in 16 bits, could exceed them on this
-        processor."""
-        if not self.saturates:
-            return False
-        return any(
-            self._exceeds(limits, self._largest_factor(reader, value)) for reader in self.code_readers(value)
+        """Whether the codes `value` are to be floats: two products of them, added in 16 bits, could
+        exceed those on this processor, or a convolution with groups reads them."""
+        readers = self.code_readers(value)
+        if any(isinstance(reader.op, FoldedConv) and reader.op.groups > 1 for reader in readers):
+            return True
+        return self.saturates and any(
+            self._exceeds(limits, self._largest_factor(reader, value)) for reader in readers
         )
 
     def _exceeds(self, limits: Limits, largest: int) -> bool:
@@ -293,7 +299,7 @@ class OpenVinoOps:
         if slope is not None:
             on_tokens = step.inputs[0] in self.program.tokens
             return op.prelu(x, ops.floats(slope.reshape(-1) if not on_tokens or slope.size == 1 else slope))
-        simple = {"relu": op.relu, "sigmoid": op.sigmoid, "silu": op.swish, "tanh": op.tanh}
+        simple = {"relu": op.relu, "sigmoid": op.sigmoid, "silu": op.swish, "mish": op.mish, "tanh": op.tanh}
         return simple[kind](x)
 
     def scale(self, what: Scale, step: Step, x: Node) -> Node:
@@ -363,6 +369,7 @@ _METHODS: dict[type, Callable[..., Node]] = {
     FoldedConv: OpenVinoOps.conv,
     FoldedLinear: OpenVinoOps.linear,
     Norm: OpenVinoOps.norm,
+    GroupNorm: OpenVinoOps.group_norm,
     Attention: OpenVinoOps.attention,
     Activation: OpenVinoOps.activation,
     Scale: OpenVinoOps.scale,

@@ -91,7 +91,14 @@ def fake_quantize(
 
 def multiplied_sums(x: Node, conv: FoldedConv, pad: int | None = None) -> Node:
     """multiplier * conv(x, weight): integer where the plugin finds x quantized and the weight
-    int8."""
+    int8. With groups in floats: the plugin's integer form of those is wrong for some ranges of
+    codes."""
+    if conv.groups > 1:
+        outputs, inputs, *size = conv.weight.shape
+        pads = [conv.weight.shape[-1] // 2] * 2
+        grouped = conv.weight.reshape(conv.groups, outputs // conv.groups, inputs, *size)
+        y = op.group_convolution(x, floats(grouped), [1, 1], pads, pads, [1, 1])
+        return op.multiply(apart(y), floats(column(conv.multiplier)))
     weight = op.constant(conv.weight) if conv.weight.dtype == np.int8 else floats(conv.weight)
     if conv.weight.dtype == np.int8:
         weight = op.convert(weight, "f32")

@@ -20,7 +20,6 @@ from torch.nn import functional as F
 
 from quantsr.deploy import windows
 from quantsr.deploy.folded import (
-    NORM_EPS,
     Activation,
     Attention,
     Binary,
@@ -29,6 +28,7 @@ from quantsr.deploy.folded import (
     FoldedConv,
     FoldedLinear,
     FoldedProgram,
+    GroupNorm,
     Mean,
     Norm,
     Normalize,
@@ -170,8 +170,13 @@ class ReferenceOps:
 
     def norm(self, op: Norm, x: Tensor) -> Tensor:
         """LayerNorm of tokens."""
-        y = F.layer_norm(x, x.shape[-1:], eps=NORM_EPS) * self.constant(op.weight) + self.constant(op.bias)
+        y = F.layer_norm(x, x.shape[-1:], eps=op.eps) * self.constant(op.weight) + self.constant(op.bias)
         return y if op.limits is None else y.round().clamp(*op.limits)
+
+    def group_norm(self, op: GroupNorm, x: Tensor) -> Tensor:
+        """Over the channels and pixels of each group."""
+        y = F.group_norm(x.double(), op.groups, eps=op.eps).float()
+        return y * self._channels(op.weight) + self._channels(op.bias)
 
     def attention(self, op: Attention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Window attention of tokens in the order of its windows."""
@@ -277,6 +282,7 @@ _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
     "sigmoid": torch.sigmoid,
     "silu": F.silu,
+    "mish": F.mish,
     "tanh": torch.tanh,
 }
 
@@ -288,6 +294,7 @@ _METHODS: dict[type, str] = {
     FoldedConv: "conv",
     FoldedLinear: "linear",
     Norm: "norm",
+    GroupNorm: "group_norm",
     Attention: "attention",
     Activation: "activation",
     Scale: "scale",
@@ -314,16 +321,18 @@ def sums(x: Tensor, conv: FoldedConv) -> Tensor:
     no order of summation shows.
     """
     exact = torch.float32 if conv.integer and conv.sum_bound < EXACT_FLOAT32 else torch.float64
-    weight = torch.tensor(conv.weight).to(exact).flatten(1)  # (O, I*k*k)
+    weight = torch.tensor(conv.weight).to(exact).flatten(1)  # (O, I/G*k*k)
+    weight = weight.unflatten(0, (conv.groups, -1))  # (G, O/G, I/G*k*k)
     size = conv.weight.shape[-1]
     height, width = x.shape[-2:]
     padded = F.pad(x, [size // 2] * 4)  # codes are padded with 0, after quantization
-    rows = max(1, _STRIP_VALUES // (weight.shape[1] * width))
+    rows = max(1, _STRIP_VALUES // (conv.groups * weight.shape[2] * width))
     strips = []
     for top in range(0, height, rows):
         strip = padded[:, :, top : top + rows + size - 1]
         columns = F.unfold(strip, size)[0].to(exact)  # (I*k*k, rows*W)
-        strips.append((weight @ columns).view(1, len(weight), -1, width))  # (1, O, rows, W)
+        columns = columns.unflatten(0, (conv.groups, -1))  # (G, I/G*k*k, rows*W)
+        strips.append((weight @ columns).view(1, len(conv.weight), -1, width))  # (1, O, rows, W)
     return torch.cat(strips, 2).to(torch.float32)
 
 

@@ -72,7 +72,7 @@ class TorchOps(ReferenceOps):
         weight, padding = self._constants[id(conv)], conv.weight.shape[-1] // 2
         if self._in_float64:
             return F.conv2d(x.double(), weight.double(), padding=padding).float()
-        return F.conv2d(x, weight, padding=padding)
+        return F.conv2d(x, weight, padding=padding, groups=conv.groups)
 
     def product(self, a: Tensor, b: Tensor, bound: int | None) -> Tensor:
         """a @ b in float32."""

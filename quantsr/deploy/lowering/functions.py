@@ -142,6 +142,8 @@ class Tracing(Record):
             values = np.vectorize(decimal, otypes=[np.float64])(each.broadcast_to(x.shape).numpy())
         else:
             values = np.full(x.shape, float(constant))
+        if not values.any():
+            return x
         column = found.places // math.prod(found.map.size)
         channels = np.zeros(found.map.channels)
         channels[column] = values
@@ -151,6 +153,8 @@ class Tracing(Record):
 
     def _binary(self, kind: str, a: Traced, b: Traced) -> Traced:
         left, right = self.find(a), self.find(b)
+        if 1 < right.map.channels < left.map.channels or 1 < left.map.channels < right.map.channels:
+            left, right = self.find(self.repeated(a)), self.find(self.repeated(b))
         if kind != "subtract" and right.places.size and _amount(right.map) > _amount(left.map):
             left, right = right, left
         area = math.prod(left.map.size)
@@ -201,7 +205,7 @@ class Tracing(Record):
 _OPERATIONS: dict[str, Callable[..., Traced]] = {
     **{
         kind: lambda record, x, kind=kind: record.elementwise(kind, x)
-        for kind in ("relu", "sigmoid", "silu", "tanh")
+        for kind in ("relu", "sigmoid", "silu", "mish", "tanh")
     },
     "_to_copy": Tracing._to_copy,
     "add": Tracing._add,

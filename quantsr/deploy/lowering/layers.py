@@ -16,6 +16,8 @@ from quantsr.archs.dqa_trunk import ResidualUnit
 from quantsr.archs.modes import eval_mode
 from quantsr.archs.swin import WindowAttention
 from quantsr.deploy import windows
+from quantsr.deploy.folded import NORM_EPS
+from quantsr.deploy.lowering import alike
 from quantsr.deploy.lowering.traced import Found, Map, Record, Traced
 from quantsr.quant.layers import FirstConv2d, QuantConv2d, QuantizedLayer, QuantLinear
 from quantsr.quant.products import WithProducts
@@ -37,7 +39,7 @@ def recording(net: nn.Module, record: Record) -> Iterator[None]:
             for name, module in net.named_modules():
                 handles.append(module.register_forward_pre_hook(functools.partial(_enter, record, name)))
                 handles.append(module.register_forward_hook(functools.partial(_leave, record)))
-                layer = _LAYERS.get(type(module).forward)
+                layer = _LAYERS.get(type(module).forward) or _like(module)
                 if layer is not None and "forward" not in vars(module):
                     patch(module, "forward", functools.partial(layer, record, name, module))
                 if isinstance(module, QuantizedLayer):
@@ -67,7 +69,6 @@ def _conv(
         ("stride", (1, 1)),
         ("padding", (size[0] // 2,) * 2),
         ("dilation", (1, 1)),
-        ("groups", 1),
         ("padding_mode", "zeros"),
     ):
         value = getattr(conv, attribute)
@@ -79,6 +80,8 @@ def _conv(
         raise record.refuse(f"has kernel_size {size}")
     found = record.find_map(x)
     result = record.whole("conv", found, conv.out_channels, found.map.size, name=name)
+    if size[0] == 1:
+        record.pointwise.add(len(record.operations))
     return record.elementwise("relu", result) if relu else result
 
 
@@ -92,12 +95,25 @@ def _linear(record: Record, name: str, linear: nn.Linear, x: Tensor, weight: obj
 def _layer_norm(record: Record, name: str, norm: nn.LayerNorm, x: Tensor) -> Traced:
     found = record.find(x)
     _tokens(record, found)
-    if norm.eps != 1e-5 or norm.normalized_shape != (found.map.channels,):
-        raise record.refuse(f"has eps {norm.eps} and normalized_shape {norm.normalized_shape}")
+    if norm.normalized_shape != (found.map.channels,):
+        raise record.refuse(f"has normalized_shape {norm.normalized_shape}")
     if norm.weight is None or norm.bias is None:
         raise record.refuse("has no weight or no bias")
-    value = record.append("layer_norm", found.map.value, name=name)
+    value = record.append("layer_norm", found.map.value, name=name, **_eps(norm.eps))
     return record.tensor(Map(value, found.map.channels, found.map.size), found.places)
+
+
+def _group_norm(record: Record, name: str, norm: nn.GroupNorm, x: Tensor) -> Traced:
+    found = record.find_map(x)
+    if norm.weight is None or norm.bias is None:
+        raise record.refuse("has no weight or no bias")
+    how = {"groups": norm.num_groups, **_eps(norm.eps)}
+    return record.whole("group_norm", found, found.map.channels, found.map.size, name=name, **how)
+
+
+def _eps(eps: float) -> dict[str, float]:
+    """The attribute, where it is not the usual one."""
+    return {} if eps == NORM_EPS else {"eps": eps}
 
 
 def _prelu(record: Record, name: str, prelu: nn.PReLU, x: Tensor) -> Traced:
@@ -113,12 +129,16 @@ def _prelu(record: Record, name: str, prelu: nn.PReLU, x: Tensor) -> Traced:
 def _window_attention(
     record: Record,
     name: str,
-    attention: WindowAttention | basicsr_compat.WindowAttention,
+    attention: Any,
     x: Tensor,
     mask: Tensor | None = None,
     weights: object = None,
 ) -> Traced:
-    """(B * G, N, C) to the same: linear layer, attention in windows, linear layer."""
+    """(B * G, N, C) to the same: linear layer, attention in windows, linear layer.
+
+    Args:
+        attention: of our class, BasicSR's, or one that computes the same from the same parameters.
+    """
     qkv = attention.qkv(x)
     found = record.find(qkv)
     pixels = _tokens(record, found)  # (G, N)
@@ -187,6 +207,37 @@ def _along_channels(record: Record, target: Map, pixels: np.ndarray[Any, Any]) -
     return record.tensor(target, pixels[..., None] + np.arange(target.channels) * math.prod(target.size))
 
 
+def _channel_norm(record: Record, name: str, norm: nn.Module, x: Tensor, eps: float) -> Traced:
+    """LayerNorm over the channels of a map (B, C, h, w)."""
+    found = record.find_map(x)
+    return record.whole("layer_norm", found, found.map.channels, found.map.size, name=name, **_eps(eps))
+
+
+def _like(module: nn.Module) -> Callable[..., Traced] | None:
+    """How a module of a class of its own records itself where it computes what a layer does."""
+    if (eps := alike.channel_norm(module)) is not None:
+        return functools.partial(_channel_norm, eps=eps)
+    if alike.has_parts_of_window_attention(module):
+        return functools.partial(_attention_or_parts, type(module).forward)
+    return None
+
+
+def _attention_or_parts(
+    forward: Callable[..., Any],
+    record: Record,
+    name: str,
+    module: nn.Module,
+    x: Tensor,
+    *args: Any,
+    **kwargs: Any,
+) -> Any:
+    """As window attention, where the module computes that with these arguments; else what its
+    forward does."""
+    if alike.is_window_attention(module, forward, x.shape, args, kwargs):
+        return _window_attention(record, name, module, x, alike.mask_in(args, kwargs))
+    return forward(module, x, *args, **kwargs)
+
+
 _LAYERS: dict[Any, Callable[..., Traced]] = {
     nn.Conv2d.forward: _conv,
     FirstConv2d.forward: _conv,
@@ -194,6 +245,7 @@ _LAYERS: dict[Any, Callable[..., Traced]] = {
     nn.Linear.forward: _linear,
     QuantLinear.forward: _linear,
     nn.LayerNorm.forward: _layer_norm,
+    nn.GroupNorm.forward: _group_norm,
     nn.PReLU.forward: _prelu,
     ResidualUnit.forward: _residual_unit,
     WindowAttention.forward: _window_attention,

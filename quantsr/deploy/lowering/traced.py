@@ -106,6 +106,8 @@ class Record(ABC):
     maps: list[Map] = field(default_factory=list)
     starts: list[int] = field(default_factory=list)
     """Reference to the first element of each map; ascending."""
+    pointwise: set[int] = field(default_factory=set)
+    """Results of 1x1 convolutions."""
     made: dict[tuple[Any, ...], int] = field(default_factory=dict)
     """Slices and concatenations."""
 
@@ -147,9 +149,9 @@ class Record(ABC):
             raise self.refuse("computes with a constant tensor")
         references = x.references.numpy().astype(np.int64)
         owner = np.searchsorted(self.starts, references, "right") - 1
-        if not owner.any() and x.dim() == 4 and x.shape[1] == 3 and x.shape[2:] != self.picture:
-            return self._padded(references)
         used = np.unique(owner)
+        if x.dim() == 4 and len(used) == 1 and self._is_padded(self.maps[used[0]], x):
+            return self._padded(int(used[0]), references)
         if len({self.maps[i].size for i in used}) > 1:
             raise self.refuse("joins values of different sizes")
         area = math.prod(self.maps[used[0]].size)
@@ -183,14 +185,29 @@ class Record(ABC):
             self.made[key] = self.append(kind, *inputs, **attributes)
         return self.made[key]
 
-    def _padded(self, references: NDArray[np.int64]) -> Found:
-        """The picture, continued by reflection to multiples of `window`."""
+    def _is_padded(self, found: Map, x: Tensor) -> bool:
+        """Whether a tensor is another size of the picture, or of values computed from it pixel by
+        pixel."""
+        if x.shape[1] != found.channels or found.size != self.picture or x.shape[2:] == self.picture:
+            return False
+        value = found.value
+        while value != PICTURE:
+            op = self.operations[value - 1]
+            if op.kind not in ("offset", "scale", "divide") and value not in self.pointwise:
+                return False
+            value = op.inputs[0]
+        return True
+
+    def _padded(self, index: int, references: NDArray[np.int64]) -> Found:
+        """A map, continued by reflection to multiples of `window`."""
+        whole = self.maps[index]
         rows, columns = (windows.reflected(size, self.window) for size in self.picture)
-        plain = np.arange(3 * math.prod(self.picture)).reshape(1, 3, *self.picture) + self.starts[0]
+        plain = np.arange(whole.channels * math.prod(self.picture)) + self.starts[index]
+        plain = plain.reshape(1, whole.channels, *self.picture)
         if not np.array_equal(references, plain[:, :, rows][..., columns]):
             raise self.refuse("changes the picture's size, other than by reflection to whole windows")
         self.multiple = self.window
-        padded = Map(PICTURE, 3, (len(rows), len(columns)))
+        padded = Map(whole.value, whole.channels, (len(rows), len(columns)))
         return Found(padded, np.arange(references.size).reshape(references.shape))
 
     def find_map(self, x: Tensor) -> Found:
@@ -201,6 +218,22 @@ class Record(ABC):
         if found.places.size != found.map.channels * math.prod(found.map.size):
             raise self.refuse("reads a part of a map")
         return found
+
+    def repeated(self, x: Tensor) -> Tensor:
+        """The same map (1, C, H, W), as a value of C channels where `x` has some channels of a
+        value several times."""
+        if not isinstance(x, Traced) or x.dim() != 4 or self.find(x).map.channels == x.shape[1]:
+            return x
+        references = x.references.numpy().astype(np.int64)
+        owner = np.searchsorted(self.starts, references, "right") - 1
+        size = self.maps[owner.flat[0]].size
+        channel, pixel = np.divmod(references - np.asarray(self.starts)[owner], math.prod(size))
+        column = owner * _COLUMNS + channel
+        plane = np.arange(math.prod(size)).reshape(size)
+        if x.shape[2:] != size or (pixel != plane).any() or (column != column[..., :1, :1]).any():
+            return x
+        target = self._joined(column[0, :, 0, 0])
+        return self.tensor(target, np.arange(references.size).reshape(references.shape))
 
     # Operations
 

@@ -263,7 +263,10 @@ class _Steps:
         step = self._peek()
         if step is None or type(step.op) is not kind or step.inputs != inputs:
             found = "its tail" if step is None else described(step.op)
+            found = f"{found} of other values" if isinstance(step, Step) and type(step.op) is kind else found
             raise Unsupported(f"{found} comes where its kernels have {kind.__name__}")
+        if isinstance(step.op, FoldedConv) and step.op.groups > 1:
+            raise Unsupported(f"{step.op.name} has {step.op.groups} groups")
         self._next += 1
         return _Taken(step.op, step.output)
 

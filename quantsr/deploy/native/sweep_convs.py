@@ -39,6 +39,8 @@ class Form:
 def kernel(conv: FoldedConv) -> NDArray[Any]:
     """(O, I, k, k); of a linear layer k is 1. Raises Unsupported for sizes that there are no
     kernels for."""
+    if conv.groups > 1:
+        raise Unsupported(f"{conv.name} has {conv.groups} groups")
     weight = conv.weight.reshape(*conv.weight.shape, 1, 1) if conv.weight.ndim == 2 else conv.weight
     if weight.shape[2] != weight.shape[3] or weight.shape[2] not in _SIZES:
         raise Unsupported(f"{conv.name} has a kernel of {weight.shape[2]} x {weight.shape[3]}")

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from quantsr.deploy import windows
-from quantsr.deploy.folded import Attention, FoldedLinear, FoldedProgram, Norm, Requantize
+from quantsr.deploy.folded import NORM_EPS, Attention, FoldedLinear, FoldedProgram, Norm, Requantize
 from quantsr.deploy.native import structures, sums16
 from quantsr.deploy.native.arrays import (
     MAX_OUTPUTS,
@@ -163,6 +163,8 @@ class SwinProgram(Arrays):
         }
 
     def _norm(self, norm: Norm) -> structures.Norm:
+        if norm.eps != NORM_EPS:
+            raise Unsupported(f"it has no kernel for a LayerNorm of eps {norm.eps:g}")
         low, high = norm.limits or (0, 0)
         return structures.Norm(self.pointer(norm.weight), self.pointer(norm.bias), low, high)
 

@@ -112,6 +112,7 @@ def parts_of(model: PackedModel) -> Parts:
         {name: operand.channels for name, operand in model.operands.items()},
         {name: tuple(tensor.values.shape) for name, tensor in model.floats.items()},
         model.header.num_block,
+        {name: layer.groups for name, layer in model.layers.items() if layer.groups > 1},
     )
 
 

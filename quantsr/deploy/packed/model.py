@@ -31,10 +31,20 @@ from quantsr.trained_files.packed_header import FORMAT_VERSION
 Float = NDArray[np.float32]
 
 
+def dense(weight: NDArray[Any], groups: int) -> NDArray[Any]:
+    """(O, I / G, k, k) of so many groups as (O, I, k, k), 0 outside of them."""
+    outputs, inputs = len(weight) // groups, weight.shape[1]
+    found = np.zeros((len(weight), inputs * groups, *weight.shape[2:]), weight.dtype)
+    for group in range(groups):
+        rows = slice(group * outputs, (group + 1) * outputs)
+        found[rows, group * inputs : (group + 1) * inputs] = weight[rows]
+    return found
+
+
 @dataclass(frozen=True, eq=False)
 class PackedLayer:
-    """One layer's parameters. O outputs, I inputs; weight (O, I, kh, kw) for a conv, (O, I) for a
-    linear."""
+    """One layer's parameters. O outputs, I inputs, G groups; weight (O, I / G, kh, kw) for a conv,
+    (O, I) for a linear."""
 
     name: str
     weight: Codes | Float
@@ -58,6 +68,9 @@ class PackedLayer:
     act_limits: tuple[int, int] | None = None
     """(qmin, qmax) of the input codes where they are not all of their bits: fewer, or less a zero
     point. None: all."""
+    groups: int = 1
+    """Equal parts of a conv's outputs that each read one part of the inputs; 1 of a linear
+    layer."""
 
     @property
     def integer(self) -> bool:
@@ -77,7 +90,7 @@ class PackedLayer:
     @property
     def in_channels(self) -> int:
         """I"""
-        return int(self.weight.shape[1])
+        return int(self.weight.shape[1]) * self.groups
 
     @property
     def act_range(self) -> tuple[int, int]:
@@ -103,11 +116,17 @@ class PackedLayer:
         assert self.weight_step is not None
         step = self.weight_step.reshape(-1, *[1] * (self.weight.ndim - 1))
         weight = self.weight.astype(np.float32) * step
-        return (
-            weight
-            if self.act_equal is None
-            else weight / self.act_equal.reshape(-1, *[1] * (self.weight.ndim - 2))
-        )
+        return weight if self.act_equal is None else weight / self.of_inputs(self.act_equal)
+
+    def of_inputs(self, values: NDArray[Any]) -> NDArray[Any]:
+        """(I,) of input channels, to go with the weight: that of the input of each."""
+        shape = (self.out_channels, -1) if self.groups > 1 else (1, -1)
+        rows = values.reshape(self.groups, -1).repeat(self.out_channels // self.groups, 0)
+        return (rows if self.groups > 1 else values).reshape(*shape, *[1] * (self.weight.ndim - 2))
+
+    def without_groups(self) -> PackedLayer:
+        """The same layer with a weight of every output for every input, 0 outside of the groups."""
+        return self if self.groups == 1 else replace(self, weight=dense(self.weight, self.groups), groups=1)
 
     def dequantized(self) -> PackedLayer:
         """The same layer with its weight as float32 and its input in float."""
@@ -139,7 +158,7 @@ class PackedLayer:
 
 
 class ConvLayer(PackedLayer):
-    """A conv with stride 1 and padding k // 2; weight (O, I, k, k)."""
+    """A conv with stride 1 and padding k // 2; weight (O, I / G, k, k)."""
 
 
 class LinearLayer(PackedLayer):

@@ -184,6 +184,7 @@ def _layer(row: LayerRow, stored: np.ndarray[Any, Any], values: Iterator[Float])
         act_zero_point=None if row.zero_point is None else np.array(row.zero_point, np.int32),
         act_equal=equal,
         act_limits=row.limits,
+        groups=row.groups,
     )
 
 

@@ -13,7 +13,7 @@ from quantsr.deploy.packed.bitstream import DENSE, HUFFMAN
 from quantsr.deploy.packed.model import FloatTensor, Operand, PackedLayer, PackedModel
 from quantsr.ranges import MAX_BITS, IntRange
 
-_MAX_KERNEL = 15
+_MAX_KERNEL = 31
 _CODINGS = {DENSE: 0, HUFFMAN: 1}
 _CODING_NAMES = {number: name for name, number in _CODINGS.items()}
 
@@ -25,7 +25,7 @@ class LayerRow:
     name: str
     """As in the network's state dict."""
     shape: list[int]
-    """Of the weight: (O, I, k, k) of a conv, (O, I) of a linear layer."""
+    """Of the weight: (O, I / G, k, k) of a conv, (O, I) of a linear layer."""
     bits_w: int
     """2..8 for codes, 16 or 32 for a float weight."""
     bits_a: int
@@ -40,6 +40,8 @@ class LayerRow:
     """(I,) input codes that stand for 0; None means 0."""
     limits: tuple[int, int] | None = None
     """Smallest and largest input code; None where they are those of its bits."""
+    groups: int = 1
+    """G"""
 
     @classmethod
     def of(cls, layer: PackedLayer) -> LayerRow:
@@ -66,6 +68,7 @@ class LayerRow:
             float_counts=counts,
             zero_point=zero,
             limits=layer.act_limits,
+            groups=layer.groups,
         )
 
     @property
@@ -84,14 +87,17 @@ class LayerRow:
             list(self.float_counts),
             _CODINGS[self.coding],
         ]
-        if self.limits is not None:
-            return [*row, self.zero_point, list(self.limits)]
+        limits = None if self.limits is None else list(self.limits)
+        if self.groups > 1:
+            return [*row, self.zero_point, limits, self.groups]
+        if limits is not None:
+            return [*row, self.zero_point, limits]
         return row if self.zero_point is None else [*row, self.zero_point]
 
     @classmethod
     def from_json(cls, raw: Any) -> LayerRow:
         """Raises ValueError for anything but a sound row."""
-        if not isinstance(raw, list) or len(raw) not in (7, 8, 9) or not isinstance(raw[0], str):
+        if not isinstance(raw, list) or len(raw) not in (7, 8, 9, 10) or not isinstance(raw[0], str):
             raise ValueError("a layer of its header is malformed")
         name = raw[0]
         shape = integers(raw[1], f"{name}: shape", 1, MAX_CHANNELS)
@@ -107,7 +113,10 @@ class LayerRow:
             or coding not in _CODING_NAMES
         ):
             raise ValueError(f"{name}: bits, sign or coding out of range")
-        out, inp = shape[:2]
+        groups = integer(raw[9], f"{name}: groups", 2, MAX_CHANNELS) if len(raw) == 10 else 1
+        out, inp = shape[0], shape[1] * groups
+        if out % groups or inp > MAX_CHANNELS or (groups > 1 and len(shape) != 4):
+            raise ValueError(f"{name}: shape {shape} has no {groups} groups")
         counts = integers(raw[5], f"{name}: counts", 0, MAX_CHANNELS)
         quantized_w, quantized_a = bits_w <= 8, bits_a <= 16
         if (
@@ -120,11 +129,12 @@ class LayerRow:
         ):
             raise ValueError(f"{name}: bias, steps or tau do not fit its shape and bits")
         zero_point = limits = None
-        if len(raw) > 7 and not quantized_a:
+        given = [part for part in raw[7:9] if part is not None]
+        if (given or len(raw) in (8, 9)) and not quantized_a:
             raise ValueError(f"{name}: a float input has no zero point or range")
-        if len(raw) == 9:
+        if len(raw) > 8 and not (len(raw) == 10 and raw[8] is None):
             limits = code_limits(raw[8], name, bits_a, bool(signed))
-        if len(raw) > 7 and not (raw[7] is None and limits is not None):
+        if len(raw) > 7 and not (raw[7] is None and (limits is not None or len(raw) == 10)):
             zero_point = integers(
                 raw[7], f"{name}: zero point", *IntRange.of(bits_a, bool(signed), wide=True).bounds
             )
@@ -140,6 +150,7 @@ class LayerRow:
             coding=_CODING_NAMES[coding],
             zero_point=zero_point,
             limits=limits,
+            groups=groups,
         )
 
 

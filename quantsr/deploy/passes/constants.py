@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from quantsr.deploy.folded import FoldedConv, FoldedLinear, Norm, Quantize, Requantize
+from quantsr.deploy.folded import NORM_EPS, FoldedConv, FoldedLinear, Norm, Quantize, Requantize
 from quantsr.deploy.packed.model import Float, FloatTensor, Operand, PackedLayer
 
 Float64 = NDArray[np.float64]
@@ -62,6 +62,7 @@ def layer(
         bias=bias.astype(np.float32),
         codes_in=packed.act_range if packed.bits_a <= CODE_BITS else None,
         zero_point=packed.act_zero_point,
+        groups=packed.groups,
     )
 
 
@@ -161,15 +162,21 @@ def requantize_operand(operand: Operand) -> Requantize:
 
 
 def norm(
-    name: str, weight: FloatTensor, bias: FloatTensor, reader: PackedLayer | None, factor: float
+    name: str,
+    weight: FloatTensor,
+    bias: FloatTensor,
+    reader: PackedLayer | None,
+    factor: float,
+    eps: float = NORM_EPS,
 ) -> Norm:
     """LayerNorm times `factor`, giving the codes of `reader` where there is one."""
     w, b = (tensor.values.astype(np.float64) * factor for tensor in (weight, bias))
     if reader is None or reader.act_step is None:
-        return Norm(name, w.astype(np.float32), b.astype(np.float32))
+        return Norm(name, w.astype(np.float32), b.astype(np.float32), eps=eps)
     step = reader.act_step.astype(np.float64) * reader.equal()
     b = (b + reader.tau()) / step
-    return Norm(input_name(reader), (w / step).astype(np.float32), b.astype(np.float32), reader.act_range)
+    w = w / step
+    return Norm(input_name(reader), w.astype(np.float32), b.astype(np.float32), reader.act_range, eps)
 
 
 def part_of_qkv(packed: PackedLayer, part: int, operand: Operand | None, factor: float) -> FoldedConv:

@@ -18,6 +18,7 @@ _FINER = 256.0  # units of the middle part in one of the high part, of inputs an
 def first_conv(packed: PackedLayer, mean: Sequence[float], img_range: float) -> FirstConv:
     """The convolution. Where its codes are so close to the pixels that they are the pixels, it
     reads those."""
+    packed = packed.without_groups()
     conv = constants.layer(packed, exact=True)
     rounded = (np.float32(img_range), np.asarray(mean, np.float32))
     if packed.bits_a > constants.CODE_BITS:

@@ -13,11 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantsr.deploy.folded import (
+    NORM_EPS,
     Activation,
     Attention,
     Binary,
     Concat,
     FoldedProgram,
+    GroupNorm,
     Mean,
     Normalize,
     Offset,
@@ -186,12 +188,18 @@ class _Fold:
     def _layer_norm(self, op: Operation) -> None:
         reader = self.reading_layer(op.output)
         weight, bias = (self.model.floats[f"{op.name}.{part}"] for part in ("weight", "bias"))
-        folded = constants.norm(op.name, weight, bias, reader, op.attributes.get("factor", 1.0))
+        factor, eps = op.attributes.get("factor", 1.0), op.attributes.get("eps", NORM_EPS)
+        folded = constants.norm(op.name, weight, bias, reader, factor, eps)
         result = self.step(folded, self.floats[op.inputs[0]])
         if reader is None:
             self.floats[op.output] = result
         else:
             self.codes[op.output, reader.name] = result
+
+    def _group_norm(self, op: Operation) -> None:
+        weight, bias = (self.model.floats[f"{op.name}.{part}"].values for part in ("weight", "bias"))
+        eps = op.attributes.get("eps", NORM_EPS)
+        self._simple(op, GroupNorm(op.name, op.attributes["groups"], weight, bias, eps))
 
     def _window_attention(self, op: Operation) -> None:
         operands = {role: self.model.operands.get(f"{op.name}.{role}") for role in OPERANDS}
@@ -238,7 +246,7 @@ class _Fold:
             slope = self.model.floats[f"{op.name}.weight"].values
         self.floats[op.output] = self.step(Activation(op.kind, slope), self.floats[op.inputs[0]])
 
-    _relu = _leaky_relu = _prelu = _gelu = _sigmoid = _silu = _tanh = _activation
+    _relu = _leaky_relu = _prelu = _gelu = _sigmoid = _silu = _mish = _tanh = _activation
 
     def _binary(self, op: Operation) -> None:
         self.floats[op.output] = self.step(Binary(op.kind), *(self.floats[value] for value in op.inputs))

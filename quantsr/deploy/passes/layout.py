@@ -16,6 +16,7 @@ from quantsr.deploy.folded import (
     FoldedConv,
     FoldedLinear,
     FoldedProgram,
+    GroupNorm,
     Mean,
     Norm,
     Normalize,
@@ -57,7 +58,7 @@ def lay_out(program: FoldedProgram) -> FoldedProgram:
 
 
 def _wants_map(op: Op) -> bool:
-    maps = FirstConv | Normalize | PixelShuffle | UpsampleNearest | UpsampleBilinear | Mean
+    maps = FirstConv | Normalize | PixelShuffle | UpsampleNearest | UpsampleBilinear | Mean | GroupNorm
     return isinstance(op, maps) or (isinstance(op, FoldedConv) and not isinstance(op, FoldedLinear))
 
 

@@ -65,7 +65,8 @@ def linear_tail(program: FoldedProgram) -> Tail | None:
     first: Step | None = None
     while (step := alone(value, FoldedConv)) and isinstance(step.op, FoldedConv):
         coarse = stages and step.op.codes_out is not None and _is_coarse(step.op.codes_out)
-        if step.op.weight.shape[-1] != _KERNEL or reach + shuffle / factor > RADIUS or coarse:
+        other = step.op.weight.shape[-1] != _KERNEL or step.op.groups > 1
+        if other or reach + shuffle / factor > RADIUS or coarse:
             break
         factor /= shuffle
         reach += 1 / factor

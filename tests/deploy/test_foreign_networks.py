@@ -1,0 +1,151 @@
+"""Structures of the package spandrel, with random weights: those that are quantized, packed and
+run, and those that are refused in one line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from quantsr.deploy.convert import convert
+from quantsr.deploy.engines import select
+from quantsr.deploy.lower import lower
+from quantsr.deploy.packed import packing
+from quantsr.deploy.packed.model import PackedModel
+from quantsr.deploy.post_training import Bits, quantize
+from quantsr.errors import InputError
+from quantsr.loading import float_network
+from tests.reference import program as definition
+
+pytest.importorskip("spandrel")
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+def made(module: str, name: str, **arguments: Any) -> Callable[[], nn.Module]:
+    def make() -> nn.Module:
+        return getattr(import_module(f"spandrel.architectures.{module}"), name)(**arguments)
+
+    return make
+
+
+SWIN = {"depths": [2], "num_heads": [2], "embed_dim": 8, "mlp_ratio": 2, "upscale": 2}
+RUN = {
+    "Compact": made("Compact.__arch.SRVGG", "SRVGGNetCompact", num_feat=8, num_conv=2, upscale=2),
+    "SPAN": made(
+        "SPAN.__arch.span", "SPAN", num_in_ch=3, num_out_ch=3, feature_channels=8, upscale=2, norm=False
+    ),
+    "ESRGAN": made("ESRGAN.__arch.RRDB", "RRDBNet", num_filters=8, num_blocks=1, scale=4),
+    "RCAN": made(
+        "RCAN.__arch.rcan_arch", "RCAN", scale=2, n_resgroups=1, n_resblocks=1, n_feats=8, reduction=4
+    ),
+    "SwinIR": made("SwinIR.__arch.SwinIR", "SwinIR", window_size=8, upsampler="pixelshuffledirect", **SWIN),
+    "RealPLKSR": made("PLKSR.__arch.RealPLKSR", "RealPLKSR", dim=8, n_blocks=1, upscaling_factor=2),
+    "RealPLKSR, LayerNorm": made(
+        "PLKSR.__arch.RealPLKSR", "RealPLKSR", dim=8, n_blocks=1, upscaling_factor=2, layer_norm=True
+    ),
+}
+REFUSED = {
+    "SAFMN": (
+        made("SAFMN.__arch.safmn", "SAFMN", dim=8, n_blocks=1, upscaling_factor=2),
+        "feats.0.safm calls aten.adaptive_max_pool2d",
+    ),
+    "DAT-light": (
+        made(
+            "DAT.__arch.DAT",
+            "DAT",
+            depth=[2],
+            num_heads=[2],
+            embed_dim=16,
+            upscale=2,
+            split_size=[8, 32],
+            expansion_factor=2.0,
+            upsampler="pixelshuffledirect",
+        ),
+        "layers.0.blocks.0.attn calls aten.constant_pad_nd",
+    ),
+    "HAT-S": (
+        made(
+            "HAT.__arch.HAT",
+            "HAT",
+            window_size=8,
+            compress_ratio=4,
+            squeeze_factor=4,
+            upsampler="pixelshuffle",
+            **SWIN,
+        ),
+        "layers.0.residual_group.overlap_attn.unfold calls aten.im2col",
+    ),
+}
+
+
+def saved(make: Callable[[], nn.Module], folder: Path) -> Path:
+    """A checkpoint with random weights, whose biases and norms are none of those of a fresh
+    network."""
+    torch.manual_seed(0)
+    net = make()
+    for parameter in net.parameters():
+        if parameter.dim() == 1:
+            nn.init.normal_(parameter, 0.1, 0.1)
+    path = folder / "net.pth"
+    torch.save(net.state_dict(), path)
+    return path
+
+
+SLOW = ("ESRGAN", "RCAN", "SPAN")
+
+
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(name, marks=pytest.mark.integration) if name in SLOW else name for name in RUN],
+)
+def network(request, tmp_path_factory) -> tuple[str, nn.Module, PackedModel]:
+    path = saved(RUN[request.param], tmp_path_factory.mktemp("net"))
+    net = float_network(path, None)[0]
+    pictures = [np.random.default_rng(1).integers(0, 256, (24, 24, 3), np.uint8)]
+    model = convert(quantize(net, Bits(8, 8), pictures), calib=pictures)
+    file = path.with_suffix(".safetensors")
+    packing.save(model, file)
+    return request.param, net, packing.load(file)
+
+
+IMAGE = np.random.default_rng(2).integers(0, 256, (9, 11, 3), np.uint8)
+
+
+def test_it_is_quantized_and_gives_nearly_the_float_networks_pictures(network) -> None:
+    name, net, model = network
+    with torch.inference_mode():
+        x = torch.from_numpy(IMAGE).permute(2, 0, 1)[None].float() / 255
+        wanted = 255 * net(x).clamp(0, 1)[0].permute(1, 2, 0).numpy()
+    found = definition.run(model, IMAGE, 1).astype(float)
+    assert wanted.std() > 5
+    assert np.abs(found - wanted).mean() < (1.5 if name == "SPAN" else 0.8)
+
+
+@pytest.mark.parametrize("engine", ["openvino", "onnxruntime", "ncnn", "torch"])
+def test_engines_give_what_the_definition_gives(network, engine) -> None:
+    name, _, model = network
+    pytest.importorskip(engine)
+    if engine == "ncnn" and name == "SwinIR":
+        with pytest.raises(InputError, match="ncnn: has no layer that takes windows"):
+            select.create(engine, model, threads=1)
+        return
+    found = select.create(engine, model, threads=1).run(IMAGE[None])[0].astype(int)
+    difference = np.abs(found - definition.run(model, IMAGE, 1))
+    # a code next to the edge between two may fall to either side, as in any network
+    assert (difference <= 1).mean() > 0.99
+    assert difference.mean() < 0.1
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_it_is_refused_with_the_names_of_the_module_and_the_operation(name, tmp_path) -> None:
+    make, what = REFUSED[name]
+    net = float_network(saved(make, tmp_path), None)[0]
+    with pytest.raises(InputError) as error:
+        lower(net)
+    assert str(error.value) == f"network: {what}, which no operation of programs does"
