@@ -4,6 +4,7 @@ rows in turn in one process: from uint8 array to uint8 array.
 python -m benchmarks.bench_any                              # Compact x4, results/any_compact.csv
 python -m benchmarks.bench_any --network msrresnet --bits 4 8 --size 64 64
 python -m benchmarks.bench_any --file NETWORK.safetensors   # a packed network as it is
+python -m benchmarks.bench_any --model NET.param --name span  # a trained float network (-opt FILE)
 
 Networks of BasicSR have random weights and are quantized after training, first and last layers not;
 `--cpu-time` counts the process's own time, on a machine that does other things as well.
@@ -18,14 +19,19 @@ from importlib.util import find_spec
 from statistics import median
 
 import numpy as np
+import torch
+from torch import nn
 
 from benchmarks import timing
 from quantsr.basicsr_compat import EDSR, importable
+from quantsr.deploy import post_training
+from quantsr.deploy.convert import convert
 from quantsr.deploy.engines import select
 from quantsr.deploy.engines.names import ENGINES
 from quantsr.deploy.packed import packing
 from quantsr.deploy.packed.model import PackedModel
 from quantsr.errors import InputError
+from quantsr.loading import float_network
 from quantsr.timing import load_per_core, machine
 from quantsr.trained_files.names import find_packed
 
@@ -43,17 +49,16 @@ NETWORKS = {
 FLOAT = "float"
 
 
-def made(name: str, bits: int) -> PackedModel:
-    """A network of random weights, packed with that many bits of its body's weights and
-    activations; 32: in float."""
-    import torch
-
-    from quantsr.deploy import post_training
-    from quantsr.deploy.convert import convert
-
+def network(name: str) -> nn.Module:
+    """One of `NETWORKS`, with random weights."""
     torch.manual_seed(0)
+    return NETWORKS[name]().eval()
+
+
+def made(net: nn.Module, bits: int) -> PackedModel:
+    """A network, packed with that many bits of its body's weights and activations; 32: in
+    float."""
     pictures = [np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)]
-    net = NETWORKS[name]().eval()
     if bits == 32:
         return convert(net, head_tail_bits=32)
     net = post_training.quantize(
@@ -102,6 +107,9 @@ def main() -> None:
     )
     parser.add_argument("--network", choices=NETWORKS, default="compact")
     parser.add_argument("--file", help="packed network: a file, or the name of one that comes with quantsr")
+    parser.add_argument("--model", help="trained float network, as quantsr quantize takes it")
+    parser.add_argument("-opt", help="with --model: option file whose network_g it is of")
+    parser.add_argument("--name", help="with --model: of the file of results, any_NAME.csv")
     parser.add_argument("--bits", type=int, nargs="+", default=[4, 8])
     parser.add_argument("--size", type=int, nargs=2, default=[128, 128], metavar=("HEIGHT", "WIDTH"))
     parser.add_argument("--rounds", type=int, default=7)
@@ -119,10 +127,11 @@ def main() -> None:
         name = args.file
         calls |= runs("file", packing.load(find_packed(args.file)), image, args.engines)
     else:
-        name = args.network
-        calls |= runs(FLOAT, made(name, 32), image, args.engines)
+        name = args.network if args.model is None else args.name or "model"
+        net = network(name) if args.model is None else float_network(args.model, args.opt)[0]
+        calls |= runs(FLOAT, made(net, 32), image, args.engines)
         for bits in args.bits:
-            calls |= runs(f"W{bits}A{bits}", made(name, bits), image, args.engines)
+            calls |= runs(f"W{bits}A{bits}", made(net, bits), image, args.engines)
     times = in_turn(calls, args.rounds, time.process_time if args.cpu_time else time.perf_counter)
     medians = {label: median(values) for label, values in times.items()}
     base = min(

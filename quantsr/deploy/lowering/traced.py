@@ -220,20 +220,19 @@ class Record(ABC):
         return found
 
     def repeated(self, x: Tensor) -> Tensor:
-        """The same map (1, C, H, W), as a value of C channels where `x` has some channels of a
-        value several times."""
+        """The same map (1, C, H, W) or part of a map, of a value of C channels where `x` has some
+        channels of a value several times."""
         if not isinstance(x, Traced) or x.dim() != 4 or self.find(x).map.channels == x.shape[1]:
             return x
         references = x.references.numpy().astype(np.int64)
         owner = np.searchsorted(self.starts, references, "right") - 1
-        size = self.maps[owner.flat[0]].size
-        channel, pixel = np.divmod(references - np.asarray(self.starts)[owner], math.prod(size))
+        area = math.prod(self.maps[owner.flat[0]].size)
+        channel, pixel = np.divmod(references - np.asarray(self.starts)[owner], area)
         column = owner * _COLUMNS + channel
-        plane = np.arange(math.prod(size)).reshape(size)
-        if x.shape[2:] != size or (pixel != plane).any() or (column != column[..., :1, :1]).any():
+        if (pixel != pixel[:, :1]).any() or (column != column[..., :1, :1]).any():
             return x
         target = self._joined(column[0, :, 0, 0])
-        return self.tensor(target, np.arange(references.size).reshape(references.shape))
+        return self.tensor(target, np.arange(x.shape[1])[:, None, None] * area + pixel)
 
     # Operations
 
