@@ -18,6 +18,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import torch
 from torch import nn
 
 from benchmarks import timing
@@ -36,6 +37,7 @@ RESULTS = "gallery.csv"
 _FLOAT = "float"
 
 
+@torch.inference_mode()
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter

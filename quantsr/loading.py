@@ -122,7 +122,7 @@ def _network_of(opt: str) -> nn.Module:
     section = References(drop_nulls(options), problems).under("network_g")
     if not isinstance(section, dict) or "type" not in section:
         problems.add(("network_g",), "missing; name the network: type and its arguments")
-    check_network("network_g", section, None, problems)
+    check_network("network_g", section, None, problems, channels=(1, 3))
     problems.raise_if_any()
     assert isinstance(section, dict)
     return build.build_network(section["type"], {k: v for k, v in section.items() if k != "type"})

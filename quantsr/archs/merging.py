@@ -273,12 +273,14 @@ class _Reads(TorchFunctionMode):
     def __init__(self) -> None:
         super().__init__()
         self.counts: Counter[int] = Counter()
+        self._kept: list[Tensor] = []  # so that no other tensor takes an identity
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         if any(isinstance(x, Tensor) for x in tree_leaves(result)):
             read = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
             self.counts.update({id(x) for x in read})
+            self._kept += read
         return result
 
 

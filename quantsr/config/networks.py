@@ -25,7 +25,9 @@ CHANNELS = 3
 _CHANNELS = ("num_in_ch", "num_out_ch", "in_chans")
 
 
-def check_network(key: str, section: Any, scale: Any, problems: Problems) -> dict[str, Any] | None:
+def check_network(
+    key: str, section: Any, scale: Any, problems: Problems, *, channels: Sequence[int] = (CHANNELS,)
+) -> dict[str, Any] | None:
     """Check ``type`` and keyword arguments of a network section against its constructor.
 
     Args:
@@ -34,6 +36,7 @@ def check_network(key: str, section: Any, scale: Any, problems: Problems) -> dic
         scale: the upscaling factor of the run, where it is known.
         problems: receives unknown, missing and mistyped arguments, unsupported bits, and depths
             that are too large.
+        channels: of the picture that it may have.
 
     Returns:
         All arguments of the constructor, defaults included; None where the network is unknown.
@@ -47,7 +50,7 @@ def check_network(key: str, section: Any, scale: Any, problems: Problems) -> dic
         return None
     given = {word: value for word, value in section.items() if word != "type"}
     bound = bind((key,), name, known[name], given, problems)
-    _check_values(key, bound, problems)
+    _check_values(key, bound, problems, channels)
     _check_size(key, bound, problems)
     _check_depths(key, bound, problems)
     if isinstance(scale, int) and isinstance(bound.get("upscale"), int) and bound["upscale"] != scale:
@@ -81,7 +84,7 @@ def depth_units(bound: dict[str, Any]) -> int | None:
     return counts[0] * (counts[1] if bound.get("dqa_unit") == "layer" else 1)
 
 
-def _check_values(key: str, given: dict[str, Any], problems: Problems) -> None:
+def _check_values(key: str, given: dict[str, Any], problems: Problems, channels: Sequence[int]) -> None:
     for word, value in given.items():
         if word.startswith("nbits") and value not in _BITS:
             problems.add((key, word), f"bits must be 2..8, or 32 for float, got {show(value)}")
@@ -89,10 +92,11 @@ def _check_values(key: str, given: dict[str, Any], problems: Problems) -> None:
             problems.add((key, word), f"must be a whole number > 0, got {show(value)}")
         elif word in _COUNTS and value > _MAX_COUNT:
             problems.add((key, word), f"must be at most {_MAX_COUNT}, got {show(value)}")
-        elif word in _CHANNELS and value != CHANNELS:
+        elif word in _CHANNELS and value not in channels:
+            possible = " or ".join(map(str, channels))
             problems.add(
                 (key, word),
-                f"must be {CHANNELS}, got {show(value)}: pictures are red, green and blue here, gray ones too; "
+                f"must be {possible}, got {show(value)}: pictures are red, green and blue here, gray ones too; "
                 f"set {CHANNELS}",
             )
         elif word == "quantizer" and isinstance(value, str):

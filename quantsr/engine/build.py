@@ -12,6 +12,9 @@ from torch import Tensor, nn
 
 from quantsr.archs import QuantSR_C, contract, released
 from quantsr.archs.constructors import build_network
+from quantsr.archs.gray import reads_gray
+from quantsr.archs.merging import can_merge
+from quantsr.archs.prepared import prepare
 from quantsr.config import NetworkOptions, Options, registries
 from quantsr.config.networks import check_network
 from quantsr.config.problems import Problems
@@ -213,7 +216,8 @@ def initialise(net: nn.Module, options: Options) -> None:
             )
         state = checkpoint.parameters(checkpoint.load(file), file)
         try:
-            report = dynamic.load_float(_named_as_float(net, state, file), which=path.fp_init)
+            state = _as_prepared(net, _named_as_float(net, state, file), file)
+            report = dynamic.load_float(state, which=path.fp_init)
         except (RuntimeError, ValueError) as error:
             project = foreign.naming(state)
             whose = f"; its names are those of {project}" if project is not None else ""
@@ -231,6 +235,19 @@ def _named_as_float(net: nn.Module, state: Mapping[str, Tensor], path: str) -> d
         return dict(state)
     logger.info("%s: parameters named as in EDSR-PyTorch", path)
     return foreign.from_edsr_pytorch(state, net)
+
+
+def _as_prepared(net: nn.Module, state: Mapping[str, Tensor], path: str) -> Mapping[str, Tensor]:
+    """The state dict of a float network as `Quantized` has it, its layers merged; others as they
+    are."""
+    inner = contract.of(net).arch.get("network")
+    if not isinstance(inner, Mapping):
+        return state
+    original = build_network(str(inner["type"]), {k: v for k, v in inner.items() if k != "type"})
+    if not (can_merge(original) or reads_gray(original)):
+        return state
+    load_parameters(original, state, path)
+    return prepare(original).state_dict()
 
 
 def build_teacher(options: Options) -> nn.Module | None:
