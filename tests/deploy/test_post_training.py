@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 import numpy as np
@@ -146,12 +147,28 @@ NETWORKS = {
 }
 
 
-@pytest.mark.parametrize("bits", [W4, Bits(8, 8)], ids=str)
-@pytest.mark.parametrize("kind", NETWORKS)
-def test_engines_give_the_quantized_networks_pictures(tmp_path: Path, kind: str, bits: Bits) -> None:
+@functools.cache
+def quantized(kind: str, bits: Bits) -> nn.Module:
+    """Shared by the tests, which leave it as it is."""
     torch.manual_seed(6)
-    net = build_network(kind, NETWORKS[kind]).eval()
-    found = quantize(net, bits, pictures())
+    return quantize(build_network(kind, NETWORKS[kind]).eval(), bits, pictures())
+
+
+@pytest.mark.parametrize(
+    ("kind", "bits"),
+    [
+        *((kind, W4) for kind in NETWORKS),
+        ("EDSR", Bits(8, 8)),
+        *(
+            pytest.param(kind, Bits(8, 8), marks=pytest.mark.integration)
+            for kind in NETWORKS
+            if kind != "EDSR"
+        ),
+    ],
+    ids=str,
+)
+def test_engines_give_the_quantized_networks_pictures(tmp_path: Path, kind: str, bits: Bits) -> None:
+    found = quantized(kind, bits)
     packing.save(convert(found, calib=pictures()), tmp_path / "net.safetensors")
     model = packing.load(tmp_path / "net.safetensors")
     image = pictures(1, (16, 28))[0]
@@ -166,8 +183,7 @@ def test_engines_give_the_quantized_networks_pictures(tmp_path: Path, kind: str,
 
 @pytest.mark.parametrize("kind", NETWORKS)
 def test_a_packed_network_is_loaded_with_its_codes(tmp_path: Path, kind: str) -> None:
-    torch.manual_seed(6)
-    found = quantize(build_network(kind, NETWORKS[kind]).eval(), W4, pictures())
+    found = quantized(kind, W4)
     model = convert(found, head_tail_bits=32)
     again = to_module(model)
     x = crops(pictures())

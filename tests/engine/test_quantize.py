@@ -11,6 +11,7 @@ from torch import nn
 
 from quantsr import cli, loading
 from quantsr.archs.constructors import build_network
+from quantsr.commands import quantize as command
 from quantsr.data.images import encode_png
 from quantsr.deploy.engines import select
 from quantsr.deploy.packed import packing
@@ -25,6 +26,7 @@ EDSR = {"num_in_ch": 3, "num_out_ch": 3, "num_feat": 8, "num_block": 2, "upscale
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The working folder, with two pictures in ``pictures`` and the checkpoint ``float.pth``."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(command, "_TIMED_SIZE", (18, 32))  # the times are not tested
     (tmp_path / "pictures").mkdir()
     rng = np.random.default_rng(1)
     for i in range(2):

@@ -21,6 +21,7 @@ from quantsr.deploy.stand_ins.convolutional import random_model
 from tests.deploy.codes import codes_of_reference
 from tests.deploy.conftest import dyadic_model
 
+slow = pytest.mark.integration
 EXACT = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
 
 
@@ -83,7 +84,7 @@ def test_codes_of_any_network_differ_only_where_float32_rounds(picture) -> None:
 
 @pytest.mark.parametrize("tail", ["layers", "collapsed"])
 @pytest.mark.parametrize("head_tail_bits", [16, 32])
-@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize("bits", [pytest.param(2, marks=slow), 4, pytest.param(8, marks=slow)])
 def test_float_tail_within_one_of_the_reference(bits: int, head_tail_bits: int, tail, picture) -> None:
     model = random_model(
         num_feat=16, num_block=2, depths=(2, 1), bits_w=bits, bits_a=bits, head_tail_bits=head_tail_bits
@@ -118,7 +119,7 @@ def test_codes_are_rounded_half_to_even_then_limited(bits: int, shift: float) ->
 
 
 @pytest.mark.parametrize("wide_inputs", ["float", "bytes"])
-@pytest.mark.parametrize("bits", range(2, 9))
+@pytest.mark.parametrize("bits", [2, *(pytest.param(bits, marks=slow) for bits in range(3, 8)), 8])
 def test_quantized_convs_run_as_integers(bits: int, wide_inputs: str, picture) -> None:
     """The convs of blocks take 8-bit operands; in bytes, 16-bit inputs and kernels take two and
     three such convs. Float are the head and the ring of the collapsed tail (eight)."""
