@@ -246,12 +246,13 @@ class _Assembly:
             phase: {k: v for k, v in sets.items() if dataset_phase(k) == phase} for phase in ("test", "val")
         }
         own = {"datasets": drop_nulls(self.options.datasets or {}), "val": self.options.val or {}}
-        own = References({**training, **own}, problems).options()
-        expand_paths({"datasets": own["datasets"]})
-        options["datasets"] = own["datasets"] or by_phase["test"] or by_phase["val"]
+        references = References({**training, **own}, problems)
+        own_sets = references.under("datasets")
+        expand_paths({"datasets": own_sets})
+        options["datasets"] = own_sets or by_phase["test"] or by_phase["val"]
         val = options.get("val")
         options["val"] = val if isinstance(val, dict) else {}
-        merge(options["val"], own["val"])
+        merge(options["val"], references.under("val"))
         options["val"] = {**drop_nulls(options["val"]), "baseline": False}
         train = options.get("train")
         averaged = isinstance(train, dict) and bool(train.get("ema_decay"))

@@ -40,6 +40,7 @@ class References:
         self._problems = problems
         self._values: dict[KeyPath, Any] = {}
         self._characters = Allowance.characters
+        self._failed = False
         self._paths = path_keys(options)
 
     def options(self) -> dict[str, Any]:
@@ -50,15 +51,20 @@ class References:
                 itself; further problems would follow from it.
         """
         found = self._tree({k: value for k, value in self._options.items() if k != VARIABLES}, ())
-        self._problems.raise_if_any()
+        self._raise_if_failed()
         return found
 
     def under(self, key: str) -> Any:
         """The value or section under a key at the top, None where it is absent; raises as
         `options` does."""
         found = self._tree(self._options.get(key), (key,))
-        self._problems.raise_if_any()
+        self._raise_if_failed()
         return found
+
+    def _raise_if_failed(self) -> None:
+        """Problems other than references are left to the checks that follow, which add theirs."""
+        if self._failed:
+            self._problems.raise_if_any()
 
     def _tree(self, value: Any, key: KeyPath) -> Any:
         if isinstance(value, dict):
@@ -147,6 +153,7 @@ class References:
         )
 
     def _fail(self, key: KeyPath, problem: str) -> _Unresolved:
+        self._failed = True
         self._problems.add(key, problem)
         return _Unresolved()
 

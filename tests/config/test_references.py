@@ -68,6 +68,12 @@ def test_every_wrong_reference_is_one_line_with_its_key() -> None:
     ]
 
 
+def test_other_problems_do_not_end_the_checks_here() -> None:
+    problems = Problems("f.yml")
+    problems.add(("a",), "is wrong")
+    assert References({"b": 1, "c": "${b}"}, problems).options() == {"b": 1, "c": 1}
+
+
 def test_circles_and_long_chains_are_refused() -> None:
     assert problems_in(a="${b}", b="x${a}")[0] == (
         "f.yml: a: refers to itself (a -> b -> a); write one value out"
