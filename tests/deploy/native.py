@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import itertools
+from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +21,18 @@ ISAS = library.isas()
 needs_kernels = pytest.mark.skipif(
     HERE is None, reason="the kernels were not compiled: there was no C compiler"
 )
+
+
+def some_of(every: int, *axes: Iterable[Any]) -> list[Any]:
+    """All combinations of the values: each `every`-th one a unit test, the others marked
+    `integration`. The unit tests have every value of every axis."""
+    combinations = list(itertools.product(*axes))
+    for values in zip(*combinations, strict=True):
+        assert set(map(repr, values)) == set(map(repr, values[::every])), "choose another step"
+    return [
+        pytest.param(*values, marks=[pytest.mark.integration] if i % every else [])
+        for i, values in enumerate(combinations)
+    ]
 
 
 def picture(height: int, width: int, seed: int = 0) -> np.ndarray:

@@ -4,6 +4,7 @@ weights."""
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 
 import torch
 from torch import nn
@@ -36,6 +37,7 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
+@cache
 def quantized(name: str, bits: int = 4, head_tail_bits: int = 8, bits_a: int | None = None) -> PackedModel:
     """A network of random weights, quantized after training, or with its own quantizers; `bits_a`
     are of activations, if not as many as of weights."""

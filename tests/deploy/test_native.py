@@ -23,6 +23,7 @@ from quantsr.deploy.native.engine import NativeEngine
 from quantsr.deploy.native.match import Unsupported
 from quantsr.deploy.native.program import ConvProgram
 from quantsr.deploy.native.sweep_program import SweepProgram
+from quantsr.deploy.packed.model import PackedModel
 from quantsr.deploy.passes.fold import fold
 from quantsr.deploy.stand_ins.convolutional import random_model
 from quantsr.errors import InputError
@@ -37,6 +38,7 @@ from tests.deploy.native import (
     assert_within_memory,
     needs_kernels,
     picture,
+    some_of,
 )
 from tests.deploy.quantsr_t import small_model
 from tests.reference import winograd
@@ -108,21 +110,21 @@ def test_the_tails_weights_keep_flat_regions() -> None:
 
 
 @needs_kernels
-@pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("zero_points", [False, True], ids=["two's complement", "zero points"])
-@pytest.mark.parametrize(("bits_w", "bits_a"), [(2, 2), (3, 3), (4, 4), (2, 6), (4, 5), (4, 6)])
-@pytest.mark.parametrize("num_feat", [16, 32, 48, 64])
+@pytest.mark.parametrize(
+    ("num_feat", "bits", "zero_points"),
+    some_of(5, [16, 32, 48, 64], [(2, 2), (3, 3), (4, 4), (2, 6), (4, 5), (4, 6)], [False, True]),
+)
 def test_codes_of_2_to_6_bits_are_the_references_bit_for_bit(
-    isa: str, bits_w: int, bits_a: int, num_feat: int, zero_points: bool
+    bits: tuple[int, int], num_feat: int, zero_points: bool
 ) -> None:
-    """Those that every convolution of every block reads, at every depth; of more bits, the kernels
-    refuse (below)."""
+    """Those that every convolution of every block reads, at every depth, on every instruction set;
+    of more bits, the kernels refuse (below)."""
     model = model_of(
         num_feat=num_feat,
         num_block=2,
         depths=(2, 1),
-        bits_w=bits_w,
-        bits_a=bits_a,
+        bits_w=bits[0],
+        bits_a=bits[1],
         head_tail_bits=32,
         per_channel=num_feat == 32,
         upsampler="pixelshuffledirect",  # is laid out faster
@@ -132,20 +134,29 @@ def test_codes_of_2_to_6_bits_are_the_references_bit_for_bit(
     for depth in model.header.depths:
         expected, _ = codes_of_reference(model, image, depth)
         assert len(expected) == 2 * depth
-        assert_equal_codes(NativeEngine(model, depth, isa=isa, threads=2).codes(image), expected)
+        for isa in ISAS:
+            assert_equal_codes(NativeEngine(model, depth, isa=isa, threads=2).codes(image), expected)
+
+
+@pytest.fixture(scope="module")
+def codes_of_sizes() -> tuple[PackedModel, list[tuple[np.ndarray, dict[str, np.ndarray]]]]:
+    """A network, and pictures of many sizes with the reference's codes."""
+    model = model_of(bits_w=3, bits_a=3, head_tail_bits=32, upsampler="pixelshuffledirect")
+    images = [picture(height, width) for height, width in [*SIZES, (64, 57)]]
+    return model, [(image, codes_of_reference(model, image, 3)[0]) for image in images]
 
 
 @needs_kernels
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("threads", [1, 3, 6])
-def test_copies_of_codes_are_whole_at_every_size_and_change_nothing(isa: str, threads: int) -> None:
+def test_copies_of_codes_are_whole_at_every_size_and_change_nothing(
+    codes_of_sizes, isa: str, threads: int
+) -> None:
     """Bytes beside the picture, which tiles beyond it write, are no codes."""
-    model = model_of(bits_w=3, bits_a=3, head_tail_bits=32, upsampler="pixelshuffledirect")
+    model, pictures = codes_of_sizes
     engine = NativeEngine(model, 3, isa=isa, threads=threads)
-    for height, width in [*SIZES, (64, 57)]:
-        image = picture(height, width)
+    for image, expected in pictures:
         before = engine.run(image[None])
-        expected, _ = codes_of_reference(model, image, 3)
         got = engine.codes(image)
         assert list(got) == list(expected)
         for name, codes in expected.items():
@@ -155,9 +166,14 @@ def test_copies_of_codes_are_whole_at_every_size_and_change_nothing(isa: str, th
 
 @needs_kernels
 @pytest.mark.parametrize(
-    "isa", [isa for isa in ISAS if isa != "amx"]
-)  # whose convolutions have no transforms
-@pytest.mark.parametrize("num_feat", [16, 32, 64])
+    ("isa", "num_feat"),
+    [  # amx's convolutions have no transforms, plain C is slow
+        pytest.param(isa, feat, marks=[pytest.mark.integration] if isa == "plain" and feat > 16 else [])
+        for isa in ISAS
+        if isa != "amx"
+        for feat in (16, 32, 64)
+    ],
+)
 def test_tiles_of_either_size_give_the_same_picture(isa: str, num_feat: int, monkeypatch) -> None:
     """And both in one network, whose layers then have strips of two and of four rows."""
     model = model_of(num_feat=num_feat, bits_w=3, bits_a=3)
@@ -174,7 +190,7 @@ def test_tiles_of_either_size_give_the_same_picture(isa: str, num_feat: int, mon
         for engine in (large, others[0], others[-1])
     ]
     assert used == [{structures.LARGE_TILE}, {structures.TILE}, {structures.TILE, structures.LARGE_TILE}]
-    for height, width in [*SIZES, (64, 57)]:
+    for height, width in [*SIZES, (64, 57)] if isa != "plain" else SIZES:  # plain C is slow
         image = picture(height, width)[None]
         expected = large.run(image)
         for engine in others:
@@ -190,9 +206,10 @@ def test_tiles_are_large_where_their_transforms_are_bytes(bits_w: int, bits_a: i
 
 
 @needs_kernels
-@pytest.mark.parametrize("upsampler", ["pixelshuffle", "pixelshuffledirect"])
-@pytest.mark.parametrize("head_tail_bits", [8, 16, 32])
-@pytest.mark.parametrize("scale", [1, 2, 3, 4, 8])
+@pytest.mark.parametrize(
+    ("scale", "head_tail_bits", "upsampler"),
+    some_of(7, [1, 2, 3, 4, 8], [8, 16, 32], ["pixelshuffle", "pixelshuffledirect"]),
+)
 def test_every_size_and_scale(scale: int, head_tail_bits: int, upsampler: str) -> None:
     model = model_of(scale=scale, head_tail_bits=head_tail_bits, upsampler=upsampler)
     engine = NativeEngine(model, 3, threads=2)

@@ -31,7 +31,14 @@ from quantsr.deploy.packed.header import check_structure
 from quantsr.deploy.passes.reciprocal import exact_factors
 from quantsr.errors import InputError
 from tests.deploy.codes import codes_of_reference
-from tests.deploy.native import ISAS, assert_left_to_others, assert_within_memory, needs_kernels, picture
+from tests.deploy.native import (
+    ISAS,
+    assert_left_to_others,
+    assert_within_memory,
+    needs_kernels,
+    picture,
+    some_of,
+)
 from tests.deploy.random_programs import random_program
 from tests.deploy.swept import NETWORKS, quantized
 
@@ -45,18 +52,17 @@ SIZES = [(18, 21), (1, 1), (1, 9), (7, 5), (26, 3)]
 
 
 @needs_kernels
-@pytest.mark.parametrize("bits", [2, 4, 6, 8])
-@pytest.mark.parametrize("name", [*NETWORKS, "distillation"])
+@pytest.mark.parametrize(("name", "bits"), some_of(3, [*NETWORKS, "distillation"], [2, 4, 6, 8]))
 def test_networks_have_the_codes_and_pictures_of_the_reference(name: str, bits: int) -> None:
     """On every instruction set and size; two threads give what one gives."""
     model = quantized(name, bits)
     depth = model.depth_or_default(None)
+    images = [picture(height, width) for height, width in SIZES]
+    references = [codes_of_reference(model, image, depth) for image in images]
     for isa in ISAS:
         engines = [NativeEngine(model, depth, isa=isa, threads=threads) for threads in (1, 2)]
         assert isinstance(engines[0]._program, SweepProgram)
-        for height, width in SIZES:
-            image = picture(height, width)
-            codes, expected = codes_of_reference(model, image, depth)
+        for image, (codes, expected) in zip(images, references, strict=True):
             found = engines[0].codes(image)
             assert len(found) > 1
             for layer, values in found.items():
@@ -74,15 +80,17 @@ def test_networks_have_the_codes_and_pictures_of_the_reference(name: str, bits: 
 
 @needs_kernels
 @pytest.mark.parametrize(
+    "name", ["Compact of 24 channels", pytest.param("RRDBNet", marks=pytest.mark.integration)]
+)
+@pytest.mark.parametrize(
     ("bits_w", "bits_a"), [(2, 8), (8, 2), (3, 5), (5, 3), (4, 7), (7, 4), (4, 8), (8, 4), (8, 6)]
 )
-def test_codes_of_other_bits_than_the_weights_are_the_references(bits_w: int, bits_a: int) -> None:
-    for name in ("Compact of 24 channels", "RRDBNet"):
-        model, image = quantized(name, bits_w, bits_a=bits_a), picture(11, 13)
-        codes, _ = codes_of_reference(model, image, 1)
-        for isa in ISAS:
-            for layer, values in NativeEngine(model, 1, isa=isa).codes(image).items():
-                np.testing.assert_array_equal(values, codes[layer], err_msg=f"{isa}: {layer}")
+def test_codes_of_other_bits_than_the_weights_are_the_references(bits_w: int, bits_a: int, name: str) -> None:
+    model, image = quantized(name, bits_w, bits_a=bits_a), picture(11, 13)
+    codes, _ = codes_of_reference(model, image, 1)
+    for isa in ISAS:
+        for layer, values in NativeEngine(model, 1, isa=isa).codes(image).items():
+            np.testing.assert_array_equal(values, codes[layer], err_msg=f"{isa}: {layer}")
 
 
 @needs_kernels
@@ -139,7 +147,9 @@ def test_the_kernels_stay_within_their_memory(name: str, isa: str) -> None:
 
 
 @needs_kernels
-@pytest.mark.parametrize("part", range(8))
+@pytest.mark.parametrize(
+    "part", [pytest.param(i, marks=[pytest.mark.integration] * (i > 1)) for i in range(8)]
+)
 def test_random_programs_give_the_pictures_of_the_reference(part: int) -> None:
     """Each with other fusions, concatenated, split and repeated channels, and sizes."""
     for seed in range(20 * part, 20 * part + 20):
@@ -390,14 +400,14 @@ def test_auto_takes_it(monkeypatch: Any) -> None:
 def test_a_linear_tail_is_one_convolution_and_the_border(scale: int) -> None:
     torch.manual_seed(0)
     model = convert(EDSR(3, 3, num_feat=24, num_block=1, upscale=scale).eval(), head_tail_bits=32)
+    images = [picture(height, width) for height, width in [*SIZES, (2, 2), (3, 3), (5, 2)]]
+    references = [codes_of_reference(model, image, 1)[1] for image in images]
     for isa in ISAS:
         engine = NativeEngine(model, 1, isa=isa, threads=2)
         program = engine._program.network.program[0]
         sources = [sweep.source for sweep in program.sweep[: program.sweeps]]
         assert sources[-2:] == [structures.FROM_CONV, structures.FROM_RING]
-        for height, width in [*SIZES, (2, 2), (3, 3), (5, 2)]:
-            image = picture(height, width)
-            _, expected = codes_of_reference(model, image, 1)
+        for image, expected in zip(images, references, strict=True):
             assert np.abs(engine.run(image[None])[0].astype(int) - expected).max() <= 1
 
 

@@ -25,6 +25,7 @@ from tests.deploy.native import (
     assert_within_memory,
     needs_kernels,
     picture,
+    some_of,
 )
 from tests.deploy.quantsr_t import PROTOCOLS, small_model, with_eight_bit_inputs
 from tests.deploy.test_swin_integer import ROOM, Recording, run
@@ -42,17 +43,17 @@ def assert_close(got: np.ndarray, expected: np.ndarray) -> None:
 
 
 @needs_kernels
-@pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
-def test_the_references_picture(isa: str, protocol: str, bits: int) -> None:
+def test_the_references_picture(protocol: str, bits: int) -> None:
     # One RSTB: deep random networks, unlike trained ones, amplify a flipped code on its way to the
     # output.
     model = small_model(bits_w=bits, bits_a=bits, num_block=1, **PROTOCOLS[protocol])
     image = picture(21, 27)
     expected = integer_reference.run(model, image)
     assert expected.std() > 20
-    assert_close(NativeEngine(model, 1, isa=isa, threads=2).run(image[None])[0], expected)
+    for isa in ISAS:
+        assert_close(NativeEngine(model, 1, isa=isa, threads=2).run(image[None])[0], expected)
 
 
 class WithRoom(Recording):
@@ -120,23 +121,24 @@ def test_codes_of_2_to_4_bits_of_linear_layers_are_the_references_bit_for_bit(
                 assert len(np.unique(codes)) >= 2 ** (bits - 1)
                 np.testing.assert_array_equal(codes, expected[name], err_msg=f"{isa}: {name}")
         compared += 1
-    assert compared >= 3
+        if compared == 3:
+            return
+    raise AssertionError("of too few pictures are all values far from ties")
 
 
 @needs_kernels
-@pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-def test_zero_points_give_the_references_picture(isa: str, protocol: str) -> None:
-    for bits in (2, 4, 8):
-        model = with_zero_points(small_model(bits_w=bits, bits_a=bits, num_block=1, **PROTOCOLS[protocol]))
-        image = picture(21, 27)
-        expected = integer_reference.run(model, image)
-        assert expected.std() > 20
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_zero_points_give_the_references_picture(bits: int, protocol: str) -> None:
+    model = with_zero_points(small_model(bits_w=bits, bits_a=bits, num_block=1, **PROTOCOLS[protocol]))
+    image = picture(21, 27)
+    expected = integer_reference.run(model, image)
+    assert expected.std() > 20
+    for isa in ISAS:
         assert_close(NativeEngine(model, 1, isa=isa, threads=2).run(image[None])[0], expected)
 
 
 @needs_kernels
-@pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize(
     "options",
     [
@@ -147,20 +149,19 @@ def test_zero_points_give_the_references_picture(isa: str, protocol: str) -> Non
     ],
     ids=lambda options: f"{options['embed_dim']} channels",
 )
-def test_channels_heads_and_windows(isa: str, options: dict) -> None:
+def test_channels_heads_and_windows(options: dict) -> None:
     """Vectors of tokens with and without a rest, channels of a head with and without one, channels
     padded to 16 and not. (Rounding inputs to 16-bit steps in another place flips codes, which some
     of these networks amplify in every engine: here all outside the layers is float.)"""
     model = small_model(num_block=1, head_tail_bits=32, **options)
     image = picture(27, 18)
-    assert_close(
-        NativeEngine(model, 1, isa=isa, threads=2).run(image[None])[0], integer_reference.run(model, image)
-    )
+    expected = integer_reference.run(model, image)
+    for isa in ISAS:
+        assert_close(NativeEngine(model, 1, isa=isa, threads=2).run(image[None])[0], expected)
 
 
 @needs_kernels
-@pytest.mark.parametrize("head_tail_bits", [8, 16, 32])
-@pytest.mark.parametrize("scale", [2, 3, 4])
+@pytest.mark.parametrize(("scale", "head_tail_bits"), some_of(2, [2, 3, 4], [8, 16, 32]))
 def test_every_size_and_scale(scale: int, head_tail_bits: int) -> None:
     model = small_model(scale=scale, num_block=1, head_tail_bits=head_tail_bits)
     engine = NativeEngine(model, 1, threads=2)

@@ -58,12 +58,6 @@ enum { PLAIN_OUTPUT, SUM, MIX, GELU };
 static inline int side_of(int tile) { return tile == LARGE_TILE ? 7 : 4; }
 static inline int positions_of(int tile) { return tile == LARGE_TILE ? LARGE_POSITIONS : POSITIONS; }
 
-/* Sums of a tile are [P / SUMS][positions][SUMS]: those that become one vector of outputs lie together. */
-enum { SUMS = 16 };
-static inline size_t place_of_sums(int output, int position, int tile) {
-    return (size_t)(output / SUMS * positions_of(tile) + position) * SUMS + output % SUMS;
-}
-
 /* Whether the tail's inner kernel holds for a pixel. */
 static inline int is_inner(int y, int x, int height, int width) { return y > 0 && x > 0 && y < height - 1 && x < width - 1; }
 
