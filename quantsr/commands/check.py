@@ -95,6 +95,8 @@ def summary(options: Options, is_train: bool) -> Iterator[tuple[str, str]]:
     train = options.train if is_train else None
     if train is not None:
         stages = f"{train.stage1_iter} at full depth, then {train.stage2_iter} at all depths"
+        if train.final_depth is not None:
+            stages = f"blocks are removed until {train.final_depth} are left"
         yield "training", f"{train.total_iter} iterations: {stages}"
     sets = options.sets("train", "val") if is_train else options.evaluation_sets()
     for key, dataset in sets.items():

@@ -3,6 +3,7 @@ applied even where other keys are wrong; problems of types are left to the schem
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from quantsr.config import registries
@@ -212,6 +213,35 @@ def _check_registered(options: dict[str, Any], problems: Problems) -> None:
     check_arguments(options, problems)
 
 
+def _check_final_depth(options: dict[str, Any], depths: Sequence[int] | None, problems: Problems) -> None:
+    """Notes what keeps blocks from being removed down to `train.final_depth`."""
+    train, key = section_at(options, "train"), ("train", "final_depth")
+    final, total = train.get("final_depth"), train.get("total_iter")
+    if not isinstance(final, int):
+        return
+    if depths is None:
+        problems.add(key, "this network has one depth only; remove the key")
+        return
+    if final not in depths[1:]:
+        problems.add(key, f"{final} is no lower depth of network_g.depths {list(depths)}; name one of them")
+        return
+    if train.get("stage1_fraction") != 1:
+        problems.add(
+            ("train", "stage1_fraction"), "must be 1 with train.final_depth, which trains one depth; set it"
+        )
+    later = max(depths) - final - 1  # after the first, which needs no validation
+    freq = section_at(options, "val").get("val_freq")
+    if later and not any(dataset_phase(name) == "val" for name in section_at(options, "datasets")):
+        problems.add(
+            ("datasets", "val"), "missing; train.final_depth removes blocks at validations, add a set"
+        )
+    elif later and isinstance(freq, int) and isinstance(total, int) and freq * later > total / 5:
+        problems.add(
+            ("val", "val_freq"),
+            f"{freq} leaves no time to remove {later + 1} blocks in {total} iterations; set at most {total // 5 // later}",
+        )
+
+
 def _check_depths(options: dict[str, Any], bound: dict[str, Any], problems: Problems) -> None:
     depths, blocks = network_depths(bound), depth_units(bound)
     wanted = section_at(options, "val").get("depths")
@@ -220,6 +250,7 @@ def _check_depths(options: dict[str, Any], bound: dict[str, Any], problems: Prob
             problems.add(("val", "depths"), "this network has one depth only; remove the key")
         else:
             check_depth_list(("val", "depths"), wanted, blocks, problems)
+    _check_final_depth(options, depths, problems)
     weights = section_at(options, "train").get("depth_weights")
     if isinstance(weights, list) and depths is not None and len(weights) != len(depths):
         problems.add(

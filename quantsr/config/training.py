@@ -110,8 +110,16 @@ class DistillOptions(Section):
     feature_weight: float = Field(
         default=0.0, ge=0, description="Weight of the feature loss; QuantSR uses 1e-4."
     )
+    feature_loss: Literal["QuantSR", "PAMS", "SFD"] = Field(
+        default="QuantSR",
+        description="Which: `QuantSR`, distance of normalized squares; `PAMS`, its structured knowledge transfer, published with the weight 1e3 "
+        "(with `points: 1` at the last block); `SFD`, QuantSR+'s distance of the features of every block that is neither removed nor "
+        "right behind a removed one, published with 1e-4; its teacher has the network's own shape.",
+    )
     points: Int = Field(
-        default=4, gt=0, description="How many blocks, evenly spread, are compared by the feature loss."
+        default=4,
+        gt=0,
+        description="How many blocks, evenly spread, are compared by the feature loss; no effect on `SFD`.",
     )
     soft_weight: float = Field(
         default=0.0,
@@ -175,6 +183,13 @@ class TrainOptions(Section):
     depth_weights: list[float] | None = Field(
         default=None,
         description="Stage 2: weight of each depth's loss, deepest first; default equal, together 1.",
+    )
+    final_depth: Int | None = Field(
+        default=None,
+        gt=0,
+        description="QuantSR+'s QSA: in stage 1 the block with the largest `shortcut` is removed after 20 % of the iterations, then one more at each "
+        "validation at which the first metric is back where it was or `2 total_iter / blocks` iterations have passed (less where the last "
+        "would go after 80 %), until so many blocks are left; half in QuantSR+. Needs `stage1_fraction: 1`.",
     )
     grad_clip_norm: float | None = Field(
         default=None, gt=0, description="Largest norm of the gradient; none by default."

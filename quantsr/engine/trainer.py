@@ -183,6 +183,8 @@ class Trainer:
                 and self.model.depths
             ):
                 self._start_stage2(monitor)
+            if self.model.removal is not None and self.model.removal.starts(self.iteration):
+                self._remove_block()
             self._step(monitor)
             done = self.iteration == total
             if self.iteration % print_freq == 0 or done:
@@ -273,24 +275,41 @@ class Trainer:
         monitor.pause()
         try:
             records = self.validation.run(
-                self.model.evaluated_net, self.iteration, self.model.stage, self._stop_if_signalled
+                self.model.evaluated_net,
+                self.iteration,
+                self.model.stage,
+                self._stop_if_signalled,
+                self.model.depth,
             )
         except Stopped:
             self._exit_if_signalled(validation_due=True)
             raise
-        if not self.world.is_main:
-            monitor.resume()
-            return []
+        removal = self.model.removal
+        remove = removal is not None and removal.validated(self.iteration, self.validation.merit(records))
+        remove = remove and self.iteration < self.train_options.total_iter
+        if self.world.is_main:
+            self._note(monitor, records)
+        if remove:
+            self._remove_block()
+        monitor.resume()
+        return records if self.world.is_main else []
+
+    def _note(self, monitor: Monitor, records: Sequence[Record]) -> None:
+        """Logs a validation's records, and writes the network where it is the best."""
         monitor.records(records, self.iteration)
         if monitor.writer is not None:
-            for name, row in self.validation.picture_rows(self.model.evaluated_net):
+            for name, row in self.validation.picture_rows(self.model.evaluated_net, self.model.depth):
                 monitor.pictures(name, row, self.iteration)
         best = self.validation.new_best(self.best, records, self.iteration, self.model.stage)
         if best is not None:
             self.best = best
             self.saver.write_network(self.model, self.iteration, "best")
-        monitor.resume()
-        return records
+
+    def _remove_block(self) -> None:
+        """Removes a block; the best network so far, which has it, is no longer compared."""
+        block = self.model.remove_block(self.iteration)
+        logger.info("iteration %d: block %d removed, %d blocks left", self.iteration, block, self.model.depth)
+        self.best = None
 
     @property
     def _stop_reason(self) -> str | None:

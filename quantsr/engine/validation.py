@@ -95,19 +95,26 @@ class Validation:
             )
         return self._baseline
 
-    def depths(self, net: nn.Module, stage: int) -> Sequence[int] | None:
-        """The depths to evaluate: in stage 1 the full depth, since blocks are not ranked yet; in
-        stage 2 those of the options, or all."""
+    def depths(self, net: nn.Module, stage: int, depth: int | None = None) -> Sequence[int] | None:
+        """The depths to evaluate: in stage 1 the one that is trained, ``depth`` or the full one,
+        since blocks are not ranked yet; in stage 2 those of the options, or all."""
         depths = contract.of(net).depths or None
         if depths is None:
             return None
+        if depth is not None:
+            return [depth]
         return build.depths_to_evaluate(net, self.options) if stage == 2 else depths[:1]
 
     def run(
-        self, net: nn.Module, iteration: int, stage: int, progress: Callable[[str], None]
+        self,
+        net: nn.Module,
+        iteration: int,
+        stage: int,
+        progress: Callable[[str], None],
+        depth: int | None = None,
     ) -> list[Record]:
-        """Evaluates ``net``; the main process logs one table per set, bicubic first. All processes
-        get the same records."""
+        """Evaluates ``net``, at ``depth`` where blocks were removed; the main process logs one
+        table per set, bicubic first. All processes get the same records."""
         val = self.options.val
         assert val is not None
         saving = None
@@ -127,7 +134,7 @@ class Validation:
                 self.sets,
                 metrics=self.metrics,
                 name=build.title(net),
-                depths=self.depths(net, stage),
+                depths=self.depths(net, stage, depth),
                 ensemble=val.selfensemble_testing,
                 saving=saving,
                 provenance=self.provenance(iteration),
@@ -142,13 +149,15 @@ class Validation:
             logger.info("iteration %d, %s:\n%s", iteration, dataset.name, table(rows, dataset.name))
         return records
 
-    def picture_rows(self, net: nn.Module) -> Iterator[tuple[str, list[np.ndarray]]]:
-        """For the first pictures of the first set, name and LR, bicubic, network output (full
-        depth) and ground truth."""
+    def picture_rows(
+        self, net: nn.Module, depth: int | None = None
+    ) -> Iterator[tuple[str, list[np.ndarray]]]:
+        """For the first pictures of the first set, name and LR, bicubic, network output (at
+        ``depth``, by default the full one) and ground truth."""
         if not self.sets:
             return
         dataset = self.sets[0]
-        upscale = network_upscaler(net, (None,), scale=dataset.scale)
+        upscale = network_upscaler(net, (depth,), scale=dataset.scale)
         shown = range(min(SHOWN_PICTURES, len(dataset.pictures)))
         names = unique_names([picture_name(dataset.pictures, index) for index in shown])
         for index, name in enumerate(names):
@@ -161,6 +170,16 @@ class Validation:
                 left_out(f"{dataset.name}: {name}, shown", error)
             else:
                 yield f"{dataset.name}/{name}", row
+
+    def merit(self, records: Sequence[Record]) -> float:
+        """The mean of the first metric over sets and depths, its sign changed where lower is
+        better; NaN where there is no value."""
+        assert self.options.val is not None
+        metric = next(iter(self.metrics))
+        if not any(record.metric == metric for record in records):
+            return math.nan
+        value = mean_value(records, metric)
+        return -value if self.options.val.metrics[metric].better == "lower" else value
 
     def new_best(
         self, best: Mapping[str, Any] | None, records: Sequence[Record], iteration: int, stage: int

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -64,8 +64,15 @@ class FeatureTap:
         self.forget()
         return found
 
+    def take_run(self) -> dict[int, Tensor]:
+        """The outputs since the last call by index of their block; blocks that did not run are
+        missing. Forgets them."""
+        found = self._found
+        self.forget()
+        return found
+
     def forget(self) -> None:
-        """Drops the outputs since the last call of `take`."""
+        """Drops the outputs since the last call of `take` or `take_run`."""
         self._found = {}
 
     def remove(self) -> None:
@@ -95,13 +102,60 @@ def feature_loss(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor
         s, t = a.float().square(), b.float().square()
         if s.shape != t.shape:
             s, t = _spatial(s), _spatial(t)
-        if s.shape != t.shape:
-            raise InputError(
-                f"train.distill: features of {s.shape[-1]} and {t.shape[-1]} positions cannot be compared, since one network "
-                "pads its pictures to whole windows; make gt_size / scale a multiple of them, or set feature_weight to 0"
-            )
+        _require_positions(s, t)
         terms.append(torch.linalg.vector_norm(_unit(s) - _unit(t)))
     return torch.stack(terms).mean()
+
+
+def attention_loss(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
+    """PAMS's structured knowledge transfer: the mean over positions, pictures and points of
+    ``(M_s / ||M_s||_2 - M_t / ||M_t||_2)^2``, ``M`` the channel mean of the squared features.
+
+    ``M`` is one map for each picture, and norms are those of the maps. The weight published with
+    it, 1e3, goes with the mean over positions (PAMS, section 3.3).
+
+    Args, Raises: as `feature_loss`.
+    """
+    terms = []
+    for a, b in zip(student, teacher, strict=True):
+        s, t = _spatial(a.float().square()), _spatial(b.float().square())  # (B, H * W)
+        _require_positions(s, t)
+        difference = nn.functional.normalize(s) - nn.functional.normalize(t)
+        terms.append(difference.square().mean())
+    return torch.stack(terms).mean()
+
+
+def plain_loss(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
+    """QuantSR+'s SFD: ``mean_l ||F_s - F_t||_2``, norms over whole tensors.
+
+    Args:
+        student, teacher: feature maps at matched points, of the same shapes.
+
+    Raises:
+        InputError: the shapes differ.
+    """
+    terms = []
+    for a, b in zip(student, teacher, strict=True):
+        if a.shape != b.shape:
+            raise InputError(
+                f"train.distill: features of shapes {tuple(a.shape)} and {tuple(b.shape)} have no difference; feature_loss SFD "
+                "needs a teacher of the network's own shape, e.g. network_g with 32 bits"
+            )
+        terms.append(torch.linalg.vector_norm(a.float() - b.float()))
+    return torch.stack(terms).mean()
+
+
+FEATURE_LOSSES = {"QuantSR": feature_loss, "PAMS": attention_loss, "SFD": plain_loss}
+"""By their names in `train.distill.feature_loss`."""
+
+
+def _require_positions(s: Tensor, t: Tensor) -> None:
+    """Raises `InputError` unless both have the same shape."""
+    if s.shape != t.shape:
+        raise InputError(
+            f"train.distill: features of {s.shape[-1]} and {t.shape[-1]} positions cannot be compared, since one network "
+            "pads its pictures to whole windows; make gt_size / scale a multiple of them, or set feature_weight to 0"
+        )
 
 
 def _unit(x: Tensor) -> Tensor:
@@ -127,9 +181,13 @@ class Distillation:
         student: the network in training, not wrapped by DDP.
         teacher: the float network, on the student's device; frozen here.
         output_weight: of the L1 distance between the outputs.
-        feature_weight: of `feature_loss`.
-        points: how many matched blocks the feature loss sees; fewer where a network has fewer
-            blocks.
+        feature_weight: of the loss on features.
+        points: how many matched blocks that loss sees; fewer where a network has fewer blocks.
+        loss: which loss, a name in `FEATURE_LOSSES`. SFD sees every block that runs and does not
+            follow one that is skipped, whatever ``points`` is.
+
+    Raises:
+        InputError: SFD, and the networks have different numbers of blocks.
     """
 
     def __init__(
@@ -140,6 +198,7 @@ class Distillation:
         output_weight: float,
         feature_weight: float,
         points: int,
+        loss: str = "QuantSR",
     ) -> None:
         self.teacher = teacher.eval().requires_grad_(False)
         self.output_weight = output_weight
@@ -147,10 +206,19 @@ class Distillation:
         self.taps: tuple[FeatureTap, FeatureTap] | None = None
         if feature_weight > 0:
             ours, theirs = blocks_of(student, "student"), blocks_of(teacher, "teacher")
-            points = min(points, len(ours), len(theirs))
+            self.loss, self.adjacent = FEATURE_LOSSES[loss], loss == "SFD"
+            if self.adjacent and len(ours) != len(theirs):
+                raise InputError(
+                    f"train.distill: the networks have {len(ours)} and {len(theirs)} blocks; feature_loss SFD needs a teacher of "
+                    "as many blocks, e.g. network_g with 32 bits"
+                )
+            points = len(ours) if self.adjacent else min(points, len(ours), len(theirs))
+            self.points = list(
+                zip(matched_points(len(ours), points), matched_points(len(theirs), points), strict=True)
+            )
             self.taps = (
-                FeatureTap(ours, matched_points(len(ours), points)),
-                FeatureTap(theirs, matched_points(len(theirs), points)),
+                FeatureTap(ours, [point for point, _ in self.points]),
+                FeatureTap(theirs, [point for _, point in self.points]),
             )
 
     @torch.no_grad()
@@ -177,6 +245,12 @@ class Distillation:
         if self.output_weight > 0:
             terms["l_teacher"] = self.output_weight * output_loss(outputs, weights, target)
         if self.taps is not None:
-            ours, theirs = (tap.take() for tap in self.taps)
-            terms["l_feature"] = self.feature_weight * feature_loss(ours, theirs)
+            ours, theirs = (tap.take_run() for tap in self.taps)
+            compared = [(ours[i], theirs[j]) for i, j in self.points if self._compares(i, ours)]
+            if compared:
+                students, teachers = zip(*compared, strict=True)
+                terms["l_feature"] = self.feature_weight * self.loss(students, teachers)
         return terms
+
+    def _compares(self, block: int, ran: Mapping[int, Tensor]) -> bool:
+        return block in ran and (not self.adjacent or block == 0 or block - 1 in ran)

@@ -38,8 +38,7 @@ class Mismatch:
         if not self.layers:
             raise InputError("train.mismatch_weight: no input of network_g is quantized; leave it out")
         self._distances: list[Tensor] = []
-        self._gradients: list[Tensor] = []
-        self.forget()
+        self._gradients: list[Tensor | None] = [None] * len(self.parameters)
 
     @contextlib.contextmanager
     def recording(self) -> Iterator[None]:
@@ -74,22 +73,28 @@ class Mismatch:
         """
         loss = self.weight * share * torch.stack(self._distances).sum()
         self._distances = []
-        found = torch.autograd.grad(loss, self.parameters, retain_graph=True, allow_unused=True)
-        for kept, gradient in zip(self._gradients, found, strict=True):
+        trained = [index for index, p in enumerate(self.parameters) if p.requires_grad]
+        found = torch.autograd.grad(
+            loss, [self.parameters[index] for index in trained], retain_graph=True, allow_unused=True
+        )
+        for index, gradient in zip(trained, found, strict=True):
+            kept = self._gradients[index]
             if gradient is not None:
-                kept.add_(gradient)
+                self._gradients[index] = gradient if kept is None else kept + gradient
         return loss.detach()
 
     def forget(self) -> None:
         """Drop the gradients that are kept."""
-        self._gradients = [torch.zeros_like(p) for p in self.parameters]
+        self._gradients = [None] * len(self.parameters)
 
     def add_gradients(self) -> None:
         """Add the weighed gradients that are kept to those of the task, which parameters have.
 
         With several processes, whose gradients of the task are means, to the mean over them.
+        Parameters that the loss does not reach, in blocks that are removed, are left alone.
         """
-        gradients = self._gradients
+        reached = [(p, g) for p, g in zip(self.parameters, self._gradients, strict=True) if g is not None]
+        gradients = [gradient for _, gradient in reached]
         if torch.distributed.is_initialized():
             flat = torch.cat([gradient.flatten() for gradient in gradients])
             torch.distributed.all_reduce(flat)
@@ -98,9 +103,12 @@ class Mismatch:
             gradients = [
                 part.view_as(gradient) for part, gradient in zip(flat.split(sizes), gradients, strict=True)
             ]
-        task = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters]
-        factor = cooperation(task, gradients)
-        for parameter, own, gradient in zip(self.parameters, task, gradients, strict=True):
+        # The angle is that of all parameters: those that are not reached lengthen the task's side.
+        others = {id(p) for p, _ in reached}
+        task = [torch.zeros_like(p) if p.grad is None else p.grad for p, _ in reached]
+        rest = [p.grad for p in self.parameters if id(p) not in others and p.grad is not None]
+        factor = cooperation([*task, *rest], [*gradients, *(torch.zeros_like(g) for g in rest)])
+        for (parameter, _), own, gradient in zip(reached, task, gradients, strict=True):
             parameter.grad = own.add_(gradient * factor)
 
 

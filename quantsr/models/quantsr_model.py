@@ -24,6 +24,7 @@ from quantsr.models.ema import Ema
 from quantsr.models.losses import Losses
 from quantsr.models.mismatch import Mismatch
 from quantsr.models.optimizers import build_optimizers, build_schedulers, restore
+from quantsr.models.removal import Removal
 from quantsr.models.step_graph import StepGraph
 from quantsr.trained_files.checkpoint import cpu_state
 
@@ -56,6 +57,7 @@ class QuantSRModel(BaseModel):
         precision: ``bf16`` or ``fp32``, as ``auto`` was decided for ``device``.
         ema: its moving average, or None.
         stage: 1 or 2.
+        removal: the blocks removed so far, where ``train.final_depth`` asks for it, or None.
     """
 
     def __init__(
@@ -82,7 +84,9 @@ class QuantSRModel(BaseModel):
         self.layout = torch.channels_last if train.channels_last else torch.contiguous_format
         self.net: Any = net.to(device, memory_format=self.layout).train()  # type: ignore[call-overload]
         self.ema = Ema(self.net, train.ema_decay) if train.ema_decay > 0 else None
-        self.net_g: Any = self._wrap(options.find_unused_parameters)
+        self.removal = self._removal(train.final_depth)
+        # Blocks that are removed have no gradients.
+        self.net_g: Any = self._wrap(options.find_unused_parameters or self.removal is not None)
         self.distillation = self._distillation(teacher)
         self.mismatch = Mismatch(self.net, train.mismatch_weight) if train.mismatch_weight > 0 else None
         self.loss = Losses(train.all_losses()).to(device)
@@ -106,12 +110,19 @@ class QuantSRModel(BaseModel):
             self.net, device_ids=devices, find_unused_parameters=find_unused, broadcast_buffers=False
         )
 
+    def _removal(self, final_depth: int | None) -> Removal | None:
+        if final_depth is None:
+            return None
+        blocks = len(self._dynamic.units())
+        return Removal(iterations=self.train_options.total_iter, blocks=blocks, left=final_depth)
+
     def _distillation(self, teacher: nn.Module | None) -> Distillation | None:
         distill = self.train_options.distill
         if distill is None or teacher is None:
             return None
         teacher = teacher.to(self.device, memory_format=self.layout)  # type: ignore[call-overload]
-        return Distillation(self.net, teacher, **distill.model_dump(exclude={"soft_weight"}))
+        arguments = distill.model_dump(exclude={"soft_weight", "feature_loss"})
+        return Distillation(self.net, teacher, loss=distill.feature_loss, **arguments)
 
     def _recorder(self) -> StepGraph | None:
         """The CUDA graph of a step, if ``train.cuda_graph`` and the device allow it."""
@@ -138,7 +149,9 @@ class QuantSRModel(BaseModel):
         """The network, in calls that only one with several depths reaches."""
         dynamic = contract.of(self.net).depth_dynamic
         if dynamic is None:
-            raise ValueError(f"{type(self.net).__name__} has one depth; there is nothing to rank")
+            raise InputError(
+                f"network_g: {type(self.net).__name__} has one depth; it has no blocks to remove"
+            )
         return dynamic
 
     @property
@@ -194,6 +207,34 @@ class QuantSRModel(BaseModel):
             return total.tolist()
 
         return rank_by_loss(len(self._dynamic.units()), losses)
+
+    @property
+    def depth(self) -> int | None:
+        """The depth that stage 1 trains: all blocks but those removed; None for the full one."""
+        return None if self.removal is None else self.removal.depth
+
+    def remove_block(self, iteration: int) -> int:
+        """Removes one more block, see `Removal`; returns its index."""
+        assert self.removal is not None
+        shortcuts = [float(unit.shortcut.detach()) for unit in self._dynamic.units()]
+        block = self.removal.remove(iteration, shortcuts)
+        self._apply_removal()
+        return block
+
+    def _apply_removal(self) -> None:
+        """Brings the networks to `removal`: shortcuts of removed blocks are 1 and stay so."""
+        assert self.removal is not None
+        self._set_ranking(self.removal.ranking)
+        for net in (self.net, None if self.ema is None else self.ema.net):
+            dynamic = None if net is None else contract.of(net).depth_dynamic
+            for index in self.removal.removed if dynamic is not None else ():
+                unit = dynamic.units()[index]
+                with torch.no_grad():
+                    unit.shortcut.fill_(1.0)
+                unit.requires_grad_(False)
+                for parameter in unit.parameters():
+                    parameter.grad = None
+        self._forget_steps()
 
     def _forget_steps(self) -> None:
         """Discard the recorded step, which is out of date."""
@@ -277,7 +318,8 @@ class QuantSRModel(BaseModel):
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             target = self.distillation.teacher_output(lq) if self.distillation is not None else None
             if self.stage == 1:
-                outputs, weights = [self.net_g(lq)], [1.0]
+                own = {} if self.depth is None else {"depth": self.depth}
+                outputs, weights = [self.net_g(lq, **own)], [1.0]
             else:
                 outputs, weights = list(self.net_g(lq, depth=self.depths)), list(self.depth_weights())
         outputs = [output.float() for output in outputs]
@@ -351,6 +393,7 @@ class QuantSRModel(BaseModel):
             ],
             "stage": self.stage,
             "ranking": None if ranking is None else [int(index) for index in ranking],
+            **({} if self.removal is None else {"removal": self.removal.state()}),
         }
 
     def load_state(self, state: Mapping[str, Any]) -> None:
@@ -367,6 +410,10 @@ class QuantSRModel(BaseModel):
         states = zip(state["optimizers"], state["schedulers"], strict=True)
         for optimizer, scheduler, saved in zip(self.optimizers, self.schedulers, states, strict=True):
             restore(optimizer, scheduler, *saved)
+        if self.removal is not None:
+            self.removal.load_state(state["removal"])
+            if self.removal.removed:
+                self._apply_removal()
         self.stage = int(state["stage"])
         self._forget_steps()
 

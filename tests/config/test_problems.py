@@ -106,6 +106,11 @@ CASES = [
     ("datasets.train.dataroot_soft=[a, b]", "datasets.train.dataroot_soft: 2 folders for 1 of dataroot_gt"),
     ("datasets.val.dataroot_soft=a", "datasets.val.dataroot_soft: only CroppedImageDataset has it"),
     (TEACHER, "train.distill: missing or all zero although there is a teacher"),
+    ("train.final_depth=3", "train.final_depth: 3 is no lower depth of network_g.depths [4, 2, 1]; name one of them"),
+    ("train.final_depth=4", "train.final_depth: 4 is no lower depth of network_g.depths [4, 2, 1]; name one of them"),
+    ("train.final_depth=2", "train.stage1_fraction: must be 1 with train.final_depth, which trains one depth; set it"),
+    ("train.final_depth=2", "val.val_freq: 50 leaves no time to remove 2 blocks in 100 iterations; set at most 20"),
+    ("train.final_depth=1", "val.val_freq: 50 leaves no time to remove 3 blocks in 100 iterations; set at most 10"),
     ("train.scheduler={type: CosineAnnealingRestartLR, periods: [50, 20]}", "train.scheduler.periods: end at 70, before total_iter 100"),
 ]  # fmt: skip
 
@@ -123,6 +128,16 @@ def test_a_wrong_scale_is_one_problem(problems: Callable[..., list[str]], valid:
     for wrong in ("null", "'2'", "true", "2.5"):
         (line,) = problems(valid, f"scale={wrong}", is_train=False)
         assert line.startswith("--set: scale: ")
+
+
+def test_blocks_are_removed_at_validations(problems: Callable[..., list[str]], valid: dict[str, Any]) -> None:
+    changes = ("train.final_depth=2", "train.stage1_fraction=1", "val.val_freq=20")
+    assert problems(valid, *changes) == []
+    (line,) = problems(valid, *changes, "datasets.val=null")
+    assert "datasets.val: missing; train.final_depth removes blocks at validations" in line
+    network = "network_g={type: EDSR, num_in_ch: 3, num_out_ch: 3, upscale: 2}"
+    (line,) = problems(valid, *changes, network)
+    assert "train.final_depth: this network has one depth only; remove the key" in line
 
 
 def test_valid_options_have_no_problem(problems: Callable[..., list[str]], valid: dict[str, Any]) -> None:

@@ -299,3 +299,24 @@ def test_dead_quantizers_are_reported_once(make_options: Any, caplog: pytest.Log
     assert "body.0.conv1 (weight step at or below zero" in "".join(lines)
     assert "; lower train.step_lr_mult or train.optim_g.lr" in lines[0]
     assert "".join(lines).count("body.0.conv1 (") == 1
+
+
+@pytest.mark.parametrize("cosine", [False, True])
+def test_no_iterations_save_the_calibrated_start(
+    make_options: Any, validated: dict[str, Any], cosine: bool
+) -> None:
+    schedule = {"type": "CosineAnnealingRestartLR"} if cosine else {"type": "MultiStepLR", "milestones": [6]}
+    trained = make_options(**{"train.total_iter": 1, "train.optim_g": {"type": "Adam", "lr": 1e-30}})
+    Trainer(trained).run()
+    options = make_options(
+        **validated,
+        **{"name": "none", "train": {**trained.train.model_dump(), "total_iter": 0, "scheduler": schedule}},
+    )
+    records = Trainer(options).run()
+    files = [Path(o.experiment_folder) / "models" / "net_g_latest.pth" for o in (trained, options)]
+    one, none = (checkpoint.load(file)["params"] for file in files)
+    for name, value in none.items():
+        torch.testing.assert_close(value, one[name], msg=name)
+    assert checkpoint.load(files[1])["quantsr"]["iteration"] == 0
+    assert {r.iteration for r in records if r.network != "bicubic"} == {0}
+    load(files[1])(torch.rand(1, 3, 8, 8))  # quantizers that are not calibrated would refuse

@@ -10,7 +10,15 @@ from quantsr import quant
 from quantsr.basicsr_compat import EDSR, MSRResNet, SwinIR
 from quantsr.engine import build
 from quantsr.errors import InputError
-from quantsr.models.distillation import Distillation, FeatureTap, feature_loss, matched_points
+from quantsr.models.distillation import (
+    Distillation,
+    FeatureTap,
+    attention_loss,
+    feature_loss,
+    matched_points,
+    plain_loss,
+)
+from tests.reference import features as reference
 
 
 def student(num_block: int = 4, num_feat: int = 8) -> nn.Module:
@@ -140,3 +148,47 @@ def test_feature_term_is_the_formula_on_the_blocks() -> None:
 def test_a_network_without_blocks_is_named() -> None:
     with pytest.raises(InputError, match=r"the teacher \(Conv2d\) keeps no blocks"):
         Distillation(student(), nn.Conv2d(3, 3, 1), output_weight=0, feature_weight=1, points=1)
+
+
+def test_the_losses_of_pams_and_sfd_are_their_formulas() -> None:
+    torch.manual_seed(4)
+    pairs = [(torch.randn(2, 3, 4, 5), torch.randn(2, 3, 4, 5) * 9) for _ in range(2)]
+    for loss, twin in ((attention_loss, reference.pams), (plain_loss, reference.sfd)):
+        found = loss([a for a, _ in pairs], [b for _, b in pairs]).item()
+        wanted = [twin(a.flatten(2).tolist(), b.flatten(2).tolist()) for a, b in pairs]
+        assert found == pytest.approx(sum(wanted) / 2, rel=1e-5)
+
+
+def test_pams_compares_other_layouts_and_widths() -> None:
+    ours, wide = torch.randn(2, 4, 3, 5), torch.randn(2, 7, 3, 5)
+    wanted = reference.pams(ours.flatten(2).tolist(), wide.flatten(2).tolist())
+    for theirs in (wide, wide.flatten(2).transpose(1, 2)):
+        assert attention_loss([ours], [theirs]).item() == pytest.approx(wanted, rel=1e-5)
+    with pytest.raises(InputError, match="100 and 144 positions"):
+        attention_loss([torch.rand(1, 4, 10, 10)], [torch.rand(1, 144, 4)])
+
+
+def test_sfd_sees_the_blocks_that_run_and_do_not_follow_a_skipped_one() -> None:
+    net, teacher = student(num_block=6), EDSR(3, 3, num_feat=8, num_block=6, upscale=2)
+    net.set_ranking([0, 1, 3, 4, 5, 2])
+    seen: dict[str, torch.Tensor] = {}
+    for i in range(6):
+        net.body[i].register_forward_hook(lambda m, a, o, i=i: seen.update({f"s{i}": o[0]}))
+        teacher.body[i].register_forward_hook(lambda m, a, o, i=i: seen.update({f"t{i}": o}))
+    distillation = Distillation(net, teacher, output_weight=0, feature_weight=2, points=1, loss="SFD")
+    x = torch.rand(1, 3, 8, 8)
+    target = distillation.teacher_output(x)
+    terms = distillation.losses([net(x, depth=5)], (1.0,), target)
+    wanted = [
+        reference.sfd(seen[f"s{i}"].flatten(2).tolist(), seen[f"t{i}"].flatten(2).tolist())
+        for i in (0, 1, 4, 5)  # not 2, which is skipped, nor 3 behind it
+    ]
+    assert terms["l_feature"].item() == pytest.approx(2 * sum(wanted) / 4, rel=1e-5)
+
+
+def test_sfd_refuses_a_teacher_of_another_shape() -> None:
+    arguments = {"output_weight": 0, "feature_weight": 1, "points": 1, "loss": "SFD"}
+    with pytest.raises(InputError, match="4 and 2 blocks; feature_loss SFD"):
+        Distillation(student(), EDSR(3, 3, num_feat=8, num_block=2, upscale=2), **arguments)
+    with pytest.raises(InputError, match=r"shapes \(1, 4, 3, 3\) and \(1, 5, 3, 3\)"):
+        plain_loss([torch.rand(1, 4, 3, 3)], [torch.rand(1, 5, 3, 3)])
