@@ -225,15 +225,15 @@ class QuantSRModel(BaseModel):
         """Brings the networks to `removal`: shortcuts of removed blocks are 1 and stay so."""
         assert self.removal is not None
         self._set_ranking(self.removal.ranking)
-        for net in (self.net, None if self.ema is None else self.ema.net):
-            dynamic = None if net is None else contract.of(net).depth_dynamic
-            for index in self.removal.removed if dynamic is not None else ():
-                unit = dynamic.units()[index]
-                with torch.no_grad():
-                    unit.shortcut.fill_(1.0)
-                unit.requires_grad_(False)
-                for parameter in unit.parameters():
-                    parameter.grad = None
+        networks = [self._dynamic]
+        if self.ema is not None and (averaged := contract.of(self.ema.net).depth_dynamic) is not None:
+            networks.append(averaged)
+        for unit in (net.units()[index] for net in networks for index in self.removal.removed):
+            with torch.no_grad():
+                unit.shortcut.fill_(1.0)
+            unit.requires_grad_(False)
+            for parameter in unit.parameters():
+                parameter.grad = None
         self._forget_steps()
 
     def _forget_steps(self) -> None:
