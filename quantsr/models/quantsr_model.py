@@ -150,7 +150,7 @@ class QuantSRModel(BaseModel):
         dynamic = contract.of(self.net).depth_dynamic
         if dynamic is None:
             raise InputError(
-                f"network_g: {type(self.net).__name__} has one depth; it has no blocks to remove"
+                f"network_g: {type(self.net).__name__} has one depth; it has no blocks to rank or remove"
             )
         return dynamic
 
