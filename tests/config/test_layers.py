@@ -141,7 +141,7 @@ def test_set_overrides_force_yml_and_null_restores_the_default(
         ("train.total_iter.x=5", "--set: train.total_iter.x: train.total_iter is no section"),
         (
             "train.total_iter='5'",
-            "--set: train.total_iter: must be a whole number > 0, got '5'; remove the quotes",
+            "--set: train.total_iter: must be a whole number >= 0, got '5'; remove the quotes",
         ),
         ("train.total_iter", "--set 'train.total_iter' is not understood; write --set train.total_iter=1000"),
         ("=5", "--set '=5' is not understood"),
