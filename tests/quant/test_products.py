@@ -7,7 +7,7 @@ from torch.nn import functional
 
 from quantsr.archs.constructors import build_network
 from quantsr.deploy.convert import convert
-from quantsr.deploy.engines import reference
+from quantsr.deploy.engines import reference, select
 from quantsr.deploy.lower import lower
 from quantsr.deploy.module import to_module
 from quantsr.errors import InputError
@@ -157,6 +157,17 @@ def test_swinir_with_quantized_products_runs_as_integers(quantizer, nbits):
     difference = (torch.from_numpy(reference.run(model, picture.numpy()).astype("float32")) - levels).abs()
     assert (difference <= 1).float().mean() >= 0.999
     assert levels.std() > 3
+
+
+def test_engines_give_the_references_picture_with_quantized_products():
+    model = convert(swinir("Bounds", 4), head_tail_bits=32)
+    picture = (torch.rand(9, 13, 3, generator=torch.Generator().manual_seed(4)) * 255).to(torch.uint8)
+    wanted = reference.run(model, picture.numpy()).astype(int)
+    for engine in ("onnxruntime", "openvino", "torch"):
+        (got,) = select.create(engine, model, threads=1).run(picture.numpy()[None])
+        difference = abs(got.astype(int) - wanted)
+        assert difference.max() <= 1, engine
+        assert (difference == 0).mean() > 0.99, engine
 
 
 def test_other_products_are_refused_by_lowering_in_one_line():
