@@ -12,9 +12,6 @@ from __future__ import annotations
 import argparse
 import time
 
-import torch
-
-from quantsr import cpu
 from quantsr.deploy.convert import convert
 from quantsr.deploy.engines import select
 from quantsr.deploy.export import calibration_pictures, evaluation_set
@@ -41,7 +38,6 @@ def main() -> None:
     parser.add_argument("--mixed", type=float, default=0.0)
     parser.add_argument("--attention", action="store_true", help="attention's products, too")
     args = parser.parse_args()
-    torch.set_num_threads(cpu.cores())
     net, _, _ = float_network(args.model, args.opt)
     scale = scale_of(net)
     pictures, gt = calibration_pictures(args.data, scale), evaluation_set(args.gt, scale)
