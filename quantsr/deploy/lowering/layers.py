@@ -175,7 +175,7 @@ def _has_quantized_products(attention: nn.Module) -> bool:
 
 
 def _with_products(record: Record, name: str, module: WithProducts, *args: Any, **kwargs: Any) -> Traced:
-    kind = type(module).__bases__[1]  # behind the mixin
+    kind: type[nn.Module] = type(module).__bases__[1]  # behind the mixin
     if kind.forward is basicsr_compat.WindowAttention.forward:
         return _window_attention(record, name, module, *args, **kwargs)
     raise record.refuse("multiplies quantized values of the picture by each other")
