@@ -216,8 +216,8 @@ def initialise(net: nn.Module, options: Options) -> None:
             )
         state = checkpoint.parameters(checkpoint.load(file), file)
         try:
-            state = _as_prepared(net, _named_as_float(net, state, file), file)
-            report = dynamic.load_float(state, which=path.fp_init)
+            float_state = _as_prepared(net, _named_as_float(net, state, file), file)
+            report = dynamic.load_float(float_state, which=path.fp_init)
         except (RuntimeError, ValueError) as error:
             project = foreign.naming(state)
             whose = f"; its names are those of {project}" if project is not None else ""

@@ -100,4 +100,4 @@ def _load(features: nn.Sequential, content: Mapping[str, object], path: Path) ->
     state = {name: content.get(f"features.{name}") for name in wanted}
     if any(not isinstance(x, Tensor) or x.shape != wanted[name].shape for name, x in state.items()):
         raise InputError(f"train.losses: VGGLoss.weights: {path}: is not VGG19's state dict; {_REMEDY}")
-    features.load_state_dict(state)  # type: ignore[arg-type]
+    features.load_state_dict(state)

@@ -202,8 +202,8 @@ class Record(ABC):
         """A map, continued by reflection to multiples of `window`."""
         whole = self.maps[index]
         rows, columns = (windows.reflected(size, self.window) for size in self.picture)
-        plain = np.arange(whole.channels * math.prod(self.picture)) + self.starts[index]
-        plain = plain.reshape(1, whole.channels, *self.picture)
+        every = np.arange(whole.channels * math.prod(self.picture)) + self.starts[index]
+        plain = every.reshape(1, whole.channels, *self.picture)
         if not np.array_equal(references, plain[:, :, rows][..., columns]):
             raise self.refuse("changes the picture's size, other than by reflection to whole windows")
         self.multiple = self.window
