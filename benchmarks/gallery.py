@@ -1,5 +1,5 @@
 """What 8 and 4 bits without training make of a network that others trained: one row for each
-number of bits, appended to results/gallery.csv (docs/reference/gallery.md).
+number of bits, in results/gallery_NAME.csv (docs/reference/gallery.md).
 
 python -m benchmarks.gallery MODEL --name SPAN --data PICTURES --gt Set5 B100
 python -m benchmarks.gallery EDSR.pth -opt edsr.yml --name EDSR --data PICTURES --gt Set5
@@ -12,7 +12,7 @@ ground truth of their own have that alone (`--no-truth`).
 from __future__ import annotations
 
 import argparse
-import csv
+import re
 import tempfile
 import time
 from pathlib import Path
@@ -33,7 +33,6 @@ from quantsr.engine.evaluate import EvalSet, Upscale, evaluate, network_upscaler
 from quantsr.loading import float_network, scale_of
 from quantsr.ranges import Bits
 
-RESULTS = "gallery.csv"
 _FLOAT = "float"
 
 
@@ -69,12 +68,8 @@ def main() -> None:
         runs = {found.name: Recorder(upscaler) for found in sets}
         records.append(row(args, scale, f"W{bits}A{bits}", file_bytes(model), seconds, sets, runs, wanted))
     print(timing.table(records))
-    old = timing.RESULTS / RESULTS
-    kept = []
-    if old.is_file():
-        with old.open(newline="", encoding="utf-8") as file:
-            kept = [record for record in csv.DictReader(file) if record["network"] != args.name]
-    print(timing.write_csv(RESULTS, [*kept, *records]))
+    file = re.sub(r"\W+", "_", args.name.lower())
+    print(timing.write_csv(f"gallery_{file}.csv", records))
 
 
 class Recorder:
