@@ -282,7 +282,6 @@ class Subclass(nn.Conv2d):
     ("middle", "message"),
     [
         (nn.Conv2d(8, 8, 3, padding=1, stride=2), "middle has stride"),
-        (nn.Conv2d(8, 8, 3, padding=1, groups=8), "middle has groups 8"),
         (nn.Conv2d(8, 8, 3, padding=2, dilation=2), "middle has padding"),
         (nn.Conv2d(8, 8, 3), "middle has padding"),
         (nn.Conv2d(8, 8, 3, padding=1, padding_mode="reflect"), "middle has padding_mode reflect"),
