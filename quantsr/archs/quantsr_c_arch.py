@@ -22,14 +22,22 @@ from quantsr.quant.layers import FirstConv2d, QuantConv2d, compute_dtype
 from quantsr.quant.quantizers import Granularity
 
 Upsampler = Literal["pixelshuffle", "pixelshuffledirect"]
+Shortcuts = Literal["block", "conv"]
 
 
 class ResidualBlock(Unit):
-    """``s * x + res_scale * conv2(relu(conv1(x)))``, ``s`` learned from 1 (section 3.3)."""
+    """``s * x + res_scale * conv2(relu(conv1(x)))``, ``s`` learned from 1 (section 3.3).
 
-    def __init__(self, *, num_feat: int, res_scale: float) -> None:
+    With a shortcut around every convolution ``s * x + res_scale * (conv2(x + r) + r)``, where ``r =
+    relu(conv1(x))``: features reach the second quantizer and the output in float (the binary unit
+    of Xia et al., "Basic Binary Convolution Unit for Binarized Image Restoration Network", ICLR
+    2023).
+    """
+
+    def __init__(self, *, num_feat: int, res_scale: float, shortcuts: Shortcuts) -> None:
         super().__init__()
         self.res_scale = res_scale
+        self.shortcuts = shortcuts
         self.conv1: nn.Module = nn.Conv2d(num_feat, num_feat, 3, padding=1)
         self.conv2: nn.Module = nn.Conv2d(num_feat, num_feat, 3, padding=1)
         self.add_shortcut()
@@ -48,7 +56,11 @@ class ResidualBlock(Unit):
         weight1, weight2 = conv1.quantized_weight(dtype), conv2.quantized_weight(dtype)
         out = []
         for x in streams:
-            residual = conv2(conv1(x, weight1, relu=True), weight2)
+            inner = conv1(x, weight1, relu=True)
+            if self.shortcuts == "conv":
+                residual = conv2(x + inner, weight2) + inner
+            else:
+                residual = conv2(inner, weight2)
             out.append(shortcut_add(x, residual, self.shortcut, self.res_scale))
         return out
 
@@ -73,6 +85,8 @@ class QuantSR_C(DepthDynamic):
         nbits_w, nbits_a: bits of weights and activations in the blocks, 2..8, or 32 for float.
         quantizer: a name in ``QUANTIZER_REGISTRY``.
         weight_granularity: one weight step per ``tensor`` (the paper) or output ``channel``.
+        shortcuts: around every ``block`` (the paper), or every ``conv`` as well: two float
+            additions more in a block; the float start must have the same.
         depths: the sub-networks that are trained and evaluated; ``(2N, N, N/2)`` by default.
         depth_rule: see :data:`quantsr.depth.DepthRule`.
 
@@ -96,6 +110,7 @@ class QuantSR_C(DepthDynamic):
         nbits_a: int = 4,
         quantizer: str = "RLQ",
         weight_granularity: Granularity = "tensor",
+        shortcuts: Shortcuts = "block",
         depths: Sequence[int] | None = None,
         depth_rule: DepthRule = "exact",
     ) -> None:
@@ -104,6 +119,8 @@ class QuantSR_C(DepthDynamic):
             raise ValueError(f"upscale must be 1, 2, 3, 4 or 8, got {upscale}")
         if upsampler not in get_args(Upsampler):
             raise ValueError(f"upsampler must be one of {list(get_args(Upsampler))}, got {upsampler!r}")
+        if shortcuts not in get_args(Shortcuts):
+            raise ValueError(f"shortcuts must be one of {list(get_args(Shortcuts))}, got {shortcuts!r}")
         if len(rgb_mean) not in (1, num_in_ch) or len(rgb_mean) not in (1, num_out_ch):
             raise ValueError(f"rgb_mean must have one number for each channel, got {list(rgb_mean)}")
         self._options = {
@@ -122,8 +139,10 @@ class QuantSR_C(DepthDynamic):
             "quantizer": quantizer,
             "weight_granularity": weight_granularity,
             "depth_rule": depth_rule,
+            **({} if shortcuts == "block" else {"shortcuts": shortcuts}),  # earlier files have no such key
         }
         self.upscale = upscale
+        self.shortcuts = shortcuts
         self.img_range = img_range
         self._set_depths(depths, num_block, depth_rule)
         self.register_buffer("mean", torch.tensor(list(rgb_mean)).view(1, -1, 1, 1), persistent=False)
@@ -131,7 +150,8 @@ class QuantSR_C(DepthDynamic):
 
         self.conv_first = FirstConv2d(num_in_ch, num_feat, 3, padding=1)
         self.body = nn.ModuleList(
-            ResidualBlock(num_feat=num_feat, res_scale=res_scale) for _ in range(num_block)
+            ResidualBlock(num_feat=num_feat, res_scale=res_scale, shortcuts=shortcuts)
+            for _ in range(num_block)
         )
         self.conv_after_body = nn.Conv2d(num_feat, num_feat, 3, padding=1)
         self.upsample: nn.Sequential
@@ -192,10 +212,13 @@ class QuantSR_C(DepthDynamic):
                 little, and the quantizers of a quantized one keep their steps.
 
         Raises:
-            ValueError: if nothing matches, it has no blocks or more than this network, or its
-                quantizers are others.
+            ValueError: if nothing matches; or, to deepen, it has no blocks or more than this
+                network, its quantizers are others, or this network has shortcuts around
+                convolutions.
         """
         if which == "deepen":
+            if self.shortcuts != "block":
+                raise ValueError("fp_init: deepen is for shortcuts: block; use all")
             state_dict, added = spread_blocks(state_dict, self.num_block)
             state_dict = take_quantizers(self, state_dict)
             for index in added:

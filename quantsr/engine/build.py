@@ -214,7 +214,9 @@ def initialise(net: nn.Module, options: Options) -> None:
             raise InputError(
                 f"path.fp_pretrain_network_g: {type(net).__name__} is a float network itself; use path.pretrain_network_g"
             )
-        state = checkpoint.parameters(checkpoint.load(file), file)
+        content = checkpoint.load(file)
+        state = checkpoint.parameters(content, file)
+        _check_shortcuts(dynamic, checkpoint.metadata(content, file), file)
         try:
             float_state = _as_prepared(net, _named_as_float(net, state, file), file)
             report = dynamic.load_float(float_state, which=path.fp_init)
@@ -226,6 +228,19 @@ def initialise(net: nn.Module, options: Options) -> None:
                 f"{file}: {reason}{whose}; check path.fp_pretrain_network_g and network_g"
             ) from error
         logger.info("%s: %s", file, report)
+
+
+def _check_shortcuts(net: nn.Module, ours: Mapping[str, Any] | None, path: str) -> None:
+    """Raises InputError where the float network has shortcuts around other parts than ``net``,
+    which its tensors do not show."""
+    if not isinstance(net, QuantSR_C):
+        return
+    theirs = ((ours or {}).get("arch") or {}).get("shortcuts", "block")
+    if theirs != net.shortcuts:
+        raise InputError(
+            f"{path}: a network with a shortcut around every {theirs}, not {net.shortcuts}; set network_g.shortcuts: "
+            f"{theirs}, or train a float network with {net.shortcuts} first"
+        )
 
 
 def _named_as_float(net: nn.Module, state: Mapping[str, Tensor], path: str) -> dict[str, Tensor]:

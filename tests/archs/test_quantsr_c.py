@@ -151,6 +151,8 @@ def test_a_deepened_network_has_the_same_output_and_gradients_in_every_block():
     assert all(block.conv2.weight.grad.abs().max() > 0 for block in model.body)
     with pytest.raises(ValueError, match="3 blocks, which cannot be deepened to 2"):
         net(num_block=2).load_float(edsr.state_dict(), which="deepen")
+    with pytest.raises(ValueError, match="deepen is for shortcuts: block"):
+        net(shortcuts="conv").load_float(edsr.state_dict(), which="deepen")
 
 
 def test_a_deepened_quantized_network_keeps_its_quantizers_and_adds_little():
@@ -193,9 +195,30 @@ def test_load_float_reports_tensors_that_did_not_match():
         net().load_float({"nothing": torch.zeros(1)})
 
 
-@pytest.mark.parametrize("quantizer", ["RLQ", "LSQ"])
-def test_several_depths_in_one_pass_equal_one_by_one(quantizer):
-    model = calibrated(quantizer=quantizer)
+def test_shortcuts_around_convolutions_add_what_each_of_them_reads():
+    model = net(shortcuts="conv", nbits_w=32, nbits_a=32, num_block=2, upscale=2, res_scale=0.5)
+    x = torch.rand(1, 3, 9, 7)
+    shallow = features = model.conv_first((x - model.mean) * 255)
+    for factor, block in zip((0.9, 1.1), model.body, strict=True):
+        block.shortcut.data.fill_(factor)
+        branch = torch.relu(block.conv1(features))
+        branch = branch + block.conv2(features + branch)
+        features = factor * features + 0.5 * branch
+    features = model.conv_after_body(features) + shallow
+    expected = model.conv_last(model.upsample(features)) / 255 + model.mean
+    torch.testing.assert_close(model(x), expected, rtol=0, atol=1e-6)
+
+
+def test_files_of_networks_without_them_do_not_mention_shortcuts_around_convolutions():
+    assert "shortcuts" not in net().arch_options()
+    assert net(shortcuts="conv").arch_options()["shortcuts"] == "conv"
+
+
+@pytest.mark.parametrize(
+    "options", [{"quantizer": "RLQ"}, {"quantizer": "LSQ"}, {"shortcuts": "conv"}], ids=str
+)
+def test_several_depths_in_one_pass_equal_one_by_one(options):
+    model = calibrated(**options)
     x = torch.rand(2, 3, 6, 11)
     together = model(x, depth=(8, 4, 2))
     for depth, out in zip((8, 4, 2), together, strict=True):
@@ -256,6 +279,7 @@ def test_depth_needs_a_ranking_and_a_range():
         ({"rgb_mean": [0.1, 0.2]}, "rgb_mean"),
         ({"quantizer": "nope"}, "not registered"),
         ({"depth_rule": "relased"}, "depth_rule"),
+        ({"shortcuts": "convs"}, "shortcuts must be one of"),
     ],
 )
 def test_bad_options_are_refused(options, message):

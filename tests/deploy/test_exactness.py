@@ -12,6 +12,9 @@ from quantsr.deploy import convert
 from quantsr.deploy.engines import openvino_ops, select
 from quantsr.deploy.engines import reference as integer_reference
 from quantsr.deploy.engines import torch as torch_engine
+from quantsr.deploy.lower import lower
+from quantsr.deploy.packed import packing
+from quantsr.deploy.packed.restrict import restrict
 from quantsr.deploy.passes.fold import fold
 from quantsr.quant import calibrate
 from tests.deploy.codes import (
@@ -60,6 +63,8 @@ def assert_same_picture(got: np.ndarray, expected: np.ndarray) -> None:
         {"res_scale": 0.5},
         {"img_range": 1.0},
         {"depth_rule": "released"},
+        {"shortcuts": "conv", "nbits_w": 2, "nbits_a": 2},
+        {"shortcuts": "conv", "res_scale": 0.5},
     ],
     ids=str,
 )
@@ -73,7 +78,9 @@ def test_the_integer_reference_has_the_codes_of_trainings_evaluation(picture, op
         assert_same_picture(upscaled, wanted)
 
 
-@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize(
+    ("bits", "shortcuts"), [*((bits, "block") for bits in BITS), (2, "conv"), (4, "conv")]
+)
 @pytest.mark.parametrize(
     ("engine", "codes_of"),
     [
@@ -84,11 +91,12 @@ def test_the_integer_reference_has_the_codes_of_trainings_evaluation(picture, op
     ],
     ids=["openvino", "onnxruntime", "torch", "native"],
 )
-def test_every_engine_has_the_codes_of_the_reference(picture, engine, codes_of, bits):
+def test_every_engine_has_the_codes_of_the_reference(picture, engine, codes_of, bits, shortcuts):
     if engine in select.PACKAGES:
         pytest.importorskip(engine)
     # Weights of at most 4 bits, whose transforms are bytes in the native engine.
-    model = convert.convert(network(nbits_w=min(bits, 4), nbits_a=bits), head_tail_bits=32)
+    net = network(nbits_w=min(bits, 4), nbits_a=bits, shortcuts=shortcuts)
+    model = convert.convert(net, head_tail_bits=32)
     for depth in model.header.depths:
         expected, wanted = codes_of_reference(model, picture, depth)
         got, upscaled = codes_of(model, picture, depth)
@@ -137,6 +145,21 @@ def test_torch_rounds_the_sums_of_the_first_convolution_once(picture):
     ops = torch_engine.TorchOps(picture.shape[:2], torch.device("cpu"), {}, float_io=False)
     assert torch.equal(ops(first, pixels), expected)
     assert not torch.equal(ops.conv(first.head, pixels), expected)  # in float32
+
+
+def test_a_file_with_shortcuts_around_convolutions_is_the_network_also_cut_to_a_depth(picture, tmp_path):
+    net = network(shortcuts="conv", nbits_w=2, nbits_a=2)
+    path = tmp_path / "net.safetensors"
+    packing.save(convert.convert(net, head_tail_bits=32), path)
+    model = packing.load(path)
+    assert model.written == lower(net)
+    for depth in model.header.depths:
+        expected, wanted = codes_of_training(net, picture, depth)
+        got, upscaled = codes_of_reference(model, picture, depth)
+        assert_equal_codes(got, expected)
+        packing.save(restrict(model, depth), path)
+        assert np.array_equal(codes_of_reference(packing.load(path), picture, depth)[1], upscaled)
+        assert_same_picture(upscaled, wanted)
 
 
 @pytest.mark.parametrize(

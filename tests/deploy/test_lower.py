@@ -21,6 +21,7 @@ from quantsr.deploy.engines import onnx_model, reference
 from quantsr.deploy.lower import lower
 from quantsr.deploy.packed import packing, unwritten
 from quantsr.deploy.packed.description import Header
+from quantsr.deploy.program import PICTURE, Builder
 from quantsr.errors import InputError
 from quantsr.quant import Rule, quantize_layers
 
@@ -64,6 +65,25 @@ def test_quantsr_c_is_what_is_written_down(scale, upsampler, res_scale, colours)
         num_feat=4, num_block=2, upscale=scale, upsampler=upsampler, res_scale=res_scale, **colours
     )
     assert_written(net)
+
+
+@pytest.mark.parametrize("res_scale", [1.0, 0.1])
+def test_shortcuts_around_convolutions_are_two_sums_more(res_scale):
+    net = QuantSR_C(num_feat=4, num_block=2, upscale=3, shortcuts="conv", res_scale=res_scale)
+    colours = {"mean": [0.4488, 0.4371, 0.404], "range": 255.0}
+    build = Builder()
+    x = start = build.add("conv", build.add("normalize", PICTURE, **colours), name="conv_first")
+    for unit in range(2):
+        inner = build.add("relu", build.add("conv", x, name=f"body.{unit}.conv1"))
+        y = build.add("conv", build.add("add", x, inner), name=f"body.{unit}.conv2")
+        y = build.add("add", y, inner)
+        y = build.add("scale", y, factor=res_scale) if res_scale != 1 else y
+        x = build.add("shortcut", x, y, unit=unit)
+    x = build.add("add", build.add("conv", x, name="conv_after_body"), start)
+    x = build.add("pixel_shuffle", build.add("conv", x, name="upsample.0"), factor=3)
+    build.add("picture", build.add("conv", x, name="conv_last"), **colours)
+    assert lower(net).listing() == build.finish().listing()
+    assert lower(net) == build.finish()
 
 
 @pytest.mark.parametrize(

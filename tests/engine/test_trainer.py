@@ -145,6 +145,25 @@ def test_training_starts_from_a_float_network(make_options: Any, tmp_path: Path)
             assert torch.equal(started[name], edsr.state_dict()[name]) == (same or name == "conv_last.weight")
 
 
+def test_a_start_has_the_same_shortcuts(make_options: Any, tmp_path: Path) -> None:
+    conv = {"network_g.shortcuts": "conv", "train.total_iter": 1}
+    bits = {"network_g.nbits_w": 32, "network_g.nbits_a": 32}
+    first = make_options(name="float", **conv, **bits)
+    Trainer(first).run()
+    start = str(Path(first.experiment_folder) / "models" / "net_g_latest.pth")
+    records = Trainer(make_options(name="bits", **conv, **{"path.fp_pretrain_network_g": start})).run()
+    assert all(r.value > 0 for r in records if r.metric == "psnr")
+
+    with pytest.raises(
+        InputError, match=r"a shortcut around every conv, not block; set network_g\.shortcuts"
+    ):
+        Trainer(make_options(name="block", **{"path.fp_pretrain_network_g": start})).run()
+    edsr = tmp_path / "edsr.pth"
+    torch.save({"params": EDSR(3, 3, num_feat=8, num_block=2, upscale=2).state_dict()}, edsr)
+    with pytest.raises(InputError, match="a shortcut around every block, not conv"):
+        Trainer(make_options(name="conv", **conv, **{"path.fp_pretrain_network_g": str(edsr)})).run()
+
+
 def test_training_from_a_trained_network_keeps_its_parameters(make_options: Any) -> None:
     """Steps and signs of the checkpoint are kept: it is not calibrated again."""
     first = make_options(name="first", **{"train.total_iter": 2})

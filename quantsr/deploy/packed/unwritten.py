@@ -18,20 +18,22 @@ _CODE_BITS = 8  # of operands of attention
 
 
 def program_of(header: Header) -> Program:
-    """The program of a network by its constructor's arguments alone. Raises ValueError for a type
-    that must write its program down, and for impossible arguments."""
+    """The program of a network by its constructor's arguments alone. Raises ValueError for one that
+    must write its program down, and for impossible arguments."""
     kind = header.arch.get("type")
-    if not isinstance(kind, str) or kind not in _PROGRAMS:
+    if not is_known(header):
         raise ValueError(f"architecture '{kind}' is unknown, and the file has no program")
     try:
-        return _PROGRAMS[kind](header)
+        return _PROGRAMS[str(kind)](header)
     except InputError as error:
         raise ValueError(str(error)) from error
 
 
 def is_known(header: Header) -> bool:
-    """Whether `program_of` has the program of this type of network."""
-    return header.arch.get("type") in _PROGRAMS
+    """Whether `program_of` has the program of this network. Not of one with shortcuts around its
+    convolutions: all files of such networks hold their program."""
+    kind = header.arch.get("type")
+    return isinstance(kind, str) and kind in _PROGRAMS and header.arch.get("shortcuts", "block") == "block"
 
 
 def _colours(header: Header) -> dict[str, Any]:
