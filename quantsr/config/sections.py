@@ -130,6 +130,11 @@ class DatasetOptions(Registered):
         default="area",
         description="`CroppedImageDataset`: crops equally likely at every pixel (`area`), or equally many from each picture (`picture`).",
     )
+    crop_choice: Literal["uniform", "gradient"] = Field(
+        default="uniform",
+        description="`CroppedImageDataset`: crops equally likely at every position (`uniform`), or, of two positions, the one whose crop has the larger "
+        "mean gradient (`gradient`), which gives more crops of edges and textures and fewer of smooth areas.",
+    )
 
 
 class PathOptions(Section):

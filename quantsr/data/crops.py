@@ -26,6 +26,18 @@ from quantsr.pictures.listing import list_images, pair_up, partner
 CROPS_PER_DECODE = 64
 
 
+_CANDIDATES = {"uniform": 1, "gradient": 2}
+"""Positions that are drawn for a crop, by `crop_choice`."""
+
+
+def mean_gradient(crop: U8) -> float:
+    """Mean absolute difference of neighbours in a picture (3, h, w), of rows plus of columns, in
+    levels; 0 along sides of one pixel."""
+    levels = crop.astype(np.int16)
+    steps = (np.abs(np.diff(levels, axis=axis)) for axis in (1, 2))
+    return sum(float(step.mean()) for step in steps if step.size)
+
+
 def sample_rng(seed: int, index: int) -> np.random.Generator:
     """The random generator of sample ``index``: the same on every rank and worker, and independent
     of other samples."""
@@ -68,7 +80,9 @@ class CroppedImageDataset(Dataset[dict[str, torch.Tensor]]):
             does not have: ``dataroot_soft`` (optional, as many folders: another network's outputs
             under the names of the pictures), ``seed``, ``cache_budget_mb`` (MiB of decoded pictures
             to keep), ``crop_sampling``: ``area`` (default: all pixels are equally likely, so large
-            pictures give more crops) or ``picture`` (each picture once an epoch, as in BasicSR).
+            pictures give more crops) or ``picture`` (each picture once an epoch, as in BasicSR),
+            ``crop_choice``: ``uniform`` (default: all positions are equally likely) or ``gradient``
+            (of two positions the one whose LR crop has the larger `mean_gradient`).
 
     Raises:
         InputError: a folder is absent or empty, a picture cannot be read or has no LR picture, or
@@ -89,6 +103,11 @@ class CroppedImageDataset(Dataset[dict[str, torch.Tensor]]):
         if sampling not in ("area", "picture"):
             raise InputError(f"crop_sampling: {sampling!r} is unknown; use 'area' or 'picture'")
         self.by_area = sampling == "area" and self.shuffle
+        self.candidates = _CANDIDATES.get(opt["crop_choice"], 0)
+        if not self.candidates:
+            raise InputError(
+                f"crop_choice: {opt['crop_choice']!r} is unknown; use {' or '.join(map(repr, _CANDIDATES))}"
+            )
         self.store = PictureStore(
             find_sources(opt),
             scale=self.scale,
@@ -157,12 +176,18 @@ class CroppedImageDataset(Dataset[dict[str, torch.Tensor]]):
         """
         rng = sample_rng(self.seed, index)
         picture = self._choose(index, rng)
-        height, width = self.store.get(picture).lq.shape[1:]
-        size = self.gt_size // self.scale
-        top = int(rng.integers(height - size + 1))
-        left = int(rng.integers(width - size + 1))
+        top, left = self._position(self.store.get(picture).lq, rng)
         hflip, vflip, transpose = (rng.random(3) < 0.5) & (self.use_hflip, self.use_rot, self.use_rot)
         return Place(picture, top, left, bool(hflip), bool(vflip), bool(transpose))
+
+    def _position(self, lq: U8, rng: np.random.Generator) -> tuple[int, int]:
+        """Top and left of a crop of ``lq``, (3, h, w)."""
+        size = self.gt_size // self.scale
+        rows, columns = (length - size + 1 for length in lq.shape[1:])
+        found = [(int(rng.integers(rows)), int(rng.integers(columns))) for _ in range(self.candidates)]
+        if len(found) == 1:
+            return found[0]
+        return max(found, key=lambda at: mean_gradient(lq[:, at[0] : at[0] + size, at[1] : at[1] + size]))
 
     def _choose(self, index: int, rng: np.random.Generator) -> int:
         """The picture of sample ``index``."""

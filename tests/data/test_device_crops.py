@@ -47,7 +47,14 @@ def assert_equal(a: TrainLoader, b: TrainLoader, batches: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [{}, {"use_rot": False}, {"use_hflip": False}, {"crop_sampling": "picture"}]
+    "change",
+    [
+        {},
+        {"use_rot": False},
+        {"use_hflip": False},
+        {"crop_sampling": "picture"},
+        {"crop_choice": "gradient"},
+    ],
 )
 @pytest.mark.parametrize("scale", [2, 4])
 def test_crops_cut_on_a_device_are_the_same(

@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch.utils.data import Dataset
 
-from quantsr.data.crops import CROPS_PER_DECODE, CroppedImageDataset
+from quantsr.data.crops import CROPS_PER_DECODE, CroppedImageDataset, sample_rng
 from quantsr.data.images import read_rgb
 from quantsr.data.loader import SeededSamples, TrainLoader, build_train_loader
 from quantsr.data.resize import imresize_uint8, mod_crop
@@ -187,6 +187,31 @@ def test_each_picture_once_an_epoch_in_a_new_order(make_pictures: Maker) -> None
     assert len({tuple(epoch) for epoch in epochs}) > 1
 
 
+def _gradient(crop: np.ndarray) -> float:
+    """Of (3, n, n), pixel by pixel."""
+    levels = crop.astype(int)
+    size = levels.shape[1]
+    down = [abs(c[y + 1, x] - c[y, x]) for c in levels for y in range(size - 1) for x in range(size)]
+    right = [abs(c[y, x + 1] - c[y, x]) for c in levels for y in range(size) for x in range(size - 1)]
+    return (sum(down) + sum(right)) / len(down)
+
+
+def test_of_two_positions_the_crop_with_the_larger_gradient_is_taken(make_pictures: Maker) -> None:
+    opt = {**options(make_pictures("hr", [(64, 48), (40, 72)])), "scale": 2}
+    dataset = CroppedImageDataset({**opt, "crop_choice": "gradient"})
+    size, later = dataset.sides["lq"], 0
+    for index in range(40):
+        rng = sample_rng(dataset.seed, index)
+        lq = dataset.store.get(dataset._choose(index, rng)).lq
+        rows, columns = (length - size + 1 for length in lq.shape[1:])
+        first, second = ((int(rng.integers(rows)), int(rng.integers(columns))) for _ in range(2))
+        gradients = [_gradient(lq[:, y : y + size, x : x + size]) for y, x in (first, second)]
+        place = dataset.place(index)
+        assert (place.top, place.left) == (first if gradients[0] >= gradients[1] else second)
+        later += gradients[1] > gradients[0]
+    assert 10 < later < 30
+
+
 def test_beyond_the_memory_budget_each_picture_is_decoded_once_a_window(
     make_pictures: Maker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -259,6 +284,7 @@ def test_bad_pictures_are_named(make_pictures: Maker, caplog: pytest.LogCaptureF
         ({"dataroot_gt": None}, "dataroot_gt: missing"),
         ({"type": "Nothing"}, "no data set is called 'Nothing'"),
         ({"crop_sampling": "x"}, "crop_sampling: 'x' is unknown"),
+        ({"crop_choice": "x"}, "crop_choice: 'x' is unknown; use 'uniform' or 'gradient'"),
         ({"dataroot_lq": ["a", "b"]}, "2 folders for 1"),
     ],
 )
