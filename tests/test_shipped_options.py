@@ -142,13 +142,14 @@ def test_the_released_test_file_evaluates_a_released_checkpoint(version, picture
 
 
 @pytest.mark.parametrize("file", COMPARE)
-def test_every_comparison_has_three_seeds_and_equal_iterations_from_one_start(file):
+def test_every_comparison_has_three_seeds_and_equal_iterations_from_equally_long_starts(file):
     comparison = load_comparison(str(ROOT / file), check_paths=False)
     assert comparison.options.name == Path(file).stem
     assert len(comparison.options.seeds) == 3
     reference = comparison.options.difference_to
     started = [run for run in comparison.runs if run.after]
-    assert len({after.removesuffix(f"_seed{run.seed}") for run in started for after in run.after}) <= 1
+    iterations = {run.name: run.training.train.total_iter for run in comparison.runs}
+    assert len({iterations[after] for run in started for after in run.after}) <= 1
     compared = started or comparison.runs
     # but for those that are only calibrated
     assert len({run.training.train.total_iter for run in compared} - {0}) == 1
@@ -158,10 +159,12 @@ def test_every_comparison_has_three_seeds_and_equal_iterations_from_one_start(fi
 @pytest.mark.integration
 @pytest.mark.parametrize("file", COMPARE)
 def test_every_comparison_runs(file, pictures, tmp_path):
-    """All variants of one seed with few channels and two iterations each, up to the table."""
+    """All variants of one seed with few channels (those of its start, where the repository has one)
+    and two iterations each, up to the table."""
     whole = load_comparison(str(ROOT / file), check_paths=False)
-    tiny = f"type: CroppedImageDataset, dataroot_gt: {pictures}"
-    small = NARROW[whole.runs[0].training.network_g.type]
+    tiny, scale = f"type: CroppedImageDataset, dataroot_gt: {pictures}", whole.runs[0].training.scale
+    start = whole.runs[0].training.path.fp_pretrain_network_g
+    small = {} if start is not None else NARROW[whole.runs[0].training.network_g.type]
     words = [f"base.network_g.{key}={value}" for key, value in small.items()]
     for name, changes in whole.changes.items():
         words += [f"variants.{name}.train.total_iter=2"] if changes.get("train.total_iter") else []
@@ -171,7 +174,7 @@ def test_every_comparison_runs(file, pictures, tmp_path):
         "base.train.total_iter=2",
         "base.train.compile=false",
         "base.num_gpu=0",
-        f"base.datasets.train={{name: tiny, {tiny}, gt_size: 16, batch_size_per_gpu: 1}}",
+        f"base.datasets.train={{name: tiny, {tiny}, gt_size: {8 * scale}, batch_size_per_gpu: 1}}",
         "seeds=[5]",
         "costs=false",
         f"experiments_root={tmp_path}",
