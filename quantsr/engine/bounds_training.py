@@ -15,7 +15,8 @@ from torch.nn.utils import parametrize
 from quantsr.archs import contract
 from quantsr.archs.modes import eval_mode
 from quantsr.models.distillation import FeatureTap
-from quantsr.quant.layers import QuantizedLayer, quantized_layers
+from quantsr.quant.layers import quantized_layers
+from quantsr.quant.learned_bounds import LearnedBoundsActivation
 from quantsr.quant.quantizers import ActivationQuantizer, WeightQuantizer
 
 LEARNING_RATE = 3e-2
@@ -89,8 +90,6 @@ def train_bounds(
             parameter.requires_grad_(required)
         if features is not None:
             features.remove()
-    for _, quantizer in _quantizers(student):
-        quantizer.load_state_dict(quantizer.state_dict())  # so that it derives its step anew
 
 
 def feature_distance(ours: Tensor, theirs: Tensor) -> Tensor:
@@ -146,18 +145,19 @@ def _rectified(net: nn.Module, rank: int) -> Iterator[list[dict[str, Any]]]:
 def _bounds(net: nn.Module) -> list[dict[str, Any]]:
     """The quantizers' parameters, each with its learning rate."""
     groups: list[dict[str, Any]] = []
-    for layer, quantizer in _quantizers(net):
-        step = float(quantizer.step.detach().abs().mean())
-        rate = WEIGHT_RATE if quantizer is layer.weight_quantizer else LEARNING_RATE
+    for quantizer in _quantizers(net):
+        step, rate = float(quantizer.step.detach().abs().mean()), WEIGHT_RATE
+        if isinstance(quantizer, LearnedBoundsActivation):  # whose parameters are bounds by intervals
+            rate = LEARNING_RATE / quantizer.intervals
         groups += [{"params": [p], "lr": rate * step} for p in quantizer.parameters(recurse=False)]
     return groups
 
 
-def _quantizers(net: nn.Module) -> Iterator[tuple[QuantizedLayer, WeightQuantizer | ActivationQuantizer]]:
+def _quantizers(net: nn.Module) -> Iterator[WeightQuantizer | ActivationQuantizer]:
     for layer in quantized_layers(net).values():
         for quantizer in (layer.weight_quantizer, layer.input_quantizer):
             if quantizer is not None:
-                yield layer, quantizer
+                yield quantizer
 
 
 class _Features:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from quantsr.quant.autograd import QuantizedWeight, quantize_weight
-from quantsr.quant.ddtb_quantizer import LearnedBoundsActivation
+from quantsr.quant.ddtb_quantizer import DDTBActivation
 from quantsr.quant.kernels import MIN_STEP
 from quantsr.quant.quantizers import QUANTIZER_REGISTRY, Granularity, Quantizer, WeightQuantizer
 from quantsr.quant.uniform import percentile_of
@@ -58,4 +58,4 @@ class ODM(Quantizer):
     """Two learned bounds for activations, as DDTB; a learned factor of a percentile for weights."""
 
     weight = ODMWeight
-    activation = LearnedBoundsActivation
+    activation = DDTBActivation

@@ -46,14 +46,13 @@ def test_only_the_bounds_change_and_the_student_comes_nearer():
     assert distance(student, teacher, pictures) < start
     changed = {name for name, x in student.state_dict().items() if not torch.equal(x, before[name])}
     assert changed
-    assert all(name.endswith((".low", ".high", ".step", ".signed")) for name in changed)
+    assert all(name.endswith((".lower", ".upper", ".step")) for name in changed)
     assert {name for name in changed if "body.0.conv1" in name} == {
         f"body.0.conv1.{name}"
         for name in (
             "weight_quantizer.step",
-            "input_quantizer.step",
-            "input_quantizer.low",
-            "input_quantizer.high",
+            "input_quantizer.lower",
+            "input_quantizer.upper",
         )
     }
     for layer in quantized_layers(student).values():

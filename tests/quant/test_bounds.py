@@ -1,11 +1,10 @@
-"""2DQuant's quantizer: search of bounds, their gradients, its codes; bits by gradient."""
+"""2DQuant's quantizer: search of bounds; bits by gradient. Learned bounds are those of DDTB."""
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from quantsr.quant import IntRange, QuantConv2d, QuantLinear, calibrate
+from quantsr.quant import QuantConv2d, QuantLinear, calibrate
 from quantsr.quant.bit_gradients import bit_gradients, mixed_bits
 from quantsr.quant.bounds_quantizer import BoundsActivation, BoundsWeight
 from quantsr.ranges import Bits
@@ -19,15 +18,6 @@ def values(kind: str, count: int = 400) -> torch.Tensor:
     torch.manual_seed(3)
     x = torch.randn(count, dtype=torch.float64) ** 3
     return {"symmetric": x, "positive": x.relu(), "behind GELU": nn.functional.gelu(3 * x)}[kind]
-
-
-def bounds(bits: int, low: float, high: float) -> BoundsActivation:
-    q = BoundsActivation(bits=bits, channels=1, channel_dim=-1).double()
-    with torch.no_grad():
-        q.low.fill_(low)
-        q.high.fill_(high)
-    q._mark_calibrated()
-    return q
 
 
 @BITS
@@ -54,49 +44,6 @@ def test_steps_of_weights_are_those_of_the_grid(bits, granularity):
     assert q.step.tolist() == pytest.approx(expected, rel=1e-6)
 
 
-@BITS
-@pytest.mark.parametrize(("low", "high"), [(-3.0, 3.1), (0.0, 2.0), (-0.17, 4.0)])
-def test_values_and_gradients_are_those_of_the_formula(low, high, bits):
-    q = bounds(bits, low, high)
-    x = values("symmetric").requires_grad_()
-    out = q(x)
-    upstream = torch.randn_like(x)
-    out.backward(upstream)
-    rows = [reference.bounded(v, low, high, bits) for v in x.tolist()]
-    level, by_a, by_low, by_high = torch.tensor(rows, dtype=torch.float64).T
-    torch.testing.assert_close(out.detach(), level, rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(x.grad, upstream * by_a, rtol=1e-12, atol=1e-12)
-    assert q.low.grad.item() == pytest.approx(float((upstream * by_low).sum()), rel=1e-9)
-    assert q.high.grad.item() == pytest.approx(float((upstream * by_high).sum()), rel=1e-9)
-
-
-@BITS
-def test_training_runs_on_the_values_that_codes_stand_for(bits):
-    q = BoundsActivation(bits=bits, channels=1, channel_dim=-1)
-    x = values("behind GELU").float()[:, None]
-    q.observe(x)
-    trained = q(x)
-    assert trained.requires_grad
-    with torch.no_grad():
-        spec = q.spec()
-        assert torch.equal(trained, q(x))
-        assert torch.equal(trained, (q.codes(x) - spec.zero_point) * spec.step)
-    assert torch.equal(q.integers().spec.step, spec.step)
-
-
-def test_codes_of_a_packed_file_give_its_step_again():
-    rng = np.random.default_rng(0)
-    for step in rng.uniform(1e-4, 30, 200).astype(np.float32):
-        for codes in (IntRange(0, 15), IntRange(-4, 11), IntRange(-15, 0), IntRange(-90, 165)):
-            q = BoundsActivation(bits=4 if codes.qmax < 16 else 8, channels=2, channel_dim=1)
-            q.load_integers(step=torch.tensor([step]), tau=torch.zeros(2), codes=codes)
-            spec = q.integers().spec
-            assert spec.step.item() == step
-            assert spec.centred == codes
-    with pytest.raises(ValueError, match="has no codes from -3 to 3"):
-        q.load_integers(step=torch.ones(1), tau=torch.zeros(2), codes=IntRange(-3, 3))
-
-
 def small() -> tuple[nn.Module, torch.Tensor]:
     torch.manual_seed(5)
     how = {"nbits_w": 3, "nbits_a": 3, "quantizer": "Bounds", "weight_granularity": "channel"}
@@ -120,7 +67,7 @@ def test_gradients_of_bits_are_those_of_the_formula():
         (out if name == "2" else second(out.relu())).square().sum().backward()
         total = 0.0
         for v, g in zip(values_in.flatten().tolist(), x_q.grad.flatten().tolist(), strict=True):
-            total += g * reference.by_bits(v, q.low.item(), q.high.item(), 3)
+            total += g * reference.by_bits(v, 7 * q.lower.item(), 7 * q.upper.item(), 3)
         for row, grads, step in zip(layer.weight, w_q.grad, layer.weight_quantizer.step, strict=True):
             for v, g in zip(row.tolist(), grads.tolist(), strict=True):
                 total += g * reference.by_bits(v, -4 * step.item(), 3 * step.item(), 3)

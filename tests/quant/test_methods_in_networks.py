@@ -27,7 +27,7 @@ from quantsr.quant import (
 from quantsr.trained_files import checkpoint
 
 LEARNED = {
-    "Bounds": {"weight_quantizer.step", "input_quantizer.low", "input_quantizer.high"},
+    "Bounds": {"weight_quantizer.step", "input_quantizer.lower", "input_quantizer.upper"},
     "DDTB": {"input_quantizer.lower", "input_quantizer.upper"},
     "DoReFa": set(),
     "LSQ": {"weight_quantizer.step", "input_quantizer.step"},

