@@ -46,7 +46,7 @@ def main() -> None:
     parser.add_argument("--name", required=True, help="of the network in the table")
     parser.add_argument("--bits", type=int, nargs="+", default=[8, 4])
     parser.add_argument("--data", required=True, help="folder of pictures to quantize on")
-    parser.add_argument("--crops", type=int, default=16, help="how many of them are read; default: 16")
+    parser.add_argument("--crops", type=int, help="read the first N of them; default: as quantize, 16 of all")
     parser.add_argument("--gt", nargs="+", required=True, help="folders of evaluation sets")
     parser.add_argument("--first", type=int, help="evaluate on the first N pictures of each set")
     parser.add_argument("--no-truth", action="store_true", help="leave out PSNR against the ground truth")
