@@ -26,7 +26,7 @@ typedef int32_t Ints8 __attribute__((vector_size(32)));
 /* Written out, because compilers gather the products of a step before they add any, which takes more registers than there are. */
 INLINE Ints8 add_pairs_avx2(Ints8 sum, Ints8 a, Ints8 w) {
     Ints8 pairs;
-    __asm__("vpmaddubsw %2, %3, %0\n\tvpaddw %0, %1, %1" : "=&x"(pairs), "+x"(sum) : "x"(w), "x"(a));
+    __asm__("vpmaddubsw %2, %3, %0\n\tvpaddw %0, %1, %1" : "=x"(pairs), "+x"(sum) : "x"(w), "x"(a));
     return sum;
 }
 INLINE void store_bytes_avx2(uint8_t *p, __m256i v) {
