@@ -1,6 +1,6 @@
 #!/bin/sh
-# Test the native engine's ARM64 kernels on an x86-64 Debian or Ubuntu: an ARM64 Python in qemu's user mode installs the package with
-# `pip install .`, which cross-compiles the kernels, upscales a picture, and compares what every instruction set computes, bit for bit, with
+# Test the native engine's ARM64 kernels on an x86-64 Debian or Ubuntu: an ARM64 Python in qemu's user mode builds the package's wheel, which
+# cross-compiles the kernels, upscales a picture, and compares what every instruction set computes, bit for bit, with
 # what the integer reference and this machine's kernels gave (tests/deploy/recorded.py).
 #
 #   sh scripts/test_arm64.sh [--all] [FOLDER]
@@ -97,28 +97,36 @@ from tests.deploy.native import picture
 cv2.imwrite(sys.argv[1], picture(20, 24))' "$folder/picture.png"
 "$python" -m quantsr upscale "$folder/picture.png" --model quantsr_c_small_x3_w4a6 --engine native -o "$folder/expected.png" --force
 
-# --- pip install . ------------------------------------------------------------------------------------------------------------
+# --- the package --------------------------------------------------------------------------------------------------------------
 
-step "pip install ."
-unset PYTHONPATH VIRTUAL_ENV # of this machine; pip sets the first for its children
+step "packages"
+unset PYTHONPATH VIRTUAL_ENV # of this machine
 rm -rf "$folder/source" "$folder/check"
 mkdir -p "$folder/source" "$folder/check"
 git ls-files -z | xargs -0 cp --parents -t "$folder/source"
 cp -r "$folder/source/tests" "$folder/source/pyproject.toml" "$folder/check" # not quantsr/: the installed package is tested
 cd "$folder/check"
+# Packages are installed by this machine's pip: an emulated one is many times slower, and waits for ever for a build that has ended.
+install() {
+    "$python" -m pip install -q --upgrade --target "$system/usr/lib/python3/dist-packages" --only-binary :all: --implementation cp \
+        --python-version "${emulated##*python}" "$@"
+}
 if [ ! -e "$folder/packages.done" ]; then
-    # what the package needs, by this machine's pip, which is many times faster than an emulated one
     packages=$("$python" -c 'import importlib.metadata as m; print(*(r for r in m.requires("quantsr") if "extra" not in r), sep="\n")')
     platforms=
     for minor in $(seq 17 "$(getconf GNU_LIBC_VERSION | cut -d . -f 2)"); do
         platforms="$platforms --platform manylinux_2_${minor}_aarch64"
     done
     # shellcheck disable=SC2086
-    "$python" -m pip install -q --upgrade --target "$system/usr/lib/python3/dist-packages" --only-binary :all: --implementation cp \
-        --python-version "${emulated##*python}" --platform manylinux2014_aarch64 $platforms $packages pytest
+    install --platform manylinux2014_aarch64 $platforms $packages pytest "setuptools>=77.0.3" "setuptools-scm>=8.1"
     touch "$folder/packages.done"
 fi
-"$folder/bin/python3" -m pip install -q --no-warn-script-location "$folder/source"
+step "wheel"
+mkdir "$folder/source/wheel"
+(cd "$folder/source" && QUANTSR_REQUIRE_KERNELS=1 "$folder/bin/python3" -c '
+from setuptools import build_meta
+build_meta.build_wheel("wheel")' >wheel/log 2>&1) || fail "the wheel was not built: $folder/source/wheel/log"
+install --no-deps --platform linux_aarch64 "$folder"/source/wheel/*.whl
 
 # --- tests --------------------------------------------------------------------------------------------------------------------
 
