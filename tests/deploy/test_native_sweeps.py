@@ -48,6 +48,7 @@ with importable():
 ROUNDS = ("RCAN", "SPAN", "distillation")
 """Networks with a sigmoid, a tanh or a mean, which engines round in different ways: a code behind
 it may differ."""
+RRDBNET = pytest.param("RRDBNet", marks=pytest.mark.integration)  # takes seconds to convert
 SIZES = [(18, 21), (1, 1), (1, 9), (7, 5), (26, 3)]
 
 
@@ -79,9 +80,7 @@ def test_networks_have_the_codes_and_pictures_of_the_reference(name: str, bits: 
 
 
 @needs_kernels
-@pytest.mark.parametrize(
-    "name", ["Compact of 24 channels", pytest.param("RRDBNet", marks=pytest.mark.integration)]
-)
+@pytest.mark.parametrize("name", ["Compact of 24 channels", RRDBNET])
 @pytest.mark.parametrize(
     ("bits_w", "bits_a"), [(2, 8), (8, 2), (3, 5), (5, 3), (4, 7), (7, 4), (4, 8), (8, 4), (8, 6)]
 )
@@ -128,7 +127,7 @@ def test_float_networks_are_within_1_of_the_reference(name: str, head_tail_bits:
 
 
 @needs_kernels
-@pytest.mark.parametrize("name", ["Compact", "MSRResNet", "RRDBNet"])
+@pytest.mark.parametrize("name", ["Compact", "MSRResNet", RRDBNET])
 def test_float_pictures_are_not_rounded(name: str) -> None:
     model = quantized(name)
     image = picture(9, 11)
@@ -139,7 +138,7 @@ def test_float_pictures_are_not_rounded(name: str) -> None:
 
 @needs_kernels
 @pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("name", ["Compact", "MSRResNet", "RRDBNet", "RCAN"])
+@pytest.mark.parametrize("name", ["Compact", "MSRResNet", RRDBNET, "RCAN"])
 def test_the_kernels_stay_within_their_memory(name: str, isa: str) -> None:
     model = quantized(name)
     for size in SIZES:

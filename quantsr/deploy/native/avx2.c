@@ -23,7 +23,8 @@ BEGIN_TARGET("avx2,fma")
 #define FMA(a, b, c) _mm256_fmadd_ps(a, b, c)
 #define FMA_DOUBLE(a, b, c) _mm256_fmadd_pd(a, b, c)
 typedef int32_t Ints8 __attribute__((vector_size(32)));
-/* Written out, because compilers gather the products of a step before they add any, which takes more registers than there are. */
+/* Written out, because compilers gather the products of a step before they add any, which takes more registers than there are.
+   A product may have the register of an input: the addition reads neither. */
 INLINE Ints8 add_pairs_avx2(Ints8 sum, Ints8 a, Ints8 w) {
     Ints8 pairs;
     __asm__("vpmaddubsw %2, %3, %0\n\tvpaddw %0, %1, %1" : "=x"(pairs), "+x"(sum) : "x"(w), "x"(a));

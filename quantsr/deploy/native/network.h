@@ -12,7 +12,7 @@
 enum { TILE = 2, LARGE_TILE = 4 };
 
 /* What the inputs and weights of a convolution are: unsigned bytes and signed ones, 16-bit integers, or float32, all in Winograd's form. Or, for
-   AMX (amx.inc), in their plain form: codes of a byte, or 14-bit integers in three bytes. */
+   AMX (amx.c), in their plain form: codes of a byte, or 14-bit integers in three bytes. */
 enum { BYTES, WORDS, FLOATS, CODES, SPLIT };
 
 /* A 3x3 convolution (blocks = 1), or a 5x5 one as four of 3x3 two pixels apart (blocks = 2). */

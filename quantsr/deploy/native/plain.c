@@ -1,6 +1,6 @@
 /* The kernels in plain C, for any processor. */
 
-#define WITHOUT_CONSTANTS
+#define WITHOUT_CONSTANTS /* isa.h */
 #include "isa.h"
 
 #define NAME(x) x##_plain
