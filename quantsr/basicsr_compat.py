@@ -74,6 +74,7 @@ __all__ = [
     "WindowAttention",
     "calculate_psnr",
     "calculate_ssim",
+    "degradations",
     "img2tensor",
     "importable",
     "tensor2img",
@@ -221,3 +222,20 @@ class BaseModel(base_model.BaseModel):
         raise RuntimeError(
             "BasicSR's load_network may run code in a file; use quantsr.trained_files.checkpoint"
         )
+
+
+def degradations() -> types.SimpleNamespace:
+    """BasicSR's data set ``RealESRGANDataset`` and the operations of its degradations, imported
+    only where they are used: ``gaussian``, ``poisson``, ``DiffJPEG`` and ``filter2D``."""
+    with importable():
+        from basicsr.data.degradations import random_add_gaussian_noise_pt, random_add_poisson_noise_pt
+        from basicsr.data.realesrgan_dataset import RealESRGANDataset
+        from basicsr.utils.diffjpeg import DiffJPEG
+        from basicsr.utils.img_process_util import filter2D
+    return types.SimpleNamespace(
+        RealESRGANDataset=RealESRGANDataset,
+        gaussian=random_add_gaussian_noise_pt,
+        poisson=random_add_poisson_noise_pt,
+        DiffJPEG=DiffJPEG,
+        filter2D=filter2D,
+    )

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
-from quantsr.basicsr_compat import DATASET_REGISTRY, importable
+from quantsr.basicsr_compat import DATASET_REGISTRY, degradations
 from quantsr.errors import InputError
 from quantsr.pictures.listing import list_images
 
@@ -101,8 +101,6 @@ class RealESRGANDataset(Dataset[dict[str, Tensor]]):
     """
 
     def __init__(self, opt: dict[str, Any]) -> None:
-        with importable():
-            from basicsr.data import realesrgan_dataset
         opt = {**DEFAULTS, **opt}
         self.scale, self.gt_size = int(opt["scale"]), int(opt.get("gt_size") or 0)
         if not 0 < self.gt_size <= 400 or self.gt_size % self.scale:
@@ -111,7 +109,7 @@ class RealESRGANDataset(Dataset[dict[str, Tensor]]):
             )
         self.stages = (Stage.of(opt, "", 1.0), Stage.of(opt, "2", float(opt["second_blur_prob"])))
         listed = opt.get("meta_info")
-        self.kernels = realesrgan_dataset.RealESRGANDataset({**opt, "meta_info": listed or os.devnull})
+        self.kernels = degradations().RealESRGANDataset({**opt, "meta_info": listed or os.devnull})
         if not listed:
             self.kernels.paths = [str(path) for path in list_images(Path(opt["dataroot_gt"]))]
         self.paths = self.kernels.paths
@@ -198,13 +196,10 @@ def _cropped(x: Tensor, side: int) -> Tensor:
 @cache
 def _basicsr() -> Mapping[str, Callable[..., Tensor]]:
     """BasicSR's operations."""
-    with importable():
-        from basicsr.data.degradations import random_add_gaussian_noise_pt, random_add_poisson_noise_pt
-        from basicsr.utils.diffjpeg import DiffJPEG
-        from basicsr.utils.img_process_util import filter2D
+    found = degradations()
     return {
-        "gaussian": random_add_gaussian_noise_pt,
-        "poisson": random_add_poisson_noise_pt,
-        "jpeg": DiffJPEG(differentiable=False),
-        "filter2D": filter2D,
+        "gaussian": found.gaussian,
+        "poisson": found.poisson,
+        "jpeg": found.DiffJPEG(differentiable=False),
+        "filter2D": found.filter2D,
     }

@@ -148,7 +148,7 @@ def test_a_step_below_zero_can_recover():
 
 
 def test_unknown_quantizer_lists_the_known():
-    with pytest.raises(ValueError, match=r"choose from DDTB, DoReFa, LSQ, .*, RLQ"):
+    with pytest.raises(ValueError, match=r"choose from Bounds, DDTB, DoReFa, LSQ, .*, RLQ"):
         get_quantizer("RQL")
 
 
