@@ -17,7 +17,6 @@ import tempfile
 import time
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -27,9 +26,9 @@ from quantsr.deploy.convert import convert
 from quantsr.deploy.export import calibration_pictures, evaluation_set
 from quantsr.deploy.packed import packing
 from quantsr.deploy.packed.model import PackedModel
-from quantsr.deploy.parity import Difference
+from quantsr.deploy.parity import Recorder, difference_of
 from quantsr.deploy.post_training import Picture, quantize
-from quantsr.engine.evaluate import EvalSet, Upscale, evaluate, network_upscaler
+from quantsr.engine.evaluate import EvalSet, evaluate, network_upscaler
 from quantsr.loading import float_network, scale_of
 from quantsr.ranges import Bits
 
@@ -72,19 +71,6 @@ def main() -> None:
     print(timing.write_csv(f"gallery_{file}.csv", records))
 
 
-class Recorder:
-    """An upscaler that keeps what it gave."""
-
-    def __init__(self, upscale: Upscale) -> None:
-        self.upscale = upscale
-        self.pictures: list[Picture] = []
-
-    def __call__(self, picture: Picture) -> Picture:
-        """The upscaled picture."""
-        self.pictures.append(self.upscale(picture))
-        return self.pictures[-1]
-
-
 def made(net: nn.Module, bits: int, pictures: list[Picture]) -> PackedModel:
     """The network, quantized without training."""
     return convert(quantize(net, Bits(bits, bits), pictures), calib=pictures)
@@ -122,10 +108,7 @@ def row(
         (record,) = evaluate(runs[dataset.name], [dataset], metrics=metrics, name=args.name)
         found[f"{dataset.name}, dB"] = "" if args.no_truth else f"{record.value:.2f}"
         if runs is not wanted:
-            difference = Difference()
-            pairs = zip(runs[dataset.name].pictures, wanted[dataset.name].pictures, strict=True)
-            for a, b in pairs:
-                difference.add(np.asarray(a), np.asarray(b))
+            difference = difference_of(runs[dataset.name].pictures, wanted[dataset.name].pictures)
             found[f"{dataset.name}, between"] = f"{difference.psnr:.1f}"
     if seconds:
         found["quantized in, CPU s"] = f"{seconds:.0f}"

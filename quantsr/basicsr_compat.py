@@ -37,6 +37,7 @@ register themselves::
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.machinery
 import importlib.util
 import re
@@ -224,9 +225,10 @@ class BaseModel(base_model.BaseModel):
         )
 
 
+@functools.cache
 def degradations() -> types.SimpleNamespace:
     """BasicSR's data set ``RealESRGANDataset`` and the operations of its degradations, imported
-    only where they are used: ``gaussian``, ``poisson``, ``DiffJPEG`` and ``filter2D``."""
+    only where they are used: ``gaussian``, ``poisson``, ``jpeg`` and ``filter2D``."""
     with importable():
         from basicsr.data.degradations import random_add_gaussian_noise_pt, random_add_poisson_noise_pt
         from basicsr.data.realesrgan_dataset import RealESRGANDataset
@@ -236,6 +238,6 @@ def degradations() -> types.SimpleNamespace:
         RealESRGANDataset=RealESRGANDataset,
         gaussian=random_add_gaussian_noise_pt,
         poisson=random_add_poisson_noise_pt,
-        DiffJPEG=DiffJPEG,
+        jpeg=DiffJPEG(differentiable=False),
         filter2D=filter2D,
     )

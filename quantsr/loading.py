@@ -13,6 +13,7 @@ from torch import nn
 
 from quantsr.archs import contract
 from quantsr.archs.prepared import prepare
+from quantsr.archs.trial import trial_side
 from quantsr.config import Options, registries
 from quantsr.config.binding import with_defaults
 from quantsr.config.layers import drop_nulls
@@ -109,7 +110,7 @@ def _of_file(kind: str, path: Path) -> nn.Module:
     """A network whose file describes it, with the scale that it has among its arguments."""
     file = str(path.absolute())
     net = prepare(build.build_network(kind, {"file": file}).eval())
-    side = 2 * max(contract.of(net).window, 8)
+    side = trial_side(contract.of(net).window)
     with torch.inference_mode():
         scale = net(torch.zeros(1, 3, side, side)).shape[-1] // side
     contract.record(net, kind, {"file": file, "scale": scale})

@@ -23,11 +23,11 @@ def read_colours(net: nn.Module) -> nn.Module:
     Raises:
         InputError: it reads another number of channels than 1 or 3.
     """
-    conv = next((module for module in net.modules() if isinstance(module, nn.Conv2d)), None)
-    if conv is None or conv.in_channels == 3 or is_gray(net):
+    channels = _channels(net)
+    if channels is None or channels == 3 or is_gray(net):
         return net
-    if conv.in_channels != 1:
-        _require_colours(net, conv.in_channels)
+    if channels != 1:
+        _require_colours(net, channels)
         return net
     to_gray = nn.Conv2d(3, 1, 1, bias=False).to(next(net.parameters()))
     with torch.no_grad():
@@ -41,13 +41,17 @@ def read_colours(net: nn.Module) -> nn.Module:
 def reads_gray(net: nn.Module) -> bool:
     """Whether a network's first convolution reads one channel, which nothing in front of it
     gives."""
-    conv = next((module for module in net.modules() if isinstance(module, nn.Conv2d)), None)
-    return conv is not None and conv.in_channels == 1 and not is_gray(net)
+    return _channels(net) == 1 and not is_gray(net)
 
 
 def is_gray(net: nn.Module) -> bool:
     """Whether `read_colours` put a convolution in front of the network."""
     return isinstance(getattr(net, _NAME, None), nn.Conv2d)
+
+
+def _channels(net: nn.Module) -> int | None:
+    """What the first convolution reads; None without one."""
+    return next((module.in_channels for module in net.modules() if isinstance(module, nn.Conv2d)), None)
 
 
 def _read(net: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:

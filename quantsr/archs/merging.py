@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_leaves
 
 from quantsr.archs import contract
 from quantsr.archs.modes import eval_mode
+from quantsr.archs.trial import trial_picture
 from quantsr.errors import InputError
 
 MOST_CHANGE = 1e-4
@@ -89,7 +90,7 @@ def can_merge(net: nn.Module) -> bool:
 
 def _merge(net: nn.Module) -> None:
     parametrized = [name for name, module in net.named_modules() if _is_parametrized(module)]
-    picture = _random_picture(net)
+    picture = trial_picture(net, contract.of(net).window)
     before, seen = _watched(net, picture)
     for name in parametrized:
         _keep_weights(net.get_submodule(name))
@@ -347,11 +348,3 @@ def _compare(net: nn.Module, picture: Tensor, before: Tensor, merged: list[str])
             f"network: with {names} merged its output changes by {change:.1g} of its largest value, more than "
             f"{MOST_CHANGE:g}; merge them with the network's own code, and save it again"
         )
-
-
-def _random_picture(net: nn.Module) -> Tensor:
-    """(1, 3, h, w) in [0, 1], of whole windows and at least 16 pixels."""
-    side = 2 * max(contract.of(net).window, 8)
-    parameter = next(net.parameters())
-    picture = torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(0))
-    return picture.to(parameter.device, parameter.dtype)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from quantsr.archs.gray import reads_gray
 from quantsr.basicsr_compat import ARCH_REGISTRY
 from quantsr.errors import InputError
 
@@ -98,9 +99,7 @@ class NcnnNetwork(nn.Module):
     @torch.inference_mode()
     def _scale(self, path: Path) -> float:
         try:
-            conv = next((module for module in self.modules() if isinstance(module, nn.Conv2d)), None)
-            channels = 1 if conv is not None and conv.in_channels == 1 else 3
-            return self.eval()(torch.zeros(1, channels, 16, 16)).shape[-1] / 16
+            return self.eval()(torch.zeros(1, 1 if reads_gray(self) else 3, 16, 16)).shape[-1] / 16
         except (IndexError, RuntimeError, TypeError) as error:
             raise InputError(
                 f"{path}: cannot be run ({str(error).splitlines()[0]}); fetch it again"

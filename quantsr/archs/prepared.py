@@ -18,10 +18,15 @@ def prepare(net: nn.Module) -> nn.Module:
     return merge(read_colours(net))
 
 
+def changes(net: nn.Module) -> bool:
+    """Whether `prepare` would change the network."""
+    return can_merge(net) or reads_gray(net)
+
+
 def prepared_copy(net: nn.Module) -> nn.Module:
     """`prepare` of a copy; ``net`` itself where there is nothing to change.
 
     Raises:
         InputError: see `prepare`.
     """
-    return prepare(copied(net)) if can_merge(net) or reads_gray(net) else read_colours(net)
+    return prepare(copied(net)) if changes(net) else read_colours(net)

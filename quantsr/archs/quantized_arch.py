@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import nn
 
 from quantsr.archs import contract
@@ -13,6 +12,7 @@ from quantsr.archs.constructors import build_network
 from quantsr.archs.dqa_trunk import add_depths
 from quantsr.archs.modes import eval_mode
 from quantsr.archs.prepared import prepare
+from quantsr.archs.trial import trial_picture
 from quantsr.archs.trunk import Trunk, find_trunk
 from quantsr.basicsr_compat import ARCH_REGISTRY
 from quantsr.errors import InputError
@@ -88,9 +88,7 @@ def quantize_attention(net: nn.Module, nbits: int, quantizer: str, key: str) -> 
     Raises:
         InputError: it has none; names `key`, the option.
     """
-    side = 2 * max(contract.of(net).window, 8)
-    device = next(net.parameters()).device
-    picture = torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(0)).to(device)
+    picture = trial_picture(net, contract.of(net).window)
     try:
         with eval_mode(net):
             quantize_products(net, picture, nbits=nbits, quantizer=quantizer)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from quantsr.archs.modes import eval_mode
+from quantsr.archs.trial import trial_picture
 from quantsr.config.problems import did_you_mean
 
 _LEAST_UNITS = 2
@@ -140,12 +141,9 @@ def _trial(net: nn.Module, units: Sequence[str], window: int) -> dict[str, list[
             unit.register_forward_pre_hook(enter(name), with_kwargs=True),
             unit.register_forward_hook(leave(name)),
         ]
-    parameter = next(net.parameters())
-    side = 2 * max(window, 8)
-    noise = torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(0))
     try:
         with eval_mode(net), torch.no_grad():
-            net(noise.to(parameter))
+            net(trial_picture(net, window))
     finally:
         for handle in handles:
             handle.remove()

@@ -248,7 +248,7 @@ def _command(args: argparse.Namespace) -> str:
     ]
     for rule in args.rule:
         words += ["--rule", f"{rule.pattern}={rule.bits}"]
-    words += [*_method_words(args)]
+    words += _method_words(args)
     words += ["--depths", *map(str, args.depths)] if args.depths else []
     words += ["--minutes", f"{args.minutes:g}"]
     given = {

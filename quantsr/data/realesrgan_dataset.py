@@ -5,10 +5,10 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -142,18 +142,18 @@ def degraded(gt: Tensor, kernels: Mapping[str, Tensor], stages: tuple[Stage, Sta
         kernels: ``kernel1`` and ``kernel2`` of the two stages and ``sinc_kernel``, (21, 21) each.
         stages: their settings.
     """
-    run = _basicsr()
+    run = degradations()
     low = (gt.shape[2] // scale, gt.shape[3] // scale)
 
     def sharpened(x: Tensor) -> Tensor:
         """Of the wanted size, with the rings of the last filter."""
         resized = F.interpolate(x, size=low, mode=random.choice(_MODES))
-        return run["filter2D"](resized, kernels["sinc_kernel"][None])
+        return run.filter2D(resized, kernels["sinc_kernel"][None])
 
     x = gt
     for stage, kernel, size in zip(stages, ("kernel1", "kernel2"), (tuple(gt.shape[2:]), low), strict=True):
         if np.random.uniform() < stage.blur_prob:  # noqa: NPY002
-            x = run["filter2D"](x, kernels[kernel][None])
+            x = run.filter2D(x, kernels[kernel][None])
         factor = _factor(stage)
         sides = [max(1, int(side * factor)) for side in size]
         x = _noisy(F.interpolate(x, size=sides, mode=random.choice(_MODES)), stage, run)
@@ -175,31 +175,19 @@ def _factor(stage: Stage) -> float:
     return {"up": random.uniform(1, high), "down": random.uniform(low, 1), "keep": 1.0}[kind]
 
 
-def _noisy(x: Tensor, stage: Stage, run: Mapping[str, Callable[..., Tensor]]) -> Tensor:
+def _noisy(x: Tensor, stage: Stage, run: SimpleNamespace) -> Tensor:
     how = {"clip": True, "rounds": False, "gray_prob": stage.gray_noise_prob}
     if random.random() < stage.gaussian_noise_prob:
-        return run["gaussian"](x, sigma_range=stage.noise_range, **how)
-    return run["poisson"](x, scale_range=stage.poisson_scale_range, **how)
+        return run.gaussian(x, sigma_range=stage.noise_range, **how)
+    return run.poisson(x, scale_range=stage.poisson_scale_range, **how)
 
 
-def _compressed(x: Tensor, stage: Stage, run: Mapping[str, Callable[..., Tensor]]) -> Tensor:
+def _compressed(x: Tensor, stage: Stage, run: SimpleNamespace) -> Tensor:
     quality = torch.tensor([random.uniform(*stage.jpeg_range)])
-    return run["jpeg"](x.clamp(0, 1), quality=quality)
+    return run.jpeg(x.clamp(0, 1), quality=quality)
 
 
 def _cropped(x: Tensor, side: int) -> Tensor:
     """A random square of (1, 3, H, W)."""
     top, left = (random.randrange(size - side + 1) for size in x.shape[2:])
     return x[..., top : top + side, left : left + side]
-
-
-@cache
-def _basicsr() -> Mapping[str, Callable[..., Tensor]]:
-    """BasicSR's operations."""
-    found = degradations()
-    return {
-        "gaussian": found.gaussian,
-        "poisson": found.poisson,
-        "jpeg": found.DiffJPEG(differentiable=False),
-        "filter2D": found.filter2D,
-    }

@@ -137,26 +137,27 @@ def _rows(runs: Sequence[tuple[str, Upscale]], sets: Sequence[EvalSet], scale: i
     for dataset in sets:
         kept: dict[str, list[Picture]] = {}
         for name, upscale in runs:
-            seen = _Recorder(upscale)
+            seen = Recorder(upscale)
             (record,) = evaluate(seen, [dataset], metrics=metrics, name=name, engine=name)
-            to_network = _difference(seen.pictures, kept.get(NETWORK))
-            to_integer = _difference(seen.pictures, kept.get(INTEGER))
+            to_network, to_integer = (
+                difference_of(seen.pictures, kept[other]) if other in kept else None
+                for other in (NETWORK, INTEGER)
+            )
             rows.append(ParityRow(name, dataset.name, record.value, to_network, to_integer))
             if name in (NETWORK, INTEGER):
                 kept[name] = seen.pictures
     return rows
 
 
-def _difference(pictures: Sequence[Picture], reference: Sequence[Picture] | None) -> Difference | None:
-    if reference is None:
-        return None
+def difference_of(pictures: Sequence[Picture], reference: Sequence[Picture]) -> Difference:
+    """Of pictures and those of another network, in the same order."""
     difference = Difference()
     for a, b in zip(pictures, reference, strict=True):
         difference.add(a, b)
     return difference
 
 
-class _Recorder:
+class Recorder:
     """An upscaler that keeps what it gave."""
 
     def __init__(self, upscale: Upscale) -> None:
@@ -164,5 +165,6 @@ class _Recorder:
         self.pictures: list[Picture] = []
 
     def __call__(self, picture: Picture) -> Picture:
+        """The upscaled picture."""
         self.pictures.append(self.upscale(picture))
         return self.pictures[-1]

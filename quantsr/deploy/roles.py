@@ -9,10 +9,10 @@ from quantsr.deploy.program import Program
 
 Role = Literal["first", "depthwise", "body", "last"]
 """A layer that reads the picture, or other colours of it, as a layer with at most three outputs
-gives; of the others one at or behind the enlargement, or with no layer
-behind it (last); one whose outputs each read a single input (depthwise); any other. Quantizing the
-first layer of an SRResNet alone costs 14 dB, the last ones decide the picture's tones, and a sum of
-a depthwise layer has few products for their errors to cancel: the body is what low bits are for."""
+gives; of the others one at or behind the enlargement, or with no layer behind it (last); one whose
+outputs each read a single input (depthwise); any other. Quantizing the first layer of an SRResNet
+alone costs 14 dB, the last ones decide the picture's tones, and a sum of a depthwise layer has few
+products for their errors to cancel: the body is what low bits are for."""
 
 _LAYERS = ("conv", "linear")
 _ENLARGING = ("pixel_shuffle", "upsample_nearest", "upsample_bilinear")

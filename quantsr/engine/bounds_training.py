@@ -15,9 +15,10 @@ from torch.nn.utils import parametrize
 from quantsr.archs import contract
 from quantsr.archs.modes import eval_mode
 from quantsr.models.distillation import FeatureTap
+from quantsr.quant.gradients import requiring_gradients
 from quantsr.quant.layers import quantized_layers
 from quantsr.quant.learned_bounds import LearnedBoundsActivation
-from quantsr.quant.quantizers import ActivationQuantizer, WeightQuantizer
+from quantsr.quant.quantizers import quantizers_of
 
 LEARNING_RATE = 3e-2
 """Of Adam, for the bounds of an input, relative to its step at first.
@@ -60,13 +61,15 @@ def train_bounds(
         feature_weight: of the units' distance.
         progress: called with the number of iterations so far.
     """
-    frozen = [(p, p.requires_grad) for p in student.parameters()]
     device = next(teacher.parameters()).device
     features = _Features(student, teacher) if feature_weight else None
     try:
-        for parameter, _ in frozen:
-            parameter.requires_grad_(False)
-        with eval_mode(student), eval_mode(teacher), _rectified(student, rectifier) as factors:
+        with (
+            requiring_gradients(student, False),
+            eval_mode(student),
+            eval_mode(teacher),
+            _rectified(student, rectifier) as factors,
+        ):
             groups = [*_bounds(student), *factors]
             for group in groups:
                 for parameter in group["params"]:
@@ -86,8 +89,6 @@ def train_bounds(
                 schedule.step()
                 progress(done)
     finally:
-        for parameter, required in frozen:
-            parameter.requires_grad_(required)
         if features is not None:
             features.remove()
 
@@ -145,19 +146,12 @@ def _rectified(net: nn.Module, rank: int) -> Iterator[list[dict[str, Any]]]:
 def _bounds(net: nn.Module) -> list[dict[str, Any]]:
     """The quantizers' parameters, each with its learning rate."""
     groups: list[dict[str, Any]] = []
-    for quantizer in _quantizers(net):
+    for _, quantizer in quantizers_of(net):
         step, rate = float(quantizer.step.detach().abs().mean()), WEIGHT_RATE
         if isinstance(quantizer, LearnedBoundsActivation):  # whose parameters are bounds by intervals
             rate = LEARNING_RATE / quantizer.intervals
         groups += [{"params": [p], "lr": rate * step} for p in quantizer.parameters(recurse=False)]
     return groups
-
-
-def _quantizers(net: nn.Module) -> Iterator[WeightQuantizer | ActivationQuantizer]:
-    for layer in quantized_layers(net).values():
-        for quantizer in (layer.weight_quantizer, layer.input_quantizer):
-            if quantizer is not None:
-                yield quantizer
 
 
 class _Features:

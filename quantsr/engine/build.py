@@ -12,9 +12,7 @@ from torch import Tensor, nn
 
 from quantsr.archs import QuantSR_C, contract, released
 from quantsr.archs.constructors import build_network
-from quantsr.archs.gray import reads_gray
-from quantsr.archs.merging import can_merge
-from quantsr.archs.prepared import prepare
+from quantsr.archs.prepared import changes, prepare
 from quantsr.config import NetworkOptions, Options, registries
 from quantsr.config.networks import check_network
 from quantsr.config.problems import Problems
@@ -259,7 +257,7 @@ def _as_prepared(net: nn.Module, state: Mapping[str, Tensor], path: str) -> Mapp
     if not isinstance(inner, Mapping):
         return state
     original = build_network(str(inner["type"]), {k: v for k, v in inner.items() if k != "type"})
-    if not (can_merge(original) or reads_gray(original)):
+    if not changes(original):
         return state
     load_parameters(original, state, path)
     return prepare(original).state_dict()

@@ -48,8 +48,10 @@ class Removal:
     @property
     def ranking(self) -> tuple[int, ...]:
         """Blocks in the order of the network, then those removed, the last one first."""
-        kept = [index for index in range(self.blocks) if index not in self.removed]
-        return (*kept, *reversed(self.removed))
+        return (*self._kept(), *reversed(self.removed))
+
+    def _kept(self) -> list[int]:
+        return [index for index in range(self.blocks) if index not in self.removed]
 
     def starts(self, iteration: int) -> bool:
         """Whether the first block is to be removed before ``iteration`` + 1."""
@@ -72,8 +74,7 @@ class Removal:
         Returns:
             Its index.
         """
-        kept = [index for index in range(self.blocks) if index not in self.removed]
-        block = max(kept, key=lambda index: (shortcuts[index], -index))
+        block = max(self._kept(), key=lambda index: (shortcuts[index], -index))
         self.removed.append(block)
         self._last, self._wanted = iteration, self._seen
         return block

@@ -160,7 +160,7 @@ class QuantMatmul(nn.Module):
                     left, a.tau, a.step, right, b.tau, b.step, (a, b), layouts, dtype
                 )
                 return out
-        a_values, b_values = self._quantized(left, right)
+        a_values, b_values = self.left(left), self.right(right)
         with exact_products(left.device.type):
             return a_values @ b_values
 
@@ -168,9 +168,6 @@ class QuantMatmul(nn.Module):
         """Both operands fake-quantized, for another product than that of matrices."""
         self.left.observe(left)
         self.right.observe(right)
-        return self._quantized(left, right)
-
-    def _quantized(self, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
         return self.left(left), self.right(right)
 
 

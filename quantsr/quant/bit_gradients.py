@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from quantsr.quant.gradients import requiring_gradients
 from quantsr.quant.layers import QuantizedLayer, quantized_layers
 from quantsr.ranges import MAX_BITS, MIN_BITS, Bits
 
@@ -30,7 +31,6 @@ def bit_gradients(net: nn.Module, loss: Callable[[], Tensor]) -> dict[str, float
     layers: dict[str, Any] = {
         name: x for name, x in quantized_layers(net).items() if isinstance(x, nn.Conv2d | nn.Linear)
     }
-    required = [(p, p.requires_grad) for p in net.parameters()]
     inputs: dict[str, Tensor] = {}
 
     def keep(name: str) -> Callable[..., tuple[Tensor, ...]]:
@@ -44,18 +44,14 @@ def bit_gradients(net: nn.Module, loss: Callable[[], Tensor]) -> dict[str, float
 
     handles = [layer.register_forward_pre_hook(keep(name)) for name, layer in layers.items()]
     try:
-        for parameter, _ in required:
-            parameter.requires_grad_(True)
-            parameter.grad = None
-        with torch.enable_grad():
+        net.zero_grad()
+        with torch.enable_grad(), requiring_gradients(net, True):
             loss().backward()
-        return {name: _gradient(layer, inputs[name]) for name, layer in layers.items()}
+            return {name: _gradient(layer, inputs[name]) for name, layer in layers.items()}
     finally:
         for handle in handles:
             handle.remove()
-        for parameter, before in required:
-            parameter.grad = None
-            parameter.requires_grad_(before)
+        net.zero_grad()
 
 
 @torch.no_grad()

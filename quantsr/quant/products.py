@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from quantsr.quant.attention import QuantMatmul, QuantOperand
+from quantsr.quant.gradients import requiring_gradients
 from quantsr.quant.mixins import with_mixin
 
 _MATMULS = frozenset(
@@ -179,7 +180,7 @@ def find_products(net: nn.Module, picture: Tensor) -> dict[str, Places]:
     """
     found: dict[str, Places] = {}
     with contextlib.ExitStack() as stack, torch.enable_grad():
-        stack.enter_context(_frozen(net))
+        stack.enter_context(requiring_gradients(net, False))
         for name, module in net.named_modules():
             watched = functools.partial(_watched, module.forward, found.setdefault(name, {}))
             object.__setattr__(module, "forward", watched)
@@ -191,18 +192,6 @@ def find_products(net: nn.Module, picture: Tensor) -> dict[str, Places]:
 def _watched(forward: Callable[..., Any], found: Places, *args: Any, **kwargs: Any) -> Any:
     with _Finding(found):
         return forward(*args, **kwargs)
-
-
-@contextlib.contextmanager
-def _frozen(net: nn.Module) -> Iterator[None]:
-    """While entered, no parameter needs a gradient."""
-    required = [(p, p.requires_grad) for p in net.parameters()]
-    try:
-        net.requires_grad_(False)
-        yield
-    finally:
-        for parameter, before in required:
-            parameter.requires_grad_(before)
 
 
 def quantize_products(net: nn.Module, picture: Tensor, *, nbits: int, quantizer: str) -> int:

@@ -294,7 +294,7 @@ def get_quantizer(name: str) -> type[Quantizer]:
 def step_parameters(net: nn.Module) -> Mapping[str, nn.Parameter]:
     """Names and parameters of all quantizers in ``net`` (steps, offsets and the like)."""
     found: dict[str, nn.Parameter] = {}
-    for prefix, module in _quantizers(net):
+    for prefix, module in quantizers_of(net):
         found.update(module.named_parameters(prefix, recurse=False))
     return found
 
@@ -303,12 +303,13 @@ def step_magnitudes(net: nn.Module) -> dict[str, float]:
     """The unit of each name in :func:`step_parameters`: the mean step, or 1 for factors."""
     return {
         f"{prefix}.{name}" if prefix else name: module.unit(name)
-        for prefix, module in _quantizers(net)
+        for prefix, module in quantizers_of(net)
         for name, _ in module.named_parameters(recurse=False)
     }
 
 
-def _quantizers(net: nn.Module) -> Iterator[tuple[str, WeightQuantizer | ActivationQuantizer]]:
+def quantizers_of(net: nn.Module) -> Iterator[tuple[str, WeightQuantizer | ActivationQuantizer]]:
+    """Names and modules of all quantizers in ``net``."""
     for name, module in net.named_modules():
         if isinstance(module, (WeightQuantizer, ActivationQuantizer)):
             yield name, module

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from quantsr.archs import QuantSR_C, contract
+from quantsr.archs import QuantSR_C
 from quantsr.archs.constructors import build_network
 from quantsr.deploy.convert import convert
 from quantsr.deploy.engines import reference, select
@@ -23,6 +23,7 @@ from quantsr.errors import InputError
 from quantsr.quant import manifest
 from quantsr.ranges import Bits
 from tests.archs import ncnn_files
+from tests.deploy.rebuilt import rebuilt
 
 COLOURS = {"num_in_ch": 3, "num_out_ch": 3, "num_feat": 8}
 W4 = Bits(4, 4)
@@ -105,12 +106,9 @@ def test_progress_counts_every_layer() -> None:
 
 def test_the_copy_can_be_built_again_from_its_contract() -> None:
     found = quantize(edsr(), Bits(3, 5), pictures())
-    arch = contract.of(found).arch
-    again = build_network(arch.pop("type"), arch)
-    again.load_state_dict(found.state_dict())
-    x = torch.rand(1, 3, 9, 8)
+    again, x = rebuilt(found), torch.rand(1, 3, 9, 8)
     with torch.inference_mode():
-        assert torch.equal(again.eval()(x), found(x))
+        assert torch.equal(again(x), found(x))
 
 
 def test_more_bits_are_nearer_to_the_float_network() -> None:

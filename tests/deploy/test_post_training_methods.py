@@ -15,6 +15,7 @@ from quantsr.deploy.post_training_methods import QUANTIZERS, Method
 from quantsr.errors import InputError
 from quantsr.quant import manifest
 from quantsr.ranges import Bits
+from tests.deploy.rebuilt import rebuilt
 from tests.deploy.test_post_training import edsr, pictures
 from tests.quant.test_products import SWINIR
 
@@ -83,12 +84,9 @@ def test_products_of_attention_are_quantized_where_they_are_asked_for() -> None:
     found = quantize(net, W4, pictures(), attention=3)
     products = [row for row in manifest(found) if row["kind"] == "matmul"]
     assert [(row["bits_w"], row["bits_a"]) for row in products] == [(3, 3)] * 6
-    arch = contract.of(found).arch
-    again = build_network(arch.pop("type"), arch)
-    again.load_state_dict(found.state_dict())
-    x = torch.rand(1, 3, 9, 8)
+    again, x = rebuilt(found), torch.rand(1, 3, 9, 8)
     with torch.inference_mode():
-        assert torch.equal(again.eval()(x), found(x))
+        assert torch.equal(again(x), found(x))
     with pytest.raises(InputError, match="--attention: EDSR multiplies no values"):
         quantize(edsr(), W4, pictures(), attention=4)
 

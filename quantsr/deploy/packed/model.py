@@ -120,9 +120,10 @@ class PackedLayer:
 
     def of_inputs(self, values: NDArray[Any]) -> NDArray[Any]:
         """(I,) of input channels, to go with the weight: that of the input of each."""
-        shape = (self.out_channels, -1) if self.groups > 1 else (1, -1)
-        rows = values.reshape(self.groups, -1).repeat(self.out_channels // self.groups, 0)
-        return (rows if self.groups > 1 else values).reshape(*shape, *[1] * (self.weight.ndim - 2))
+        rows = values.reshape(self.groups, -1)  # (G, I / G)
+        if self.groups > 1:
+            rows = rows.repeat(self.out_channels // self.groups, 0)  # (O, I / G)
+        return rows.reshape(*rows.shape, *[1] * (self.weight.ndim - 2))
 
     def without_groups(self) -> PackedLayer:
         """The same layer with a weight of every output for every input, 0 outside of the groups."""
