@@ -37,7 +37,7 @@ from benchmarks import timing
 from quantsr import cpu
 from quantsr.archs import QuantSR_C, QuantSR_T
 from quantsr.basicsr_compat import EDSR, SwinIR
-from quantsr.hardware.device import computes_in_bf16
+from quantsr.hardware.device import bf16_is_faster
 from quantsr.quant import calibrate, set_compile
 from quantsr.timing import interleaved, machine
 from tests.reference.released_quantizer import ReleasedQuantSRC, quantize_linears
@@ -352,7 +352,7 @@ def main() -> None:
         if name != "arch":
             parser.add_argument(f"--{name}", type=type(value), help=f"default {value} (QuantSR-C)")
     parser.add_argument(
-        "--precision", choices=sorted(ROWS), help="default: bf16 where the device computes in it"
+        "--precision", choices=sorted(ROWS), help="default: bf16 where the device trains faster in it"
     )
     parser.add_argument("--repeats", type=int, default=11)
     parser.add_argument(
@@ -372,7 +372,7 @@ def main() -> None:
         name: getattr(args, name) for name in asdict(Work()) if getattr(args, name) is not None
     }
     work = replace(WORKS[args.arch], **given)
-    precision = args.precision or ("bf16" if computes_in_bf16(torch.device(work.device)) else "fp32")
+    precision = args.precision or ("bf16" if bf16_is_faster(torch.device(work.device)) else "fp32")
     parts = [*([] if work.arch == "C" else [work.arch.lower()]), work.device]
     tag = "_".join([*parts, *([] if precision == "bf16" else [precision])])
     print(machine())

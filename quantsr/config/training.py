@@ -199,7 +199,7 @@ class TrainOptions(Section):
     )
     precision: Literal["auto", "bf16", "fp32"] = Field(
         default="auto",
-        description="Arithmetic of float layers; quantizers always use FP32. `auto`: bf16 where the device computes in it, FP32 where it would emulate it.",
+        description="Arithmetic of float layers; quantizers always use FP32. `auto`: bf16 where the device trains faster in it (CUDA devices since Ampere, AMX, AMD's AVX-512 with bf16), else FP32.",
     )
     channels_last: bool = Field(default=True, description="Channels-last memory layout.")
     compile: bool | Literal["auto"] = Field(

@@ -40,12 +40,17 @@ def resolve_device(num_gpu: int | str, world: World | None = None) -> torch.devi
     return device
 
 
-def computes_in_bf16(device: torch.device) -> bool:
-    """Whether ``device`` has bf16 arithmetic. An emulated bf16 convolution takes up to 20 times as
-    long as one in FP32."""
+def bf16_is_faster(device: torch.device) -> bool:
+    """Whether ``device`` trains faster in bf16 than in FP32.
+
+    An emulated bf16 convolution takes up to 20 times as long as one in FP32. With AVX-512's bf16
+    instructions, but without AMX (which virtual machines may hide), a training step takes up to 1.2
+    times as long on Intel's processors (docs/reference/speed.md).
+    """
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
-    return bool(cpu.describe()[1] & cpu.BF16)
+    name, flags = cpu.describe()
+    return bool(flags & (cpu.BF16 if "intel" not in name.lower() else {"amx_bf16"}))
 
 
 def seed_everything(seed: int) -> None:

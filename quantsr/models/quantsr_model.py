@@ -17,7 +17,7 @@ from quantsr.basicsr_compat import MODEL_REGISTRY, BaseModel
 from quantsr.config import Options
 from quantsr.depth import rank_by_loss
 from quantsr.errors import InputError, WorkError
-from quantsr.hardware.device import computes_in_bf16
+from quantsr.hardware.device import bf16_is_faster
 from quantsr.hardware.processes import World
 from quantsr.models.distillation import Distillation, output_loss
 from quantsr.models.ema import Ema
@@ -80,7 +80,7 @@ class QuantSRModel(BaseModel):
         self.train_options = train = options.train
         self.precision = train.precision
         if train.precision == "auto":
-            self.precision = "bf16" if computes_in_bf16(device) else "fp32"
+            self.precision = "bf16" if bf16_is_faster(device) else "fp32"
         self.layout = torch.channels_last if train.channels_last else torch.contiguous_format
         self.net: Any = net.to(device, memory_format=self.layout).train()  # type: ignore[call-overload]
         self.ema = Ema(self.net, train.ema_decay) if train.ema_decay > 0 else None
