@@ -27,7 +27,7 @@ from tests.deploy import codes as by
 from tests.deploy.native import needs_kernels
 from tests.deploy.quantsr_t import trained
 from tests.deploy.quantsr_t import upscaled as swin_upscaled
-from tests.deploy.test_exactness import BITS, assert_same_picture, network
+from tests.deploy.test_exactness import BITS, BITS_AND_DEPTHS, DEPTHS, assert_same_picture, network
 from tests.deploy.test_packing import assert_same
 
 
@@ -121,20 +121,20 @@ def test_the_integer_reference_has_the_codes_of_trainings_evaluation(method, bit
         assert_same_picture(upscaled, wanted)
 
 
-@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize(("bits", "depth"), BITS_AND_DEPTHS)
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize(
     "engine", ["openvino", "onnxruntime", "torch", pytest.param("native", marks=needs_kernels)]
 )
-def test_every_engine_has_the_codes_of_the_reference(engine, method, bits, picture, tmp_path):
+def test_every_engine_has_the_codes_of_the_reference(engine, method, bits, depth, picture, tmp_path):
     if engine in select.PACKAGES:
         pytest.importorskip(engine)
     model = packed(method, bits, tmp_path)
-    for depth in model.header.depths:
-        expected, wanted = by.codes_of_reference(model, picture, depth)
-        got, upscaled = ENGINES[engine](model, picture, depth)
-        by.assert_equal_codes(got, expected)
-        assert_same_picture(upscaled, wanted)
+    assert model.header.depths == DEPTHS
+    expected, wanted = by.codes_of_reference(model, picture, depth)
+    got, upscaled = ENGINES[engine](model, picture, depth)
+    by.assert_equal_codes(got, expected)
+    assert_same_picture(upscaled, wanted)
 
 
 @pytest.mark.parametrize("method", METHODS)

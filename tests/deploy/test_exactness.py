@@ -29,6 +29,14 @@ from tests.deploy.codes import (
 from tests.deploy.native import needs_kernels
 
 BITS = (2, 3, 4, 6)
+DEPTHS = (4, 2, 1)
+# Engines are built anew for each depth, which takes most of a test's time: the unit tests have all
+# bits at full depth, and all depths at 4 bits.
+BITS_AND_DEPTHS = [
+    pytest.param(bits, depth, marks=[pytest.mark.integration] if bits != 4 and depth != 4 else [])
+    for bits in BITS
+    for depth in DEPTHS
+]
 
 
 def network(**options) -> QuantSR_C:
@@ -78,9 +86,8 @@ def test_the_integer_reference_has_the_codes_of_trainings_evaluation(picture, op
         assert_same_picture(upscaled, wanted)
 
 
-@pytest.mark.parametrize(
-    ("bits", "shortcuts"), [*((bits, "block") for bits in BITS), (2, "conv"), (4, "conv")]
-)
+@pytest.mark.parametrize(("bits", "depth"), BITS_AND_DEPTHS)
+@pytest.mark.parametrize("shortcuts", ["block", "conv"])
 @pytest.mark.parametrize(
     ("engine", "codes_of"),
     [
@@ -91,17 +98,17 @@ def test_the_integer_reference_has_the_codes_of_trainings_evaluation(picture, op
     ],
     ids=["openvino", "onnxruntime", "torch", "native"],
 )
-def test_every_engine_has_the_codes_of_the_reference(picture, engine, codes_of, bits, shortcuts):
+def test_every_engine_has_the_codes_of_the_reference(picture, engine, codes_of, bits, depth, shortcuts):
     if engine in select.PACKAGES:
         pytest.importorskip(engine)
     # Weights of at most 4 bits, whose transforms are bytes in the native engine.
     net = network(nbits_w=min(bits, 4), nbits_a=bits, shortcuts=shortcuts)
     model = convert.convert(net, head_tail_bits=32)
-    for depth in model.header.depths:
-        expected, wanted = codes_of_reference(model, picture, depth)
-        got, upscaled = codes_of(model, picture, depth)
-        assert_equal_codes(got, expected)
-        assert_same_picture(upscaled, wanted)
+    assert model.header.depths == DEPTHS
+    expected, wanted = codes_of_reference(model, picture, depth)
+    got, upscaled = codes_of(model, picture, depth)
+    assert_equal_codes(got, expected)
+    assert_same_picture(upscaled, wanted)
 
 
 @pytest.mark.parametrize("codes_of", [codes_of_openvino, codes_of_onnx])

@@ -369,19 +369,22 @@ def image() -> np.ndarray:
 
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("make", LAYERS, ids=lambda make: make.__name__)
-def test_layers_of_all_bits_and_ranges_equal_the_definition(make, engine, image) -> None:
+@pytest.mark.parametrize("turn", [0, *(pytest.param(n, marks=pytest.mark.integration) for n in (1, 2))])
+def test_layers_of_all_bits_and_ranges_equal_the_definition(make, engine, turn, image) -> None:
+    """Each number of bits with one range in a turn, another one for the next layer: one turn has
+    every layer with all bits, and all bits with all ranges."""
     for bits in range(2, 9):
-        for seed, codes in enumerate(RANGES):
-            model = make(Net(bits=bits, range=codes, seed=seed))
-            check_structure(model)
-            if "groups" in make.__name__ and engine.startswith("native"):
-                with pytest.raises(InputError, match="groups"):
-                    ENGINES[engine](model, image)
-                continue
-            expected = definition.run(model, image, 1)
-            assert expected.std() > 20
-            got = ENGINES[engine](model, image)
-            np.testing.assert_array_equal(got, expected, err_msg=f"{bits} bits, {codes}")
+        seed = (bits + LAYERS.index(make) + turn) % len(RANGES)
+        model = make(Net(bits=bits, range=RANGES[seed], seed=seed))
+        check_structure(model)
+        if "groups" in make.__name__ and engine.startswith("native"):
+            with pytest.raises(InputError, match="groups"):
+                ENGINES[engine](model, image)
+            continue
+        expected = definition.run(model, image, 1)
+        assert expected.std() > 20
+        got = ENGINES[engine](model, image)
+        np.testing.assert_array_equal(got, expected, err_msg=f"{bits} bits, {RANGES[seed]}")
 
 
 @pytest.mark.parametrize("engine", ENGINES)

@@ -81,9 +81,16 @@ def test_an_uncalibrated_network_refuses_to_run(kind, method):
         network(kind, method)(torch.rand(1, 3, 8, 8))
 
 
-@pytest.mark.parametrize("amp", [False, True], ids=["fp32", "bf16"])
+@pytest.mark.parametrize(
+    ("kind", "amp"),  # as unit tests each kind and each arithmetic once
+    [
+        ("C", True),
+        ("T", False),
+        *(pytest.param(*x, marks=pytest.mark.integration) for x in (("C", False), ("T", True))),
+    ],
+    ids=["C-bf16", "T-fp32", "C-fp32", "T-bf16"],
+)
 @every_method
-@both_kinds
 def test_training_changes_the_learned_parameters(kind, method, amp):
     net = calibrated(kind, method)
     learned = step_parameters(net)
