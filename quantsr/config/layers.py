@@ -116,7 +116,8 @@ def apply_overrides(
         keys = tuple(part.strip() for part in name.split(separator))
         if not equals or not all(keys) or len(keys) > MAX_LEVELS:
             problems.add(
-                (), f"{flag} {entry!r} is not understood; write {flag} train{separator}total_iter=1000"
+                (),
+                f"{flag} {entry!r} is not understood; write {flag} train{separator}total_iter=1000, without spaces around '='",
             )
             continue
         try:

@@ -75,7 +75,11 @@ def _suggest(key: tuple[str, ...], siblings: list[str], schema: type[Section]) -
         section, many = section_of(field.annotation)
         if section is not None and not many and key[-1] in section.model_fields and name != key[0]:
             return f"did you mean '{name}.{key[-1]}'?"
-    return f"did you mean {key[-1]!r} at the top?" if key[-1] in schema.model_fields else nearest
+    if key[-1] in schema.model_fields:
+        return f"did you mean {key[-1]!r} at the top?"
+    if len(key) == 1 and "network_g" in siblings:  # whose arguments depend on its type
+        nearest += f"; an option of a section is written with it: network_g.{key[0]}"
+    return nearest
 
 
 def _first_clause(text: str | None) -> str:

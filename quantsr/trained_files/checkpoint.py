@@ -71,6 +71,9 @@ def load(path: str | Path) -> dict[str, Any]:
         _refuse_compressed(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
+        structure = path.with_suffix(".param")
+        if structure != path and structure.is_file():
+            raise InputError(f"{path}: not a checkpoint; it seems to be of ncnn: name {structure}") from error
         raise InputError(
             f"{path}: not a checkpoint, or one with objects other than tensors, which are never unpickled; "
             "save its state dict alone"

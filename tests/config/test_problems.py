@@ -30,6 +30,7 @@ CASES = [
     ("slimmable_version=3", "slimmable_version: must be a whole number >= 0 and <= 2, got 3"),
     ("slimmable_version=1", "slimmable_version: is for quantsr test"),
     ("total_iter=3", "total_iter: unknown option; did you mean 'train.total_iter'?"),
+    ("nbits_w=2", "nbits_w: unknown option; choose from auto_resume, datasets, dist_params, find_unused_parameters, logger, manual_seed, model_type, name, network_g, network_teacher, num_gpu, path, ...; an option of a section is written with it: network_g.nbits_w"),
     ("train.optim_g.lr=fast", "train.optim_g.lr: must be a number > 0, got 'fast'"),
     ("train.optim_g.lr=.inf", "train.optim_g.lr: must be a number > 0"),
     ("train.optim_g.lr=null", "train.optim_g.lr: missing; add a number > 0 (Learning rate at the start)"),
@@ -215,7 +216,7 @@ def test_all_problems_at_once(problems: Callable[..., list[str]], valid: dict[st
         "datasets.train.gt_size",
         "datasets.train.dataroot_gt",  # the folder is absent
         "path.pretrain_network_g",  # the file is absent
-        "--set 'train.total_iter' is not understood; write --set train.total_iter=1000",
+        "--set 'train.total_iter' is not understood; write --set train.total_iter=1000, without spaces around '='",
     }
 
 

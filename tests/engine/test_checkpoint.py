@@ -77,6 +77,13 @@ def test_files_of_other_formats_are_named(tmp_path: Path) -> None:
         checkpoint.load(tmp_path / "gone.pth")
 
 
+def test_weights_of_an_ncnn_file_name_the_file_with_its_structure(tmp_path: Path) -> None:
+    (tmp_path / "net.bin").write_bytes(b"\0\0\0\0\1\2\3\4")
+    (tmp_path / "net.param").write_text("7767517\n")
+    with pytest.raises(InputError, match=r"net\.bin: not a checkpoint; .* of ncnn: name .*net\.param$"):
+        checkpoint.load(tmp_path / "net.bin")
+
+
 class Malicious:
     """Creates a file when unpickled."""
 

@@ -224,7 +224,7 @@ class Upscaler:
                 break
         else:
             log.warning(
-                "the smallest depth, %d, takes %.0f ms, more than the budget of %.0f ms",
+                "the smallest depth, %d, takes %.0f ms, more than the budget of %g ms",
                 self.depth,
                 taken,
                 budget_ms,
