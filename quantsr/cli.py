@@ -67,7 +67,9 @@ COMMANDS = {
     "prepare": Command("quantsr.commands.prepare", "prepare data sets: bicubic pictures, sub-images, LMDB"),
     "upscale": Command("quantsr.commands.upscale", "upscale pictures"),
     "demo": Command("quantsr.commands.demo", "open a page to drop pictures on, beside bicubic interpolation"),
-    "export": Command("quantsr.commands.export", "convert a checkpoint to a packed file, ONNX or OpenVINO"),
+    "export": Command(
+        "quantsr.commands.export", "convert a checkpoint to a packed file, ONNX, OpenVINO or ncnn"
+    ),
     "quantize": Command(
         "quantsr.commands.quantize", "quantize a trained float network in minutes, without training it"
     ),

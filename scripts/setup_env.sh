@@ -155,6 +155,7 @@ if [ -n "${QUANTSR_TORCH_INDEX-}" ]; then
 fi
 # Without isolation, because basicsr has torch as a build requirement: pip would download a second one.
 BASICSR_EXT=False pip install --no-build-isolation -r requirements.txt
+say "installing quantsr itself, whose engine is compiled: about a minute of processor time"
 pip install -qq --no-build-isolation --editable ".${dev:+[dev]}"
 
 # basicsr requires the OpenCV with windows, which needs libGL; without libGL it is replaced by the headless one.
@@ -168,5 +169,5 @@ fi
 
 { wanted && if [ -n "$dev" ]; then echo dev; fi; } >"$marker.new"
 mv "$marker.new" "$marker"
-say "installed"
+say "installed; the line '. $venv/bin/activate' makes the command 'quantsr' available in a terminal"
 use_it
