@@ -74,7 +74,10 @@ def collapse(
     """Compose the tail's convs, without the roundings and limits between them, into a kernel for
     every (row, column) position: nine by default."""
     stages = [_Values.of(stage) for stage in tail]
-    return {(y, x): _kernel(stages, rows[y], columns[x]) for y in rows for x in columns}
+    # in small pictures one pixel is at several positions
+    wanted = {(row, column) for row in rows.values() for column in columns.values()}
+    kernels = {(row, column): _kernel(stages, row, column) for row, column in wanted}
+    return {(y, x): kernels[rows[y], columns[x]] for y in rows for x in columns}
 
 
 def positions(length: int) -> Positions:
