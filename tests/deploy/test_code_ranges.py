@@ -6,6 +6,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import pytest
@@ -121,17 +122,29 @@ def test_the_integer_reference_has_the_codes_of_trainings_evaluation(method, bit
         assert_same_picture(upscaled, wanted)
 
 
+@pytest.fixture(scope="module")
+def referenced(picture, tmp_path_factory):
+    """A function that gives a network as its file gives it back, and the reference's codes and
+    picture of it: made once for all engines."""
+
+    @cache
+    def make(method: str, bits: int, depth: int):
+        model = packed(method, bits, tmp_path_factory.mktemp("packed"))
+        return model, *by.codes_of_reference(model, picture, depth)
+
+    return make
+
+
 @pytest.mark.parametrize(("bits", "depth"), BITS_AND_DEPTHS)
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize(
     "engine", ["openvino", "onnxruntime", "torch", pytest.param("native", marks=needs_kernels)]
 )
-def test_every_engine_has_the_codes_of_the_reference(engine, method, bits, depth, picture, tmp_path):
+def test_every_engine_has_the_codes_of_the_reference(engine, method, bits, depth, picture, referenced):
     if engine in select.PACKAGES:
         pytest.importorskip(engine)
-    model = packed(method, bits, tmp_path)
+    model, expected, wanted = referenced(method, bits, depth)
     assert model.header.depths == DEPTHS
-    expected, wanted = by.codes_of_reference(model, picture, depth)
     got, upscaled = ENGINES[engine](model, picture, depth)
     by.assert_equal_codes(got, expected)
     assert_same_picture(upscaled, wanted)
@@ -141,11 +154,10 @@ def test_every_engine_has_the_codes_of_the_reference(engine, method, bits, depth
 @pytest.mark.parametrize(
     "engine", ["openvino", "onnxruntime", "torch", pytest.param("native", marks=needs_kernels)]
 )
-def test_every_engine_has_the_codes_of_the_reference_at_8_bits(engine, method, picture, tmp_path):
+def test_every_engine_has_the_codes_of_the_reference_at_8_bits(engine, method, picture, referenced):
     if engine in select.PACKAGES:
         pytest.importorskip(engine)
-    model = packed(method, 8, tmp_path)
-    expected, _ = by.codes_of_reference(model, picture, 4)
+    model, expected, _ = referenced(method, 8, 4)
     got, _ = ENGINES[engine](model, picture, 4)
     by.assert_equal_codes(got, expected)
 

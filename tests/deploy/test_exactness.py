@@ -3,6 +3,8 @@ engines."""
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 import pytest
 import torch
@@ -86,6 +88,21 @@ def test_the_integer_reference_has_the_codes_of_trainings_evaluation(picture, op
         assert_same_picture(upscaled, wanted)
 
 
+@pytest.fixture(scope="module")
+def referenced(picture):
+    """A function that gives a network, and the reference's codes and picture of it: made once for
+    all engines."""
+
+    @cache
+    def make(bits: int, shortcuts: str, depth: int):
+        # Weights of at most 4 bits, whose transforms are bytes in the native engine.
+        net = network(nbits_w=min(bits, 4), nbits_a=bits, shortcuts=shortcuts)
+        model = convert.convert(net, head_tail_bits=32)
+        return model, *codes_of_reference(model, picture, depth)
+
+    return make
+
+
 @pytest.mark.parametrize(("bits", "depth"), BITS_AND_DEPTHS)
 @pytest.mark.parametrize("shortcuts", ["block", "conv"])
 @pytest.mark.parametrize(
@@ -98,14 +115,13 @@ def test_the_integer_reference_has_the_codes_of_trainings_evaluation(picture, op
     ],
     ids=["openvino", "onnxruntime", "torch", "native"],
 )
-def test_every_engine_has_the_codes_of_the_reference(picture, engine, codes_of, bits, depth, shortcuts):
+def test_every_engine_has_the_codes_of_the_reference(
+    picture, referenced, engine, codes_of, bits, depth, shortcuts
+):
     if engine in select.PACKAGES:
         pytest.importorskip(engine)
-    # Weights of at most 4 bits, whose transforms are bytes in the native engine.
-    net = network(nbits_w=min(bits, 4), nbits_a=bits, shortcuts=shortcuts)
-    model = convert.convert(net, head_tail_bits=32)
+    model, expected, wanted = referenced(bits, shortcuts, depth)
     assert model.header.depths == DEPTHS
-    expected, wanted = codes_of_reference(model, picture, depth)
     got, upscaled = codes_of(model, picture, depth)
     assert_equal_codes(got, expected)
     assert_same_picture(upscaled, wanted)
