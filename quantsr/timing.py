@@ -76,7 +76,9 @@ def machine() -> str:
     arithmetic."""
     name, flags = cpu.describe()
     wanted = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16")
-    return f"{name}, {cpu.cores()} cores, {' '.join(f for f in wanted if f in flags) or 'no known vector extension'}"
+    extensions = " ".join(f for f in wanted if f in flags) or "no known vector extension"
+    cores = cpu.cores()
+    return f"{name}, {cores} core{'s' * (cores > 1)}, {extensions}"
 
 
 def load_per_core() -> float:

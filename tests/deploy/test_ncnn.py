@@ -6,6 +6,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -272,9 +273,12 @@ def test_float16_weights_leave_codes_alone(tmp_path, picture):
     assert gap.max() <= 1
 
 
-def test_parity_of_exported_files_names_them(tmp_path, capsys):
+def test_parity_of_exported_files_names_them(tmp_path, capsys, picture):
     packing.save(small_model(), tmp_path / "net.safetensors")
+    (tmp_path / "hr").mkdir()
+    cv2.imwrite(str(tmp_path / "hr" / "0.png"), np.tile(picture, (2, 2, 1)))
     words = ["export", "-m", str(tmp_path / "net.safetensors"), "-o", str(tmp_path / "net.param")]
+    words += ["--data", str(tmp_path / "hr")]
     assert cli.main(words) == 0
     text = capsys.readouterr().out
     assert "| ncnn " in text

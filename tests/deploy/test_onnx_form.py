@@ -22,6 +22,15 @@ from tests.deploy.conftest import small_model
 from tests.deploy.test_operations import EXACT, LAYERS, Net, nothing_between
 
 SHIPPED_C = [name for name in shipped() if name.startswith("quantsr_c")]
+SHIPPED_DEPTHS = [
+    pytest.param(
+        name, lower, marks=[pytest.mark.integration] if lower and not name.endswith("x4_w4a4") else []
+    )
+    for name in shipped()
+    for lower in (False, True)
+]
+"""Networks, and whether at their lower depths: graphs of all depths are alike, and the unit tests
+have those of one network of each kind."""
 FORMS = {
     "file": onnx_model.build,
     "int4": lambda model, depth: onnx_model.build(model, depth, int4=True),
@@ -31,13 +40,17 @@ FORMS = {
 }
 
 
+def depths_of(model: PackedModel, lower: bool) -> tuple[int, ...]:
+    return model.header.depths[1:] if lower else model.header.depths[:1]
+
+
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("name", shipped())
-def test_checker_and_shape_inference_accept_every_form(name, form):
+@pytest.mark.parametrize(("name", "lower"), SHIPPED_DEPTHS)
+def test_checker_and_shape_inference_accept_every_form(name, lower, form):
     if name not in SHIPPED_C and form == "qdq":
         pytest.skip("transformers have no such form")
     model = packing.load(find_packed(name))
-    for depth in model.header.depths:
+    for depth in depths_of(model, lower):
         proto = FORMS[form](model, depth)
         onnx.checker.check_model(proto, full_check=True)
         inferred = onnx.shape_inference.infer_shapes(proto, check_type=True, strict_mode=True, data_prop=True)

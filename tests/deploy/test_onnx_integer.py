@@ -35,8 +35,9 @@ from quantsr.deploy.packed.model import PackedModel
 from quantsr.deploy.passes.fold import fold
 from quantsr.deploy.passes.integer_scales import codes_of_sums, integer_conv
 from quantsr.deploy.stand_ins import transformer
-from quantsr.trained_files.names import find_packed, shipped
+from quantsr.trained_files.names import find_packed
 from tests.deploy.conftest import small_model
+from tests.deploy.test_onnx_form import SHIPPED_DEPTHS, depths_of
 from tests.deploy.test_operations import CHANNELS, Net
 
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -159,12 +160,14 @@ def test_convolutions_run_as_integers(tmp_path):
     assert kinds["Conv"] == 1 + 1 + 9
 
 
-@pytest.mark.parametrize("name", [name for name in shipped() if name.startswith("quantsr_c")])
-def test_convolutions_of_shipped_networks_run_as_integers(name, tmp_path):
+@pytest.mark.parametrize(
+    ("name", "lower"), [case for case in SHIPPED_DEPTHS if case.values[0].startswith("quantsr_c")]
+)
+def test_convolutions_of_shipped_networks_run_as_integers(name, lower, tmp_path):
     """In ONNX Runtime's own, optimized graph: of each block one that gives codes and one that gives
     floats."""
     model = packing.load(find_packed(name))
-    for depth in model.header.depths:
+    for depth in depths_of(model, lower):
         for tail in ("layers", "collapsed"):
             session(onnx_model.build_integer(model, depth, tail=tail), str(tmp_path / "optimized.onnx"))
             nodes = onnx.load(tmp_path / "optimized.onnx").graph.node

@@ -1,6 +1,7 @@
 """Every registered method in small networks: training, depths, checkpoints, export."""
 
 import copy
+from functools import cache
 
 import numpy as np
 import pytest
@@ -62,10 +63,18 @@ def network(kind: str, method: str, bits: int = 2):
     return QuantSR_T(**shape, quantize_attention=True, quantize_conv=True, **common)
 
 
-def calibrated(kind: str, method: str, bits: int = 2):
+@cache
+def calibrated_once(kind: str, method: str, bits: int):
     net = network(kind, method, bits)
     calibrate(net, [torch.rand(2, 3, 8, 8), torch.rand(2, 3, 8, 8)], "mse")
     net.rank_blocks()
+    return net
+
+
+def calibrated(kind: str, method: str, bits: int = 2):
+    """A copy, which a test may change."""
+    net = copy.deepcopy(calibrated_once(kind, method, bits))
+    torch.manual_seed(1)  # whether it was made before or not
     return net
 
 
