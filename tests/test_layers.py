@@ -40,13 +40,22 @@ MODULES = modules()
 
 
 @cache
+def tree_of(name: str) -> ast.Module:
+    return ast.parse(MODULES[name].read_text(encoding="utf-8"))
+
+
+def is_for_type_checkers(node: ast.If) -> bool:
+    return any(isinstance(n, ast.Name) and n.id == "TYPE_CHECKING" for n in ast.walk(node.test))
+
+
+@cache
 def imports(name: str) -> tuple[tuple[str, bool], ...]:
     """The package's modules that a module imports, and whether inside a function; imports for type
     checkers are ignored."""
-    tree = ast.parse(MODULES[name].read_text(encoding="utf-8"))
+    tree = tree_of(name)
     functions = [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)]
     inside = {id(node) for function in functions for node in ast.walk(function)}
-    guards = [n for n in ast.walk(tree) if isinstance(n, ast.If) and "TYPE_CHECKING" in ast.unparse(n.test)]
+    guards = [n for n in ast.walk(tree) if isinstance(n, ast.If) and is_for_type_checkers(n)]
     unseen = {id(node) for guard in guards for node in ast.walk(guard)}
     found = []
     for node in ast.walk(tree):
@@ -133,6 +142,6 @@ def test_no_packages_import_each_other_in_a_circle() -> None:
 def test_only_commands_print(module: str) -> None:
     if module.startswith("quantsr.commands.") or module == "quantsr.cli":
         return
-    tree = ast.parse(MODULES[module].read_text(encoding="utf-8"))
-    called = [n.func.id for n in ast.walk(tree) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)]
+    nodes = ast.walk(tree_of(module))
+    called = [n.func.id for n in nodes if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)]
     assert "print" not in called

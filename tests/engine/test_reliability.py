@@ -244,8 +244,14 @@ def test_a_set_without_a_usable_picture_is_refused(make_options: Any, tmp_path: 
 # Standard streams
 
 
-@pytest.mark.parametrize("closed", ["2>&-", ">&-", "<&- >&- 2>&-", "2>/dev/full"])
-def test_exit_codes_do_not_depend_on_open_streams(closed: str, tmp_path: Path) -> None:
-    command = f'"{sys.executable}" -m quantsr check -opt absent.yml {closed}'
+@pytest.mark.parametrize(
+    ("arguments", "closed"),
+    [
+        *(("upscale absent.png -o out", closed) for closed in ("2>&-", ">&-", "<&- >&- 2>&-", "2>/dev/full")),
+        ("check -opt absent.yml", "<&- >&- 2>&-"),  # loads torch
+    ],
+)
+def test_exit_codes_do_not_depend_on_open_streams(arguments: str, closed: str) -> None:
+    command = f'"{sys.executable}" -m quantsr {arguments} {closed}'
     done = subprocess.run(["sh", "-c", command], cwd=Path(__file__).parents[2], check=False)
     assert done.returncode == 2
