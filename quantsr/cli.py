@@ -156,8 +156,11 @@ def command_parser(name: str) -> argparse.ArgumentParser:
 
 
 def _run(name: str, words: list[str]) -> int:
-    module = import_module(COMMANDS[name].module)
-    code = module.run(command_parser(name).parse_args(words))
+    module, parser = import_module(COMMANDS[name].module), command_parser(name)
+    option_file = parser._option_string_actions.get("-opt")
+    if option_file is not None and option_file.required and words and words[0].endswith((".yml", ".yaml")):
+        words = ["-opt", *words]  # as train.sh and test.sh take it
+    code = module.run(parser.parse_args(words))
     if sys.stdout is not None:
         sys.stdout.flush()  # raises for a closed pipe, here where it is caught
     return int(code)

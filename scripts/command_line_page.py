@@ -15,7 +15,8 @@ HEAD = """# Command line
 <!-- Made from argparse by `python scripts/command_line_page.py docs/reference/command_line.md`; a test compares. Do not edit. -->
 
 `quantsr COMMAND ...`. `quantsr COMMAND --help` prints what is on this page, `quantsr --version` the version. Every command takes
-`--debug`, which shows the traceback of a failure. [Exit codes](exit_codes.md) are the same for all commands.
+`--debug`, which shows the traceback of a failure. [Exit codes](exit_codes.md) are the same for all commands. A command that needs
+`-opt FILE` takes an option file without `-opt` where it is the first argument.
 
 `sh train.sh [FILE] ...` and `sh test.sh [FILE] ...` call `quantsr train` and `quantsr test` with the option file that is named first, or
 with the default one, and install what is needed on their first call.

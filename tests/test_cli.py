@@ -195,6 +195,14 @@ def test_bad_usage_is_one_line_and_code_2(command, capsys, words: list[str], mes
     assert message in line
 
 
+def test_an_option_file_in_front_needs_no_flag(tmp_path: Path, capsys) -> None:
+    file = tmp_path / "absent.yml"
+    assert cli.main(["check", "-opt", str(file)]) == cli.main(["check", str(file)]) == 2
+    first, second = capsys.readouterr().err.splitlines()
+    assert first == second
+    assert "absent.yml: no such file" in first
+
+
 def test_no_command_shows_the_help(capsys) -> None:
     assert cli.main([]) == 2
     listing = capsys.readouterr().err
