@@ -44,40 +44,58 @@ def assert_close(got: np.ndarray, expected: np.ndarray) -> None:
 # --- integers against the training network --------------------------------------------------------
 
 
+OPTIONS = [
+    *({"nbits_w": bits, "nbits_a": bits} for bits in BITS),
+    *({"nbits_w": b, "nbits_a": b, "quantize_attention": True, "quantize_conv": True} for b in BITS),
+    {"quantize_attention": True},
+    {"weight_granularity": "channel"},
+    {"quantizer": "LSQ"},
+    {"quantizer": "MinMax", "quantize_attention": True},
+    {"quantizer": "MinMax", "quantize_conv": True},
+    {"quantizer": "Percentile", "quantize_attention": True},
+    {"quantizer": "LSQPlus"},
+    {"img_range": 255.0},
+    {"upscale": 3},
+    {"nbits_w": 32},
+    {"nbits_a": 32, "quantize_attention": True},
+    {"nbits_w": 32, "nbits_a": 32},
+    {"dqa_unit": "layer", "depths": [8, 5, 3]},
+    {"upsampler": "pixelshuffle", "upscale": 4, "resi_connection": "3conv", "quantize_conv": True},
+    {"window_size": 5, "mlp_ratio": 1.5},
+]
+EVERY_DEPTH = ({"quantize_attention": True}, {"dqa_unit": "layer", "depths": [8, 5, 3]}, {"nbits_w": 32})
+"""Those of a unit test at the lower depths, where only the kept blocks are others."""
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_integers_give_the_training_networks_picture(picture, options):
+    net = trained(**options)
+    same_picture(net, convert.convert(net, head_tail_bits=32), picture, net.depths[0])
+
+
 @pytest.mark.parametrize(
     "options",
     [
-        *({"nbits_w": bits, "nbits_a": bits} for bits in BITS),
-        *({"nbits_w": b, "nbits_a": b, "quantize_attention": True, "quantize_conv": True} for b in BITS),
-        {"quantize_attention": True},
-        {"weight_granularity": "channel"},
-        {"quantizer": "LSQ"},
-        {"quantizer": "MinMax", "quantize_attention": True},
-        {"quantizer": "MinMax", "quantize_conv": True},
-        {"quantizer": "Percentile", "quantize_attention": True},
-        {"quantizer": "LSQPlus"},
-        {"img_range": 255.0},
-        {"upscale": 3},
-        {"nbits_w": 32},
-        {"nbits_a": 32, "quantize_attention": True},
-        {"nbits_w": 32, "nbits_a": 32},
-        {"dqa_unit": "layer", "depths": [8, 5, 3]},
-        {"upsampler": "pixelshuffle", "upscale": 4, "resi_connection": "3conv", "quantize_conv": True},
-        {"window_size": 5, "mlp_ratio": 1.5},
+        pytest.param(options, marks=[] if options in EVERY_DEPTH else [pytest.mark.integration])
+        for options in OPTIONS
     ],
     ids=str,
 )
-def test_integers_give_the_training_networks_picture(picture, options):
+def test_integers_give_the_training_networks_picture_at_every_depth(picture, options):
     net = trained(**options)
     model = convert.convert(net, head_tail_bits=32)
-    pictures = []
-    for depth in model.header.depths:
-        assert model.header.blocks_kept(depth) == net.blocks_kept(depth)
-        expected = upscaled(net, picture, depth)
-        assert_close(integer_reference.run(model, picture, depth), expected)
-        assert_close(upscaled(to_module(model), picture, depth), expected)
-        pictures.append(expected)
+    pictures = [same_picture(net, model, picture, depth) for depth in model.header.depths]
+    assert len(pictures) > 1
     assert all((a != b).mean() > 0.01 for a, b in itertools.pairwise(pictures))
+
+
+def same_picture(net, model: PackedModel, picture: np.ndarray, depth: int) -> np.ndarray:
+    """The network's picture, which the integers and the module of the file give as well."""
+    assert model.header.blocks_kept(depth) == net.blocks_kept(depth)
+    expected = upscaled(net, picture, depth)
+    assert_close(integer_reference.run(model, picture, depth), expected)
+    assert_close(upscaled(to_module(model), picture, depth), expected)
+    return expected
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 9), (4, 8), (5, 2), (3, 17)])
