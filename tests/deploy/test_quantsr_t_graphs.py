@@ -99,9 +99,21 @@ def test_zero_points_give_the_references_picture(picture, bits, run):
     assert_close(RUNS[run](model, picture[None])[0], expected)
 
 
-@pytest.mark.parametrize("run", RUNS)
-@pytest.mark.parametrize("options", [{}, EVERYTHING], ids=["QuantSR", "QuantSR+"])
-@pytest.mark.parametrize("bits", range(2, 9))
+@pytest.mark.parametrize(
+    ("bits", "options", "run"),
+    [  # as unit tests every engine with all bits, and by turns with either protocol
+        pytest.param(
+            bits,
+            options,
+            run,
+            id=f"{bits}-{name}-{run}",
+            marks=[pytest.mark.integration] if (bits + i + j) % 2 else [],
+        )
+        for i, run in enumerate(RUNS)
+        for j, (name, options) in enumerate({"QuantSR": {}, "QuantSR+": EVERYTHING}.items())
+        for bits in range(2, 9)
+    ],
+)
 def test_engines_give_the_references_picture(picture, bits, options, run):
     # One RSTB: deep random networks, unlike trained ones, amplify a flipped code on its way to the
     # output.
