@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
 
 import torch
@@ -179,14 +179,37 @@ def find_products(net: nn.Module, picture: Tensor) -> dict[str, Places]:
         net: run once on `picture`, (1, C, h, w).
     """
     found: dict[str, Places] = {}
-    with contextlib.ExitStack() as stack, torch.enable_grad():
+    with contextlib.ExitStack() as stack:
         stack.enter_context(requiring_gradients(net, False))
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        stack.enter_context(_without_inference_tensors(net))
         for name, module in net.named_modules():
             watched = functools.partial(_watched, module.forward, found.setdefault(name, {}))
             object.__setattr__(module, "forward", watched)
             stack.callback(object.__delattr__, module, "forward")
-        net(picture.detach().requires_grad_())
+        net(picture.detach().clone().requires_grad_())
     return {name: places for name, places in found.items() if places}
+
+
+@contextlib.contextmanager
+def _without_inference_tensors(net: nn.Module) -> Iterator[None]:
+    """While entered, the tensors that were made in `torch.inference_mode`, of which autograd keeps
+    none, are copies."""
+    kept: list[tuple[dict[str, Any], str, Tensor]] = []
+    try:
+        for module in net.modules():
+            holders: list[dict[str, Any]] = [module._parameters, module._buffers, vars(module)]
+            for holder in holders:
+                for name, tensor in holder.items():
+                    if isinstance(tensor, Tensor) and tensor.is_inference():
+                        kept.append((holder, name, tensor))
+        for holder, name, tensor in kept:
+            holder[name] = tensor.clone()
+        yield
+    finally:
+        for holder, name, tensor in kept:
+            holder[name] = tensor
 
 
 def _watched(forward: Callable[..., Any], found: Places, *args: Any, **kwargs: Any) -> Any:

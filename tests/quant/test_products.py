@@ -118,6 +118,23 @@ def test_places_are_found_in_the_module_that_computes_them():
     assert not any("forward" in vars(module) for module in net.modules())
 
 
+def test_places_are_found_in_inference_mode():
+    with torch.inference_mode():
+        net = build_network("SwinIR", SWINIR).eval()
+        before = dict(net.named_parameters())
+        found = find_products(net, torch.rand(1, 3, 8, 8))
+        assert torch.is_inference_mode_enabled()
+    assert len(found) == 3
+    assert all(p is before[name] and p.is_inference() for name, p in net.named_parameters())
+
+
+def test_a_network_is_built_in_inference_mode_with_products_quantized():
+    section = {"network": {"type": "SwinIR", **SWINIR}, "rules": {}, "attention": 4}
+    with torch.inference_mode():
+        net = build_network("Quantized", section)
+    assert sum(isinstance(module, QuantMatmul) for module in net.modules()) == 6
+
+
 def test_a_network_without_products_is_refused_in_one_line():
     edsr = {"num_in_ch": 3, "num_out_ch": 3, "num_feat": 4, "num_block": 1, "upscale": 2}
     section = {"network": {"type": "EDSR", **edsr}, "rules": {"body.*": 4}, "attention": 4}
