@@ -37,7 +37,8 @@ class Reach:
     halo: int
     """Low-resolution pixels that a tile reads beyond what it keeps, on each side; at least 0."""
     grid: int
-    """Tiles start and end at multiples of this many low-resolution pixels; 1 without windows."""
+    """Tiles start and end at multiples of this many low-resolution pixels; 1 without windows and
+    pools."""
     max_area: int
     """Pixels of low resolution to compute at once where the tile is not given."""
 
@@ -65,7 +66,7 @@ def reach(model: PackedModel, depth: int) -> Reach:
     """How to cut pictures into tiles."""
     program, shapes = at_depth(model, depth)
     sides = {name: layer.weight.shape[-1] for name, layer in model.layers.items()}
-    halo, grid = operations.halo(program, shapes, sides), program.multiple
+    halo, grid = operations.halo(program, shapes, sides), operations.grid(program, shapes)
     peak = max(memory.peak(program, shapes), memory.USUAL_PEAK)
     if halo is None:
         return Reach(-(-OVERLAP // grid) * grid, grid, _MAX_WHOLE_AREA * memory.USUAL_PEAK // peak)
@@ -80,9 +81,8 @@ def costs(model: PackedModel, depth: int, size: tuple[int, int]) -> list[LayerCo
     found = []
     for op in program.operations:
         if op.kind in ("conv", "linear"):
-            layer, factor = model.layers[op.name], shapes[op.output].factor
-            pixels = height * width * factor**2 if factor else 1
-            macs = layer.weight.size * pixels
+            layer = model.layers[op.name]
+            macs = layer.weight.size * shapes[op.output].area(height, width)
             found.append(LayerCost(op.name, layer.kind, macs, layer.bits_w, layer.bits_a))
         elif op.kind == "window_attention":
             macs = op.attributes["window"] ** 2 * shapes[op.output].channels * height * width

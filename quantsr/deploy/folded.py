@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from fractions import Fraction
 
 import numpy as np
 from numpy.typing import NDArray
@@ -261,6 +262,23 @@ class UpsampleBilinear:
 
 
 @dataclass(frozen=True, eq=False)
+class MaxPool:
+    """(C, h, w) to (C, h / r, w / r), rounded down, at least 1: of h' rows the result's row i has
+    the largest values of the rows `i h / h'`, rounded down, up to, without, `(i + 1) h / h'`,
+    rounded up; likewise of columns."""
+
+    factor: int
+
+
+@dataclass(frozen=True, eq=False)
+class ResizeNearest:
+    """To `factor` times as many rows and columns as the picture: of h' rows, row y is row
+    `y h / h'`, rounded down, of the h rows."""
+
+    factor: int
+
+
+@dataclass(frozen=True, eq=False)
 class Mean:
     """Over all pixels: (C, 1, 1)."""
 
@@ -282,16 +300,16 @@ class Offset:
 class ToTokens:
     """(C, h, w) to (L, C), row by row."""
 
-    growth: int = 1
-    """Of the map's sides over those of the picture; 0 of (C, 1, 1)."""
+    growth: Fraction = Fraction(1)
+    """Of the map's sides over those of the picture, as `side`; 0 of (C, 1, 1)."""
 
 
 @dataclass(frozen=True, eq=False)
 class ToMap:
     """(L, C), row by row, to (C, h, w)."""
 
-    growth: int = 1
-    """Of the map's sides over those of the picture; 0 of (C, 1, 1)."""
+    growth: Fraction = Fraction(1)
+    """Of the map's sides over those of the picture, as `side`; 0 of (C, 1, 1)."""
 
 
 Order = int | None
@@ -327,12 +345,19 @@ Op = (
     | PixelShuffle
     | UpsampleNearest
     | UpsampleBilinear
+    | MaxPool
+    | ResizeNearest
     | Mean
     | Pixels
     | ToTokens
     | ToMap
     | Reorder
 )
+
+
+def side(side: int, growth: Fraction) -> int:
+    """Rows or columns of a map that is `growth` times as large as a picture of that side."""
+    return max(1, side * growth.numerator // growth.denominator)
 
 
 @dataclass(frozen=True, eq=False)
@@ -365,15 +390,19 @@ class FoldedProgram:
             found[step.output] = []
         return found
 
-    def growth(self) -> dict[int, int]:
-        """How many times as high and wide as the padded picture each value is; 0 where it is one
-        number for each channel."""
-        found = {0: 1}
+    def growth(self) -> dict[int, Fraction]:
+        """How many times as high and wide as the padded picture each value is, as `side`; 0 where
+        it is one number for each channel."""
+        found = {0: Fraction(1)}
         for step in self.steps:
             op = step.op
             factor = op.factor if isinstance(op, PixelShuffle | UpsampleNearest | UpsampleBilinear) else 1
             largest = max(found[value] for value in step.inputs)
-            found[step.output] = 0 if isinstance(op, Mean) else largest * factor
+            found[step.output] = largest * factor
+            if isinstance(op, MaxPool):
+                found[step.output] = largest / op.factor
+            elif isinstance(op, ResizeNearest | Mean):
+                found[step.output] = Fraction(0 if isinstance(op, Mean) else op.factor)
         return found
 
     def convs(self) -> list[FoldedConv]:

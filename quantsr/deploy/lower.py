@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import nn
 
@@ -25,20 +27,29 @@ def lower(net: nn.Module) -> Program:
             operation and of the module; or what it computes depends on the picture's size.
     """
     window = contract.of(net).window
-    first, second = (_lowered(net, window, size) for size in _sizes(window))
+    sizes = _sizes(window)
+    first, shrink = _lowered(net, window, sizes[0])
+    if shrink > 1:
+        sizes = _sizes(window, shrink**2)
+        first, _ = _lowered(net, window, sizes[0])
+    second, _ = _lowered(net, window, sizes[1])
     if first != second:
         raise InputError("network: its operations depend on the picture's size, which a program's cannot")
     return first
 
 
-def _sizes(window: int) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Two pictures' heights and widths, which are no multiples of the window."""
-    if window == 1:
+def _sizes(window: int, most: int = 1) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Two pictures' heights and widths, which are no multiples of the window; one side is at least
+    `most`, the other its root."""
+    if window == 1 and most == 1:
         return (13, 18), (16, 11)
-    return (2 * window - 1, 3 * window - 1), (3 * window - 1, 2 * window - 1)
+    short, long = (-(-max(2 * window, n) // window) for n in (2 * math.isqrt(most), most + math.isqrt(most)))
+    long = max(long, short + 1)
+    return (short * window - 1, long * window - 1), (long * window - 1, short * window - 1)
 
 
-def _lowered(net: nn.Module, window: int, size: tuple[int, int]) -> Program:
+def _lowered(net: nn.Module, window: int, size: tuple[int, int]) -> tuple[Program, int]:
+    """The program as far as a picture of that size tells, and what its maps are divided by."""
     dynamic = contract.of(net).depth_dynamic
     units = [] if dynamic is None else dynamic.units()
     device = next((p.device for p in net.parameters()), torch.device("cpu"))
@@ -54,7 +65,7 @@ def _lowered(net: nn.Module, window: int, size: tuple[int, int]) -> Program:
         where = record.modules[-1] if record.modules else ""
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"network: {where or 'its forward'} cannot be lowered ({reason})") from error
-    return rewrite.program(record.operations, _result(record, result), record.multiple)
+    return rewrite.program(record.operations, _result(record, result), record.multiple), record.shrink
 
 
 def _result(record: Record, result: object) -> int:
@@ -65,7 +76,7 @@ def _result(record: Record, result: object) -> int:
     found = record.find(record.repeated(result))
     height, width = found.map.size
     whole = torch.arange(3 * height * width).view(1, 3, height, width)
-    padded = [-(-side // record.multiple) * record.multiple for side in record.picture]
+    padded = record.grid
     scale = height // padded[0]
     if (height, width) != (scale * padded[0], scale * padded[1]) or not scale:
         raise InputError(

@@ -54,7 +54,7 @@ def peak(program: Program, shapes: Mapping[int, Shape]) -> int:
 
 
 def _size(shape: Shape) -> int:
-    return shape.channels * shape.factor**2
+    return -(-shape.channels * shape.factor**2 // shape.shrink**2)
 
 
 def _scores(op: Operation) -> int:

@@ -1,8 +1,8 @@
 """The operations of programs: what each reads, which attributes it has, and the shape of its
 result. Imports no torch.
 
-Values are maps (C, factor * H, factor * W) of the padded picture's height H and width W, or, with
-factor 0, one number for each channel (C, 1, 1).
+Values are maps (C, factor * H / shrink, factor * W / shrink) of the padded picture's height H and
+width W, or, with factor 0, one number for each channel (C, 1, 1).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ MAX_OPERATIONS, MAX_CHANNELS = 1 << 14, 1 << 14
 MAX_NUMBER = 1e6
 """Largest magnitude of numbers in programs and headers: far beyond, squares and products of values
 overflow in float32. Also refuses NaN and infinity."""
-_MAX_FACTOR = 64
+_MAX_FACTOR = _MAX_SHRINK = 64
 _LEAST_FACTOR = 1e-20  # products of constants must not underflow in float32
 _LEAST_EPS = 1e-12
 _LEAST_RANGE = 1e-6  # of values that stand for 0 to 255
@@ -91,8 +91,9 @@ def shapes_of(program: Program, parts: Parts) -> dict[int, Shape]:
         except (ValueError, KeyError, IndexError) as error:
             reason = f"there is no {error}" if isinstance(error, KeyError) else error
             raise ValueError(f"{where}: {reason}") from None
-        if not (1 <= shape.channels <= MAX_CHANNELS and 0 <= shape.factor <= _MAX_FACTOR):
-            raise ValueError(f"{where}: gives {shape.channels} channels at {shape.factor} times the size")
+        fits = 0 <= shape.factor <= _MAX_FACTOR and shape.shrink <= _MAX_SHRINK
+        if not (1 <= shape.channels <= MAX_CHANNELS and fits):
+            raise ValueError(f"{where}: gives a value of {shape}")
         shapes[op.output] = shape
     last = program.operations[-1]
     if last.kind != "picture" or any(op.kind == "picture" for op in program.operations[:-1]):
@@ -235,6 +236,8 @@ KINDS: Mapping[str, Kind] = {
     "pixel_shuffle": Kind(1, shape_of.pixel_shuffle, {"factor": _integer(2, 16)}),
     "upsample_nearest": Kind(1, shape_of.upsample, {"factor": _integer(2, 16)}),
     "upsample_bilinear": Kind(1, shape_of.upsample, {"factor": _integer(2, 16)}, exact=False),
+    "max_pool": Kind(1, shape_of.max_pool, {"factor": _integer(2, 64)}),
+    "resize_nearest": Kind(1, shape_of.resize, {"factor": _integer(1, 64)}),
     "mean": Kind(1, shape_of.mean, {}, exact=False),
     "shortcut": Kind(2, shape_of.equal, _UNIT),
     "around": Kind(2, shape_of.equal, _UNIT),
@@ -250,7 +253,7 @@ y)`, with the unit's shortcut s."""
 
 def halo(program: Program, shapes: Mapping[int, Shape], sizes: Mapping[str, int]) -> int | None:
     """Pixels of the picture that a pixel of the result depends on, on each side; None where it
-    depends on all of it.
+    depends on all of it. Where maps are shrunk, of pictures whose sides are multiples of `grid`.
 
     Args:
         sizes: side of the kernel of every conv.
@@ -261,9 +264,21 @@ def halo(program: Program, shapes: Mapping[int, Shape], sizes: Mapping[str, int]
             return None
         before = max(reach[value] for value in op.inputs)
         if op.kind == "conv":
-            # at `factor` times the size a pixel of the picture is that many wide
-            before += (sizes[op.name] // 2) / shapes[op.inputs[0]].factor
+            before += (sizes[op.name] // 2) * _width_of_pixel(shapes[op.inputs[0]])
         elif op.kind == "upsample_bilinear":
-            before += 1 / shapes[op.inputs[0]].factor
+            before += _width_of_pixel(shapes[op.inputs[0]])
+        elif op.kind == "max_pool":
+            before += _width_of_pixel(shapes[op.output]) - _width_of_pixel(shapes[op.inputs[0]])
         reach[op.output] = before
     return math.ceil(reach[program.operations[-1].output])
+
+
+def _width_of_pixel(shape: Shape) -> float:
+    """In pixels of the picture; of one number for each channel, which no convolution widens, 0."""
+    return shape.shrink / shape.factor if shape.factor else 0.0
+
+
+def grid(program: Program, shapes: Mapping[int, Shape]) -> int:
+    """What sides of tiles are multiples of, so that their windows and pools are those of a whole
+    picture whose sides are, too."""
+    return math.lcm(program.multiple, *(shape.shrink for shape in shapes.values()))

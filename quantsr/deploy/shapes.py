@@ -6,8 +6,9 @@ Each function raises ValueError, or KeyError for a parameter that is missing.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from quantsr.deploy.program import PICTURE, Operation
 
@@ -20,9 +21,29 @@ class Shape:
     """Of a value."""
 
     channels: int
-    """C of the map (C, factor * H, factor * W), at least 1."""
+    """C of the map (C, factor * H / shrink, factor * W / shrink), at least 1."""
     factor: int
     """Of its height and width over those of the picture; 0: one number for each channel."""
+    shrink: int = 1
+    """What they are divided by, rounded down, at least to 1; it has no divisor in common with the
+    factor."""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """What two maps of the same height and width have in common."""
+        return self.factor, self.shrink
+
+    def area(self, height: int, width: int) -> int:
+        """Pixels, of a picture of that many rows and columns."""
+        rows, columns = (max(1, side * self.factor // self.shrink) for side in (height, width))
+        return rows * columns
+
+    def __str__(self) -> str:
+        """As in listings of programs: `64 x h/2 x w/2`."""
+        if not self.factor:
+            return f"{self.channels} x 1 x 1"
+        share = f"/{self.shrink}" if self.shrink > 1 else ""
+        return f"{self.channels} x {self.factor}h{share} x {self.factor}w{share}"
 
 
 @dataclass(frozen=True)
@@ -54,7 +75,7 @@ def equal(op: Operation, inputs: Sequence[Shape], parts: Parts) -> Shape:
 
 def broadcast(op: Operation, inputs: Sequence[Shape], parts: Parts) -> Shape:
     large, small = sorted(inputs, key=lambda shape: (-shape.factor, -shape.channels))
-    if small.factor not in (0, large.factor) or small.channels not in (1, large.channels):
+    if small.size not in ((0, 1), large.size) or small.channels not in (1, large.channels):
         raise ValueError("its values do not fit each other")
     return large
 
@@ -69,14 +90,14 @@ def conv(op: Operation, inputs: Sequence[Shape], parts: Parts) -> Shape:
     shape, groups = parts.layers[op.name], parts.groups.get(op.name, 1)
     if len(shape) != 4 or shape[1] * groups != inputs[0].channels or shape[0] % groups:
         raise ValueError(f"{op.name} has a weight of shape {shape}, for {inputs[0].channels} channels")
-    return Shape(shape[0], inputs[0].factor)
+    return replace(inputs[0], channels=shape[0])
 
 
 def linear(op: Operation, inputs: Sequence[Shape], parts: Parts) -> Shape:
     shape = parts.layers[op.name]
     if len(shape) != 2 or shape[1] != inputs[0].channels:
         raise ValueError(f"{op.name} has a weight of shape {shape}, for {inputs[0].channels} channels")
-    return Shape(shape[0], inputs[0].factor)
+    return replace(inputs[0], channels=shape[0])
 
 
 def norm(op: Operation, inputs: Sequence[Shape], parts: Parts) -> Shape:
@@ -101,7 +122,7 @@ def prelu(op: Operation, inputs: Sequence[Shape], parts: Parts) -> Shape:
 def window_attention(op: Operation, inputs: Sequence[Shape], parts: Parts) -> Shape:
     heads, window, shift = (op.attributes[key] for key in ("heads", "window", "shift"))
     channels = inputs[0].channels // 3
-    if inputs[0].channels % 3 or channels % heads or inputs[0].factor != 1 or shift >= window:
+    if inputs[0].channels % 3 or channels % heads or inputs[0].size != (1, 1) or shift >= window:
         raise ValueError(f"{inputs[0].channels} channels, {heads} heads and windows of {window} do not fit")
     _require_shape(parts.floats, f"{op.name}.relative_position_bias_table", ((2 * window - 1) ** 2, heads))
     if op.attributes["quantized"]:
@@ -113,29 +134,41 @@ def window_attention(op: Operation, inputs: Sequence[Shape], parts: Parts) -> Sh
 
 
 def concat(op: Operation, inputs: Sequence[Shape], parts: Parts) -> Shape:
-    if len({shape.factor for shape in inputs}) != 1:
+    if len({shape.size for shape in inputs}) != 1:
         raise ValueError("its values differ in size")
-    return Shape(sum(shape.channels for shape in inputs), inputs[0].factor)
+    return replace(inputs[0], channels=sum(shape.channels for shape in inputs))
 
 
 def slice(op: Operation, inputs: Sequence[Shape], parts: Parts) -> Shape:
     start, stop = op.attributes["start"], op.attributes["stop"]
     if not start < stop <= inputs[0].channels:
         raise ValueError(f"channels {start} to {stop} of {inputs[0].channels}")
-    return Shape(stop - start, inputs[0].factor)
+    return replace(inputs[0], channels=stop - start)
 
 
 def pixel_shuffle(op: Operation, inputs: Sequence[Shape], parts: Parts) -> Shape:
     factor = op.attributes["factor"]
-    _require_map(inputs[0])
+    _require_whole_map(inputs[0])
     if inputs[0].channels % factor**2:
         raise ValueError(f"{inputs[0].channels} channels are not a multiple of {factor**2}")
     return Shape(inputs[0].channels // factor**2, inputs[0].factor * factor)
 
 
 def upsample(op: Operation, inputs: Sequence[Shape], parts: Parts) -> Shape:
-    _require_map(inputs[0])
+    _require_whole_map(inputs[0])
     return Shape(inputs[0].channels, inputs[0].factor * op.attributes["factor"])
+
+
+def max_pool(op: Operation, inputs: Sequence[Shape], parts: Parts) -> Shape:
+    _require_map(inputs[0])
+    factor, shrink = inputs[0].factor, inputs[0].shrink * op.attributes["factor"]
+    common = math.gcd(factor, shrink)
+    return Shape(inputs[0].channels, factor // common, shrink // common)
+
+
+def resize(op: Operation, inputs: Sequence[Shape], parts: Parts) -> Shape:
+    _require_map(inputs[0])
+    return Shape(inputs[0].channels, op.attributes["factor"])
 
 
 def mean(op: Operation, inputs: Sequence[Shape], parts: Parts) -> Shape:
@@ -143,7 +176,7 @@ def mean(op: Operation, inputs: Sequence[Shape], parts: Parts) -> Shape:
 
 
 def picture(op: Operation, inputs: Sequence[Shape], parts: Parts) -> Shape:
-    if inputs[0].channels != 3 or inputs[0].factor < 1:
+    if inputs[0].channels != 3 or inputs[0].factor < 1 or inputs[0].shrink > 1:
         raise ValueError(f"{inputs[0].channels} channels are not a picture's")
     return inputs[0]
 
@@ -151,6 +184,12 @@ def picture(op: Operation, inputs: Sequence[Shape], parts: Parts) -> Shape:
 def _require_map(shape: Shape) -> None:
     if not shape.factor:
         raise ValueError("reads one number for each channel, not a map")
+
+
+def _require_whole_map(shape: Shape) -> None:
+    _require_map(shape)
+    if shape.shrink > 1:
+        raise ValueError("enlarges a map that is smaller than the picture")
 
 
 def _require_shape(parts: Mapping[str, tuple[int, ...]], name: str, shape: tuple[int, ...]) -> None:

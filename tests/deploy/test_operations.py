@@ -222,6 +222,21 @@ def upsample_nearest(net: Net) -> PackedModel:
     return net.finish(net.layer(x, CHANNELS, CHANNELS), CHANNELS, factor=3)
 
 
+def max_pool_resize_nearest(net: Net) -> PackedModel:
+    """To 2 x 2 pixels and back, around a convolution."""
+    small = net.layer(net.build.add("max_pool", net.start, factor=3), CHANNELS, CHANNELS)
+    x = net.build.add("add", net.start, net.build.add("resize_nearest", small, factor=1))
+    return net.finish(net.layer(x, CHANNELS, CHANNELS), CHANNELS)
+
+
+def pool_of_an_enlargement(net: Net) -> PackedModel:
+    """To one pixel, of the double of the picture's size and back."""
+    large = net.build.add("upsample_nearest", net.start, factor=2)
+    small = net.layer(net.build.add("max_pool", large, factor=13), CHANNELS, CHANNELS, size=0)
+    x = net.build.add("add", large, net.build.add("resize_nearest", small, factor=2))
+    return net.finish(net.layer(x, CHANNELS, CHANNELS), CHANNELS, factor=2)
+
+
 def add_subtract_scale(net: Net) -> PackedModel:
     a, b = (net.layer(net.start, CHANNELS, CHANNELS) for _ in range(2))
     x = net.build.add("scale", net.build.add("add", a, net.start), factor=0.5)
@@ -301,6 +316,16 @@ def group_norm(net: Net) -> PackedModel:
     return net.finish(net.layer(x, CHANNELS, CHANNELS), CHANNELS)
 
 
+def layer_norm_of_pools(net: Net) -> PackedModel:
+    """Between linear layers, on maps of 2 x 2 pixels."""
+    net.tensor("norm.weight", net.rng.uniform(10, 30, CHANNELS))
+    net.tensor("norm.bias", net.rng.uniform(-5, 5, CHANNELS))
+    x = net.layer(net.build.add("max_pool", net.start, factor=3), CHANNELS, CHANNELS, size=0)
+    x = net.build.add("layer_norm", x, name="norm")
+    x = net.build.add("resize_nearest", net.layer(x, CHANNELS, CHANNELS, size=0), factor=1)
+    return net.finish(net.layer(x, CHANNELS, CHANNELS), CHANNELS)
+
+
 def attention(quantized: bool, shift: int) -> Callable[[Net], PackedModel]:
     """In windows of 4 pixels, on a picture continued to whole windows."""
 
@@ -339,6 +364,8 @@ EXACT = [
     prelu,
     pixel_shuffle,
     upsample_nearest,
+    max_pool_resize_nearest,
+    pool_of_an_enlargement,
     add_subtract_scale,
     shortcut,
     around,
@@ -351,6 +378,7 @@ ROUNDING = {
     "layer_norm": layer_norm,
     "layer_norm, other eps": lambda net: layer_norm(net, eps=30.0 / 64),
     "group_norm": group_norm,
+    "layer_norm of pools": layer_norm_of_pools,
     "window_attention": attention(quantized=False, shift=0),
     "window_attention, shifted": attention(quantized=False, shift=2),
     "window_attention of codes": attention(quantized=True, shift=0),
@@ -393,6 +421,10 @@ def test_operations_that_round_nothing_equal_the_definition(make, engine, image)
     for bits in (2, 4, 8):
         model = make(Net(bits=bits, seed=bits))
         check_structure(model)
+        if "pool" in make.__name__ and engine.startswith(("native", "ncnn")):
+            with pytest.raises(InputError, match=r"has no (kernel for MaxPool|layer that shrinks maps)"):
+                ENGINES[engine](model, image)
+            continue
         expected = definition.run(model, image, 1)
         assert expected.std() > 20
         np.testing.assert_array_equal(ENGINES[engine](model, image), expected, err_msg=f"{bits} bits")
@@ -405,6 +437,8 @@ def test_operations_that_round_are_within_1_of_the_definition(kind, engine, imag
         with pytest.raises(InputError, match="has no kernel"):
             ENGINES[engine](ROUNDING[kind](Net()), image)
         return
+    if kind == "layer_norm of pools" and engine == "ncnn":
+        pytest.skip("ncnn shrinks no maps")
     if kind.startswith("window_attention") and engine.startswith(("native", "ncnn")):
         pytest.skip("the native engine has whole Swin layers only, ncnn no windows")
     for bits in (4, 8):

@@ -74,6 +74,9 @@ def values(model: PackedModel, image: NDArray[np.uint8], depth: int) -> dict[int
             for x in np.split(inputs[0], op.attributes["groups"]):
                 parts.append((x - x.mean()) / np.sqrt(x.var() + op.attributes.get("eps", 1e-5)))
             found[op.output] = np.concatenate(parts) * weight[:, None, None] + bias[:, None, None]
+        elif op.kind == "resize_nearest":
+            sides = [side * op.attributes["factor"] for side in image.shape[:2]]
+            found[op.output] = nearest(inputs[0], *sides)
         else:
             found[op.output] = SIMPLE[op.kind](op, *inputs)
     return found
@@ -130,6 +133,29 @@ def bilinear(x: Map, factor: int) -> Map:
     return x
 
 
+def max_pool(x: Map, factor: int) -> Map:
+    """(C, H, W) to (C, H / r, W / r), rounded down, at least 1: each pixel the largest of those
+    that it lies over, in part or whole."""
+    height, width = x.shape[1:]
+    rows, columns = max(1, height // factor), max(1, width // factor)
+    found = np.empty((len(x), rows, columns))
+    for i in range(rows):
+        for j in range(columns):
+            over = [y for y in range(height) if (y + 1) * rows > i * height and y * rows < (i + 1) * height]
+            beside = [
+                z for z in range(width) if (z + 1) * columns > j * width and z * columns < (j + 1) * width
+            ]
+            found[:, i, j] = x[:, over][:, :, beside].max((1, 2))
+    return found
+
+
+def nearest(x: Map, height: int, width: int) -> Map:
+    """(C, h, w) to (C, height, width): each pixel the one that its upper left corner lies in."""
+    rows = [max(i for i in range(x.shape[1]) if i * height <= y * x.shape[1]) for y in range(height)]
+    columns = [max(j for j in range(x.shape[2]) if j * width <= z * x.shape[2]) for z in range(width)]
+    return x[:, rows][:, :, columns]
+
+
 def _normalize(op: Operation, x: Map) -> Map:
     mean = 255.0 * np.asarray(op.attributes["mean"], np.float64)[:, None, None]
     return (x - mean) * (op.attributes["range"] / 255.0)
@@ -155,5 +181,6 @@ SIMPLE: dict[str, Callable[..., Map]] = {
         x, np.ones((1, op.attributes["factor"], op.attributes["factor"]))
     ),
     "upsample_bilinear": lambda op, x: bilinear(x, op.attributes["factor"]),
+    "max_pool": lambda op, x: max_pool(x, op.attributes["factor"]),
     "mean": lambda op, x: x.mean((1, 2), keepdims=True),
 }

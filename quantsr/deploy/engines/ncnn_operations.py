@@ -17,6 +17,7 @@ from quantsr.deploy.folded import (
     FoldedLinear,
     FoldedProgram,
     GroupNorm,
+    MaxPool,
     Mean,
     Norm,
     Normalize,
@@ -67,6 +68,11 @@ class NcnnOps(Layers):
             raise InputError(
                 "ncnn: has no layer that takes windows, and their mask, from pictures of any size, as "
                 "window_attention needs; use another engine or format"
+            )
+        if isinstance(step.op, MaxPool):
+            raise InputError(
+                "ncnn: has no layer that shrinks maps by a factor at any size of picture, as max_pool does; "
+                "use another engine or format"
             )
         if isinstance(step.op, Mean) or self.small.issuperset(step.inputs):
             self.small.add(step.output)

@@ -32,7 +32,7 @@ class Graph:
     (B, C, H, W), or (B, H, W, C) with `channels_last`."""
 
     def __init__(self, *, int4: bool = False, channels_last: bool = False) -> None:
-        self.int4, self.channels_last = int4, channels_last
+        self.int4, self.channels_last = int4, channels_last  # int4 tensors need opset 21
         self.suffix = ""
         self.nodes: list[onnx.NodeProto] = []
         self.constants: dict[str, onnx.TensorProto] = {}

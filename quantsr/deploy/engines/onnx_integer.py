@@ -14,6 +14,7 @@ processors without VNNI, are as in `onnx_operations`.
 from __future__ import annotations
 
 from dataclasses import replace
+from fractions import Fraction
 
 import numpy as np
 
@@ -55,7 +56,7 @@ class IntegerOps(StripOps):
             return
         pixels, size = self.with_padding(conv, self.whole(step.inputs[0])), conv.weight.shape[-1]
         if size not in self.windows:
-            self.windows[size] = self.split(self.window(size, 1), 0)
+            self.windows[size] = self.split(self.window(size, Fraction(1)), 0)
         self.strips[step.output] = self.each(
             lambda window: self.sums(conv, pixels, window), ((window,) for window in self.windows[size])
         )
@@ -147,7 +148,7 @@ class IntegerOps(StripOps):
         pixels = self._node("Reshape", [x, self._ints([0, -1, conv.weight.shape[1]])])
         return self._node("Pad", [pixels, self._ints([0, 0, 0, 0, 1, 0]), self.graph.zero(conv.codes_in)])
 
-    def window(self, size: int, growth: int) -> str:
+    def window(self, size: int, growth: Fraction) -> str:
         """(H * W, size * size) place of each neighbour of each pixel; H * W outside of the map."""
 
         def window() -> str:
@@ -191,7 +192,7 @@ class IntegerOps(StripOps):
         y = self._node("Concat", rows, axis=1)  # (B, H, W, s*s*3): row phase, column phase, colour
         y = self._node("Reshape", [y, self._shape([0], *self.grid, [scale, 3 * scale])])
         y = self._node("Transpose", [y], perm=[0, 1, 3, 2, 4])  # (B, H, s, W, s*3)
-        return self._node("Reshape", [y, self._shape([0], *self.size(scale), [3])])
+        return self._node("Reshape", [y, self._shape([0], *self.size(Fraction(scale)), [3])])
 
     def _seen(self, x: str, axis: int, position: str) -> str:
         """The first or last rows or columns, which the kernels at that border see; all of them

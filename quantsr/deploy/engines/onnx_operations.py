@@ -29,6 +29,7 @@ from quantsr.deploy.folded import (
     FoldedProgram,
     GroupNorm,
     Limits,
+    MaxPool,
     Mean,
     Norm,
     Normalize,
@@ -38,6 +39,7 @@ from quantsr.deploy.folded import (
     Quantize,
     Reorder,
     Requantize,
+    ResizeNearest,
     Scale,
     Slice,
     Step,
@@ -58,6 +60,7 @@ class OnnxOps(Sizes):
         super().__init__(graph, program)
         self.names: dict[int, str] = {}
         self.producer = {step.output: step.op for step in program.steps}
+        self.growth = program.growth()
 
     def run(self) -> None:
         """All steps, from INPUT to OUTPUT."""
@@ -299,6 +302,25 @@ class OnnxOps(Sizes):
         factors = self.graph.constant(f"factors.{factor}", np.array([1, 1, factor, factor], np.float32))
         return self._on_planes("Resize", [x, "", factors], **how)
 
+    def max_pool(self, step: Step, x: str) -> str:
+        """Of the rows, then of the columns: ONNX pools no maps to a share of their size."""
+        for axis in (0, 1):
+            index = self._pooled(axis, self.growth[step.inputs[0]], self.growth[step.output])
+            x = self._node("Gather", [x, index], axis=self._sides_from + axis)
+            x = self._largest(x, self._sides_from + axis + 1)
+        return x
+
+    def resize_nearest(self, step: Step, x: str) -> str:
+        for axis in (0, 1):
+            index = self._nearest(axis, self.growth[step.inputs[0]], self.growth[step.output])
+            x = self._node("Gather", [x, index], axis=self._sides_from + axis)
+        return x
+
+    @property
+    def _sides_from(self) -> int:
+        """The axis of the rows of maps; that of the columns follows."""
+        return 1 if self.graph.channels_last else 2
+
     def mean(self, step: Step, x: str) -> str:
         return self._on_planes("GlobalAveragePool", [x])
 
@@ -349,6 +371,8 @@ OnnxOps.methods = {
     PixelShuffle: OnnxOps.pixel_shuffle,
     UpsampleNearest: OnnxOps.upsample_nearest,
     UpsampleBilinear: OnnxOps.upsample_bilinear,
+    MaxPool: OnnxOps.max_pool,
+    ResizeNearest: OnnxOps.resize_nearest,
     Mean: OnnxOps.mean,
     Pixels: OnnxOps.pixels,
     ToTokens: OnnxOps.to_tokens,

@@ -5,6 +5,7 @@ shifted windows."""
 from __future__ import annotations
 
 from collections.abc import Callable
+from fractions import Fraction
 
 import numpy as np
 from onnx import TensorProto
@@ -54,32 +55,62 @@ class Sizes:
         )
         return height, width
 
-    def size(self, growth: int) -> tuple[str, str]:
-        """(1,) height and (1,) width of maps `growth` times as large as the padded picture; of
-        means, 1."""
+    def size(self, growth: Fraction) -> tuple[str, str]:
+        """(1,) height and (1,) width of maps `growth` times as large as the padded picture, as
+        `folded.side`."""
         if growth == 1:
             return self.grid
         if growth == 0:
             return self._ints([1]), self._ints([1])
-        height, width = (
-            self._once(
-                ("grown", axis, growth),
-                lambda axis=axis: self._node("Mul", [self.grid[axis], self._ints([growth])]),  # type: ignore[misc]
-            )
-            for axis in (0, 1)
-        )
-        return height, width
+
+        def grown(axis: int) -> str:
+            def side() -> str:
+                size = self._node("Mul", [self.grid[axis], self._ints([growth.numerator])])
+                if growth.denominator == 1:
+                    return size
+                size = self._node("Div", [size, self._ints([growth.denominator])])
+                return self._node("Max", [size, self._ints([1])])
+
+            return self._once(("grown", axis, growth), side)
+
+        return grown(0), grown(1)
 
     @property
     def places(self) -> str:
         """(1,) L"""
         return self._once("places", lambda: self._node("Mul", list(self.grid)))
 
-    def places_of(self, growth: int) -> str:
-        """(1,) pixels of maps `growth` times as large as the padded picture; of means, 1."""
+    def places_of(self, growth: Fraction) -> str:
+        """(1,) pixels of maps `growth` times as large as the padded picture."""
         if growth == 1:
             return self.places
         return self._once(("places", growth), lambda: self._node("Mul", list(self.size(growth))))
+
+    def _pooled(self, axis: int, old: Fraction, new: Fraction) -> str:
+        """(rows of the result, L) rows of a map `old` times as large as the padded picture that
+        each row of one `new` times as large is the largest of, some several times; or columns."""
+
+        def pooled() -> str:
+            size, count, one = self.size(old)[axis], self.size(new)[axis], self._ints([1])
+            first = self._node("Mul", [self._range(count), size])  # times count
+            end = self._node("Add", [first, self._node("Add", [size, self._node("Sub", [count, one])])])
+            first, end = (self._node("Div", [x, count]) for x in (first, end))
+            most = self._largest(self._node("Sub", [end, first]), 0, keepdims=1)
+            column = self._ints([-1, 1])
+            first, last = (self._node("Reshape", [x, column]) for x in (first, self._node("Sub", [end, one])))
+            return self._node("Min", [self._node("Add", [first, self._range(most)]), last])
+
+        return self._once(("pooled", axis, old, new), pooled)
+
+    def _nearest(self, axis: int, old: Fraction, new: Fraction) -> str:
+        """(rows of the result,) row of a map `old` times as large as the padded picture that each
+        row of one `new` times as large is; or columns."""
+
+        def nearest() -> str:
+            size, count = self.size(old)[axis], self.size(new)[axis]
+            return self._node("Div", [self._node("Mul", [self._range(count), size]), count])
+
+        return self._once(("nearest", axis, old, new), nearest)
 
     def _cells(self, window: int) -> tuple[str, str]:
         """(1,) rows and (1,) columns of windows."""
@@ -179,6 +210,12 @@ class Sizes:
     def _on_planes(self, op: str, inputs: list[str], **attributes: object) -> str:
         """The same, as `Graph.on_planes`."""
         return self.graph.on_planes(op, inputs, f"{op}.{len(self.graph.nodes)}", **attributes)
+
+    def _largest(self, x: str, axis: int, keepdims: int = 0) -> str:
+        """Along an axis, which is an attribute before opset 18."""
+        if self.graph.int4:
+            return self._node("ReduceMax", [x, self._ints([axis])], keepdims=keepdims)
+        return self._node("ReduceMax", [x], axes=[axis], keepdims=keepdims)
 
     def _ints(self, values: list[int]) -> str:
         name = f"ints.{'.'.join(map(str, values))}"

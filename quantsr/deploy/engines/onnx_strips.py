@@ -39,7 +39,6 @@ class StripOps(OnnxOps):
         assert graph.channels_last
         super().__init__(graph, program)
         self.count = count
-        self.growth = program.growth()
         self.strips: dict[int, list[str]] = {}
 
     def run_step(self, step: Step) -> None:

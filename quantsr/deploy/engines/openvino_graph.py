@@ -14,6 +14,7 @@ and heads, no tensor of scores in memory). Indices and masks are constants of th
 from __future__ import annotations
 
 from collections.abc import Callable
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,7 @@ from quantsr.deploy.folded import (
     FoldedProgram,
     GroupNorm,
     Limits,
+    MaxPool,
     Mean,
     Norm,
     Normalize,
@@ -43,6 +45,7 @@ from quantsr.deploy.folded import (
     Quantize,
     Reorder,
     Requantize,
+    ResizeNearest,
     Scale,
     Slice,
     Step,
@@ -51,6 +54,7 @@ from quantsr.deploy.folded import (
     UpsampleBilinear,
     UpsampleNearest,
     is_wide,
+    side,
 )
 from quantsr.deploy.passes import collapse
 from quantsr.deploy.passes.integer_scales import PAIR_LIMIT
@@ -337,6 +341,16 @@ class OpenVinoOps:
         how["coordinate_transformation_mode"] = "half_pixel"
         return op.interpolate(x, sizes, axes=ops.ints(2, 3), **how)
 
+    def max_pool(self, what: MaxPool, step: Step, x: Node) -> Node:
+        sides = [side(n, Fraction(1, what.factor)) for n in list(x.output(0).shape)[2:]]
+        return op.adaptive_max_pool(x, ops.ints(*sides), "i32").output(0)
+
+    def resize_nearest(self, what: ResizeNearest, step: Step, x: Node) -> Node:
+        for axis, (size, old) in enumerate(zip(self.grid, list(x.output(0).shape)[2:], strict=True), 2):
+            rows = np.arange(size * what.factor) * old // (size * what.factor)
+            x = op.gather(x, ops.ints(*rows), ops.ints(axis))
+        return x
+
     def mean(self, what: Mean, step: Step, x: Node) -> Node:
         return op.reduce_mean(x, ops.ints(2, 3), True)
 
@@ -349,9 +363,9 @@ class OpenVinoOps:
         x = op.reshape(x, ops.ints(0, *self.sides(what.growth), -1), True)  # (B, h, w, C)
         return op.transpose(x, ops.ints(0, 3, 1, 2))  # (B, C, h, w)
 
-    def sides(self, growth: int) -> tuple[int, int]:
-        """Height and width of maps `growth` times as large as the padded picture; of means 1."""
-        return (self.grid[0] * growth, self.grid[1] * growth) if growth else (1, 1)
+    def sides(self, growth: Fraction) -> tuple[int, int]:
+        """Height and width of maps `growth` times as large as the padded picture."""
+        return side(self.grid[0], growth), side(self.grid[1], growth)
 
     def reorder(self, what: Reorder, step: Step, x: Node) -> Node:
         key = ("order", what.window, what.old, what.new)
@@ -380,6 +394,8 @@ _METHODS: dict[type, Callable[..., Node]] = {
     PixelShuffle: OpenVinoOps.pixel_shuffle,
     UpsampleNearest: OpenVinoOps.upsample_nearest,
     UpsampleBilinear: OpenVinoOps.upsample_bilinear,
+    MaxPool: OpenVinoOps.max_pool,
+    ResizeNearest: OpenVinoOps.resize_nearest,
     Mean: OpenVinoOps.mean,
     Pixels: OpenVinoOps.pixels,
     ToTokens: OpenVinoOps.to_tokens,

@@ -12,6 +12,7 @@ round. TF32 keeps 11 significant bits, so it would be exact as well.
 from __future__ import annotations
 
 from collections.abc import Callable
+from fractions import Fraction
 
 import numpy as np
 import torch
@@ -29,6 +30,7 @@ from quantsr.deploy.folded import (
     FoldedLinear,
     FoldedProgram,
     GroupNorm,
+    MaxPool,
     Mean,
     Norm,
     Normalize,
@@ -39,6 +41,7 @@ from quantsr.deploy.folded import (
     Quantize,
     Reorder,
     Requantize,
+    ResizeNearest,
     Scale,
     Slice,
     Step,
@@ -46,6 +49,7 @@ from quantsr.deploy.folded import (
     ToTokens,
     UpsampleBilinear,
     UpsampleNearest,
+    side,
 )
 from quantsr.deploy.packed.model import PackedModel
 from quantsr.deploy.passes.fold import fold
@@ -247,6 +251,18 @@ class ReferenceOps:
         """Interpolated between pixels."""
         return F.interpolate(x, scale_factor=op.factor, mode="bilinear", align_corners=False)
 
+    def max_pool(self, op: MaxPool, x: Tensor) -> Tensor:
+        """The largest of several pixels."""
+        height, width = (side(n, Fraction(1, op.factor)) for n in x.shape[2:])
+        return F.adaptive_max_pool2d(x, (height, width))
+
+    def resize_nearest(self, op: ResizeNearest, x: Tensor) -> Tensor:
+        """In integers: PyTorch's own rounds the places of pixels in float32."""
+        for axis, size in enumerate(self.grid, 2):
+            rows = np.arange(size * op.factor) * x.shape[axis] // (size * op.factor)
+            x = x.index_select(axis, self.constant(rows))
+        return x
+
     def mean(self, op: Mean, x: Tensor) -> Tensor:
         """Over all pixels."""
         return x.double().mean((2, 3), keepdim=True).float()
@@ -261,8 +277,7 @@ class ReferenceOps:
 
     def to_map(self, op: ToMap, x: Tensor) -> Tensor:
         """(B, L, C) to (B, C, h, w)."""
-        sides = [side * op.growth for side in self.grid] if op.growth else [1, 1]
-        return x.transpose(1, 2).unflatten(2, sides)
+        return x.transpose(1, 2).unflatten(2, [side(n, op.growth) for n in self.grid])
 
     def reorder(self, op: Reorder, x: Tensor) -> Tensor:
         """Tokens in another order."""
@@ -305,6 +320,8 @@ _METHODS: dict[type, str] = {
     PixelShuffle: "pixel_shuffle",
     UpsampleNearest: "upsample_nearest",
     UpsampleBilinear: "upsample_bilinear",
+    MaxPool: "max_pool",
+    ResizeNearest: "resize_nearest",
     Mean: "mean",
     Pixels: "pixels",
     ToTokens: "to_tokens",

@@ -189,10 +189,28 @@ class Tracing(Record):
     def _upsampled(self, kind: str, x: Traced, size: Sequence[int]) -> Traced:
         found = self.find_map(x)
         height, width = found.map.size
+        if kind == "upsample_nearest" and found.map.size in self.pooled:
+            factor = size[0] // self.grid[0]
+            if factor and (size[0], size[1]) == (self.grid[0] * factor, self.grid[1] * factor):
+                return self.whole(
+                    "resize_nearest", found, found.map.channels, (size[0], size[1]), factor=factor
+                )
+            raise self.refuse(f"resizes maps of {height} x {width} to {size[0]} x {size[1]}")
         factor = size[0] // height
         if factor < 2 or (size[0], size[1]) != (height * factor, width * factor):
             raise self.refuse(f"resizes maps of {height} x {width} to {size[0]} x {size[1]}")
         return self.whole(kind, found, found.map.channels, (size[0], size[1]), factor=factor)
+
+    def _max_pool(self, x: Traced, size: Sequence[int]) -> tuple[Traced, Tensor]:
+        """Adaptive pooling, and where the largest values lie, which nothing may read."""
+        found, rows_columns = self.find_map(x), (size[0], size[1])
+        factor = min(old // max(1, new) for old, new in zip(found.map.size, rows_columns, strict=True))
+        if factor < 2 or rows_columns != tuple(old // factor for old in found.map.size):
+            height, width = found.map.size
+            raise self.refuse(f"pools maps of {height} x {width} to {size[0]} x {size[1]}")
+        self.pooled.add(rows_columns)
+        result = self.whole("max_pool", found, found.map.channels, rows_columns, factor=factor)
+        return result, torch.empty(0, dtype=torch.int64)
 
     def _mean(self, x: Traced, dims: Sequence[int] | None = None, keepdim: bool = False, **_: Any) -> Traced:
         found = self.find_map(x)
@@ -202,11 +220,12 @@ class Tracing(Record):
         return result if keepdim else result.view(1, -1)  # type: ignore[return-value]
 
 
-_OPERATIONS: dict[str, Callable[..., Traced]] = {
+_OPERATIONS: dict[str, Callable[..., Any]] = {
     **{
         kind: lambda record, x, kind=kind: record.elementwise(kind, x)
         for kind in ("relu", "sigmoid", "silu", "mish", "tanh")
     },
+    "adaptive_max_pool2d": Tracing._max_pool,
     "_to_copy": Tracing._to_copy,
     "add": Tracing._add,
     "div": Tracing._div,

@@ -108,6 +108,8 @@ class Record(ABC):
     """Reference to the first element of each map; ascending."""
     pointwise: set[int] = field(default_factory=set)
     """Results of 1x1 convolutions."""
+    pooled: set[Size] = field(default_factory=set)
+    """Sizes of maps that are smaller than those they were computed from."""
     made: dict[tuple[Any, ...], int] = field(default_factory=dict)
     """Slices and concatenations."""
 
@@ -116,6 +118,20 @@ class Record(ABC):
         return self.tensor(Map(PICTURE, 3, self.picture), np.arange(3 * math.prod(self.picture))).view(
             1, 3, *self.picture
         )  # type: ignore[return-value]
+
+    @property
+    def grid(self) -> Size:
+        """Height and width of the picture, padded where it was."""
+        height, width = (-(-side // self.multiple) * self.multiple for side in self.picture)
+        return height, width
+
+    @property
+    def shrink(self) -> int:
+        """What sides of maps are divided by, at most, as far as the traced picture tells; no more
+        than that where a side has its square."""
+        return max(
+            (min(a // b for a, b in zip(self.grid, size, strict=True)) for size in self.pooled), default=1
+        )
 
     def refuse(self, what: str) -> InputError:
         """The error for what has no operation."""

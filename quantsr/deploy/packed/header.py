@@ -154,10 +154,7 @@ def described_program(model: PackedModel) -> str:
     comments = {}
     shapes = operations.check(model.program, parts_of(model))
     for op in model.program.operations:
-        shape = shapes[op.output]
-        comments[op.output] = (
-            f"{shape.channels} x {f'{shape.factor}h x {shape.factor}w' if shape.factor else '1 x 1'}"
-        )
+        comments[op.output] = str(shapes[op.output])
         if (layer := model.layers.get(op.name)) is not None:
             comments[op.output] += f", weight {layer.bits_w} bits, input {layer.bits_a} bits"
     return model.program.listing(comments)

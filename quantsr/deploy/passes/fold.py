@@ -20,12 +20,14 @@ from quantsr.deploy.folded import (
     Concat,
     FoldedProgram,
     GroupNorm,
+    MaxPool,
     Mean,
     Normalize,
     Offset,
     Op,
     Pixels,
     PixelShuffle,
+    ResizeNearest,
     Scale,
     Slice,
     Step,
@@ -297,6 +299,12 @@ class _Fold:
 
     def _upsample_bilinear(self, op: Operation) -> None:
         self._simple(op, UpsampleBilinear(op.attributes["factor"]))
+
+    def _max_pool(self, op: Operation) -> None:
+        self._simple(op, MaxPool(op.attributes["factor"]))
+
+    def _resize_nearest(self, op: Operation) -> None:
+        self._simple(op, ResizeNearest(op.attributes["factor"]))
 
     def _mean(self, op: Operation) -> None:
         self._simple(op, Mean())

@@ -17,6 +17,7 @@ from quantsr.deploy.folded import (
     FoldedLinear,
     FoldedProgram,
     GroupNorm,
+    MaxPool,
     Mean,
     Norm,
     Normalize,
@@ -24,6 +25,7 @@ from quantsr.deploy.folded import (
     Order,
     PixelShuffle,
     Reorder,
+    ResizeNearest,
     Step,
     ToMap,
     ToTokens,
@@ -58,8 +60,10 @@ def lay_out(program: FoldedProgram) -> FoldedProgram:
 
 
 def _wants_map(op: Op) -> bool:
-    maps = FirstConv | Normalize | PixelShuffle | UpsampleNearest | UpsampleBilinear | Mean | GroupNorm
-    return isinstance(op, maps) or (isinstance(op, FoldedConv) and not isinstance(op, FoldedLinear))
+    sizes = PixelShuffle | UpsampleNearest | UpsampleBilinear | MaxPool | ResizeNearest | Mean
+    return isinstance(op, FirstConv | Normalize | GroupNorm | sizes) or (
+        isinstance(op, FoldedConv) and not isinstance(op, FoldedLinear)
+    )
 
 
 class _LayOut:

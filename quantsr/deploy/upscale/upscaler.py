@@ -52,7 +52,9 @@ class Upscaler:
     """Low-resolution pixels that tiles overlap by on each side. Of networks of convolutions it is
     the receptive field, so that the result does not depend on the tiles. Where a pixel of the
     result depends on the whole picture, by window attention or a mean over all pixels, it is a
-    choice (docs/explanation/derivations.md has its effect); each tile then takes its own mean."""
+    choice (docs/explanation/derivations.md has its effect); each tile then takes its own mean.
+    Where maps shrink, tiles equal the whole picture if its sides are multiples of what theirs are
+    divided by; of other pictures each tile has pools of its own."""
 
     def __init__(
         self,
