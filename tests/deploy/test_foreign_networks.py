@@ -21,6 +21,7 @@ from quantsr.deploy.packed.model import PackedModel
 from quantsr.deploy.post_training import Bits, quantize
 from quantsr.errors import InputError
 from quantsr.loading import float_network
+from tests.deploy.native import HERE
 from tests.reference import program as definition
 
 pytest.importorskip("spandrel")
@@ -81,6 +82,7 @@ REFUSED = {
 }
 
 
+NOT_NATIVE = ("RealPLKSR", "RealPLKSR, LayerNorm", "SAFMN")
 NOT_NCNN = {"SwinIR": "takes windows", "SAFMN": "shrinks maps"}
 
 
@@ -127,10 +129,17 @@ def test_it_is_quantized_and_gives_nearly_the_float_networks_pictures(network) -
     assert np.abs(found - wanted).mean() < (1.5 if name == "SPAN" else 0.8)
 
 
-@pytest.mark.parametrize("engine", ["openvino", "onnxruntime", "ncnn", "torch"])
+@pytest.mark.parametrize("engine", ["openvino", "onnxruntime", "ncnn", "torch", "native"])
 def test_engines_give_what_the_definition_gives(network, engine) -> None:
     name, _, model = network
-    pytest.importorskip(engine)
+    if engine == "native" and HERE is None:
+        pytest.skip("the kernels were not compiled")
+    if engine == "native" and name in NOT_NATIVE:
+        with pytest.raises(InputError, match="engine native: cannot run this network"):
+            select.create(engine, model)
+        return
+    if engine != "native":
+        pytest.importorskip(engine)
     if engine == "ncnn" and name in NOT_NCNN:
         with pytest.raises(InputError, match=f"ncnn: has no layer that {NOT_NCNN[name]}"):
             select.create(engine, model, threads=1)

@@ -10,6 +10,8 @@ import pytest
 import torch
 
 from quantsr import Upscaler
+from quantsr.archs.constructors import build_network
+from quantsr.deploy.convert import convert
 from quantsr.deploy.engines import reference as integer_reference
 from quantsr.deploy.engines.reference import ReferenceOps
 from quantsr.deploy.folded import FoldedLinear, Norm, Requantize
@@ -18,6 +20,7 @@ from quantsr.deploy.packed.model import PackedModel
 from quantsr.deploy.passes.fold import fold
 from quantsr.deploy.passes.layout import lay_out
 from quantsr.errors import InputError
+from quantsr.quant import calibrate
 from tests.deploy.codes import with_zero_points
 from tests.deploy.native import (
     ISAS,
@@ -223,6 +226,36 @@ def test_sixteen_bits_are_kept() -> None:
 )
 def test_what_it_cannot_run_is_said_and_left_to_others(model, why: str) -> None:
     assert_left_to_others(model, why)
+
+
+def swinir(head_tail_bits: int, upsampler: str = "pixelshuffledirect") -> PackedModel:
+    """BasicSR's SwinIR, whose layers behind the groups have 8-bit inputs as those inside."""
+    torch.manual_seed(3)
+    shape = {"window_size": 4, "depths": [2, 1], "embed_dim": 12, "num_heads": [3, 3], "mlp_ratio": 2}
+    network = {"type": "SwinIR", "upscale": 2, "img_size": 8, "upsampler": upsampler, **shape}
+    rules = {"layers.*": 8, "conv_after_body": 8}
+    net = build_network("Quantized", {"network": network, "rules": rules, "quantizer": "RLQAsymmetric"})
+    for name, parameter in net.named_parameters():
+        if "norm" in name or name.endswith(".bias"):
+            torch.nn.init.normal_(parameter, 0.5, 0.5)
+    calibrate(net.eval(), [torch.rand(1, 3, 16, 16)], "mse")
+    return convert(net, calib=[picture(24, 24)], head_tail_bits=head_tail_bits)
+
+
+@needs_kernels
+@pytest.mark.parametrize("head_tail_bits", [8, 32], ids=["16-bit tail", "float tail"])
+def test_basicsrs_swinir_gives_the_references_picture(head_tail_bits: int) -> None:
+    model, image = swinir(head_tail_bits), picture(9, 14)
+    assert model.layers["conv_after_body"].bits_a == 8
+    expected = integer_reference.run(model, image)
+    assert expected.std() > 3
+    for isa in ISAS:
+        assert_close(NativeEngine(model, 1, isa=isa, threads=2).run(image[None])[0], expected)
+
+
+@needs_kernels
+def test_swinir_with_several_layers_behind_its_groups_is_left_to_others() -> None:
+    assert_left_to_others(swinir(32, "pixelshuffle"), "comes where its kernels have")
 
 
 @needs_kernels

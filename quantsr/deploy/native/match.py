@@ -286,7 +286,8 @@ class _Steps:
         return tuple(factors), x
 
     def add(self, a: int, b: int) -> int:
-        """The sum of two values."""
+        """The sum of two values, in either order."""
+        a, b = (b, a) if self.at(Binary, b, a) else (a, b)
         taken = self.take(Binary, a, b)
         if taken.op.kind != "add":
             raise Unsupported(f"{taken.op.kind} comes where its kernels have a sum")

@@ -215,8 +215,8 @@ class SwinProgram(Arrays):
     def _outer(self, net: SwinNet, scale: int) -> dict[str, Any]:
         """The layers behind the blocks, as fields of the network."""
         after_body, tail = net.after_body, net.tail
-        if any(stage.conv.codes_in is not None for stage in (after_body, tail)):
-            raise Unsupported("inputs of the layers outside the blocks have 8 bits")
+        if tail.conv.codes_in is not None or (after_body.conv.codes_in is not None and not net.norm.limits):
+            raise Unsupported("inputs of its last layers have few bits")
         if padded(len(tail.conv.bias)) > MAX_OUTPUTS:
             raise Unsupported(f"upscaling by {scale} takes too many outputs a pixel")
         return {
