@@ -187,13 +187,16 @@ class Attention:
     """Of the windows, in pixels."""
     score_multiplier: np.float32
     bias: Float
-    """(h, N, N), N tokens in a window"""
+    """(h, N, M), N tokens in a window of q, M in one of k and v"""
     operands: tuple[Limits | None, Limits | None, Limits | None]
     """Of the codes of q, k and v; None where they are floats."""
     probabilities: Requantize | None
     """Its shift is one per position in the window, (N,)."""
     mix: Requantize | np.float32
     """From the sums to the codes of what reads the result, or a factor where that reads floats."""
+    overlap: int = 0
+    """Pixels that the windows of k and v have more on every side than those of q; beyond the map
+    they are 0."""
 
     @property
     def quantized(self) -> bool:

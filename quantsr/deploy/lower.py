@@ -54,7 +54,7 @@ def _lowered(net: nn.Module, window: int, size: tuple[int, int]) -> tuple[Progra
     units = [] if dynamic is None else dynamic.units()
     device = next((p.device for p in net.parameters()), torch.device("cpu"))
     shortcuts = {unit.shortcut.data_ptr(): index for index, unit in enumerate(units)}
-    record = Tracing(size, window, shortcuts, device)
+    record = Tracing(size, window, shortcuts, device, parameters=dict(net.named_parameters()))
     try:
         # in inference mode torch hands on some functions whole
         with torch.inference_mode(False), torch.no_grad(), recording(net, record):

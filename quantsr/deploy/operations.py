@@ -216,6 +216,7 @@ KINDS: Mapping[str, Kind] = {
             "shift": _integer(0, 63),
             "quantized": _integer(0, 1),
         },
+        {"overlap": _integer(1, 32)},
         exact=False,
         named=True,
     ),

@@ -124,7 +124,11 @@ def window_attention(op: Operation, inputs: Sequence[Shape], parts: Parts) -> Sh
     channels = inputs[0].channels // 3
     if inputs[0].channels % 3 or channels % heads or inputs[0].size != (1, 1) or shift >= window:
         raise ValueError(f"{inputs[0].channels} channels, {heads} heads and windows of {window} do not fit")
-    _require_shape(parts.floats, f"{op.name}.relative_position_bias_table", ((2 * window - 1) ** 2, heads))
+    overlap = op.attributes.get("overlap", 0)
+    if overlap and (shift or op.attributes["quantized"]):
+        raise ValueError("windows that overlap are neither shifted nor of codes")
+    rows = (2 * (window + overlap) - 1) ** 2
+    _require_shape(parts.floats, f"{op.name}.relative_position_bias_table", (rows, heads))
     if op.attributes["quantized"]:
         for role in OPERANDS:
             wanted = window**2 if role == "mixture.left" else channels

@@ -39,6 +39,22 @@ def windowed(values: Index, window: int, shift: int) -> Index:
     return parts.transpose(0, 2, 1, 3).reshape(-1, window**2)  # (H / w, W / w, w, w) as (G, N)
 
 
+def overlapping(grid: tuple[int, int], window: int, overlap: int) -> Index:
+    """(G, M) places, row by row, of the pixels of each window and of `overlap` more on every side;
+    H * W beyond the map."""
+    size = grid[0] * grid[1]
+    places = np.pad(np.arange(size).reshape(grid), overlap, constant_values=size)
+    side = window + 2 * overlap
+    parts = np.lib.stride_tricks.sliding_window_view(places, (side, side))[::window, ::window]
+    return parts.reshape(-1, side**2)
+
+
+def overlapping_tokens(grid: tuple[int, int], window: int, overlap: int) -> Index:
+    """The same of tokens that are ordered window by window."""
+    tokens = np.append(order_index(grid, window, 0, None), grid[0] * grid[1])
+    return tokens[overlapping(grid, window, overlap)]
+
+
 def mask(grid: tuple[int, int], window: int, shift: int) -> NDArray[np.float32]:
     """(G, 1, N, N) to add to the scores of shifted windows."""
     rows, columns = (

@@ -47,6 +47,15 @@ RUN = {
     ),
     "SwinIR": made("SwinIR.__arch.SwinIR", "SwinIR", window_size=8, upsampler="pixelshuffledirect", **SWIN),
     "RealPLKSR": made("PLKSR.__arch.RealPLKSR", "RealPLKSR", dim=8, n_blocks=1, upscaling_factor=2),
+    "HAT": made(
+        "HAT.__arch.HAT",
+        "HAT",
+        window_size=8,
+        compress_ratio=4,
+        squeeze_factor=4,
+        upsampler="pixelshuffle",
+        **SWIN,
+    ),
     "SAFMN": made("SAFMN.__arch.safmn", "SAFMN", dim=8, n_blocks=1, upscaling_factor=2),
     "RealPLKSR, LayerNorm": made(
         "PLKSR.__arch.RealPLKSR", "RealPLKSR", dim=8, n_blocks=1, upscaling_factor=2, layer_norm=True
@@ -67,23 +76,11 @@ REFUSED = {
         ),
         "layers.0.blocks.0.attn calls aten.constant_pad_nd",
     ),
-    "HAT-S": (
-        made(
-            "HAT.__arch.HAT",
-            "HAT",
-            window_size=8,
-            compress_ratio=4,
-            squeeze_factor=4,
-            upsampler="pixelshuffle",
-            **SWIN,
-        ),
-        "layers.0.residual_group.overlap_attn.unfold calls aten.im2col",
-    ),
 }
 
 
-NOT_NATIVE = ("RealPLKSR", "RealPLKSR, LayerNorm", "SAFMN")
-NOT_NCNN = {"SwinIR": "takes windows", "SAFMN": "shrinks maps"}
+NOT_NATIVE = ("HAT", "RealPLKSR", "RealPLKSR, LayerNorm", "SAFMN")
+NOT_NCNN = {"SwinIR": "takes windows", "HAT": "takes windows", "SAFMN": "shrinks maps"}
 
 
 def saved(make: Callable[[], nn.Module], folder: Path) -> Path:

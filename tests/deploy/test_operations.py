@@ -348,6 +348,16 @@ def attention(quantized: bool, shift: int) -> Callable[[Net], PackedModel]:
     return make
 
 
+def overlapping_attention(net: Net) -> PackedModel:
+    """From windows of 4 pixels to 8 x 8 pixels around them."""
+    net.tensor("attn.relative_position_bias_table", net.rng.standard_normal((121, 2)))
+    x = net.build.add("scale", net.layer(net.start, CHANNELS, CHANNELS), factor=1 / 32)
+    x = net.layer(x, CHANNELS, 3 * CHANNELS, size=0, quantized=False)
+    how = {"heads": 2, "window": 4, "shift": 0, "quantized": 0, "overlap": 2}
+    x = net.build.add("scale", net.build.add("window_attention", x, name="attn", **how), factor=64.0)
+    return net.finish(net.layer(x, CHANNELS, CHANNELS, size=0), CHANNELS, multiple=4)
+
+
 LAYERS = [
     conv,
     conv_1x1,
@@ -381,6 +391,7 @@ ROUNDING = {
     "layer_norm of pools": layer_norm_of_pools,
     "window_attention": attention(quantized=False, shift=0),
     "window_attention, shifted": attention(quantized=False, shift=2),
+    "window_attention, overlapping": overlapping_attention,
     "window_attention of codes": attention(quantized=True, shift=0),
     "window_attention of codes, shifted": attention(quantized=True, shift=2),
     **{kind: rounding(kind) for kind in ("gelu", "sigmoid", "silu", "mish", "tanh")},

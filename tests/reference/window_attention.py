@@ -15,6 +15,8 @@ MASKED = -100.0
 
 def window_attention(model: PackedModel, op: Operation, x: Map) -> Map:
     """(3 * C, H, W) of q, k and v to (C, H, W)."""
+    if op.attributes.get("overlap"):
+        return overlapping_attention(model, op, x)
     heads, window, shift = (op.attributes[key] for key in ("heads", "window", "shift"))
     channels, (height, width) = len(x) // 3, x.shape[1:]
     size = channels // heads
@@ -47,6 +49,35 @@ def window_attention(model: PackedModel, op: Operation, x: Map) -> Map:
                 weights /= weights.sum(1, keepdims=True)
                 weights = _quantized(model, f"{op.name}.mixture.left", weights, slice(None))
                 out[head * size : (head + 1) * size, rows, columns] = (weights @ v).T
+    return out
+
+
+def overlapping_attention(model: PackedModel, op: Operation, x: Map) -> Map:
+    """The same of windows to those around them, which are 0 beyond the map."""
+    heads, window, overlap = (op.attributes[key] for key in ("heads", "window", "overlap"))
+    channels, (height, width) = len(x) // 3, x.shape[1:]
+    size, span = channels // heads, 2 * (window + overlap) - 1
+    table = model.floats[f"{op.name}.relative_position_bias_table"].values.astype(np.float64)
+    padded = np.pad(x, [(0, 0), (overlap, overlap), (overlap, overlap)])
+    out = np.empty((channels, height, width))
+    for y, x_ in np.ndindex(height, width):
+        top, left = y // window * window, x_ // window * window
+        keys = [(top + i, left + j) for i, j in np.ndindex(window + 2 * overlap, window + 2 * overlap)]
+        for head in range(heads):
+            q, k, v = (
+                slice(part * channels + head * size, part * channels + (head + 1) * size) for part in range(3)
+            )
+            scores = []
+            for yk, xk in keys:
+                down, right = yk - overlap - y, xk - overlap - x_
+                place = ((down - overlap + 1) * span + right - overlap + 1) % span**2
+                product = x[q, y, x_] @ padded[k, yk, xk] / np.sqrt(size)
+                scores.append(product + table[place, head])
+            weights = np.exp(np.array(scores) - max(scores))
+            weights /= weights.sum()
+            out[head * size : (head + 1) * size, y, x_] = sum(
+                weight * padded[v, yk, xk] for weight, (yk, xk) in zip(weights, keys, strict=True)
+            )
     return out
 
 

@@ -207,13 +207,15 @@ class OnnxOps(Sizes):
         attention = step.op
         assert isinstance(attention, Attention)
         name, heads, shift = attention.name, attention.heads, attention.shift
-        split = self._ints([-1, attention.window**2, heads, self.channels_of(step.inputs[0]) // heads])
+        if attention.overlap:
+            k, v = (self._overlapping(x, attention.window, attention.overlap) for x in (k, v))
+        size, keys = self.channels_of(step.inputs[0]) // heads, attention.bias.shape[2]
+        splits = [self._ints([-1, tokens, heads, size]) for tokens in (attention.window**2, keys, keys)]
+        perms = ((0, 2, 1, 3), (0, 2, 3, 1), (0, 2, 1, 3))
         q, k, v = (
             self._node("Transpose", [self._node("Reshape", [self._value(x, limits), split])], perm=list(perm))
-            for x, limits, perm in zip(
-                (q, k, v), attention.operands, ((0, 2, 1, 3), (0, 2, 3, 1), (0, 2, 1, 3)), strict=True
-            )
-        )  # (B * G, h, N, d), k as (B * G, h, d, N)
+            for x, limits, split, perm in zip((q, k, v), attention.operands, splits, perms, strict=True)
+        )  # (B * G, h, N, d), k as (B * G, h, d, M), v as (B * G, h, M, d)
         scores = self._node("MatMul", [q, k])  # (B * G, h, N, N)
         if attention.score_multiplier != 1:
             scores = self._node("Mul", [scores, self.graph.scalar(attention.score_multiplier)])

@@ -148,6 +148,37 @@ class Sizes:
             self.known["order", window, old, new] = self._node("Reshape", [index, self._ints([-1])])
         return self.known["order", window, old, new]
 
+    def _overlapping(self, x: str, window: int, overlap: int) -> str:
+        """(B, L, C) as (B, G * M, C), as `windows.overlapping_tokens`."""
+
+        def index() -> str:
+            axes = []
+            for axis in (0, 1):
+                # what a row, or column, adds to the place of a token; L beyond the map
+                size, one = self.grid[axis], self.grid[1] if axis == 0 else self._ints([window])
+                first = self._node("Mul", [self._range(self._cells(window)[axis]), self._ints([window])])
+                offsets = self.graph.constant(
+                    f"offsets.{window}.{overlap}", np.arange(-overlap, window + overlap)
+                )
+                at = self._node("Add", [self._node("Reshape", [first, self._ints([-1, 1])]), offsets])
+                inside = self._node("Mod", [at, self._ints([window])])
+                before = self._node("Mul", [self._node("Sub", [at, inside]), one])
+                inside = self._node("Mul", [inside, self._ints([window])]) if axis == 0 else inside
+                beyond = self._node(
+                    "Or",
+                    [self._node("Less", [at, self._ints([0])]), self._node("GreaterOrEqual", [at, size])],
+                )
+                places = self._node("Where", [beyond, self.places, self._node("Add", [before, inside])])
+                side = window + 2 * overlap
+                shape = [-1, 1, side, 1] if axis == 0 else [1, -1, 1, side]
+                axes.append(self._node("Reshape", [places, self._ints(shape)]))
+            found = self._node("Min", [self._node("Add", axes), self.places])
+            return self._node("Reshape", [found, self._ints([-1])])
+
+        # (B, L + 1, C)
+        x = self._node("Pad", [x, self._ints([0, 0, 0, 0, 1, 0])])
+        return self._node("Gather", [x, self._once(("overlapping", window, overlap), index)], axis=1)
+
     def _mask(self, window: int, shift: int) -> str:
         """(B * G, 1, N, N) as `windows.mask`."""
         if ("mask", window, shift) not in self.known:

@@ -216,10 +216,13 @@ class OpenVinoOps:
         return ops.codes(quantize.name, x, quantize.limits, as_floats=as_floats)
 
     def attention(self, what: Attention, step: Step, q: Node, k: Node, v: Node) -> Node:
-        attention, tokens = what, what.window**2
+        attention = what
+        if attention.overlap:
+            k, v = (self._overlapping(attention, x) for x in (k, v))
 
         def part(x: Node, *axes: int) -> Node:
             """(B, L, C) as (B * G, N, h, d), its axes then in that order."""
+            tokens = attention.window**2 if x is q else attention.bias.shape[2]
             split = ops.ints(-1, tokens, attention.heads, self.channels_of(step) // attention.heads)
             return op.transpose(op.reshape(x, split, False), ops.ints(*axes))
 
@@ -250,6 +253,12 @@ class OpenVinoOps:
         q = self.producer[attention.inputs[0]]
         assert isinstance(q, FoldedConv)
         return len(q.bias)
+
+    def _overlapping(self, attention: Attention, x: Node) -> Node:
+        """(B, L, C) as (B, G * M, C): the tokens of larger windows, 0 beyond the map."""
+        index = windows.overlapping_tokens(self.grid, attention.window, attention.overlap).reshape(-1)
+        x = op.pad(x, ops.ints(0, 0, 0), ops.ints(0, 1, 0), "constant", ops.floats(np.float32(0)))
+        return op.gather(x, op.constant(index.astype(np.int32)), ops.ints(1))
 
     def _mask(self, window: int, shift: int) -> Node:
         if ("mask", window, shift) not in self.known:

@@ -185,9 +185,12 @@ class ReferenceOps:
     def attention(self, op: Attention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Window attention of tokens in the order of its windows."""
         batch = len(q)
+        if op.overlap:
+            k, v = (self.overlapping(op, t) for t in (k, v))
         q, k, v = (
-            t.view(-1, op.window**2, op.heads, t.shape[-1] // op.heads).transpose(1, 2) for t in (q, k, v)
-        )  # (G, h, N, d)
+            t.view(-1, tokens, op.heads, t.shape[-1] // op.heads).transpose(1, 2)
+            for t, tokens in ((q, op.window**2), (k, op.bias.shape[2]), (v, op.bias.shape[2]))
+        )  # (G, h, N, d), (G, h, M, d) twice
         # Sums of scores are over d, those of the mixture over N; products of codes are below 2**16.
         of_scores, of_mixture = (2**16 * n if op.quantized else None for n in (q.shape[-1], q.shape[-2]))
         # (G, h, N, N)
@@ -203,6 +206,11 @@ class ReferenceOps:
         if isinstance(op.mix, Requantize):
             return self.requantize(op.mix, mixed)
         return mixed * float(op.mix)
+
+    def overlapping(self, op: Attention, x: Tensor) -> Tensor:
+        """Tokens in the order of windows as those of the larger windows around these."""
+        index = windows.overlapping_tokens(self.grid, op.window, op.overlap).reshape(-1)
+        return F.pad(x, (0, 0, 0, 1))[:, self.constant(index)]
 
     def mask(self, op: Attention, count: int) -> Tensor:
         """(count, 1, N, N) to add to the scores of all windows."""

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
+from quantsr.deploy.lowering import attention
 from quantsr.deploy.lowering.traced import Map, Record, Traced, decimal
 
 _MOVES = frozenset(
@@ -44,6 +45,7 @@ _MOVES = frozenset(
         "as_strided",
         "repeat",
         "contiguous",
+        "im2col",
     ]
 )
 """Operations of torch that move elements and compute nothing."""
@@ -106,6 +108,8 @@ class Tracing(Record):
         if isinstance(a, Traced) and isinstance(b, Traced):
             return self._binary("add", a, self._scaled(b, float(alpha)))
         x, constant = (a, b) if isinstance(a, Traced) else (b, a)
+        if (scores := attention.scores_of(self, x)) is not None:
+            return attention.biased(self, scores, x, constant)
         return self._offset(x, constant, float(alpha) if x is a else 1.0)
 
     def _sub(self, a: Any, b: Any, *, alpha: float = 1) -> Traced:
@@ -226,6 +230,8 @@ _OPERATIONS: dict[str, Callable[..., Any]] = {
         for kind in ("relu", "sigmoid", "silu", "mish", "tanh")
     },
     "adaptive_max_pool2d": Tracing._max_pool,
+    "_softmax": lambda record, x, dim, *_: attention.softmax(record, x, dim),
+    "bmm": lambda record, a, b: attention.product(record, a, b),
     "_to_copy": Tracing._to_copy,
     "add": Tracing._add,
     "div": Tracing._div,

@@ -110,6 +110,10 @@ class Record(ABC):
     """Results of 1x1 convolutions."""
     pooled: set[Size] = field(default_factory=set)
     """Sizes of maps that are smaller than those they were computed from."""
+    scores: dict[int, Any] = field(default_factory=dict)
+    """`attention.Scores` by the number of their map, whose value is -1."""
+    parameters: dict[str, Tensor] = field(default_factory=dict)
+    """Of the network, by name."""
     made: dict[tuple[Any, ...], int] = field(default_factory=dict)
     """Slices and concatenations."""
 
@@ -166,6 +170,10 @@ class Record(ABC):
         references = x.references.numpy().astype(np.int64)
         owner = np.searchsorted(self.starts, references, "right") - 1
         used = np.unique(owner)
+        if used.size and used[0] < 0:
+            raise self.refuse("pads values with zeros")
+        if any(self.maps[i].value < 0 for i in used):
+            raise self.refuse("multiplies values of the picture by each other")
         if x.dim() == 4 and len(used) == 1 and self._is_padded(self.maps[used[0]], x):
             return self._padded(int(used[0]), references)
         if len({self.maps[i].size for i in used}) > 1:

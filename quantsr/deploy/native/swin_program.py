@@ -91,6 +91,8 @@ class SwinProgram(Arrays):
             raise Unsupported("its Swin layers differ in shape")
         for layer in layers:
             attention = layer.attention
+            if attention.overlap:
+                raise Unsupported(f"{attention.name} has windows that overlap")
             if attention.window != self.multiple:
                 raise Unsupported(
                     f"{attention.name} has windows of {attention.window} on multiples of {self.multiple} pixels"

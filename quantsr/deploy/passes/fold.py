@@ -209,6 +209,7 @@ class _Fold:
         mixture = [operands[f"mixture.{side}"] for side in ("left", "right")]
         source = self.producer[op.inputs[0]]
         heads, window = op.attributes["heads"], op.attributes["window"]
+        overlap = op.attributes.get("overlap", 0)
         dim = self.layer(source).out_channels // 3
         root = (dim // heads) ** -0.5
         # With float operands the factor 1 / sqrt(d) goes into q, as in training.
@@ -227,10 +228,11 @@ class _Fold:
             window=window,
             shift=op.attributes["shift"],
             score_multiplier=np.float32(1.0 if left is None else _step(left) * _step(right) * root),
-            bias=table[relative_positions(window)].transpose(2, 0, 1).copy(),  # (h, N, N)
+            bias=table[relative_positions(window, overlap)].transpose(2, 0, 1).copy(),  # (h, N, M)
             operands=(parts[0].codes_out, parts[1].codes_out, parts[2].codes_out),
             probabilities=None if mixture[0] is None else constants.requantize_operand(mixture[0]),
             mix=np.float32(mix) if reader is None else constants.requantize(reader, mix),
+            overlap=overlap,
         )
         result = self.step(folded, *(self.step(part, codes) for part in parts))
         if reader is None:
@@ -327,8 +329,17 @@ def _step(operand: Operand | None) -> float:
     return 1.0 if operand is None else float(operand.step[0])
 
 
-def relative_positions(window: int) -> NDArray[np.int64]:
-    """For each pair of tokens of a window the row of its table of relative positions, (N, N)."""
+def relative_positions(window: int, overlap: int = 0) -> NDArray[np.int64]:
+    """For each pair of tokens of a window the row of its table of relative positions, (N, N); with
+    an overlap (N, M), the rows in the order of HAT's overlapping windows."""
     y, x = np.divmod(np.arange(window**2), window)
+    if overlap:
+        side = window + 2 * overlap
+        below, right = np.divmod(np.arange(side**2), side)
+        span = 2 * (window + overlap) - 1
+        first = 2 * overlap - 1
+        rows, columns = (b[None] - a[:, None] - first for a, b in ((y, below), (x, right)))
+        found: NDArray[np.int64] = (rows * span + columns) % span**2
+        return found
     rows, columns = (axis[:, None] - axis[None, :] + window - 1 for axis in (y, x))
     return rows * (2 * window - 1) + columns
