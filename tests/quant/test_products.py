@@ -10,6 +10,7 @@ from quantsr.deploy.convert import convert
 from quantsr.deploy.engines import reference, select
 from quantsr.deploy.lower import lower
 from quantsr.deploy.module import to_module
+from quantsr.deploy.native import library
 from quantsr.errors import InputError
 from quantsr.quant import QuantMatmul, calibrate, manifest
 from quantsr.quant.calibrate import calibrating
@@ -180,7 +181,7 @@ def test_engines_give_the_references_picture_with_quantized_products():
     model = convert(swinir("Bounds", 4), head_tail_bits=32)
     picture = (torch.rand(9, 13, 3, generator=torch.Generator().manual_seed(4)) * 255).to(torch.uint8)
     wanted = reference.run(model, picture.numpy()).astype(int)
-    for engine in ("onnxruntime", "openvino", "torch"):
+    for engine in ("onnxruntime", "openvino", "torch", *(["native"] if library.best_isa() else [])):
         (got,) = select.create(engine, model, threads=1).run(picture.numpy()[None])
         difference = abs(got.astype(int) - wanted)
         assert difference.max() <= 1, engine
