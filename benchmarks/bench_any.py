@@ -120,6 +120,7 @@ def main() -> None:
         help="default: all, and native with AVX2 only",
     )
     parser.add_argument("--cpu-time", action="store_true")
+    parser.add_argument("--output", help="file in benchmarks/results; default: any_NAME.csv")
     args = parser.parse_args()
     image = np.random.default_rng(0).integers(0, 256, (1, *args.size, 3), np.uint8)
     load, calls = load_per_core(), {}
@@ -152,7 +153,7 @@ def main() -> None:
     ]
     print(f"{machine()}; one thread; load per core before the run {load:.2f}")
     print(timing.table(records))
-    print(timing.write_csv(f"any_{'file' if args.file else name}.csv", records))
+    print(timing.write_csv(args.output or f"any_{'file' if args.file else name}.csv", records))
 
 
 if __name__ == "__main__":

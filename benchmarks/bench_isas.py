@@ -33,6 +33,7 @@ def main() -> None:
     parser.add_argument("--networks", nargs="+", default=shipped(), metavar="NAME_OR_FILE")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--output", default="isas.csv", help="file in benchmarks/results")
     args = parser.parse_args()
     image = np.random.default_rng(0).integers(0, 256, (1, HEIGHT, WIDTH, 3), np.uint8)
     load = load_per_core()
@@ -52,7 +53,7 @@ def main() -> None:
                 records.append({**row, "x fastest": round(t.median / fastest, 2), "runs": len(t.times)})
     print(f"{machine()}; load per core before the run {load:.2f}")
     print(timing.table(records))
-    print(timing.write_csv("isas.csv", records))
+    print(timing.write_csv(args.output, records))
 
 
 if __name__ == "__main__":

@@ -40,8 +40,9 @@ if [ -n "$tools" ]; then
     as_root=
     [ "$(id -u)" = 0 ] || as_root=sudo
     $as_root apt-get update -q
+    # Another installation, such as the system's own updates, is waited for.
     # shellcheck disable=SC2086
-    $as_root apt-get install -q -y --no-install-recommends $tools
+    $as_root apt-get install -q -y --no-install-recommends -o DPkg::Lock::Timeout=600 $tools
 fi
 
 # --- an ARM64 Python, in a folder of its own ----------------------------------------------------------------------------------

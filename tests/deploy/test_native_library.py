@@ -402,12 +402,14 @@ def test_blocks_laid_out_for_other_instruction_sets_are_refused(laid_out: str, i
 
 
 @needs_kernels
-@pytest.mark.parametrize(("laid_out", "isa"), [("plain", "avx2"), ("avx2", "plain")])
+@pytest.mark.parametrize(
+    ("laid_out", "isa"), [("plain", "avx2"), ("avx2", "plain"), ("avx_vnni", "avx2"), ("avx2", "avx_vnni")]
+)
 @pytest.mark.parametrize("make", [blocks_of, windows_of])
 def test_sums_of_other_widths_are_refused(make, laid_out: str, isa: str) -> None:
     """AVX2 adds in 16 bits, others in 32."""
-    if "avx2" not in ISAS:
-        pytest.skip("no AVX2 here")
+    if not {laid_out, isa} <= set(ISAS):
+        pytest.skip(f"{laid_out} or {isa} is missing here")
     call = make(laid_out)
     assert call.kernels.quantsr_run(call.network, call.picture, library.ISAS[laid_out], call.address) == 0
     assert call.kernels.quantsr_run(call.network, call.picture, library.ISAS[isa], call.address) == 1

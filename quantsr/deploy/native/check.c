@@ -122,7 +122,7 @@ static int is_layer_for_isa(const SwinLayer *layer, int isa) {
 
 /* Whether this processor has an instruction set, and a network in range is laid out for it. */
 int is_for_isa(const Network *net, int isa) {
-    if (isa < PLAIN || isa > NEON_I8MM || !(quantsr_isas() >> isa & 1)) return 0;
+    if (isa < PLAIN || isa > AVX_VNNI || !(quantsr_isas() >> isa & 1)) return 0;
     for (int i = 0; net->program && i < net->program->sweeps; i++)
         if (!is_conv_for_isa(&net->program->sweep[i].conv, isa)) return 0;
     if (net->program) return 1;

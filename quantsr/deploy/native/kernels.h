@@ -1,6 +1,6 @@
 /* What the C files of the kernels share.
  *
- *   plain.c, avx2.c, avx512_vnni.c, amx.c, neon.c, neon_dotprod.c, neon_i8mm.c
+ *   plain.c, avx2.c, avx_vnni.c, avx512_vnni.c, amx.c, neon.c, neon_dotprod.c, neon_i8mm.c
  *              the kernels for each instruction set (isa.h; vectors.inc, strips.inc, winograd.inc, swin.inc, sweeps.inc, elementwise.inc)
  *   isas.c     which of them run on an instruction set
  *   processor.c  which of those this processor has
@@ -19,9 +19,12 @@
 
 #include <stdatomic.h>
 
-/* AMX needs a compiler that knows its tiles, and Linux's permission to use them. */
-#if defined(__x86_64__) && defined(__linux__) && (defined(__clang__) ? __clang_major__ >= 12 : __GNUC__ >= 11)
+/* AVX-VNNI and AMX need a compiler that knows them, AMX also Linux's permission to use its tiles. */
+#if defined(__x86_64__) && (defined(__clang__) ? __clang_major__ >= 12 : __GNUC__ >= 11)
+#define HAS_AVX_VNNI_KERNELS
+#if defined(__linux__)
 #define HAS_AMX_KERNELS
+#endif
 #endif
 
 /* ARM64's NEON. Clang before version 16 has the intrinsics of its extensions only where all code may use them. */
@@ -143,6 +146,7 @@ typedef struct {
     void sweep_##isa(const Frame *frame, const Sweep *sweep, int unit, Scratch *scratch)
 DECLARE_KERNELS(plain);
 DECLARE_KERNELS(avx2);
+DECLARE_KERNELS(avx_vnni);
 DECLARE_KERNELS(avx512_vnni);
 DECLARE_KERNELS(neon);
 DECLARE_KERNELS(neon_dotprod);

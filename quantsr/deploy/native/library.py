@@ -21,16 +21,17 @@ changes."""
 ISAS = {
     "plain": 1,
     "avx2": 2,
+    "avx_vnni": 8,
     "avx512_vnni": 3,
     "amx": 4,
     "neon": 5,
     "neon_dotprod": 6,
     "neon_i8mm": 7,
 }
-"""Instruction sets that the kernels are written for; of those that a processor has, the last is the
-fastest."""
+"""Instruction sets that the kernels are written for, and their numbers in them; of those that a
+processor has, the last in this order is the fastest."""
 
-WITH_BYTE_PRODUCTS = frozenset({"avx512_vnni", "amx", "neon_dotprod", "neon_i8mm"})
+WITH_BYTE_PRODUCTS = frozenset({"avx_vnni", "avx512_vnni", "amx", "neon_dotprod", "neon_i8mm"})
 """Those with an instruction that adds four products of bytes in 32 bits."""
 
 _FOLDER = Path(__file__).parent

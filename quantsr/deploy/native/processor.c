@@ -2,8 +2,10 @@
 
 #include "kernels.h"
 
-#if defined(HAS_AMX_KERNELS)
+#if defined(HAS_AVX_VNNI_KERNELS)
 #include <cpuid.h>
+#endif
+#if defined(HAS_AMX_KERNELS)
 #include <sys/syscall.h>
 #include <unistd.h>
 #endif
@@ -11,6 +13,15 @@
 #include <sys/auxv.h>
 #elif defined(HAS_NEON_DOTPROD_KERNELS) && defined(__APPLE__)
 #include <sys/sysctl.h>
+#endif
+
+#if defined(HAS_AVX_VNNI_KERNELS)
+/* Not every compiler's __builtin_cpu_supports knows AVX-VNNI. */
+static int has_avx_vnni(void) {
+    enum { AVX_VNNI_BIT = 1 << 4 };
+    unsigned a, b, c, d;
+    return __get_cpuid_count(7, 1, &a, &b, &c, &d) && a & AVX_VNNI_BIT;
+}
 #endif
 
 #if defined(HAS_AMX_KERNELS)
@@ -56,6 +67,9 @@ static int find_isas(void) {
 #if defined(__x86_64__)
     __builtin_cpu_init();
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) isas |= 1 << AVX2;
+#if defined(HAS_AVX_VNNI_KERNELS)
+    if (isas >> AVX2 & 1 && has_avx_vnni()) isas |= 1 << AVX_VNNI;
+#endif
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni"))
         isas |= 1 << AVX512_VNNI;
