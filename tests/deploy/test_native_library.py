@@ -197,7 +197,7 @@ LAYER = {
     "gelu.scale": [NULL],
     "gelu.shift": [NULL],
     "probabilities.scale": [FLOAT],  # without shifts
-    "shift": [-1, 4, 2**30],
+    "shift": [-1, 1, 4, 2**30],
     **{
         f"{name}.{field}": values
         for name in ("q", "k", "v", "proj", "fc1", "fc2")

@@ -38,7 +38,7 @@ static int is_swin_layer(const Swin *swin, const SwinLayer *layer) {
     return is_norm(&layer->norm1) && is_norm(&layer->norm2) && is_linear(&layer->q, dim, dim) && is_linear(&layer->k, dim, dim) &&
            is_linear(&layer->v, dim, dim) && is_linear(&layer->proj, dim, dim) && is_linear(&layer->fc1, dim, hidden) &&
            is_linear(&layer->fc2, hidden, dim) && layer->bias && is_requantizer(&layer->mix) && is_requantizer(&layer->gelu) &&
-           (!layer->probabilities.scale || layer->probabilities.shift) && layer->shift >= 0 && layer->shift < swin->window &&
+           (!layer->probabilities.scale || layer->probabilities.shift) && (layer->shift == 0 || layer->shift == swin->window / 2) &&
            (!layer->shift || swin->mask);
 }
 

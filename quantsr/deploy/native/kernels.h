@@ -20,7 +20,7 @@
 #include <stdatomic.h>
 
 /* AVX-VNNI and AMX need a compiler that knows them, AMX also Linux's permission to use its tiles. */
-#if defined(__x86_64__) && (defined(__clang__) ? __clang_major__ >= 12 : __GNUC__ >= 11)
+#if defined(__x86_64__) && (defined(__clang__) ? __clang_major__ >= 13 : __GNUC__ >= 11)
 #define HAS_AVX_VNNI_KERNELS
 #if defined(__linux__)
 #define HAS_AMX_KERNELS
