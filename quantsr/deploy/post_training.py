@@ -29,6 +29,7 @@ from quantsr.engine.bounds_training import train_bounds
 from quantsr.errors import InputError
 from quantsr.quant import Rule, quantize_layers
 from quantsr.quant.bit_gradients import bit_gradients, mixed_bits
+from quantsr.quant.importance import output_importance
 from quantsr.quant.layers import quantized_layers
 from quantsr.quant.quantizers import Granularity
 from quantsr.ranges import Bits
@@ -47,6 +48,9 @@ CROPS, CROP_SIDE = 16, 48
 
 RANKING_CROPS, RANKING_SIDE = 8, 24
 """The same of the ranking of units, for which n units take about n * n / 2 sub-networks."""
+
+IMPORTANCE_CROPS = 4
+"""How many crops of that size the importance of channels is found on."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +122,17 @@ def quantize(
     layers = len(layers_of(found))
     trained = method.iterations if method.name == "2dquant" else 0
     total = layers + trained + _sub_networks(count)
-    set_layers(found, batch, method, fits=chosen is not None, progress=lambda done: progress(done, total))
+    importance = None
+    if chosen is not None and method.name == "fit":
+        importance = output_importance(net.eval(), _middles(batch, IMPORTANCE_CROPS), list(chosen))
+    set_layers(
+        found,
+        batch,
+        method,
+        fits=chosen is not None,
+        importance=importance,
+        progress=lambda done: progress(done, total),
+    )
     if trained:
         train_bounds(
             found,
@@ -248,8 +262,7 @@ def rank_units(
     Args:
         progress: called with the number of sub-networks so far.
     """
-    top, left = ((size - min(size, RANKING_SIDE)) // 2 for size in batch.shape[2:])
-    x = batch[:RANKING_CROPS, :, top : top + RANKING_SIDE, left : left + RANKING_SIDE]
+    x = _middles(batch, RANKING_CROPS)
     wanted = target.eval()(x)
     done = 0
 
@@ -261,6 +274,12 @@ def rank_units(
         return found
 
     return rank_by_loss(len(net.units()), losses)
+
+
+def _middles(batch: Tensor, count: int) -> Tensor:
+    """The middles of the first pictures of a batch (B, 3, h, w)."""
+    top, left = ((size - min(size, RANKING_SIDE)) // 2 for size in batch.shape[2:])
+    return batch[:count, :, top : top + RANKING_SIDE, left : left + RANKING_SIDE]
 
 
 def _sub_networks(units: int) -> int:

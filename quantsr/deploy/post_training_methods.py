@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -12,7 +14,7 @@ from torch import Tensor, nn
 from quantsr.errors import InputError
 from quantsr.quant import calibrate
 from quantsr.quant.attention import QuantOperand
-from quantsr.quant.fit import fit
+from quantsr.quant.fit import fit, in_float
 from quantsr.quant.layers import QuantizedLayer, quantized_layers
 
 MethodName = Literal["fit", "minmax", "percentile", "mse", "2dquant"]
@@ -72,21 +74,31 @@ def set_layers(
     method: Method,
     *,
     fits: bool,
+    importance: Mapping[str, Tensor] | None = None,
     progress: Callable[[int], None] = lambda done: None,
 ) -> None:
     """Fit (`quantsr.quant.fit`) or calibrate each quantized layer on what the layers before it, set
     already, give of a batch (B, 3, h, w).
 
+    Args:
+        fits: whether the method ``fit`` fits; else it calibrates.
+        importance: of output channels, by the layer's name (`quantsr.quant.importance`).
+        progress: called with the number of layers so far.
+
     Raises:
         InputError: the network's forward skips a layer.
     """
+    fits = fits and method.name == "fit"
+    if fits and not any(isinstance(layer, QuantOperand) for layer in quantized_layers(net).values()):
+        _fit_beside_float(net, batch, method, importance or {}, progress)
+        return
     reached = set()
 
     def hook(layer: QuantizedLayer, inputs: tuple[Tensor, ...]) -> None:
         if layer in reached:
             return
         reached.add(layer)
-        if fits and method.name == "fit":
+        if fits:
             layer.calibrating = False
             fit(layer, inputs[0], correct_bias=method.correct_bias)
         progress(len(reached))
@@ -99,6 +111,43 @@ def set_layers(
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _fit_beside_float(
+    net: nn.Module,
+    batch: Tensor,
+    method: Method,
+    importance: Mapping[str, Tensor],
+    progress: Callable[[int], None],
+) -> None:
+    """`fit` each layer to its input in the quantized network and its output in the float one.
+
+    Both run at once, as the halves of a batch: no layer's output is kept longer than it is read.
+    """
+    layers = layers_of(net)
+    names = {layer: name for name, layer in quantized_layers(net).items()}
+    reached: set[QuantizedLayer] = set()
+    originals = {layer: copy.deepcopy(layer) for layer in layers}
+
+    def fitted(layer: QuantizedLayer, x: Tensor) -> Tensor:
+        theirs, ours = x.chunk(2)
+        wanted = in_float(originals[layer], theirs)
+        if layer not in reached:
+            reached.add(layer)
+            weights = importance.get(names[layer])
+            fit(layer, ours, wanted, importance=weights, correct_bias=method.correct_bias)
+            progress(len(reached))
+        return torch.cat([wanted, type(layer).forward(layer, ours)])
+
+    for layer in layers:
+        layer.forward = functools.partial(fitted, layer)
+    try:
+        net(torch.cat([batch, batch]))
+    finally:
+        for layer in layers:
+            del layer.forward
+    if missed := [names[layer] for layer in layers if layer not in reached]:
+        raise InputError(f"network: its forward skips {', '.join(missed)}")
 
 
 def quantizes(layer: QuantizedLayer) -> bool:

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Literal
 
-from quantsr.deploy.program import Program
+from quantsr.deploy.program import PICTURE, Operation, Program
 
 Role = Literal["first", "depthwise", "body", "last"]
 """A layer that reads the picture, or other colours of it, as a layer with at most three outputs
 gives; of the others one at or behind the enlargement, or with no layer behind it (last); one whose
-outputs each read a single input (depthwise); any other. Quantizing the first layer of an SRResNet
-alone costs 14 dB, the last ones decide the picture's tones, and a sum of a depthwise layer has few
-products for their errors to cancel: the body is what low bits are for."""
+outputs each read a single input (depthwise); any other. A body layer behind which only last ones
+lie is one of them where no path of the picture avoids it, as shortcuts do: it carries the picture's
+tones too. Quantizing the first layer of an SRResNet alone costs 14 dB, the last ones decide the
+picture's tones, and a sum of a depthwise layer has few products for their errors to cancel: the
+body is what low bits are for."""
 
 _LAYERS = ("conv", "linear")
 _ENLARGING = ("pixel_shuffle", "upsample_nearest", "upsample_bilinear")
@@ -54,4 +56,17 @@ def roles(
             found[op.name] = "last"
         else:
             found[op.name] = "depthwise" if op.name in depthwise else "body"
+    body = [op for op in program.operations if found.get(op.name) == "body"]
+    # One layer stays, whatever it carries: a network of a single body layer is quantized there.
+    if len(body) > 1 and body[-1].name != body[0].name and _carries_all(program, body[-1]):
+        found[body[-1].name] = "last"
     return found
+
+
+def _carries_all(program: Program, layer: Operation) -> bool:
+    """Whether the picture reaches the result through this operation alone."""
+    reached = {PICTURE}
+    for op in program.operations:
+        if op is not layer and reached.intersection(op.inputs):
+            reached.add(op.output)
+    return program.operations[-1].output not in reached

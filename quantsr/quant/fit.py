@@ -1,145 +1,174 @@
-"""Fitting one quantized layer to its input without training: equalization, zero point, steps,
-bias."""
+"""Fitting one quantized layer to its input without training: levels of the input, weight, bias."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from quantsr.quant import functional
 from quantsr.quant.calibrate import calibrate
-from quantsr.quant.kernels import MIN_STEP
+from quantsr.quant.input_grids import Channels, Grid, least_error_step
 from quantsr.quant.layers import QuantConv2d, QuantizedLayer
+from quantsr.quant.least_squares import Moments, refitted, rounded
 from quantsr.quant.rlq_asymmetric_quantizer import AsymmetricRLQActivation
 from quantsr.quant.rlq_quantizer import RLQActivation, RLQWeight
 from quantsr.ranges import IntRange
 
-POWERS = (0.0, 0.4, 0.6, 0.8, 1.0, 1.2)
-"""Tried for the share of the channels' ranges that the input's equalization takes, the weight the
+POWERS = (1.0, 0.8, 0.6, 0.4, 0.0)
+"""Tried for the share of the channels' steps that the input's equalization takes, the weight the
 rest; 0.5 is that of Nagel et al. (ICCV 2019), others those of SmoothQuant (Xiao et al., ICML
 2023)."""
 
-STEP_FACTORS = tuple(2.0 ** (-k / 6) for k in range(31))
+SAMPLES = 2048
+"""Values of each channel that the search for the levels of the input reads."""
 
-_LEAST = 1e-4  # of factors, relative to the largest
+_ROOM = 0.49  # a weight that is rounded to another code than the nearest lies so far from its own
+
+T = TypeVar("T")
 
 
 @torch.no_grad()
-def fit(layer: QuantizedLayer, x: Tensor, *, correct_bias: bool = True) -> None:
-    """Set the layer's quantizers, ``input_equal`` and bias so that its output on `x` is near that
-    in float: in squared error, about the mean of each output channel.
+def fit(
+    layer: QuantizedLayer,
+    x: Tensor,
+    wanted: Tensor | None = None,
+    *,
+    importance: Tensor | None = None,
+    correct_bias: bool = True,
+) -> None:
+    """Set the layer's quantizers, ``input_equal``, weight and bias so that its output on `x` is
+    near the wanted one.
 
-    `POWERS` are tried where the layer is equalized; then, where the quantizer has a zero point and
-    the input negative values, half, quarter, ... of the zero point by extremes. The bias takes the
-    mean error of each output channel (Nagel et al., section 4.2).
+    1. The input: zero point, equalization (`POWERS`) and step, by the output's squared error about
+       its mean, weighed for each channel by its importance.
+    2. The weight: refitted to the quantized input, then rounded column by column
+       (`quantsr.quant.least_squares`).
+    3. The bias takes the mean error of each output channel (Nagel et al., section 4.2).
+
+    Of quantizers other than RLQ's, the second or all of the first step is calibration alone.
 
     Args:
         layer: its quantizers need no calibration; its weight is the float one.
-        x: (B, C, h, w), of a linear layer (..., C).
+        x: (B, C, h, w), of a linear layer (B, ..., C).
+        wanted: the output in the float network; default: that of the float layer on `x`.
+        importance: (O,) of squared errors, not negative; default: 1 / the variance of the channel.
         correct_bias: whether the bias is changed.
     """
-    trial = _Trial(layer, x)
-    trial.choose("equal", [None] if layer.input_equal is None else _factors(layer, x, trial.weight))
-    zero_point = trial.zero_point_by_extremes()
-    if zero_point:
-        trial.choose("zero_point", [zero_point >> shift for shift in range(zero_point.bit_length() + 1)])
-    trial.set()
+    calibrate(layer, [x], "mse")
+    trial = _Trial(layer, x, in_float(layer, x) if wanted is None else wanted, importance)
+    if isinstance(layer.input_quantizer, RLQActivation):
+        trial.choose_grid(layer.input_quantizer)
+    if isinstance(layer.weight_quantizer, RLQWeight) and getattr(layer, "groups", 1) == 1:
+        trial.refit(layer.weight_quantizer, centred=correct_bias)
     if correct_bias:
-        lacks = trial.difference().movedim(layer.channel_dim, 0).flatten(1).mean(1)
+        lacks = (layer(x) - trial.wanted).movedim(layer.channel_dim, 0).flatten(1).mean(1)
         bias: Tensor | None = layer.bias  # type: ignore[assignment]
         layer.bias = nn.Parameter(-lacks if bias is None else bias - lacks)
-
-
-def least_error_step(rows: Tensor, codes: IntRange) -> Tensor:
-    """(R,) steps with the least squared error for the values of each row, (R, N).
-
-    Tried are those that clip nothing, and 1/32 of them and more: unlike the search from the mean in
-    calibration, this reaches the extremes of values that are few and far out.
-    """
-    extremes = torch.stack([rows.amax(1) / max(codes.qmax, 1), rows.amin(1) / min(codes.qmin, -1)])
-    largest = extremes.amax(0).clamp_min(MIN_STEP)
-    steps = torch.stack([largest * factor for factor in STEP_FACTORS])
-    errors = [
-        (functional.fake_quantize(rows, step[:, None], codes.qmin, codes.qmax) - rows).square().mean(1)
-        for step in steps
-    ]
-    return steps.gather(0, torch.stack(errors).argmin(0)[None])[0]
 
 
 class _Trial:
     """A layer with the best settings so far."""
 
-    def __init__(self, layer: QuantizedLayer, x: Tensor) -> None:
-        self.layer, self.x = layer, x
+    def __init__(self, layer: QuantizedLayer, x: Tensor, wanted: Tensor, importance: Tensor | None) -> None:
+        self.layer, self.x, self.wanted = layer, x, wanted
         self.weight = layer.weight.detach().clone()
-        self.wanted = _in_float(layer, x)
-        self.signal = self._variances(self.wanted)
-        self.signal = self.signal.clamp_min(1e-6 * float(self.signal.max()))
-        self.settings: dict[str, Tensor | int | None] = {"equal": None, "zero_point": None}
+        self.exact = in_float(layer, x)
+        if importance is None:
+            signal = self._variances(self.exact)
+            importance = 1 / signal.clamp_min(1e-6 * float(signal.max())).clamp_min(1e-12)
+        self.importance = importance
 
-    def choose(self, name: str, values: Iterable[Tensor | int | None]) -> None:
-        """Keep the value of least error."""
+    def choose_grid(self, inputs: RLQActivation) -> None:
+        """Set the input quantizer, the equalization, and steps of the weight."""
+        rows = self.weight.abs().flatten(2).amax(2) if self.weight.dim() > 2 else self.weight.abs()
+        rows = (rows / rows.amax(1, keepdim=True).clamp_min(1e-12)).amax(0)  # (C,)
+        values = _sample(self.x, self.layer.channel_dim)
+        channels = Channels(values, self._channel_weights(len(values)), inputs.bits)
+        codes = inputs.range
+        if isinstance(inputs, AsymmetricRLQActivation):
+            codes = IntRange.of(inputs.bits, signed=False).shifted(-channels.zero_point())
+        powers = [None] if self.layer.input_equal is None else POWERS
+        grids = [channels.grid(codes, power, rows) for power in powers]
+        self.set(inputs, self.best(grids, lambda grid: self.set(inputs, grid)))
+
+    def best(self, values: Iterable[T], settle: Callable[[T], None]) -> T:
+        """The value of least error."""
         errors = []
         for value in values:
-            self.settings[name] = value
-            self.set()
-            errors.append((float((self._variances(self.difference()) / self.signal).mean()), value))
-        self.settings[name] = min(errors, key=lambda entry: entry[0])[1]
+            settle(value)
+            difference = self.layer(self.x) - self.exact
+            errors.append((float((self._variances(difference) * self.importance).mean()), value))
+        return min(errors, key=lambda entry: entry[0])[1]
+
+    def set(self, inputs: RLQActivation, grid: Grid) -> None:
+        """Give the layer these levels, and its weight steps of least squared error."""
+        if isinstance(inputs, AsymmetricRLQActivation):
+            inputs.fix_zero_point(-grid.codes.qmin)
+        inputs.step.fill_(grid.step)
+        if self.layer.input_equal is not None:
+            self.layer.input_equal.copy_(grid.equal)
+        self.set_weight(self.equalized(self.weight))
+
+    def set_weight(self, weight: Tensor) -> None:
+        """Its steps are those of least squared error."""
+        self.layer.weight.copy_(weight)
+        quantizer = self.layer.weight_quantizer
+        if isinstance(quantizer, RLQWeight):
+            rows = weight.reshape(quantizer.step.numel(), -1)
+            quantizer.step.copy_(least_error_step(rows, quantizer.range))
+
+    def equalized(self, weight: Tensor) -> Tensor:
+        """The weight times the factors that the input is divided by."""
+        if self.layer.input_equal is None:
+            return weight
+        return weight * self.layer.input_equal.view(1, -1, *[1] * (weight.dim() - 2))
+
+    def refit(self, quantizer: RLQWeight, *, centred: bool) -> None:
+        """Give the layer the weight of least squared error on the quantized input."""
+        x = self.layer.equalized(self.x)
+        if self.layer.input_quantizer is not None:
+            x = self.layer.input_quantizer(x)
+        bias: Tensor | None = self.layer.bias  # type: ignore[assignment]
+        wanted = self.wanted if bias is None else self.wanted - _per_channel(bias, self.layer, x)
+        moments = Moments.of(self.layer, x, wanted, centred=centred)
+        shape = self.weight.shape
+        weight = refitted(self.equalized(self.weight).flatten(1), moments)
+        self.set_weight(weight.float().view(shape))
+        step = quantizer.step.expand(len(weight))
+        codes = rounded(weight, moments, step, quantizer.range)
+        cell = torch.stack([codes - _ROOM, codes + _ROOM]) * step[:, None]
+        self.layer.weight.copy_(weight.clamp(*cell).float().view(shape))
 
     def _variances(self, x: Tensor) -> Tensor:
         """(O,) of the output's channels."""
         return x.movedim(self.layer.channel_dim, 0).flatten(1).var(1, correction=0)
 
-    def set(self) -> None:
-        """Calibrate the layer with the settings."""
-        equal, zero_point = self.settings["equal"], self.settings["zero_point"]
-        if isinstance(equal, Tensor):
-            assert self.layer.input_equal is not None
-            self.layer.input_equal.copy_(equal)
-            self.layer.weight.copy_(self.weight * equal.view(1, -1, *[1] * (self.weight.dim() - 2)))
-        if isinstance(zero_point, int):
-            assert isinstance(self.layer.input_quantizer, AsymmetricRLQActivation)
-            self.layer.input_quantizer.fix_zero_point(zero_point)
-        calibrate(self.layer, [self.x], "mse")
-        weight, inputs = self.layer.weight_quantizer, self.layer.input_quantizer
-        if isinstance(weight, RLQWeight):
-            rows = self.layer.weight.reshape(weight.step.numel(), -1)
-            weight.step.copy_(least_error_step(rows, weight.range))
-        if isinstance(inputs, RLQActivation):
-            values = functional.sample(self.layer.equalized(self.x))
-            inputs.step.copy_(least_error_step(values[None], inputs.range))
-
-    def difference(self) -> Tensor:
-        """The layer's output less that in float."""
-        found: Tensor = self.layer(self.x) - self.wanted
+    def _channel_weights(self, channels: int) -> Tensor:
+        """(C,) what a channel's squared error adds to the output's, were errors independent."""
+        squares = self.weight.square().flatten(2).sum(2) if self.weight.dim() > 2 else self.weight.square()
+        if squares.shape[1] != channels:  # groups: no input is shared by all outputs
+            return torch.ones(channels).to(squares)
+        found: Tensor = self.importance.to(squares) @ squares
         return found
 
-    def zero_point_by_extremes(self) -> int:
-        """0 where the quantizer has none."""
-        quantizer = self.layer.input_quantizer
-        if not isinstance(quantizer, AsymmetricRLQActivation):
-            return 0
-        self.set()
-        return int(quantizer.zero_point)
+
+def _sample(x: Tensor, channel_dim: int) -> Tensor:
+    """(C, n) values of places at random, the same ones each time."""
+    rows = x.movedim(channel_dim, 0).flatten(1)
+    places = torch.randint(rows.shape[1], (SAMPLES,), generator=torch.Generator().manual_seed(0))
+    return rows[:, places.to(x.device)]
 
 
-def _factors(layer: QuantizedLayer, x: Tensor, weight: Tensor) -> list[Tensor]:
-    """(C,) for each of `POWERS`."""
-    inputs = x.movedim(layer.channel_dim, 0).flatten(1).abs().amax(1)
-    rows = weight.abs().flatten(2).amax(2) if weight.dim() > 2 else weight.abs()  # (O, C)
-    weights = (rows / rows.amax(1, keepdim=True).clamp_min(1e-12)).amax(0)
-    inputs, weights = (v.clamp_min(_LEAST * float(v.max())).clamp_min(1e-12) for v in (inputs, weights))
-    found = []
-    for power in POWERS:
-        equal = inputs**power / weights ** (1 - power) if power else torch.ones_like(inputs)
-        found.append(equal / equal.max())
-    return found
+def _per_channel(values: Tensor, layer: QuantizedLayer, x: Tensor) -> Tensor:
+    shape = [1] * x.dim()
+    shape[layer.channel_dim] = -1
+    return values.view(shape)
 
 
-def _in_float(layer: QuantizedLayer, x: Tensor) -> Tensor:
+def in_float(layer: QuantizedLayer, x: Tensor) -> Tensor:
     if isinstance(layer, QuantConv2d):
         return layer._conv_forward(x, layer.weight, layer.bias)
     bias: Tensor | None = layer.bias  # type: ignore[assignment]

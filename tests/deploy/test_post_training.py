@@ -62,6 +62,31 @@ def test_roles_of_a_network_whose_base_is_the_enlarged_picture(tmp_path: Path) -
     }
 
 
+class Neck(nn.Module):
+    """A body without a shortcut round it, as SPAN's, or with one, as EDSR's."""
+
+    def __init__(self, shortcut: bool) -> None:
+        super().__init__()
+        self.first, self.body = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+        self.fusion, self.last = nn.Conv2d(8, 4, 1), nn.Conv2d(4, 12, 3, padding=1)
+        self.shortcut = shortcut
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.first(x)
+        fused = self.fusion(torch.cat([x, self.body(x).relu()], 1))
+        return nn.functional.pixel_shuffle(self.last(fused + x if self.shortcut else fused), 2)
+
+
+@pytest.mark.parametrize("shortcut", [False, True])
+def test_the_layer_that_all_of_the_picture_passes_is_a_last_one(shortcut: bool) -> None:
+    assert dict(roles(lower(Neck(shortcut).eval()))) == {
+        "first": "first",
+        "body": "body",
+        "fusion": "body" if shortcut else "last",
+        "last": "last",
+    }
+
+
 def test_rules_come_before_roles_and_the_first_decides() -> None:
     rules = [LayerBits("body.0.*", Bits(8, 8)), LayerBits("body.*", Bits(32, 32)), LayerBits("conv_last", W4)]
     assert choose_bits(edsr(), W4, rules) == {

@@ -1,0 +1,111 @@
+"""Weights of a layer by least squares: refitted to quantized inputs, and rounded column by column.
+
+Symbols: W (O, K) the weight as a matrix, X (K, N) what it multiplies at N places, Z (O, N) the
+wanted product, H = X X^T / N.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from quantsr.quant.layers import QuantConv2d, QuantizedLayer
+from quantsr.ranges import IntRange
+
+DAMPING = 0.01
+"""Added to the diagonal of H, relative to its mean (GPTQ, section 3.3)."""
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Averages over all places, in double precision."""
+
+    inputs: Tensor
+    """(K,) of X."""
+    outputs: Tensor
+    """(O,) of Z."""
+    second: Tensor
+    """(K, K), H; about the means where ``centred``."""
+    cross: Tensor
+    """(O, K), Z X^T / N, likewise."""
+
+    @classmethod
+    def of(cls, layer: QuantizedLayer, x: Tensor, wanted: Tensor, *, centred: bool) -> Moments:
+        """Of a layer's input as its weight reads it, and the output wanted without its bias.
+
+        Args:
+            layer: a convolution in one group, or a linear layer.
+            x: (B, C, h, w), of a linear layer (B, ..., C); quantized.
+            wanted: the shape of the layer's output.
+        """
+        count, sums = 0, None
+        for picture, target in zip(x, wanted, strict=True):
+            columns = _columns(layer, picture)
+            rows = target if isinstance(layer, QuantConv2d) else target.movedim(-1, 0)
+            rows = rows.reshape(len(rows), -1)  # (O, n)
+            found = [columns.sum(1), rows.sum(1), columns @ columns.T, rows @ columns.T]
+            found = [part.double() for part in found]
+            sums = found if sums is None else [a + b for a, b in zip(sums, found, strict=True)]
+            count += columns.shape[1]
+        assert sums is not None
+        inputs, outputs, second, cross = (total / count for total in sums)
+        if centred:
+            second = second - torch.outer(inputs, inputs)
+            cross = cross - torch.outer(outputs, inputs)
+        return cls(inputs, outputs, second, cross)
+
+    def damped(self) -> Tensor:
+        """H with a larger diagonal."""
+        diagonal = self.second.diagonal().mean().clamp_min(1e-12)
+        return self.second + DAMPING * diagonal * torch.eye(len(self.second)).to(self.second)
+
+
+def refitted(weight: Tensor, moments: Moments) -> Tensor:
+    """(O, K): the matrix of least ``|Z - W' X|^2 / N + d |W' - W|^2``, d the damping of H.
+
+    Ridge regression towards the given weight.
+    """
+    lacks = moments.cross - weight.double() @ moments.second
+    return weight.double() + torch.linalg.solve(moments.damped(), lacks.T).T
+
+
+def rounded(weight: Tensor, moments: Moments, step: Tensor, codes: IntRange) -> Tensor:
+    """(O, K) integer codes of a matrix, rounded one column after the other.
+
+    The columns that are not rounded yet take what rounding adds to the output ("GPTQ", Frantar et
+    al., ICLR 2023, section 3: with U the upper Cholesky factor of the inverse of H, the error of
+    column i over U[i, i], times row i of U, is subtracted from the later ones). Columns of larger H
+    come first.
+
+    Args:
+        step: (O,).
+        codes: their range.
+    """
+    hessian = moments.damped()
+    order = hessian.diagonal().argsort(descending=True)
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(hessian[order][:, order]))
+    upper = torch.linalg.cholesky(inverse, upper=True)
+    left, step = weight.double()[:, order], step.double()
+    found = torch.empty_like(left)
+    for i in range(left.shape[1]):
+        found[:, i] = (left[:, i] / step).clamp(codes.qmin, codes.qmax).round()
+        error = (left[:, i] - found[:, i] * step) / upper[i, i]
+        left[:, i + 1 :] -= torch.outer(error, upper[i, i + 1 :])
+    return found[:, order.argsort()]
+
+
+def _columns(layer: QuantizedLayer, picture: Tensor) -> Tensor:
+    """(K, n) what the weight multiplies in one picture, (C, h, w) or (..., C)."""
+    if not isinstance(layer, QuantConv2d):
+        return picture.reshape(-1, picture.shape[-1]).T
+    found: Tensor = F.unfold(
+        picture[None],
+        layer.kernel_size,  # type: ignore[arg-type]
+        dilation=layer.dilation,  # type: ignore[arg-type]
+        padding=layer.padding,  # type: ignore[arg-type]
+        stride=layer.stride,  # type: ignore[arg-type]
+    )
+    return found[0]
