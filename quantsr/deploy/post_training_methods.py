@@ -100,7 +100,8 @@ def set_layers(
         reached.add(layer)
         if fits:
             layer.calibrating = False
-            fit(layer, inputs[0], correct_bias=method.correct_bias)
+            with torch._C.DisableTorchFunction():  # the mode that counts products of attention
+                fit(layer, inputs[0], correct_bias=method.correct_bias)
         progress(len(reached))
 
     handles = [layer.register_forward_pre_hook(hook) for layer in layers_of(net)]
