@@ -103,9 +103,9 @@ def _columns(layer: QuantizedLayer, picture: Tensor) -> Tensor:
         return picture.reshape(-1, picture.shape[-1]).T
     found: Tensor = F.unfold(
         picture[None],
-        layer.kernel_size,  # type: ignore[arg-type]
-        dilation=layer.dilation,  # type: ignore[arg-type]
-        padding=layer.padding,  # type: ignore[arg-type]
-        stride=layer.stride,  # type: ignore[arg-type]
+        layer.kernel_size,
+        dilation=layer.dilation,
+        padding=layer.padding,
+        stride=layer.stride,
     )
     return found[0]
