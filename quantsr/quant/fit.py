@@ -22,7 +22,7 @@ POWERS = (1.0, 0.8, 0.6, 0.4, 0.0)
 rest; 0.5 is that of Nagel et al. (ICCV 2019), others those of SmoothQuant (Xiao et al., ICML
 2023)."""
 
-SAMPLES = 2048
+SAMPLES = 2**14
 """Values of each channel that the search for the levels of the input reads."""
 
 _ROOM = 0.49  # a weight that is rounded to another code than the nearest lies so far from its own
