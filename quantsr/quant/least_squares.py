@@ -101,11 +101,5 @@ def _columns(layer: QuantizedLayer, picture: Tensor) -> Tensor:
     """(K, n) what the weight multiplies in one picture, (C, h, w) or (..., C)."""
     if not isinstance(layer, QuantConv2d):
         return picture.reshape(-1, picture.shape[-1]).T
-    found: Tensor = F.unfold(
-        picture[None],
-        layer.kernel_size,
-        dilation=layer.dilation,
-        padding=layer.padding,
-        stride=layer.stride,
-    )
-    return found[0]
+    padded = F.pad(picture[None], layer._reversed_padding_repeated_twice)
+    return F.unfold(padded, layer.kernel_size, dilation=layer.dilation, stride=layer.stride)[0]

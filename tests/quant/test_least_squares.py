@@ -46,6 +46,14 @@ def test_moments_of_a_convolution_are_those_of_its_patches(padding: int, stride:
     np.testing.assert_allclose(found.cross, rows @ columns.T / count, atol=1e-5)
 
 
+def test_moments_read_as_much_padding_as_keeps_the_size() -> None:
+    layer = QuantConv2d(3, 2, 3, padding="same", **HOW)
+    x = torch.randn(2, 3, 7, 6, generator=generator())
+    columns = np.hstack([reference.patches(picture.double().numpy(), 3, 1, 1) for picture in x])
+    found = Moments.of(layer, x, torch.zeros(2, 2, 7, 6), centred=False)
+    np.testing.assert_allclose(found.second, columns @ columns.T / columns.shape[1], atol=1e-5)
+
+
 def test_centred_moments_are_covariances() -> None:
     x, z = correlated(5, 200), correlated(3, 200)
     found = linear(x, z, centred=True)
