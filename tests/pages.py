@@ -102,7 +102,10 @@ def quantsr_command(words: list[str]) -> tuple[str, list[str]] | None:
 def keep_registrations(monkeypatch: pytest.MonkeyPatch) -> None:
     """Forget at the end of a test what the files of the pages have registered."""
     from quantsr import basicsr_compat, discovery
+    from quantsr.config import registries
 
+    for names in (registries.networks, registries.losses, registries.metrics):
+        names()  # files of the package register theirs once only
     for kind in ("ARCH", "LOSS", "METRIC"):
         registry = getattr(basicsr_compat, f"{kind}_REGISTRY")
         monkeypatch.setattr(registry, "_obj_map", dict(registry._obj_map))
