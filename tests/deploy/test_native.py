@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from quantsr import Upscaler
 from quantsr.deploy.engines import reference as integer_reference
 from quantsr.deploy.engines import select
+from quantsr.deploy.folded import FoldedConv
 from quantsr.deploy.native import library, structures
 from quantsr.deploy.native.arrays import G2, G4, Arrays, rounding_error, transformed
 from quantsr.deploy.native.engine import NativeEngine
@@ -107,6 +108,20 @@ def test_the_tails_weights_keep_flat_regions() -> None:
     multiplier = 4 * np.ctypeslib.as_array(conv.scale, (16, 1)).astype(np.float64)
     assert np.abs(sums - weight.sum((2, 3)) * step / multiplier).max() <= 0.5 + 1e-3
     assert np.abs(sums).max() > 100
+
+
+def test_as_many_channels_as_sums_of_32_bits_hold_are_laid_out_and_no_more() -> None:
+    """Transformed weights of 9 * 127 times transformed inputs of 4 * 255, for each channel."""
+    most = (2**31 - 1) // (9 * 127 * 4 * 255)
+    ones = np.ones(1, np.float32)
+    for channels in (most, most + 1):
+        weight = np.full((1, channels, 3, 3), 127, np.int8)
+        conv = FoldedConv("after_body", weight, ones, ones, (0, 255))
+        if channels == most:
+            Arrays().code_words(conv)
+        else:
+            with pytest.raises(Unsupported, match="after_body has too many channels"):
+                Arrays().code_words(conv)
 
 
 @needs_kernels

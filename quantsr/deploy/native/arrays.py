@@ -223,8 +223,15 @@ class Arrays:
         return ring
 
     def code_words(self, conv: FoldedConv) -> structures.Conv:
-        """A 3x3 convolution of codes of up to 8 bits, held in 16: exact."""
+        """A 3x3 convolution of codes of up to 8 bits, held in 16: exact.
+
+        Raises Unsupported where sums could exceed 32 bits, which takes 1,800 channels or more.
+        """
         parts = nested(conv.weight.astype(np.int64), 1, G2)
+        assert conv.codes_in is not None
+        largest = 4 * max(map(abs, conv.codes_in))  # of a transformed input, four codes
+        if largest * max(int(np.abs(part).sum(0).max()) for part in parts) > np.iinfo(np.int32).max:
+            raise Unsupported(f"{conv.name} has too many channels for sums of 32 bits")
         return self.padded_conv(parts, conv.multiplier.astype(np.float64) / 4, conv.bias, structures.WORDS, 1)
 
     def padded_conv(
