@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -136,7 +137,8 @@ def _fit_beside_float(
         if layer not in reached:
             reached.add(layer)
             weights = importance.get(names[layer])
-            fit(layer, ours, wanted, importance=weights, correct_bias=method.correct_bias)
+            with _own_forward(layer):
+                fit(layer, ours, wanted, importance=weights, correct_bias=method.correct_bias)
             progress(len(reached))
         return torch.cat([wanted, type(layer).forward(layer, ours)])
 
@@ -149,6 +151,16 @@ def _fit_beside_float(
             del layer.forward
     if missed := [names[layer] for layer in layers if layer not in reached]:
         raise InputError(f"network: its forward skips {', '.join(missed)}")
+
+
+@contextmanager
+def _own_forward(layer: nn.Module) -> Iterator[None]:
+    """Calls of the layer compute what its class does, while it is fitted."""
+    other = layer.__dict__.pop("forward")
+    try:
+        yield
+    finally:
+        layer.forward = other
 
 
 def quantizes(layer: QuantizedLayer) -> bool:

@@ -23,14 +23,16 @@ def output_importance(net: nn.Module, batch: Tensor, layers: Sequence[str]) -> d
     """
     outputs: dict[str, Tensor] = {}
 
-    def keeper(name: str) -> Callable[..., None]:
-        def keep(_module: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    def keeper(name: str) -> Callable[..., Tensor]:
+        def keep(_module: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
             outputs[name] = output
+            return output.clone()  # what follows may change it in place
 
         return keep
 
     # Copies made here can have gradients, whatever mode the caller is in.
-    with torch.inference_mode(False), torch.enable_grad():
+    mutable = torch.autograd.graph.allow_mutation_on_saved_tensors()
+    with torch.inference_mode(False), torch.enable_grad(), mutable:
         net = copy.deepcopy(net)
         modules = {name: net.get_submodule(name) for name in layers}
         for name, module in modules.items():

@@ -18,6 +18,8 @@ from quantsr.ranges import IntRange
 DAMPING = 0.01
 """Added to the diagonal of H, relative to its mean (GPTQ, section 3.3)."""
 
+_ROUNDING = 1e-5  # of averages of squares, which are summed in single precision
+
 
 @dataclass(frozen=True)
 class Moments:
@@ -58,9 +60,11 @@ class Moments:
         return cls(inputs, outputs, second, cross)
 
     def damped(self) -> Tensor:
-        """H with a larger diagonal."""
-        diagonal = self.second.diagonal().mean().clamp_min(1e-12)
-        return self.second + DAMPING * diagonal * torch.eye(len(self.second)).to(self.second)
+        """H with a larger diagonal: by `DAMPING`, and by more than rounding errors where inputs
+        hardly vary about their means, as behind a mean of all pixels."""
+        squares = self.inputs.square().mean()
+        more = torch.maximum(DAMPING * self.second.diagonal().mean(), _ROUNDING * squares).clamp_min(1e-12)
+        return self.second + more * torch.eye(len(self.second)).to(self.second)
 
 
 def refitted(weight: Tensor, moments: Moments) -> Tensor:

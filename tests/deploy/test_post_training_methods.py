@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from quantsr.archs import contract
 from quantsr.archs.constructors import build_network
 from quantsr.deploy.convert import convert
 from quantsr.deploy.engines import reference
 from quantsr.deploy.post_training import quantize
-from quantsr.deploy.post_training_methods import QUANTIZERS, Method
+from quantsr.deploy.post_training_methods import QUANTIZERS, Method, set_layers
 from quantsr.errors import InputError
-from quantsr.quant import manifest
+from quantsr.quant import QuantConv2d, manifest
+from quantsr.quant.fit import fit
 from quantsr.ranges import Bits
 from tests.deploy.rebuilt import rebuilt
 from tests.deploy.test_post_training import edsr, pictures
@@ -49,6 +53,31 @@ def test_a_packed_network_gives_the_quantized_networks_picture(method: Method) -
     difference = np.abs(reference.run(convert(found, head_tail_bits=32), image) - wanted)
     assert difference.max() <= 1
     assert (difference == 0).mean() > 0.97
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_each_layer_is_fitted_to_the_float_networks_output_on_the_quantized_networks_input(
+    count: int,
+) -> None:
+    torch.manual_seed(3)
+    how = {"nbits_w": 4, "nbits_a": 4, "quantizer": "RLQAsymmetric", "weight_granularity": "channel"}
+    net = nn.Sequential(QuantConv2d(3, 8, 3, padding=1, **how), nn.SiLU(), QuantConv2d(8, 5, 1, **how))
+    own, batch = copy.deepcopy(net), torch.rand(count, 3, 9, 7)
+    weights = {"0": torch.rand(8), "2": torch.rand(5)}
+    set_layers(net, batch, Method(), fits=True, importance=weights)
+
+    theirs = ours = batch
+    for name, layer in own.named_children():
+        if isinstance(layer, QuantConv2d):
+            theirs = nn.functional.conv2d(theirs, layer.weight, layer.bias, padding=layer.padding)
+            fit(layer, ours, theirs, importance=weights[name])
+        else:
+            theirs = layer(theirs)
+        ours = layer(ours)
+    assert list(net.state_dict()) == list(own.state_dict())
+    for name, value in own.state_dict().items():
+        torch.testing.assert_close(net.state_dict()[name], value)
+    torch.testing.assert_close(net(batch), ours)
 
 
 def test_progress_counts_layers_then_iterations() -> None:

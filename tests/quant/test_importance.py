@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from quantsr.quant.importance import output_importance
 
@@ -25,6 +25,29 @@ def test_importance_is_found_in_inference_mode_and_without_gradients_of_paramete
         found = output_importance(net, torch.rand(1, 3, 4, 4), ["0"])
     assert found["0"].shape == (4,)
     assert not net._forward_hooks
+
+
+class InPlace(nn.Module):
+    """Doubles half of a layer's output, in place or not."""
+
+    def __init__(self, in_place: bool) -> None:
+        super().__init__()
+        self.first, self.last, self.in_place = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 3, 1), in_place
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x).sigmoid()
+        if self.in_place:
+            y[:, :2] = 2 * y[:, :2]
+        else:
+            y = torch.cat([2 * y[:, :2], y[:, 2:]], 1)
+        return self.last(y)
+
+
+def test_operations_in_place_change_no_importance() -> None:
+    nets = InPlace(True), InPlace(False)
+    nets[1].load_state_dict(nets[0].state_dict())
+    found = [output_importance(net, torch.ones(1, 3, 4, 4), ["first", "last"]) for net in nets]
+    torch.testing.assert_close(found[0], found[1])
 
 
 def test_a_channel_that_nothing_reads_has_no_importance() -> None:

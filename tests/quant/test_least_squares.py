@@ -104,3 +104,11 @@ def test_inputs_that_are_always_0_keep_their_weights() -> None:
     moments = linear(x, weight @ x)
     torch.testing.assert_close(refitted(weight, moments)[:, 1].float(), weight[:, 1])
     assert bool(rounded(weight, moments, torch.full((3,), 0.1), IntRange(-8, 7)).isfinite().all())
+
+
+def test_inputs_that_hardly_vary_about_large_means_are_rounded() -> None:
+    x = 1000 + 1e-4 * correlated(9, 6)
+    moments = linear(x, x[:3], centred=True)
+    weight = torch.randn(3, 9, generator=generator(8))
+    found = rounded(refitted(weight, moments), moments, torch.full((3,), 0.3), IntRange(-8, 7))
+    assert bool(found.isfinite().all())
