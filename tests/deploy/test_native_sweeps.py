@@ -69,7 +69,10 @@ def test_networks_have_the_codes_and_pictures_of_the_reference(name: str, bits: 
             for layer, values in found.items():
                 if name in ROUNDS:
                     wide = np.ptp(codes[layer]) > 255  # of 16 bits
-                    assert (values == codes[layer]).mean() >= (0.99 if wide else 0.999), layer
+                    off = np.abs(values - codes[layer])
+                    assert wide or off.max() <= 1, layer
+                    # small maps have a few hundred values
+                    assert np.count_nonzero(off) <= max(2, (0.01 if wide else 0.001) * off.size), layer
                 else:
                     np.testing.assert_array_equal(values, codes[layer], err_msg=layer)
             result = engines[0].run(image[None])
