@@ -37,7 +37,7 @@ def output_importance(net: nn.Module, batch: Tensor, layers: Sequence[str]) -> d
         modules = {name: net.get_submodule(name) for name in layers}
         for name, module in modules.items():
             module.register_forward_hook(keeper(name))
-        found = net(batch.clone().requires_grad_(True))
+        found = net(batch.clone().requires_grad_(True).clone())  # a leaf cannot change in place
         signs = torch.randint(2, found.shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
         gradients = torch.autograd.grad(
             found, list(outputs.values()), signs.to(found), allow_unused=True, materialize_grads=True
