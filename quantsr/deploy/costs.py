@@ -85,8 +85,7 @@ def costs(model: PackedModel, depth: int, size: tuple[int, int]) -> list[LayerCo
             macs = layer.weight.size * shapes[op.output].area(height, width)
             found.append(LayerCost(op.name, layer.kind, macs, layer.bits_w, layer.bits_a))
         elif op.kind == "window_attention":
-            keys = (op.attributes["window"] + 2 * op.attributes.get("overlap", 0)) ** 2
-            macs = keys * shapes[op.output].channels * height * width
+            macs = memory.keys(op.attributes) * shapes[op.output].channels * height * width
             bits = [
                 model.operands[f"{op.name}.{role}"].bits if f"{op.name}.{role}" in model.operands else 32
                 for role in OPERANDS

@@ -26,7 +26,7 @@ def check(program: Program, shapes: Mapping[int, Shape], parts: Parts) -> None:
     if most > _MAX_PEAK or most * program.multiple**2 > _MAX_SMALLEST:
         raise ValueError(f"program: holds {most} numbers at once for each pixel of the picture")
     windows = (op.attributes for op in program.operations if op.kind == "window_attention")
-    biases = sum(x["heads"] * x["window"] ** 2 * _keys(x) for x in windows)
+    biases = sum(x["heads"] * x["window"] ** 2 * keys(x) for x in windows)
     if biases > _MAX_BIASES:
         raise ValueError(f"program: its windows have {biases} pairs of positions, in all heads")
     weights = sum(
@@ -60,9 +60,9 @@ def _size(shape: Shape) -> int:
 
 def _scores(op: Operation) -> int:
     """Of attention, before and after the softmax."""
-    return 2 * op.attributes["heads"] * _keys(op.attributes) if op.kind == "window_attention" else 0
+    return 2 * op.attributes["heads"] * keys(op.attributes) if op.kind == "window_attention" else 0
 
 
-def _keys(attention: Mapping[str, Any]) -> int:
+def keys(attention: Mapping[str, Any]) -> int:
     """Positions that each one of a window attends to."""
     return int((attention["window"] + 2 * attention.get("overlap", 0)) ** 2)

@@ -58,7 +58,7 @@ def roles(
             found[op.name] = "depthwise" if op.name in depthwise else "body"
     body = [op for op in program.operations if found.get(op.name) == "body"]
     # One layer stays, whatever it carries: a network of a single body layer is quantized there.
-    if len(body) > 1 and body[-1].name != body[0].name and _carries_all(program, body[-1]):
+    if body and body[-1].name != body[0].name and _carries_all(program, body[-1]):
         found[body[-1].name] = "last"
     return found
 

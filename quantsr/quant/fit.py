@@ -58,7 +58,7 @@ def fit(
         correct_bias: whether the bias is changed.
     """
     calibrate(layer, [x], "mse")
-    trial = _Trial(layer, x, in_float(layer, x) if wanted is None else wanted, importance)
+    trial = _Trial(layer, x, wanted, importance)
     if isinstance(layer.input_quantizer, RLQActivation):
         trial.choose_grid(layer.input_quantizer)
     if isinstance(layer.weight_quantizer, RLQWeight) and getattr(layer, "groups", 1) == 1:
@@ -72,10 +72,13 @@ def fit(
 class _Trial:
     """A layer with the best settings so far."""
 
-    def __init__(self, layer: QuantizedLayer, x: Tensor, wanted: Tensor, importance: Tensor | None) -> None:
-        self.layer, self.x, self.wanted = layer, x, wanted
+    def __init__(
+        self, layer: QuantizedLayer, x: Tensor, wanted: Tensor | None, importance: Tensor | None
+    ) -> None:
+        self.layer, self.x = layer, x
         self.weight = layer.weight.detach().clone()
         self.exact = in_float(layer, x)
+        self.wanted = self.exact if wanted is None else wanted
         if importance is None:
             signal = self._variances(self.exact)
             importance = 1 / signal.clamp_min(1e-6 * float(signal.max())).clamp_min(1e-12)

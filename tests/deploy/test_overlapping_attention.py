@@ -132,5 +132,5 @@ def test_programs_of_other_overlaps_are_refused(how, says, tmp_path: Path) -> No
 
 
 def test_larger_windows_count_in_memory() -> None:
-    assert memory._keys({"window": 4, "overlap": 2}) == 64
-    assert memory._keys({"window": 4}) == 16
+    assert memory.keys({"window": 4, "overlap": 2}) == 64
+    assert memory.keys({"window": 4}) == 16

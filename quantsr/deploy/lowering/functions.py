@@ -192,17 +192,14 @@ class Tracing(Record):
 
     def _upsampled(self, kind: str, x: Traced, size: Sequence[int]) -> Traced:
         found = self.find_map(x)
-        height, width = found.map.size
-        if kind == "upsample_nearest" and found.map.size in self.pooled:
-            factor = size[0] // self.grid[0]
-            if factor and (size[0], size[1]) == (self.grid[0] * factor, self.grid[1] * factor):
-                return self.whole(
-                    "resize_nearest", found, found.map.channels, (size[0], size[1]), factor=factor
-                )
-            raise self.refuse(f"resizes maps of {height} x {width} to {size[0]} x {size[1]}")
+        back = kind == "upsample_nearest" and found.map.size in self.pooled
+        if back:
+            kind = "resize_nearest"
+        height, width = self.grid if back else found.map.size
         factor = size[0] // height
-        if factor < 2 or (size[0], size[1]) != (height * factor, width * factor):
-            raise self.refuse(f"resizes maps of {height} x {width} to {size[0]} x {size[1]}")
+        if factor < (1 if back else 2) or (size[0], size[1]) != (height * factor, width * factor):
+            old = " x ".join(map(str, found.map.size))
+            raise self.refuse(f"resizes maps of {old} to {size[0]} x {size[1]}")
         return self.whole(kind, found, found.map.channels, (size[0], size[1]), factor=factor)
 
     def _max_pool(self, x: Traced, size: Sequence[int]) -> tuple[Traced, Tensor]:

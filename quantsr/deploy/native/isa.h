@@ -8,8 +8,8 @@
  * activations and weights of up to 4 bits have it.
  *
  * A picture goes through phases (head, every convolution or Swin layer, tail), whose rows or windows the threads take one by one, each when
- * what it needs of the phase before is done. Plain C, compiled once for every instruction set, by a file of its own: plain.c, avx2.c, avx_vnni.c, avx512_vnni.c, amx.c,
- * neon.c, neon_dotprod.c, neon_i8mm.c. What differs between them is in the macros before the inclusion of strips.inc.
+ * what it needs of the phase before is done. Plain C, compiled once for every instruction set, by a file of its own: plain.c, avx2.c,
+ * avx_vnni.c, avx512_vnni.c, amx.c, neon.c, neon_dotprod.c, neon_i8mm.c. What differs between them is in the macros before the inclusion of strips.inc.
  */
 #ifndef QUANTSR_ISA_H
 #define QUANTSR_ISA_H
