@@ -16,7 +16,7 @@ from quantsr.config import TrainOptions
 from quantsr.config.queue import NETWORK_FILE, QueueEntry, QueueOptions, training_options
 from quantsr.data.store import keep_decoded
 from quantsr.engine.run_folder import owned
-from quantsr.engine.time_limit import TimeLimit
+from quantsr.engine.time_limit import FEWEST_STEPS, TimeLimit
 from quantsr.engine.trainer import Trainer
 from quantsr.errors import InputError, StopError, WorkError
 from quantsr.files import read_text, write_text
@@ -32,6 +32,10 @@ MEASURED_SECONDS = 10.0
 
 RESERVED_SHARE, RESERVED_AT_MOST = 0.1, 20.0
 """Share of a call's time that is reserved for the last checkpoint, and its limit in seconds."""
+
+FITTED_AGAIN_ABOVE = 120.0
+"""Seconds left of a training above which its iterations are fitted again at the half of them or of
+the time: the machine may have become faster or slower."""
 
 USED_SHARE = 0.95
 """Share of the time left that iterations may take; the rest is for validations and restarts."""
@@ -148,10 +152,9 @@ class Queue:
         speeds: dict[int, float] = {}
         done = int(self.record.get(name, {}).get("iteration", 0))
         while self._state(name) != "done" and self.clock() < self.stop_at:
-            total, part = self._next_part(name, entry, done, speeds)
+            total, limit = self._next_part(name, entry, done, speeds)
             options = training_options(self.queue, name, self.folder, total_iter=total)
             begin = self.clock()
-            limit = TimeLimit(self.stop_at, part, self.save_every, self.clock)
             trainer = Trainer(options, auto_resume=True, resume_command=self.resume_command, limit=limit)
             state = "unfinished"
             try:
@@ -178,19 +181,20 @@ class Queue:
 
     def _next_part(
         self, name: str, entry: QueueEntry, done: int, speeds: Mapping[int, float]
-    ) -> tuple[int | None, float]:
-        """``total_iter`` of the next part (None: that of the option file) and the seconds of
-        training after which the part ends."""
+    ) -> tuple[int | None, TimeLimit]:
+        """``total_iter`` of the next part, None for that of the option file, and its limit."""
         left = math.inf
         if entry.budget is not None:
             left = entry.budget - self.record.get(name, {}).get("seconds", 0.0)
         if self.last:
             left = min(left, self.stop_at - self.clock())
+        limit = TimeLimit(self.stop_at, save_every=self.save_every, clock=self.clock)
         if left == math.inf:
-            return None, math.inf
+            return None, limit
         if not speeds:
             earlier = self.record.get(name, {}).get("total_iter")
-            return earlier, min(MEASURED_SECONDS, max(left, 0.0) / 4)
+            limit.part = min(MEASURED_SECONDS, max(left, 0.0) / 4)
+            return earlier, limit
         options = training_options(self.queue, name, self.folder)
         train = options.train
         assert train is not None
@@ -201,9 +205,11 @@ class Queue:
         )
         stage1 = round(total * train.stage1_fraction)
         logger.info("%s: %d iterations of %d fit into %.0f s", name, total, train.total_iter, left)
-        if 2 in speeds or stage1 >= total or len(depths) < 2:
-            return total, math.inf
-        return total, max(0, stage1 - done) / speeds[1] + MEASURED_SECONDS
+        if left > FITTED_AGAIN_ABOVE:
+            limit.part, limit.steps = left / 2, max((total - done) // 2, FEWEST_STEPS)
+        if 2 not in speeds and stage1 < total and len(depths) > 1:
+            limit.part = min(limit.part, max(0, stage1 - done) / speeds[1] + MEASURED_SECONDS)
+        return total, limit
 
     def _keep_network(self, name: str) -> None:
         """Writes the network of a finished run in half precision."""

@@ -25,12 +25,14 @@ class TimeLimit:
         stop_at: reading of ``clock`` from which on the run stops, with a checkpoint.
         part: seconds after the first iteration from which on it stops too, once `FEWEST_STEPS`
             iterations are done.
+        steps: iterations after which it stops too.
         save_every: seconds between checkpoints, in addition to those of the options.
         clock: a monotonic clock in seconds.
     """
 
     stop_at: float
     part: float = math.inf
+    steps: float = math.inf
     save_every: float = 45.0
     clock: Callable[[], float] = time.monotonic
     _saved_at: float = field(init=False)
@@ -45,7 +47,10 @@ class TimeLimit:
     def reached(self) -> bool:
         """Whether the run must stop now."""
         now = self.clock()
-        if self._began_at is None or sum(self._steps.values()) < FEWEST_STEPS:
+        steps = sum(self._steps.values())
+        if steps >= self.steps:
+            return True
+        if self._began_at is None or steps < FEWEST_STEPS:
             return now >= self.stop_at
         return now >= min(self.stop_at, self._began_at + self.part)
 

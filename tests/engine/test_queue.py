@@ -34,6 +34,18 @@ class Ticks:
         return float(self.now)
 
 
+class ChangingTicks(Ticks):
+    """A clock that advances by `before` seconds at its first `count` readings, then by `after`."""
+
+    def __init__(self, count: int, before: float, after: float) -> None:
+        super().__init__()
+        self.count, self.before, self.after = count, before, after
+
+    def __call__(self) -> float:
+        late = max(super().__call__() - self.count, 0)
+        return (self.now - late) * self.before + late * self.after
+
+
 COSINE = {"type": "CosineAnnealingRestartLR", "eta_min": 1e-7}
 
 
@@ -155,6 +167,20 @@ def test_the_last_call_fits_iterations_without_a_budget(queue_file: Path, tmp_pa
     Queue(queue, tmp_path / "last", seconds=200, last=True, clock=Ticks(), save_every=1e6).run()
     assert record(tmp_path / "last")["float"]["state"] == "done"
     assert 20 < record(tmp_path / "last")["float"]["iteration"] < 200
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize(("before", "after"), [(5.0, 1.0), (1.0, 3.0)])
+def test_time_is_used_where_the_machine_changes_its_speed(
+    queue_file: Path, tmp_path: Path, before: float, after: float
+) -> None:
+    queue = changed(queue_file, set={"train.total_iter": 100000, "train.stage1_fraction": 1.0})
+    del queue.entries["w4a4"]
+    budget, clock = 3000.0, ChangingTicks(150, before, after)
+    Queue(queue, tmp_path / "changed", seconds=budget, last=True, clock=clock, save_every=1e6).run()
+    entry = record(tmp_path / "changed")["float"]
+    assert 0.8 * budget <= entry["seconds"] <= budget
+    assert entry["state"] == "done"
 
 
 def test_independent_entries_are_trained_after_one_that_fails(queue_file: Path, tmp_path: Path) -> None:
