@@ -39,7 +39,7 @@ MINI = "options/train/QuantSR_C/mini_w4a4_x2.yml"
 SETTINGS: dict[str, dict[str, str]] = {
     "default": {},
     "spinning": {"GOMP_SPINCOUNT": "300000"},  # libgomp's own default
-    "short spin": {"GOMP_SPINCOUNT": "1000"},
+    "active": {"OMP_WAIT_POLICY": "active"},
     "passive": {"OMP_WAIT_POLICY": "passive"},
     "one thread": {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"},
 }

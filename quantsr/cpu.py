@@ -79,15 +79,17 @@ def _words(file: Path) -> list[str]:
 
 
 def share_cores(environment: MutableMapping[str, str] = os.environ) -> None:
-    """Makes OpenMP's threads wait without occupying their cores. To be called before torch is
+    """Makes OpenMP's threads leave their cores soon when they wait. To be called before torch is
     imported, which reads these variables once; those that the user has set are kept.
 
     A step of training on a CPU has about a thousand parallel loops, and a thread that is done waits
     for the others at the end of each. By default it spins for some milliseconds: on a core that
-    another process wants, or one of its own team.
+    another process wants, or one of its own team. Without any spinning, waking the threads of a
+    virtual machine takes a tenth of the step (docs/reference/speed.md, "Busy machines").
     """
     if not environment.keys() & {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"}:
         environment["OMP_WAIT_POLICY"] = "PASSIVE"
+        environment["GOMP_SPINCOUNT"] = "1000"  # some ten microseconds; read by GNU's OpenMP alone
     if quota() is not None and "OMP_NUM_THREADS" not in environment:
         environment["OMP_NUM_THREADS"] = _OWN_CHOICE["OMP_NUM_THREADS"] = str(cores())
 

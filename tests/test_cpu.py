@@ -79,10 +79,10 @@ def test_limits_of_the_first_version_of_control_groups(groups: Path) -> None:
         assert cpu.cores() == cores
 
 
-def test_threads_wait_passively_unless_the_user_says_otherwise(groups: Path) -> None:
+def test_threads_wait_without_spinning_for_long_unless_the_user_says_otherwise(groups: Path) -> None:
     environment: dict[str, str] = {}
     cpu.share_cores(environment)
-    assert environment == {"OMP_WAIT_POLICY": "PASSIVE"}
+    assert environment == {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "1000"}
     for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"):
         chosen = {name: "7"}
         cpu.share_cores(chosen)
