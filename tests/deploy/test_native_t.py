@@ -3,6 +3,7 @@ protocol, size and number of threads."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -21,7 +22,7 @@ from quantsr.deploy.passes.fold import fold
 from quantsr.deploy.passes.layout import lay_out
 from quantsr.errors import InputError
 from quantsr.quant import calibrate
-from tests.deploy.codes import with_zero_points
+from tests.deploy.codes import codes_of_reference, with_zero_points
 from tests.deploy.native import (
     ISAS,
     assert_left_to_others,
@@ -30,7 +31,7 @@ from tests.deploy.native import (
     picture,
     some_of,
 )
-from tests.deploy.quantsr_t import PROTOCOLS, small_model, with_eight_bit_inputs
+from tests.deploy.quantsr_t import PROTOCOLS, small_model
 from tests.deploy.test_swin_integer import ROOM, Recording, run
 
 SIZES = [(18, 21), (1, 1), (1, 9), (4, 4), (5, 2), (8, 12), (3, 37)]
@@ -212,29 +213,26 @@ def test_sixteen_bits_are_kept() -> None:
     [
         (small_model(embed_dim=18, num_heads=2), "18 channels are not a multiple of 4"),
         (small_model(window_size=6), "windows of 6x6 are not of a multiple of 4"),
-        (small_model(upsampler="pixelshuffle"), "its tail has several layers"),
         (small_model(resi_connection="3conv"), "Activation leaky_relu comes where its kernels have Binary"),
         (small_model(first_bits=8), "conv_first is quantized"),
         (small_model(bits_w=32), "attn.qkv.q is not integer"),
         (small_model(bits_w=32, bits_a=32), "its linear layers are not integer"),
         (small_model(mlp_ratio=1.5), "18 outputs, not multiples of 4"),
-        (
-            with_eight_bit_inputs(small_model()),
-            "Requantize upsample.0.input comes where its kernels have the tail",
-        ),
     ],
 )
 def test_what_it_cannot_run_is_said_and_left_to_others(model, why: str) -> None:
     assert_left_to_others(model, why)
 
 
-def swinir(head_tail_bits: int, upsampler: str = "pixelshuffledirect") -> PackedModel:
+def swinir(
+    head_tail_bits: int, upsampler: str, scale: int, rules: Mapping[str, int] | None = None
+) -> PackedModel:
     """BasicSR's SwinIR, whose layers behind the groups have 8-bit inputs as those inside."""
     torch.manual_seed(3)
     shape = {"window_size": 4, "depths": [2, 1], "embed_dim": 12, "num_heads": [3, 3], "mlp_ratio": 2}
-    network = {"type": "SwinIR", "upscale": 2, "img_size": 8, "upsampler": upsampler, **shape}
-    rules = {"layers.*": 4, "conv_after_body": 8}
-    net = build_network("Quantized", {"network": network, "rules": rules, "quantizer": "RLQAsymmetric"})
+    network = {"type": "SwinIR", "upscale": scale, "img_size": 8, "upsampler": upsampler, **shape}
+    bits = {"layers.*": 4, "conv_after_body": 8, **(rules or {})}
+    net = build_network("Quantized", {"network": network, "rules": bits, "quantizer": "RLQAsymmetric"})
     for name, parameter in net.named_parameters():
         if "norm" in name or name.endswith(".bias"):
             torch.nn.init.normal_(parameter, 0.5, 0.5)
@@ -242,10 +240,21 @@ def swinir(head_tail_bits: int, upsampler: str = "pixelshuffledirect") -> Packed
     return convert(net, calib=[picture(24, 24)], head_tail_bits=head_tail_bits)
 
 
+SWINIRS = {
+    "lightweight": swinir(8, "pixelshuffledirect", 2),
+    "lightweight, float tail": swinir(32, "pixelshuffledirect", 2),
+    "classical": swinir(8, "pixelshuffle", 4),
+    "classical, float tail": swinir(32, "pixelshuffle", 2),
+    "classical, tail of 4 bits": swinir(8, "pixelshuffle", 4, {"conv_before*": 4, "upsample.*": 4}),
+    "real world": swinir(8, "nearest+conv", 4, {"conv_hr": 4}),
+    "denoising": swinir(8, "", 1),
+}
+
+
 @needs_kernels
-@pytest.mark.parametrize("head_tail_bits", [8, 32], ids=["16-bit tail", "float tail"])
-def test_basicsrs_swinir_gives_the_references_picture(head_tail_bits: int) -> None:
-    model, image = swinir(head_tail_bits), picture(9, 14)
+@pytest.mark.parametrize("model", SWINIRS.values(), ids=SWINIRS)
+def test_basicsrs_swinir_gives_the_references_picture(model: PackedModel) -> None:
+    image = picture(9, 14)
     assert model.layers["conv_after_body"].bits_a == 8
     expected = integer_reference.run(model, image)
     assert expected.std() > 3
@@ -254,8 +263,21 @@ def test_basicsrs_swinir_gives_the_references_picture(head_tail_bits: int) -> No
 
 
 @needs_kernels
-def test_swinir_with_several_layers_behind_its_groups_is_left_to_others() -> None:
-    assert_left_to_others(swinir(32, "pixelshuffle"), "its tail has several layers")
+def test_the_kernels_of_what_follows_swin_layers_stay_within_their_memory() -> None:
+    for isa in ISAS:
+        engine = NativeEngine(SWINIRS["real world"], 1, isa=isa)
+        assert_within_memory(engine, isa, (8, 12))
+        assert not engine.in_sweeps
+
+
+@needs_kernels
+def test_codes_behind_swin_layers_are_those_of_the_reference() -> None:
+    model, image = SWINIRS["classical, tail of 4 bits"], picture(8, 12)
+    expected, _ = codes_of_reference(model, image, 1)
+    for isa in ISAS:
+        found = NativeEngine(model, 1, isa=isa).codes(image)
+        for name in ("conv_before_upsample.0", "upsample.0", "upsample.2"):
+            assert (found[name] != expected[name]).mean() < 0.01, name
 
 
 @needs_kernels

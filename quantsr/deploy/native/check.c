@@ -66,18 +66,24 @@ static int is_ring(const Network *net) {
     if (!net->ring.weight[0]) return 1;
     for (int i = 0; i < 9; i++)
         if (!net->ring.weight[i] || !net->ring.bias[i]) return 0;
-    return net->tail.blocks == 2 && !net->swin;
+    return net->program || (net->tail.blocks == 2 && !net->swin);
+}
+
+static int is_tail(const Network *net) {
+    const int kind = net->after_body.kind, blocks = net->tail.blocks, outputs = net->tail.outputs, factor = net->factor;
+    if (net->program) return 1;
+    if (kind != FLOATS && !net->tail_factor) return 0;
+    if (!is_multiple(outputs, 16, MAX_OUTPUTS) || (blocks != 1 && blocks != 2)) return 0;
+    return factor >= 1 && factor <= MAX_FACTOR && 3 * factor * factor <= outputs && is_conv(&net->tail, kind, outputs, blocks);
 }
 
 /* What stands around the body. */
 static int is_outer(const Network *net) {
-    const int kind = net->after_body.kind, blocks = net->tail.blocks, outputs = net->tail.outputs, factor = net->factor;
+    const int kind = net->after_body.kind;
     if (!net->head || !net->head_bias || !net->mean || !is_array(net->gaps, net->gap)) return 0;
     if (kind != FLOATS && kind != WORDS && kind != SPLIT) return 0;
-    if (kind != FLOATS && (!net->after_body_factor || !net->tail_factor)) return 0;
-    if (!is_multiple(outputs, 16, MAX_OUTPUTS) || (blocks != 1 && blocks != 2)) return 0;
-    if (factor < 1 || factor > MAX_FACTOR || 3 * factor * factor > outputs) return 0;
-    return is_conv(&net->after_body, kind, net->channels, 1) && is_conv(&net->tail, kind, outputs, blocks) && is_ring(net);
+    if (kind != FLOATS && !net->after_body_factor) return 0;
+    return is_conv(&net->after_body, kind, net->channels, 1) && is_tail(net) && is_ring(net);
 }
 
 static int is_picture(const Network *net, const PictureBuffers *picture) {
@@ -100,7 +106,7 @@ static int is_plannable(const Network *net, const PictureBuffers *picture) {
 
 /* Whether the kernels of some instruction set can run a network on a picture. */
 int is_in_range(const Network *net, const PictureBuffers *picture) {
-    if (net && picture && net->program) return is_program(net, picture);
+    if (net && picture && net->program && (!is_program(net, picture) || !net->swin)) return is_program(net, picture);
     if (!net || !picture || !is_multiple(net->channels, 16, MAX_CHANNELS) || !is_picture(net, picture) || !is_outer(net)) return 0;
     if (net->swin ? net->blocks != 0 : net->blocks < 1 || !is_array(net->blocks, net->body)) return 0;
     for (int b = 0; b < net->blocks; b++)
@@ -125,7 +131,7 @@ int is_for_isa(const Network *net, int isa) {
     if (isa < PLAIN || isa > AVX_VNNI || !(quantsr_isas() >> isa & 1)) return 0;
     for (int i = 0; net->program && i < net->program->sweeps; i++)
         if (!is_conv_for_isa(&net->program->sweep[i].conv, isa)) return 0;
-    if (net->program) return 1;
+    if (net->program && !net->swin) return 1;
     for (int b = 0; b < net->blocks; b++)
         if (!is_body_conv_for_isa(&net->body[b].conv1, isa) || !is_body_conv_for_isa(&net->body[b].conv2, isa)) return 0;
     for (int g = 0; net->swin && g < net->swin->groups; g++)

@@ -122,6 +122,7 @@ int is_program(const Network *net, const PictureBuffers *picture) {
     if (!is_within(program->sweeps, 1, MAX_SWEEPS) || !program->sweep) return 0;
     for (int b = 0; b < program->buffers; b++)
         if (!is_buffer(program->buffer + b, program->slots)) return 0;
+    if (net->swin && (program->buffer->factor != 1 || program->buffer->kind != FLOATS || program->buffer->channels != net->channels)) return 0;
     int64_t units = 0;
     for (int s = 0; s < program->sweeps; s++) {
         const Sweep *sweep = program->sweep + s;

@@ -67,7 +67,7 @@ class NativeEngine(OneByOne):
     @property
     def in_sweeps(self) -> bool:
         """Whether the network has neither of the shapes that are fused as a whole."""
-        return bool(self._program.network.program)
+        return bool(self._program.network.program) and not self._program.network.swin
 
     def run(self, images: Images) -> Images:
         """See `runtimes.Engine.run`; (N, h, w, 3) uint8 or float32, picture by picture."""

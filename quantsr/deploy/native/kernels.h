@@ -45,6 +45,9 @@
    inputs give 4x4 outputs by products at 49. A chunk of tiles is computed at once. */
 enum { POSITIONS = 16, LARGE_POSITIONS = 49, CHUNK = 12, BORDER = 2 };
 
+/* Pixels behind a map of a program that products of several pixels at once may read. */
+enum { SLACK = 2 * CHUNK };
+
 /* Pixels that the first convolution takes at once. */
 enum { HEAD = 4 };
 
@@ -183,7 +186,7 @@ int side_of_map(int side, int factor);
 size_t row_of_map(int width, int factor);
 int rows_of_sweep(const Sweep *sweep);
 size_t program_memory(const Network *net, const PictureBuffers *picture);
-void run_program(const Network *net, const PictureBuffers *picture, int isa, void *memory);
+void run_program(const Network *net, const PictureBuffers *picture, int isa, void *memory, float *body);
 
 /* check_program.c */
 int is_program(const Network *net, const PictureBuffers *picture);

@@ -7,7 +7,7 @@ than the kernels have.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
 import numpy as np
@@ -21,6 +21,7 @@ from quantsr.deploy.folded import (
     FoldedLinear,
     FoldedProgram,
     Norm,
+    Normalize,
     Op,
     Quantize,
     Requantize,
@@ -103,14 +104,25 @@ class Rstb:
 
 @dataclass(frozen=True, eq=False)
 class SwinNet:
-    """`x0 = first(picture)`; groups on norm_first(x0); `after_body(norm(x)) + x0`; the tail."""
+    """`x0 = first(picture)`; groups on norm_first(x0); `after_body(norm(x)) + x0`; the tail, or
+    any other steps."""
 
     first: FirstConv
     norm_first: Norm
     groups: tuple[Rstb, ...]
     norm: Norm
     after_body: ConvStage
-    tail: ConvStage
+    tail: ConvStage | None
+    """None: `rest` stands in its place."""
+    rest: FoldedProgram
+    """What follows `after_body`, which with all before it is the first step, a `SwinBody`."""
+
+
+@dataclass(frozen=True, eq=False)
+class SwinBody:
+    """A network up to the sum behind its groups, as the first step of a program."""
+
+    channels: int
 
 
 def has_windows(program: FoldedProgram) -> bool:
@@ -157,10 +169,8 @@ def _block(steps: _Steps, x: int) -> tuple[Block, int]:
 
 def swin_net(program: FoldedProgram) -> SwinNet:
     """The network as the kernels of Swin layers run it."""
-    tail = linear_tail(program)
-    if tail is None or tail.quantize is not None or len(tail.stages) != 1:
-        raise Unsupported("its tail has several layers, or layers whose inputs are quantized")
-    steps = _Steps(program, tail.start)
+    steps = _Steps(program, len(program.steps))
+    pictures = steps.skip(Normalize)
     start = steps.take(FirstConv, 0)
     norm_first = steps.take(Norm, start.value)
     x, groups = norm_first.value, []
@@ -170,16 +180,22 @@ def swin_net(program: FoldedProgram) -> SwinNet:
     norm = steps.take(Norm, x)
     after = steps.take(FoldedConv, norm.value)
     total = steps.add(after.value, start.value)
-    steps.end()
-    if total != tail.value:
-        raise Unsupported("its tail reads another value than the sum behind its groups")
+    channels = len(start.op.head.weight)
+    body = Step(SwinBody(channels), (0,), total)  # type: ignore[arg-type]
+    rest = replace(program, steps=(body, *pictures, *steps.left()))
+    known = {0, *(step.output for step in rest.steps)}
+    if any(not known.issuperset(step.inputs) for step in rest.steps):
+        raise Unsupported("what follows its groups reads other values than the sum behind them")
+    tail = linear_tail(program)
+    alone = tail is not None and tail.value == total and tail.quantize is None and len(tail.stages) == 1
     return SwinNet(
         start.op,
         norm_first.op,
         tuple(groups),
         norm.op,
         ConvStage(None, after.op),
-        ConvStage(None, tail.stages[0].conv),
+        ConvStage(None, tail.stages[0].conv) if tail is not None and alone else None,
+        rest,
     )
 
 
@@ -308,6 +324,17 @@ class _Steps:
             and isinstance(following.op, Binary)
             and following.inputs == (total, scale.output)
         )
+
+    def skip(self, kind: type[Op]) -> tuple[Step, ...]:
+        """The next steps, as long as they are of that kind."""
+        first = self._next
+        while (step := self._peek()) is not None and type(step.op) is kind:
+            self._next += 1
+        return self._steps[first : self._next]
+
+    def left(self) -> tuple[Step, ...]:
+        """The steps that are left."""
+        return self._steps[self._next :]
 
     def end(self) -> None:
         """Raises Unsupported where steps are left."""

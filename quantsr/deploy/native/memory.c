@@ -21,7 +21,7 @@ size_t lay_out(const Network *net, const PictureBuffers *picture, char *memory, 
     maps->row = wide + 2 * BORDER;
     maps->code_row = wide + 2;
     maps->pixels = take(&end, (picture->height + 2) * (size_t)(picture->width + HEAD + 1) * 3 * sizeof(double));
-    maps->start = take(&end, (tall + 2 * BORDER) * maps->row * channels * sizeof(float));
+    maps->start = take(&end, ((tall + 2 * BORDER) * maps->row + SLACK) * channels * sizeof(float));
     const Swin *swin = net->swin;
     const int words = net->after_body.kind == WORDS;
     maps->plane = net->after_body.kind == SPLIT ? (tall + 2 * BORDER) * maps->row * channels : 0;

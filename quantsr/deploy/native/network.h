@@ -6,7 +6,7 @@
 #include <stdint.h>
 
 /* The number of this interface, which library.py has as well. Add one whenever a structure, the meaning of a field or an entry point changes. */
-#define QUANTSR_ABI 3
+#define QUANTSR_ABI 4
 
 /* Sides of a Winograd convolution's tile of outputs: F(2x2, 3x3) and F(4x4, 3x3). */
 enum { TILE = 2, LARGE_TILE = 4 };
@@ -216,12 +216,13 @@ typedef struct {
     float range;       /* the head reads (pixel / 255 - mean) * range */
     const float *gap;  /* [gaps] shortcuts of the skipped blocks before the first */
     const Block *body;
-    Conv after_body, tail;          /* FLOATS, or both WORDS, or both SPLIT */
+    Conv after_body, tail;          /* FLOATS, or both WORDS, or both SPLIT; with swin and program there is no tail */
     const float *after_body_factor; /* of WORDS and SPLIT, and with swin: [C] a 16-bit input is clip(rint(x * factor[c])), within -8191..8191 */
     const float *tail_factor;
     Ring ring;
     const Swin *swin;       /* NULL: a QuantSR-C */
-    const Program *program; /* where it is not NULL, it is all of the network, and of the other fields only `factor` is read */
+    const Program *program; /* where it is not NULL, it is all of the network, and of the other fields only `factor` and `ring` are read; with swin it
+                               is what follows the body, whose result (FLOATS, of the picture's size) is its buffer 0 */
 } Network;
 
 typedef struct {

@@ -2,8 +2,9 @@
 
 #include "kernels.h"
 
-static int swin_phases(const Swin *swin) {
-    int phases = 4;
+static int swin_phases(const Network *net) {
+    const Swin *swin = net->swin;
+    int phases = net->program ? 3 : 4;
     for (int g = 0; g < swin->groups; g++) phases += swin->group[g].layers + 2;
     return phases;
 }
@@ -37,7 +38,7 @@ int rows_of(const Network *net, int phase) {
     return phase % 2 ? block->conv1.tile : block->conv2.tile;
 }
 
-int phases_of(const Network *net) { return net->swin ? swin_phases(net->swin) : 2 * net->blocks + (net->ring.weight[0] ? 4 : 3); }
+int phases_of(const Network *net) { return net->swin ? swin_phases(net) : 2 * net->blocks + (net->ring.weight[0] ? 4 : 3); }
 
 int units_of(const Network *net, const PictureBuffers *picture, int phase) {
     const Swin *swin = net->swin;

@@ -9,9 +9,6 @@
 /* How often a thread looks for what it waits for before it leaves its core to others. */
 enum { SPINS = 2000 };
 
-/* Pixels behind a map that products of several pixels at once may read. */
-enum { SLACK = 2 * CHUNK };
-
 int side_of_map(int side, int factor) { return factor ? side * factor : 1; }
 
 /* So many pixels, as many more as make whole tiles of either size, and a border. */
@@ -42,6 +39,17 @@ static void *take(char **free, size_t bytes) {
     return taken;
 }
 
+static Place place_of(const Buffer *buffer, const PictureBuffers *picture, void *start) {
+    return (Place){
+        .start = start,
+        .row = row_of_map(picture->width, buffer->factor),
+        .height = side_of_map(picture->height, buffer->factor),
+        .width = side_of_map(picture->width, buffer->factor),
+        .channels = buffer->channels,
+        .size = size_of(buffer->kind),
+    };
+}
+
 /* Lays out maps and scratch from `memory` on, and gives the number of bytes that takes. With `fill`, notes where the maps are. */
 static size_t lay_out_program(const Network *net, const PictureBuffers *picture, char *memory, int fill, Place **places, int32_t **first,
                               Scratch *scratch) {
@@ -53,17 +61,9 @@ static size_t lay_out_program(const Network *net, const PictureBuffers *picture,
         size_t largest = 0;
         for (int b = 0; b < program->buffers; b++) {
             const Buffer *buffer = program->buffer + b;
-            if (buffer->slot != slot) continue;
+            if (buffer->slot != slot || (net->swin && b == 0)) continue;
             largest = MAX(largest, bytes_of(buffer, picture));
-            if (fill)
-                (*places)[b] = (Place){
-                    .start = end,
-                    .row = row_of_map(picture->width, buffer->factor),
-                    .height = side_of_map(picture->height, buffer->factor),
-                    .width = side_of_map(picture->width, buffer->factor),
-                    .channels = buffer->channels,
-                    .size = size_of(buffer->kind),
-                };
+            if (fill) (*places)[b] = place_of(buffer, picture, end);
         }
         take(&end, largest);
     }
@@ -166,13 +166,15 @@ static void *run_member(void *argument) {
     return NULL;
 }
 
-void run_program(const Network *net, const PictureBuffers *picture, int isa, void *memory) {
+/* `body` is the map of the Swin layers' result, of a network that has them. */
+void run_program(const Network *net, const PictureBuffers *picture, int isa, void *memory, float *body) {
     Place *places;
     int32_t *first;
     Scratch scratch[MAX_THREADS];
     Member members[MAX_THREADS];
     pthread_t threads[MAX_THREADS];
     lay_out_program(net, picture, memory, 1, &places, &first, scratch);
+    if (net->swin) places[0] = place_of(net->program->buffer, picture, body);
     first[0] = 0;
     for (int s = 0; s < net->program->sweeps; s++) first[s + 1] = first[s] + units_of_sweep(net->program->sweep + s, picture);
     Team team = {.frame = {net, picture, places}, .work = sweep_work_of(isa), .first = first};

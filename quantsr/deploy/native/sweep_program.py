@@ -28,8 +28,11 @@ class SweepProgram(Arrays):
 
     multiple = 1
 
-    def __init__(self, program: FoldedProgram, model: PackedModel, isa: str) -> None:
-        """`isa` is one of `library.ISAS`. Raises Unsupported."""
+    def __init__(
+        self, program: FoldedProgram, model: PackedModel, isa: str, *, copies_before: int = 0
+    ) -> None:
+        """`isa` is one of `library.ISAS`; `copies_before` counts those of codes that other kernels
+        make. Raises Unsupported."""
         super().__init__()
         if program.scale > _MAX_FACTOR:
             raise Unsupported(f"it upscales by {program.scale}")
@@ -41,7 +44,7 @@ class SweepProgram(Arrays):
         slots = assign_slots(maps)
         self._number = {id(m): index for index, m in enumerate(maps)}
         copies: dict[int, int] = {}
-        for number, (source, _, _) in enumerate(self._reads.values(), start=1):
+        for number, (source, _, _) in enumerate(self._reads.values(), start=1 + copies_before):
             copies.setdefault(id(source), number)
         self._copies = copies
         buffers = [

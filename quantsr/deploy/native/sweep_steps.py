@@ -30,7 +30,7 @@ from quantsr.deploy.folded import (
 )
 from quantsr.deploy.native import structures
 from quantsr.deploy.native.arrays import MAX_OUTPUTS, Arrays, padded, rounding_error, wide_step
-from quantsr.deploy.native.match import Unsupported, described
+from quantsr.deploy.native.match import SwinBody, Unsupported, described
 from quantsr.deploy.native.sweep_builder import Codes, Scaled, codes_of
 from quantsr.deploy.native.sweep_convs import spread
 from quantsr.deploy.native.sweep_end import CollapsedTail, Select
@@ -73,6 +73,16 @@ class StepsToSweeps(Layers):
 
     def _quantize(self, op: Quantize | Requantize, step: Step) -> Codes:
         return codes_of(op, self._distinct(step))
+
+    def _body(self, op: SwinBody, step: Step) -> Value:
+        """The map that the kernels of Swin layers write, which is the first one."""
+        assert not self.maps
+        found = self.map(1, padded(op.channels), structures.FLOATS)
+        sweep = self.sweep(structures.FROM_INDEX, 1, found.channels, input=found, fields={"enlarge": 1})
+        root = sweep.root()
+        root.stored = found
+        found.written.append(sweep)
+        return Value.of(root, np.arange(op.channels))
 
     # Element by element
 
@@ -201,7 +211,8 @@ def _latest(value: Value) -> int:
     return max(root.sweep.number for root in value.roots)
 
 
-_METHODS: dict[type[Op] | type[Select] | type[CollapsedTail], str] = {
+_METHODS: dict[type[Op] | type[SwinBody] | type[Select] | type[CollapsedTail], str] = {
+    SwinBody: "_body",
     CollapsedTail: "_tail",
     FirstConv: "_first",
     Normalize: "_normalize",

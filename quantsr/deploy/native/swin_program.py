@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from quantsr.deploy.native.arrays import (
     MAX_OUTPUTS,
     Arrays,
     CodeMap,
+    CopiedCodes,
     before_shuffle,
     kernel_of,
     padded,
@@ -28,8 +30,11 @@ from quantsr.deploy.native.match import (
     Unsupported,
     swin_net,
 )
+from quantsr.deploy.native.sweep_program import SweepProgram
 from quantsr.deploy.packed.model import PackedModel
 
+_INPUTS_OF_LAYER = 4
+"""Of a Swin layer whose codes can be copied: those of qkv, proj, fc1 and fc2."""
 _ROUND_CHANNELS = 4
 """Linear layers have multiples of this many inputs and outputs."""
 
@@ -48,11 +53,14 @@ class SwinProgram(Arrays):
             raise Unsupported(f"windows of {window}x{window} are not of a multiple of 4")
         if dim % _ROUND_CHANNELS:
             raise Unsupported(f"its {dim} channels are not a multiple of {_ROUND_CHANNELS}")
-        stages = [*(group.closing for group in net.groups), net.after_body, net.tail]
+        stages = [*(group.closing for group in net.groups), net.after_body]
+        stages += [] if net.tail is None else [net.tail]
         self._steps = {stage.conv.name: wide_step(model.layers[stage.conv.name]) for stage in stages}
         self._words = all(stage.conv.integer or self._steps[stage.conv.name] is not None for stage in stages)
         layers = [layer for group in net.groups for layer in group.layers]
         self._check_shapes(dim, layers)
+        copies = _INPUTS_OF_LAYER * len(layers)
+        self._rest = None if net.tail else SweepProgram(net.rest, model, isa, copies_before=copies)
         groups = [self._rstb(group) for group in net.groups]
         swin = structures.Swin(
             dim=dim,
@@ -81,8 +89,10 @@ class SwinProgram(Arrays):
         for stage in (*(group.closing for group in net.groups), net.after_body):
             if stage.conv.weight.shape != (dim, dim, 3, 3):
                 raise Unsupported(f"{stage.conv.name} is no 3x3 convolution of {dim} channels")
-        if net.first.head.weight.shape[1:] != (3, 3, 3) or net.tail.conv.weight.shape[1:] != (dim, 3, 3):
-            raise Unsupported("its first or last convolution is not 3x3")
+        if net.first.head.weight.shape[1:] != (3, 3, 3):
+            raise Unsupported("its first convolution is not 3x3")
+        if net.tail is not None and net.tail.conv.weight.shape[1:] != (dim, 3, 3):
+            raise Unsupported("its last convolution is not 3x3")
         hidden = len(layers[0].fc1.bias) if layers else _ROUND_CHANNELS
         if max(dim, hidden, len(net.groups)) > MOST:
             raise Unsupported(f"it has more than {MOST} channels or groups of layers")
@@ -105,13 +115,15 @@ class SwinProgram(Arrays):
                     )
 
     def for_size(self, height: int, width: int) -> structures.Network:
-        """The network for pictures of that size: the same for all."""
+        """The network for pictures of that size."""
+        if self._rest is not None:
+            self.network.ring = self._rest.for_size(height, width).ring
         return self.network
 
-    def code_maps(self, height: int, width: int) -> dict[str, CodeMap]:
-        """See `arrays.Program.code_maps`; (height * width, inputs) each, window by window, inside
-        row by row."""
-        maps = {}
+    def code_maps(self, height: int, width: int) -> Mapping[str, CopiedCodes]:
+        """See `arrays.Program.code_maps`; of Swin layers (height * width, inputs) each, window by
+        window, inside row by row."""
+        maps: dict[str, CopiedCodes] = {}
         for layer in (layer for group in self._net.groups for layer in group.layers):
             for name, linear in (
                 (layer.q.name.removesuffix(".q"), layer.q),
@@ -124,7 +136,7 @@ class SwinProgram(Arrays):
                 shape = (height * width // tokens, inputs // 4, tokens, 4)
                 result = (height * width, inputs)
                 maps[name] = CodeMap(shape, (0, 2, 1, 3), result, linear.codes_in, linear.codes_in[0])
-        return maps
+        return maps if self._rest is None else {**maps, **self._rest.code_maps(height, width)}
 
     def _rstb(self, block: Rstb) -> structures.Rstb:
         layers = [self._layer(layer) for layer in block.layers]
@@ -217,16 +229,17 @@ class SwinProgram(Arrays):
     def _outer(self, net: SwinNet, scale: int) -> dict[str, Any]:
         """The layers behind the blocks, as fields of the network."""
         after_body, tail = net.after_body, net.tail
-        if tail.conv.codes_in is not None or (after_body.conv.codes_in is not None and not net.norm.limits):
+        if after_body.conv.codes_in is not None and not net.norm.limits:
+            raise Unsupported("inputs of its last layers have few bits")
+        fields = {"after_body": self._conv(after_body), "after_body_factor": self._factor(after_body)}
+        if tail is None:
+            assert self._rest is not None
+            return {**fields, "program": self._rest.network.program}
+        if tail.conv.codes_in is not None:
             raise Unsupported("inputs of its last layers have few bits")
         if padded(len(tail.conv.bias)) > MAX_OUTPUTS:
             raise Unsupported(f"upscaling by {scale} takes too many outputs a pixel")
-        return {
-            "after_body": self._conv(after_body),
-            "tail": self._conv(tail, scale),
-            "after_body_factor": self._factor(after_body),
-            "tail_factor": self._factor(tail),
-        }
+        return {**fields, "tail": self._conv(tail, scale), "tail_factor": self._factor(tail)}
 
     def _conv(self, stage: ConvStage, shuffle: int = 1) -> structures.Conv:
         """On 16-bit integers where all 3x3 convolutions have codes or inputs of 16 bits, else of
