@@ -24,7 +24,7 @@ from quantsr.deploy.folded import FoldedConv
 from quantsr.deploy.native import structures
 from quantsr.deploy.native.engine import NativeEngine
 from quantsr.deploy.native.match import Unsupported
-from quantsr.deploy.native.sweep_convs import form_of
+from quantsr.deploy.native.sweep_convs import form_of, wide_form
 from quantsr.deploy.native.sweep_program import SweepProgram
 from quantsr.deploy.native.sweeps import Map, Sweep, assign_slots
 from quantsr.deploy.packed.header import check_structure
@@ -114,6 +114,28 @@ def test_layers_that_stay_in_float_in_front_of_codes_change_none(head_tail_bits:
         for layer, values in found.items():
             np.testing.assert_array_equal(values, codes[layer], err_msg=f"{isa}: {layer}")
         assert np.abs(engine.run(image[None])[0].astype(int) - expected).max() <= 1
+
+
+@needs_kernels
+@pytest.mark.parametrize(("size", "form"), [(3, structures.IN_TILES), (1, structures.IN_TAPS)])
+def test_layers_of_16_bit_inputs_behind_all_codes_multiply_words(size: int, form: int) -> None:
+    model, image = quantized("MSRResNet", 4, 8), picture(11, 13)
+    layer = model.layers["conv_hr"]
+    middle = slice(1 - size // 2, 2 + size // 2)
+    layer = replace(layer, weight=np.ascontiguousarray(layer.weight[:, :, middle, middle]))
+    model = replace(model, layers={**model.layers, layer.name: layer})
+    found = wide_form(layer)
+    assert found is not None
+    assert (found.form, found.kind) == (form, structures.WORDS)
+    _, expected = codes_of_reference(model, image, 1)
+    for isa in ISAS:
+        program = NativeEngine(model, 1, isa=isa)._program
+        swept = program.network.program.contents
+        kinds = [(swept.sweep[i].conv.kind, swept.sweep[i].form) for i in range(swept.sweeps)]
+        assert (structures.WORDS, form) in kinds
+        got = NativeEngine(model, 1, isa=isa).run(image[None])[0]
+        assert np.abs(got.astype(int) - expected).max() <= 1
+    assert wide_form(replace(layer, bits_a=8)) is None
 
 
 @needs_kernels

@@ -77,15 +77,19 @@ def form_of(conv: FoldedConv, isa: str) -> Form:
     raise Unsupported(f"{conv.name} has too many bits or inputs for sums of 32 bits")
 
 
-def has_wide_form(layer: PackedLayer) -> bool:
-    """Whether tiles of 16 bits add a layer's weights times 14 bits of its inputs exactly."""
-    if wide_step(layer) is None or not layer.integer or layer.weight.shape[2:] != (3, 3):
-        return False
+def wide_form(layer: PackedLayer) -> Form | None:
+    """The form in which products of 16 bits add a layer's weights times 14 bits of its inputs
+    exactly; None where there is none."""
+    if wide_step(layer) is None or not layer.integer or layer.weight.ndim != 4:
+        return None
+    in_tiles = layer.weight.shape[2:] == (3, 3)
     sums = np.abs(layer.weight.astype(np.int64)).sum((1, 2, 3))
-    return 4 * structures.LARGEST_WORD * int(sums.max()) <= _SUM
+    if (4 if in_tiles else 1) * structures.LARGEST_WORD * int(sums.max()) > _SUM:
+        return None
+    return Form(structures.IN_TILES if in_tiles else structures.IN_TAPS, structures.WORDS)
 
 
-def wide_form(layer: PackedLayer, conv: FoldedConv) -> tuple[FoldedConv, NDArray[np.float64]]:
+def wide_conv(layer: PackedLayer, conv: FoldedConv) -> tuple[FoldedConv, NDArray[np.float64]]:
     """A layer, which was folded in float as `conv`, on its own integer weights and on inputs of 14
     bits; and their step (C,)."""
     step = wide_step(layer)

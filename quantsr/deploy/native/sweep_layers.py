@@ -31,10 +31,10 @@ from quantsr.deploy.native.sweep_convs import (
     Form,
     float_conv,
     form_of,
-    has_wide_form,
     integer_conv,
     kernel,
     spread_weight,
+    wide_conv,
     wide_form,
 )
 from quantsr.deploy.native.sweep_end import CollapsedTail, with_collapsed_tail, with_shuffle_last
@@ -135,19 +135,22 @@ class Layers(Builder):
             self.codes_read[op.name] = source, places, op
         else:
             value, layer = self._distinct(step), self._layers.get(op.name)
-            if layer is not None and step.output not in self._coded and has_wide_form(layer):
-                return self._wide_conv(layer, op, step, value)
+            wide = None if layer is None or step.output in self._coded else wide_form(layer)
+            if layer is not None and wide is not None:
+                return self._wide_conv(layer, op, step, value, wide)
             factor, (source, places) = value.factor, self.in_one_map(value)
         return self._conv_of_floats(op, step, source, places, factor, exact=step.output in self._coded)
 
-    def _wide_conv(self, layer: PackedLayer, op: FoldedConv, step: Step, value: Value) -> Value | Codes:
+    def _wide_conv(
+        self, layer: PackedLayer, op: FoldedConv, step: Step, value: Value, form: Form
+    ) -> Value | Codes:
         """Of a layer with 16-bit inputs, behind the last codes: its own weights, and inputs of 14
         bits."""
-        conv, input_step = wide_form(layer, op)
+        conv, input_step = wide_conv(layer, op)
         source, places = self.in_words(value, input_step)
         outputs, total, shuffle = self._outputs(op, step)
         weight = spread_weight(conv, places, source.channels, outputs, total)
-        fields = {"form": _WORDS.form, "conv": integer_conv(self._arrays, conv, weight, outputs, _WORDS)}
+        fields = {"form": form.form, "conv": integer_conv(self._arrays, conv, weight, outputs, form)}
         return self._conv_sweep(op, source, value.factor, outputs, total, shuffle, fields)
 
     def in_words(self, value: Value, step: NDArray[np.float64]) -> tuple[Map, Channels]:
