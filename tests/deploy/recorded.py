@@ -41,6 +41,7 @@ CHOSEN = (
     "swin_QuantSR_4",
     "swin_2DQuant_8",
     "swin_60_zero",  # windows of 8x8, as shipped
+    "swin_and_sweeps",
     "sweeps_Compact_4",
     "sweeps_EDSR_4",
     "sweeps_RCAN_4",
@@ -107,6 +108,8 @@ def transformers() -> Models:
         models[f"swin_{options['embed_dim']}_zero"] = lambda options=options: with_zero_points(  # type: ignore[misc]
             small_model(num_block=1, head_tail_bits=32, **options)
         )
+    tail = {"upsampler": "pixelshuffle", "scale": 4}
+    models["swin_and_sweeps"] = lambda: small_model(num_block=1, head_tail_bits=32, **tail)
     return models
 
 
