@@ -171,6 +171,12 @@ class TrainOptions(Section):
         description="Weight of ODM's loss on the distance of features from the ranges that quantize them (1e-5 in ODM); its gradient is scaled by "
         "`(cos + 1) / 2` of the angle to that of the other losses. Of `l_mismatch` in the log only that part is minimised.",
     )
+    damping_weight: float = Field(
+        default=0.0,
+        ge=0,
+        description="Weight of the squared distance of weights from the values that they are quantized to, which keeps them from oscillating between "
+        "two codes (Nagel et al., ICML 2022); it rises from 0 by half a cosine over `total_iter`.",
+    )
     distill: DistillOptions | None = Field(default=None, description="Distillation.")
     ranking: Literal["shortcut", "loss"] = Field(
         default="shortcut",

@@ -19,6 +19,7 @@ from quantsr.depth import rank_by_loss
 from quantsr.errors import InputError, WorkError
 from quantsr.hardware.device import bf16_is_faster
 from quantsr.hardware.processes import World
+from quantsr.models.damping import Damping
 from quantsr.models.distillation import Distillation, output_loss
 from quantsr.models.ema import Ema
 from quantsr.models.losses import Losses
@@ -89,6 +90,9 @@ class QuantSRModel(BaseModel):
         self.net_g: Any = self._wrap(options.find_unused_parameters or self.removal is not None)
         self.distillation = self._distillation(teacher)
         self.mismatch = Mismatch(self.net, train.mismatch_weight) if train.mismatch_weight > 0 else None
+        self.damping = (
+            Damping(self.net, train.damping_weight, train.total_iter) if train.damping_weight > 0 else None
+        )
         self.loss = Losses(train.all_losses()).to(device)
         self.stage = 1
         self.optimizers = build_optimizers(self.net, train)
@@ -278,6 +282,8 @@ class QuantSRModel(BaseModel):
 
     def optimize_parameters(self, current_iter: int) -> None:
         """One optimizer step on the batches of `feed_data`."""
+        if self.damping is not None:
+            self.damping.set_iteration(current_iter)
         self.loss_terms = self._step(self.batches)
         if self.ema is not None:
             self.ema.update(self.net, current_iter)
@@ -303,6 +309,8 @@ class QuantSRModel(BaseModel):
                 terms[name] = terms.get(name, 0.0) + value.detach() / len(batches)
         if self.mismatch is not None:
             self.mismatch.add_gradients()
+        if self.damping is not None:
+            terms["l_damping"] = self.damping.add_gradients()
         if self.train_options.grad_clip_norm is not None:
             nn.utils.clip_grad_norm_(self.net.parameters(), self.train_options.grad_clip_norm)
         for optimizer in self.optimizers:
