@@ -32,6 +32,7 @@ from quantsr.deploy.packed import packing
 from quantsr.deploy.packed.model import PackedModel
 from quantsr.errors import InputError
 from quantsr.loading import float_network
+from quantsr.ranges import FLOAT_BITS, Bits
 from quantsr.timing import load_per_core, machine
 from quantsr.trained_files.names import find_packed
 
@@ -55,15 +56,12 @@ def network(name: str) -> nn.Module:
     return NETWORKS[name]().eval()
 
 
-def made(net: nn.Module, bits: int) -> PackedModel:
-    """A network, packed with that many bits of its body's weights and activations; 32: in
-    float."""
+def made(net: nn.Module, bits: Bits) -> PackedModel:
+    """A network, packed with these bits of its body's weights and activations, or in float."""
     pictures = [np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)]
-    if bits == 32:
+    if bits.is_float:
         return convert(net, head_tail_bits=32)
-    net = post_training.quantize(
-        net, post_training.Bits(bits, bits), pictures, method=post_training.Method(correct_bias=False)
-    )
+    net = post_training.quantize(net, bits, pictures, method=post_training.Method(correct_bias=False))
     return convert(net, calib=pictures)
 
 
@@ -110,7 +108,8 @@ def main() -> None:
     parser.add_argument("--model", help="trained float network, as quantsr quantize takes it")
     parser.add_argument("-opt", help="with --model: option file whose network_g it is of")
     parser.add_argument("--name", help="with --model: of the file of results, any_NAME.csv")
-    parser.add_argument("--bits", type=int, nargs="+", default=[4, 8])
+    default = [Bits(4, 4), Bits(8, 8)]
+    parser.add_argument("--bits", type=Bits.parse, nargs="+", default=default, metavar="N|WnAm")
     parser.add_argument("--size", type=int, nargs=2, default=[128, 128], metavar=("HEIGHT", "WIDTH"))
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument(
@@ -130,9 +129,9 @@ def main() -> None:
     else:
         name = args.network if args.model is None else args.name or "model"
         net = network(name) if args.model is None else float_network(args.model, args.opt)[0]
-        calls |= runs(FLOAT, made(net, 32), image, args.engines)
+        calls |= runs(FLOAT, made(net, Bits(FLOAT_BITS, FLOAT_BITS)), image, args.engines)
         for bits in args.bits:
-            calls |= runs(f"W{bits}A{bits}", made(net, bits), image, args.engines)
+            calls |= runs(str(bits), made(net, bits), image, args.engines)
     times = in_turn(calls, args.rounds, time.process_time if args.cpu_time else time.perf_counter)
     medians = {label: median(values) for label, values in times.items()}
     base = min(

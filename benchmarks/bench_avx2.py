@@ -26,11 +26,12 @@ from typing import Any
 import numpy as np
 
 from benchmarks import timing
-from benchmarks.bench_any import NETWORKS, made
+from benchmarks.bench_any import NETWORKS, made, network
 from quantsr.deploy.engines import select
 from quantsr.deploy.native import structures
 from quantsr.deploy.native.engine import NativeEngine
 from quantsr.deploy.packed import packing
+from quantsr.ranges import Bits
 from quantsr.timing import load_per_core, machine
 from quantsr.trained_files.names import find_packed, shipped
 
@@ -87,6 +88,7 @@ def parts(network: Any, height: int, width: int) -> Iterator[Counter[str]]:
     if network.program:
         program = network.program[0]
         yield from (of_sweep(network, program.sweep[i], height, width) for i in range(program.sweeps))
+    if network.program and not network.swin:
         return
     yield Counter({"doubles": pixels * 27 * channels})
     for i in range(network.blocks):
@@ -98,13 +100,14 @@ def parts(network: Any, height: int, width: int) -> Iterator[Counter[str]]:
             yield from (of_layer(swin, group.layer[i], pixels) for i in range(group.layers))
             yield of_conv(group.closing, channels, height, width)
     yield of_conv(network.after_body, channels, height, width)
-    yield of_conv(network.tail, channels, height, width)
+    if not network.program:
+        yield of_conv(network.tail, channels, height, width)
 
 
 def cases(names: list[str]) -> Iterator[tuple[str, int | None, Any]]:
     for name in names:
         if name in NETWORKS:
-            yield name, None, made(name, 4)
+            yield name, None, made(network(name), Bits(4, 4))
             continue
         model = packing.load(find_packed(name))
         yield from ((name, depth, model) for depth in model.header.depths)

@@ -43,7 +43,8 @@ def main() -> None:
     parser.add_argument("model", help="float network, as quantsr quantize takes it")
     parser.add_argument("-opt", help="option file whose network_g the checkpoint is of")
     parser.add_argument("--name", required=True, help="of the network in the table")
-    parser.add_argument("--bits", type=int, nargs="+", default=[8, 4])
+    default = [Bits(8, 8), Bits(4, 4)]
+    parser.add_argument("--bits", type=Bits.parse, nargs="+", default=default, metavar="N|WnAm")
     parser.add_argument("--data", required=True, help="folder of pictures to quantize on")
     parser.add_argument("--crops", type=int, help="read the first N of them; default: as quantize, 16 of all")
     parser.add_argument("--gt", nargs="+", required=True, help="folders of evaluation sets")
@@ -65,15 +66,15 @@ def main() -> None:
         seconds = time.process_time() - start
         upscaler = Upscaler(model)
         runs = {found.name: Recorder(upscaler) for found in sets}
-        records.append(row(args, scale, f"W{bits}A{bits}", file_bytes(model), seconds, sets, runs, wanted))
+        records.append(row(args, scale, str(bits), file_bytes(model), seconds, sets, runs, wanted))
     print(timing.table(records))
     file = re.sub(r"\W+", "_", args.name.lower())
     print(timing.write_csv(f"gallery_{file}.csv", records))
 
 
-def made(net: nn.Module, bits: int, pictures: list[Picture]) -> PackedModel:
+def made(net: nn.Module, bits: Bits, pictures: list[Picture]) -> PackedModel:
     """The network, quantized without training."""
-    return convert(quantize(net, Bits(bits, bits), pictures), calib=pictures)
+    return convert(quantize(net, bits, pictures), calib=pictures)
 
 
 def first(found: EvalSet, count: int | None) -> EvalSet:
