@@ -20,9 +20,7 @@ make_showcase = load_script("make_showcase")
 
 
 def test_the_readme_shows_it() -> None:
-    links = re.findall(
-        r"^!\[.+\]\((\S+)\)$", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE
-    )
+    links = re.findall(r"^!\[.+\]\((\S+)\)$", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
     assert ROOT / links[0] == PICTURE
     assert PICTURE.stat().st_size < 400_000
 
