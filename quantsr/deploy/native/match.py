@@ -186,15 +186,16 @@ def swin_net(program: FoldedProgram) -> SwinNet:
     known = {0, *(step.output for step in rest.steps)}
     if any(not known.issuperset(step.inputs) for step in rest.steps):
         raise Unsupported("what follows its groups reads other values than the sum behind them")
-    tail = linear_tail(program)
-    alone = tail is not None and tail.value == total and tail.quantize is None and len(tail.stages) == 1
+    found, tail = linear_tail(program), None
+    if found is not None and found.value == total and found.quantize is None and len(found.stages) == 1:
+        tail = ConvStage(None, found.stages[0].conv)
     return SwinNet(
         start.op,
         norm_first.op,
         tuple(groups),
         norm.op,
         ConvStage(None, after.op),
-        ConvStage(None, tail.stages[0].conv) if tail is not None and alone else None,
+        tail,
         rest,
     )
 
