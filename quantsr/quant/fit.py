@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from quantsr.quant.calibrate import calibrate
-from quantsr.quant.input_grids import Channels, Grid, least_error_step
+from quantsr.quant.input_grids import Channels, Grid, Rows
 from quantsr.quant.layers import QuantConv2d, QuantizedLayer
 from quantsr.quant.least_squares import Moments, refitted, rounded
 from quantsr.quant.rlq_asymmetric_quantizer import AsymmetricRLQActivation
@@ -121,7 +121,7 @@ class _Trial:
         quantizer = self.layer.weight_quantizer
         if isinstance(quantizer, RLQWeight):
             rows = weight.reshape(quantizer.step.numel(), -1)
-            quantizer.step.copy_(least_error_step(rows, quantizer.range))
+            quantizer.step.copy_(Rows(rows).least_error_step(quantizer.range))
 
     def equalized(self, weight: Tensor) -> Tensor:
         """The weight times the factors that the input is divided by."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from quantsr.quant import functional
@@ -37,20 +38,20 @@ class Channels:
     """
 
     def __init__(self, values: Tensor, weights: Tensor, bits: int) -> None:
-        self.values, self.weights = values, weights
+        self.rows, self.weights = Rows(values), weights
         self._whole = IntRange.of(bits, signed=False)
+        self._steps: dict[IntRange, Tensor] = {}
 
     def zero_point(self) -> int:
         """z of codes from -z, of those by the extremes, half, a quarter, ... of it that of the
         least error where each channel has its own step; 0 for values without a sign."""
-        low, high = float(self.values.min()), float(self.values.max().clamp_min(0))
+        low, high = float(self.rows.least.min()), float(self.rows.largest.max().clamp_min(0))
         share = low / (low - high) if low < -functional.SIGN_TOLERANCE else 0.0
         first = round(share * self._whole.qmax)
         errors = {}
         for z in (first >> shift for shift in range(first.bit_length() + 1)):
             codes = self._whole.shifted(-z)
-            error = self.weights * self._errors(least_error_step(self.values, codes), codes)
-            errors[z] = float(error.sum())
+            errors[z] = float((self.weights * self.rows.errors(self._own(codes), codes)).sum())
         return min(errors, key=lambda z: errors[z])
 
     def grid(self, codes: IntRange, power: float | None, rows: Tensor) -> Grid:
@@ -61,7 +62,7 @@ class Channels:
                 every channel has its own step; None: all channels have one.
             rows: (C,) largest weight that multiplies each channel, relative to that of its output.
         """
-        steps = least_error_step(self.values, codes)
+        steps = self._own(codes)
         equal = torch.ones_like(steps)
         if power is not None:
             own, rows = (v.clamp_min(_LEAST * float(v.max())).clamp_min(1e-12) for v in (steps, rows))
@@ -71,26 +72,49 @@ class Channels:
         errors = {}
         for factor in STEP_FACTORS:
             step = max(largest * factor, MIN_STEP)
-            errors[step] = float((self.weights * self._errors(step * equal, codes)).sum())
+            errors[step] = float((self.weights * self.rows.errors(step * equal, codes)).sum())
         return Grid(codes, min(errors, key=lambda step: errors[step]), equal)
 
-    def _errors(self, steps: Tensor, codes: IntRange) -> Tensor:
-        """(C,) mean squared errors."""
-        found = functional.fake_quantize(self.values, steps[:, None], codes.qmin, codes.qmax)
-        return (found - self.values).square().mean(1)
+    def _own(self, codes: IntRange) -> Tensor:
+        """(C,) steps of least squared error."""
+        if codes not in self._steps:
+            self._steps[codes] = self.rows.least_error_step(codes)
+        return self._steps[codes]
 
 
-def least_error_step(rows: Tensor, codes: IntRange) -> Tensor:
-    """(R,) steps with the least squared error for the values of each row, (R, N).
+class Rows:
+    """Rows of values, (R, N), and what is lost by rounding them to the levels of a step.
 
-    Tried are those that clip nothing, and 1/32 of them and more: unlike the search from the mean in
-    calibration, this reaches the extremes of values that are few and far out.
+    The values are sorted once: then those that a level stands for are neighbours, and their number,
+    sum and squares give the error without touching each value for each step.
     """
-    extremes = torch.stack([rows.amax(1) / max(codes.qmax, 1), rows.amin(1) / min(codes.qmin, -1)])
-    largest = extremes.amax(0).clamp_min(MIN_STEP)
-    steps = torch.stack([largest * factor for factor in STEP_FACTORS])
-    errors = [
-        (functional.fake_quantize(rows, step[:, None], codes.qmin, codes.qmax) - rows).square().mean(1)
-        for step in steps
-    ]
-    return steps.gather(0, torch.stack(errors).argmin(0)[None])[0]
+
+    def __init__(self, values: Tensor) -> None:
+        self._sorted = values.double().sort(1).values
+        self.least, self.largest = (self._sorted[:, end].to(values.dtype) for end in (0, -1))
+        self._squares = self._sorted.square().sum(1)
+        self._sums = F.pad(self._sorted.cumsum(1), (1, 0))
+
+    def errors(self, steps: Tensor, codes: IntRange) -> Tensor:
+        """(R,) mean squared errors of each row with its step, (R,)."""
+        rows, count = self._sorted.shape
+        steps = steps.double()[:, None]
+        if codes.qmax - codes.qmin > count:  # more levels than values
+            found = functional.fake_quantize(self._sorted, steps, codes.qmin, codes.qmax)
+            return (found - self._sorted).square().mean(1)
+        levels = torch.arange(codes.qmin, codes.qmax + 1).to(steps) * steps
+        ends = torch.searchsorted(self._sorted, (levels[:, 1:] + levels[:, :-1]) / 2)
+        ends = torch.cat([ends.new_zeros(rows, 1), ends, ends.new_full((rows, 1), count)], 1)
+        error = (ends.diff() * levels - 2 * self._sums.gather(1, ends).diff()) * levels
+        return (self._squares + error.sum(1)) / count
+
+    def least_error_step(self, codes: IntRange) -> Tensor:
+        """(R,) steps of least squared error.
+
+        Tried are those that clip nothing, and 1/32 of them and more: unlike the search from the
+        mean in calibration, this reaches the extremes of values that are few and far out.
+        """
+        extremes = torch.stack([self.largest / max(codes.qmax, 1), self.least / min(codes.qmin, -1)])
+        steps = extremes.amax(0).clamp_min(MIN_STEP) * torch.tensor(STEP_FACTORS).to(extremes)[:, None]
+        errors = torch.stack([self.errors(step, codes) for step in steps])
+        return steps.gather(0, errors.argmin(0)[None])[0]

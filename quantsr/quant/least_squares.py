@@ -18,6 +18,8 @@ from quantsr.ranges import IntRange
 DAMPING = 0.01
 """Added to the diagonal of H, relative to its mean (GPTQ, section 3.3)."""
 
+_BLOCK = 64  # columns whose errors later ones take in one product
+
 _ROUNDING = 1e-5  # of averages of squares, which are summed in single precision
 
 
@@ -93,11 +95,14 @@ def rounded(weight: Tensor, moments: Moments, step: Tensor, codes: IntRange) -> 
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(hessian[order][:, order]))
     upper = torch.linalg.cholesky(inverse, upper=True)
     left, step = weight.double()[:, order], step.double()
-    found = torch.empty_like(left)
-    for i in range(left.shape[1]):
-        found[:, i] = (left[:, i] / step).clamp(codes.qmin, codes.qmax).round()
-        error = (left[:, i] - found[:, i] * step) / upper[i, i]
-        left[:, i + 1 :] -= torch.outer(error, upper[i, i + 1 :])
+    found, errors = torch.empty_like(left), torch.empty_like(left)
+    for start in range(0, left.shape[1], _BLOCK):
+        end = min(start + _BLOCK, left.shape[1])
+        for i in range(start, end):
+            found[:, i] = (left[:, i] / step).clamp(codes.qmin, codes.qmax).round()
+            errors[:, i] = (left[:, i] - found[:, i] * step) / upper[i, i]
+            left[:, i + 1 : end] -= torch.outer(errors[:, i], upper[i, i + 1 : end])
+        left[:, end:] -= errors[:, start:end] @ upper[start:end, end:]
     return found[:, order.argsort()]
 
 

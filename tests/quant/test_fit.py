@@ -9,7 +9,7 @@ from torch import Tensor
 from quantsr.quant import QuantConv2d, QuantizedLayer, QuantLinear, calibrate
 from quantsr.quant.fit import fit
 from quantsr.quant.functional import fake_quantize
-from quantsr.quant.input_grids import Channels, least_error_step
+from quantsr.quant.input_grids import Channels, Rows
 from quantsr.ranges import IntRange
 
 
@@ -187,7 +187,7 @@ def test_mostly_positive_inputs_have_few_negative_codes() -> None:
 def test_the_step_has_the_least_error_of_those_tried(bits: int) -> None:
     codes = IntRange.of(bits, signed=True)
     rows = torch.randn(5, 400, generator=generator()) ** 5  # few and far out
-    found = least_error_step(rows, codes)
+    found = Rows(rows).least_error_step(codes)
     for row, step in zip(rows, found, strict=True):
         largest = max(float(row.max()) / codes.qmax, float(row.min()) / codes.qmin)
         tried = [largest * 2.0 ** (-k / 6) for k in range(31)]
@@ -197,8 +197,18 @@ def test_the_step_has_the_least_error_of_those_tried(bits: int) -> None:
         assert float(step) == pytest.approx(tried[errors.index(min(errors))], rel=1e-5)
 
 
+@pytest.mark.parametrize("codes", [IntRange(0, 3), IntRange(-3, 12), IntRange(-128, 127), IntRange(0, 65535)])
+def test_the_error_of_sorted_rows_is_that_of_every_value(codes: IntRange) -> None:
+    """Values on a level, between two and beyond the last ones; more levels than values, too."""
+    random = torch.randn(4, 300, generator=generator(), dtype=torch.float64)
+    rows = torch.cat([random, torch.arange(-8, 8, dtype=torch.float64).expand(4, -1) / 16], 1)
+    steps = torch.tensor([0.125, 0.03, 1.0, 1e-3], dtype=torch.float64)
+    wanted = (fake_quantize(rows, steps[:, None], *codes.bounds) - rows).square().mean(1)
+    torch.testing.assert_close(Rows(rows).errors(steps, codes), wanted, rtol=1e-11, atol=1e-15)
+
+
 def test_a_row_of_zeros_has_a_positive_step() -> None:
-    assert bool((least_error_step(torch.zeros(2, 5), IntRange(0, 15)) > 0).all())
+    assert bool((Rows(torch.zeros(2, 5)).least_error_step(IntRange(0, 15)) > 0).all())
 
 
 def test_the_levels_of_one_channel_are_those_of_the_least_weighted_error() -> None:
@@ -207,5 +217,5 @@ def test_the_levels_of_one_channel_are_those_of_the_least_weighted_error() -> No
     codes = IntRange(0, 15)
     values = torch.rand(3, 500, generator=generator()) ** 4 * torch.tensor([[1.0], [10.0], [0.1]])
     grid = Channels(values, torch.tensor([0.0, 1.0, 0.0]), 4).grid(codes, 1.0, torch.ones(3))
-    own = least_error_step(values, codes)
+    own = Rows(values).least_error_step(codes)
     torch.testing.assert_close(grid.step * grid.equal, own)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from quantsr.quant import QuantConv2d, QuantLinear
+from quantsr.quant import QuantConv2d, QuantLinear, least_squares
 from quantsr.quant.least_squares import DAMPING, Moments, refitted, rounded
 from quantsr.ranges import IntRange
 from tests.reference import least_squares as reference
@@ -70,8 +70,12 @@ def test_the_refitted_weight_is_that_of_ridge_regression() -> None:
     np.testing.assert_allclose(refitted(weight, moments), wanted, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("block", [1, 3, 64])
 @pytest.mark.parametrize("bits", [2, 4, 8])
-def test_each_rounded_column_is_made_up_for_by_the_later_ones(bits: int) -> None:
+def test_each_rounded_column_is_made_up_for_by_the_later_ones(
+    bits: int, block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(least_squares, "_BLOCK", block)
     x, codes = correlated(7, 80), IntRange.of(bits, signed=True)
     moments = linear(x, x)
     weight = torch.randn(4, 7, generator=generator(5))
