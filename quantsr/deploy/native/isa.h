@@ -94,6 +94,9 @@ static inline int is_inner(int y, int x, int height, int width) { return y > 0 &
         if (channels == 64) {        \
             enum { N = 64 };         \
             call;                    \
+        } else if (channels == 48) { \
+            enum { N = 48 };         \
+            call;                    \
         } else if (channels == 32) { \
             enum { N = 32 };         \
             call;                    \
