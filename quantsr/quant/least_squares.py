@@ -64,9 +64,12 @@ class Moments:
     def damped(self) -> Tensor:
         """H with a larger diagonal: by `DAMPING`, and by more than rounding errors where inputs
         hardly vary about their means, as behind a mean of all pixels."""
-        squares = self.inputs.square().mean()
+        squares, one = self.inputs.square().mean(), torch.eye(len(self.second)).to(self.second)
         more = torch.maximum(DAMPING * self.second.diagonal().mean(), _ROUNDING * squares).clamp_min(1e-12)
-        return self.second + more * torch.eye(len(self.second)).to(self.second)
+        found = self.second + more * one
+        if torch.linalg.cholesky_ex(found).info:  # errors of all columns may add up
+            found += _ROUNDING * self.inputs.square().sum() * one
+        return found
 
 
 def refitted(weight: Tensor, moments: Moments) -> Tensor:

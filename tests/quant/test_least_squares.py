@@ -110,6 +110,14 @@ def test_inputs_that_are_always_0_keep_their_weights() -> None:
     assert bool(rounded(weight, moments, torch.full((3,), 0.1), IntRange(-8, 7)).isfinite().all())
 
 
+def test_a_matrix_that_rounding_made_indefinite_is_damped_more() -> None:
+    second = torch.diag(torch.tensor([1e-4, 1e-4, -2e-5], dtype=torch.float64))
+    moments = Moments(torch.ones(3).double(), torch.zeros(1).double(), second, torch.zeros(1, 3).double())
+    assert float(torch.linalg.eigvalsh(moments.damped()).min()) > 0
+    larger = Moments(moments.inputs, moments.outputs, second.abs(), moments.cross)  # no more than needed
+    torch.testing.assert_close(larger.damped(), second.abs() + 1e-5 * torch.eye(3).double())
+
+
 def test_inputs_that_hardly_vary_about_large_means_are_rounded() -> None:
     x = 1000 + 1e-4 * correlated(9, 6)
     moments = linear(x, x[:3], centred=True)
