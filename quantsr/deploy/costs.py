@@ -3,6 +3,7 @@ torch."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from quantsr.deploy import memory, operations
@@ -25,6 +26,9 @@ Smaller tiles are not faster: with the tail collapsed no tensor is larger than t
 and the halo (36 pixels at 16 blocks) costs more than the cache gains; int8 convolutions ran at the
 same speed from 32 x 32 to 320 x 180.
 """
+_ATTENTION = ("window_attention", "rectangle_attention", "channel_attention")
+"""Kinds with two products of values that depend on the picture."""
+
 _MAX_WHOLE_AREA = 1 << 16
 """The same where a pixel of the result depends on the whole picture: of transformers, which take
 more memory for each pixel, and of networks with `mean`, whose tiles take a mean each."""
@@ -75,7 +79,7 @@ def reach(model: PackedModel, depth: int) -> Reach:
 
 def costs(model: PackedModel, depth: int, size: tuple[int, int]) -> list[LayerCost]:
     """What runs on a (height, width) picture, padded to whole windows, in order: convs and linear
-    layers, and both products of each window attention."""
+    layers, and both products of each attention."""
     program, shapes = at_depth(model, depth)
     height, width = (-(-n // program.multiple) * program.multiple for n in size)
     found = []
@@ -84,8 +88,14 @@ def costs(model: PackedModel, depth: int, size: tuple[int, int]) -> list[LayerCo
             layer = model.layers[op.name]
             macs = layer.weight.size * shapes[op.output].area(height, width)
             found.append(LayerCost(op.name, layer.kind, macs, layer.bits_w, layer.bits_a))
-        elif op.kind == "window_attention":
-            macs = memory.keys(op.attributes) * shapes[op.output].channels * height * width
+        elif op.kind in _ATTENTION:
+            channels = shapes[op.output].channels
+            if op.kind == "channel_attention":
+                macs = channels**2 // op.attributes["heads"] * shapes[op.output].area(height, width)
+            else:
+                whole = op.attributes.get("multiple", 1)
+                pixels = math.prod(-(-side // whole) * whole for side in (height, width))
+                macs = memory.keys(op.attributes) * channels * pixels
             bits = [
                 model.operands[f"{op.name}.{role}"].bits if f"{op.name}.{role}" in model.operands else 32
                 for role in OPERANDS
@@ -97,4 +107,4 @@ def costs(model: PackedModel, depth: int, size: tuple[int, int]) -> list[LayerCo
 
 def has_attention(model: PackedModel) -> bool:
     """Whether the network has any."""
-    return any(op.kind == "window_attention" for op in model.program.operations)
+    return any(op.kind in _ATTENTION for op in model.program.operations)

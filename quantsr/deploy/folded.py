@@ -32,6 +32,8 @@ def is_wide(limits: Limits) -> bool:
 
 NORM_EPS = 1e-5
 """Added to the variance in LayerNorm where the operation does not say otherwise."""
+LEAST_LENGTH = 1e-12
+"""What a channel over all pixels is divided by, at least, so that it has the length 1."""
 MASKED = -100.0
 """Added to the score of two tokens that were no neighbours before the cyclic shift, as in
 SwinIR."""
@@ -205,6 +207,34 @@ class Attention:
 
 
 @dataclass(frozen=True, eq=False)
+class RectangleAttention:
+    """Attention in windows of rows and columns, on q, k and v, which zeros continue to multiples of
+    `multiple`: `softmax(q k^T + bias) v` for each head; of shifted windows, with MASKED added
+    between pixels that were no neighbours (`rectangles`)."""
+
+    name: str
+    heads: int
+    window: tuple[int, int]
+    shift: tuple[int, int]
+    """Of the windows, in pixels down and to the right."""
+    multiple: int
+    bias: Float
+    """(h, N, N), N pixels in a window"""
+
+
+@dataclass(frozen=True, eq=False)
+class ChannelAttention:
+    """Attention between the channels of q and k, over all pixels: `softmax(temperature[h] *
+    (q / |q|) (k / |k|)^T) v` for each head, a row of q, k and v having the pixels of one channel;
+    |q| and |k| are lengths of rows, at least `LEAST_LENGTH`."""
+
+    name: str
+    heads: int
+    temperature: Float
+    """(h,)"""
+
+
+@dataclass(frozen=True, eq=False)
 class Activation:
     """Element by element: relu, leaky_relu, prelu, gelu, sigmoid, silu, mish or tanh."""
 
@@ -339,6 +369,8 @@ Op = (
     | Norm
     | GroupNorm
     | Attention
+    | RectangleAttention
+    | ChannelAttention
     | Activation
     | Scale
     | Binary

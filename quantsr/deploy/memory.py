@@ -23,12 +23,17 @@ def check(program: Program, shapes: Mapping[int, Shape], parts: Parts) -> None:
     """Raises ValueError for a program of values, windows or uses of layers beyond all use, whose
     memory would not be bounded by the size of its file."""
     most = peak(program, shapes)
-    if most > _MAX_PEAK or most * program.multiple**2 > _MAX_SMALLEST:
+    multiples = (op.attributes["multiple"] for op in program.operations if op.kind == "rectangle_attention")
+    smallest = max((-(-program.multiple // m) * m for m in multiples), default=program.multiple)
+    if most > _MAX_PEAK or most * smallest**2 > _MAX_SMALLEST:
         raise ValueError(f"program: holds {most} numbers at once for each pixel of the picture")
-    windows = (op.attributes for op in program.operations if op.kind == "window_attention")
-    biases = sum(x["heads"] * x["window"] ** 2 * keys(x) for x in windows)
+    windows = [op.attributes for op in program.operations if "window" in op.attributes]
+    biases = sum(x["heads"] * positions(x) * keys(x) for x in windows)
     if biases > _MAX_BIASES:
         raise ValueError(f"program: its windows have {biases} pairs of positions, in all heads")
+    pairs = max((_channel_pairs(op, shapes[op.output]) for op in program.operations), default=0)
+    if pairs > _MAX_BIASES:
+        raise ValueError(f"program: attends to {pairs} pairs of channels at once")
     weights = sum(
         math.prod(parts.layers[op.name]) for op in program.operations if op.kind in ("conv", "linear")
     )
@@ -41,17 +46,17 @@ def peak(program: Program, shapes: Mapping[int, Shape]) -> int:
     to be read, and scores and masks of attention."""
     last = {value: op.output for op in program.operations for value in op.inputs}
     live = most = _size(shapes[PICTURE])
-    masks: set[tuple[int, int]] = set()
+    masks: dict[str, int] = {}  # numbers for each pixel, by window and shift
     for op in program.operations:
-        if op.kind == "window_attention" and op.attributes["shift"]:
-            masks.add((op.attributes["window"], op.attributes["shift"]))
+        if "window" in op.attributes and any(_pair(op.attributes["shift"])):
+            masks[f"{op.attributes['window']} {op.attributes['shift']}"] = positions(op.attributes)
         live += _size(shapes[op.output])
         most = max(most, live + _scores(op))
         ended = {value for value in op.inputs if last[value] == op.output}
         if op.output not in last:
             ended.add(op.output)
         live -= sum(_size(shapes[value]) for value in ended)
-    return most + sum(window**2 for window, _ in masks)
+    return most + sum(masks.values())
 
 
 def _size(shape: Shape) -> int:
@@ -59,10 +64,28 @@ def _size(shape: Shape) -> int:
 
 
 def _scores(op: Operation) -> int:
-    """Of attention, before and after the softmax."""
-    return 2 * op.attributes["heads"] * keys(op.attributes) if op.kind == "window_attention" else 0
+    """Of attention in windows, before and after the softmax."""
+    return 2 * op.attributes["heads"] * keys(op.attributes) if "window" in op.attributes else 0
+
+
+def positions(attention: Mapping[str, Any]) -> int:
+    """In a window."""
+    rows, columns = _pair(attention["window"])
+    return rows * columns
 
 
 def keys(attention: Mapping[str, Any]) -> int:
     """Positions that each one of a window attends to."""
-    return int((attention["window"] + 2 * attention.get("overlap", 0)) ** 2)
+    rows, columns = (side + 2 * attention.get("overlap", 0) for side in _pair(attention["window"]))
+    return int(rows * columns)
+
+
+def _pair(value: Any) -> tuple[int, int]:
+    """Of rows and columns, which one number is for both."""
+    rows, columns = (value, value) if isinstance(value, int) else value
+    return rows, columns
+
+
+def _channel_pairs(op: Operation, result: Shape) -> int:
+    """Of attention between channels, in all heads."""
+    return int(result.channels**2 // op.attributes["heads"]) if op.kind == "channel_attention" else 0

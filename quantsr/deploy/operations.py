@@ -145,6 +145,10 @@ def parameters(op: Operation) -> tuple[list[str], list[str]]:
     if op.kind == "window_attention":
         operands = [f"{op.name}.{role}" for role in OPERANDS] if op.attributes["quantized"] else []
         return operands, [f"{op.name}.relative_position_bias_table"]
+    if op.kind == "rectangle_attention":
+        return [], [f"{op.name}.relative_position_bias_table"]
+    if op.kind == "channel_attention":
+        return [], [f"{op.name}.temperature"]
     return [], []
 
 
@@ -191,6 +195,12 @@ def _integer(low: int, high: int) -> Check:
     return lambda value: isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
 
 
+def _pair(low: int, high: int) -> Check:
+    """Of rows and of columns."""
+    each = _integer(low, high)
+    return lambda value: isinstance(value, list | tuple) and len(value) == 2 and all(map(each, value))
+
+
 def _is_eps(value: Any) -> bool:
     return _number(value) and _LEAST_EPS <= value <= 1
 
@@ -219,6 +229,21 @@ KINDS: Mapping[str, Kind] = {
         {"overlap": _integer(1, 32)},
         exact=False,
         named=True,
+    ),
+    "rectangle_attention": Kind(
+        3,
+        shape_of.rectangle_attention,
+        {
+            "heads": _integer(1, 1 << 12),
+            "window": _pair(1, 64),
+            "shift": _pair(0, 63),
+            "multiple": _integer(1, 64),
+        },
+        exact=False,
+        named=True,
+    ),
+    "channel_attention": Kind(
+        3, shape_of.channel_attention, {"heads": _integer(1, 1 << 12)}, exact=False, named=True
     ),
     "relu": Kind(1, shape_of.same, {}),
     "leaky_relu": Kind(1, shape_of.same, {"slope": is_factor}),
@@ -252,6 +277,16 @@ UNITS = ("shortcut", "around")
 y)`, with the unit's shortcut s."""
 
 
+_OF_WHOLE_PICTURES = (
+    "mean",
+    "group_norm",
+    "window_attention",
+    "rectangle_attention",
+    "channel_attention",
+)
+"""Kinds whose pixels depend on far ones."""
+
+
 def halo(program: Program, shapes: Mapping[int, Shape], sizes: Mapping[str, int]) -> int | None:
     """Pixels of the picture that a pixel of the result depends on, on each side; None where it
     depends on all of it. Where maps are shrunk, of pictures whose sides are multiples of `grid`.
@@ -261,7 +296,7 @@ def halo(program: Program, shapes: Mapping[int, Shape], sizes: Mapping[str, int]
     """
     reach: dict[int, float] = {PICTURE: 0.0}
     for op in program.operations:
-        if op.kind in ("mean", "group_norm", "window_attention"):
+        if op.kind in _OF_WHOLE_PICTURES:
             return None
         before = max(reach[value] for value in op.inputs)
         if op.kind == "conv":
@@ -282,4 +317,5 @@ def _width_of_pixel(shape: Shape) -> float:
 def grid(program: Program, shapes: Mapping[int, Shape]) -> int:
     """What sides of tiles are multiples of, so that their windows and pools are those of a whole
     picture whose sides are, too."""
-    return math.lcm(program.multiple, *(shape.shrink for shape in shapes.values()))
+    multiples = (op.attributes["multiple"] for op in program.operations if op.kind == "rectangle_attention")
+    return math.lcm(program.multiple, *multiples, *(shape.shrink for shape in shapes.values()))

@@ -56,7 +56,8 @@ class Parts:
     """Sizes of the last dimension of operands of attention products: channels, or positions in a
     window."""
     floats: Mapping[str, tuple[int, ...]]
-    """Of float tensors: (C,), or (positions, heads) of a table of relative position biases."""
+    """Of float tensors: (C,), (heads,), or (positions, heads) of a table of relative position
+    biases."""
     units: int
     """Number of units of depth."""
     groups: Mapping[str, int] = field(default_factory=dict)
@@ -135,6 +136,38 @@ def window_attention(op: Operation, inputs: Sequence[Shape], parts: Parts) -> Sh
             if parts.operands[f"{op.name}.{role}"] != wanted:
                 raise ValueError(f"{op.name}.{role} does not have {wanted} channels")
     return Shape(channels, 1)
+
+
+def rectangle_attention(op: Operation, inputs: Sequence[Shape], parts: Parts) -> Shape:
+    heads, multiple = op.attributes["heads"], op.attributes["multiple"]
+    shape = _of_q_k_v(inputs, heads)
+    if shape.size != (1, 1):
+        raise ValueError("reads maps of another size than the picture's")
+    rows, columns = op.attributes["window"]
+    down, right = op.attributes["shift"]
+    if multiple % rows or multiple % columns or down >= rows or right >= columns:
+        raise ValueError(
+            f"windows of {rows} x {columns}, shifts by {down} and {right} and multiples of {multiple} do not fit"
+        )
+    positions = (2 * rows - 1) * (2 * columns - 1)
+    _require_shape(parts.floats, f"{op.name}.relative_position_bias_table", (positions, heads))
+    return shape
+
+
+def channel_attention(op: Operation, inputs: Sequence[Shape], parts: Parts) -> Shape:
+    heads = op.attributes["heads"]
+    shape = _of_q_k_v(inputs, heads)
+    _require_map(shape)
+    _require_shape(parts.floats, f"{op.name}.temperature", (heads,))
+    return shape
+
+
+def _of_q_k_v(inputs: Sequence[Shape], heads: int) -> Shape:
+    """Their shape, which must be one."""
+    if len(set(inputs)) > 1 or inputs[0].channels % heads:
+        names = ", ".join(map(str, inputs))
+        raise ValueError(f"values of {names} are no q, k and v of {heads} heads")
+    return inputs[0]
 
 
 def concat(op: Operation, inputs: Sequence[Shape], parts: Parts) -> Shape:

@@ -358,6 +358,50 @@ def overlapping_attention(net: Net) -> PackedModel:
     return net.finish(net.layer(x, CHANNELS, CHANNELS, size=0), CHANNELS, multiple=4)
 
 
+def rectangle_attention(
+    window: tuple[int, int], shift: tuple[int, int], multiple: int
+) -> Callable[[Net], PackedModel]:
+    """In windows of a map that zeros continue, of values of one layer in parts."""
+
+    def make(net: Net) -> PackedModel:
+        positions = (2 * window[0] - 1) * (2 * window[1] - 1)
+        net.tensor("attn.relative_position_bias_table", net.rng.standard_normal((positions, 2)))
+        x = net.build.add("scale", net.layer(net.start, CHANNELS, CHANNELS), factor=1 / 32)
+        q, k, v = parts_of_a_layer(net, x)
+        how = {"heads": 2, "window": list(window), "shift": list(shift), "multiple": multiple}
+        x = net.build.add("rectangle_attention", q, k, v, name="attn", **how)
+        x = net.build.add("scale", x, factor=64.0)
+        return net.finish(net.layer(x, CHANNELS, CHANNELS, size=0), CHANNELS)
+
+    return make
+
+
+def parts_of_a_layer(net: Net, x: int) -> list[int]:
+    """q, k and v."""
+    x = net.layer(x, CHANNELS, 3 * CHANNELS, size=0, quantized=False)
+    ends = range(0, 3 * CHANNELS, CHANNELS)
+    return [net.build.add("slice", x, start=start, stop=start + CHANNELS) for start in ends]
+
+
+def channel_attention(net: Net) -> PackedModel:
+    """Of values of one layer in parts."""
+    net.tensor("attn.temperature", np.array([4.0, -2.0]))
+    x = net.build.add("scale", net.layer(net.start, CHANNELS, CHANNELS), factor=1 / 32)
+    x = net.build.add("channel_attention", *parts_of_a_layer(net, x), name="attn", heads=2)
+    x = net.build.add("scale", x, factor=64.0)
+    return net.finish(net.layer(x, CHANNELS, CHANNELS, size=0), CHANNELS)
+
+
+def channel_attention_of_pools(net: Net) -> PackedModel:
+    """On maps of 2 x 2 pixels, of convolutions of codes."""
+    net.tensor("attn.temperature", np.array([4.0, -2.0]))
+    small = net.build.add("max_pool", net.start, factor=3)
+    q, k, v = (net.layer(small, CHANNELS, CHANNELS) for _ in range(3))
+    x = net.build.add("channel_attention", q, k, v, name="attn", heads=2)
+    x = net.build.add("resize_nearest", x, factor=1)
+    return net.finish(net.layer(x, CHANNELS, CHANNELS), CHANNELS)
+
+
 LAYERS = [
     conv,
     conv_1x1,
@@ -394,11 +438,18 @@ ROUNDING = {
     "window_attention, overlapping": overlapping_attention,
     "window_attention of codes": attention(quantized=True, shift=0),
     "window_attention of codes, shifted": attention(quantized=True, shift=2),
+    "rectangle_attention": rectangle_attention((2, 4), (0, 0), 4),
+    "rectangle_attention, shifted": rectangle_attention((4, 2), (3, 1), 4),
+    "rectangle_attention, one row": rectangle_attention((1, 6), (0, 2), 6),
+    "rectangle_attention, one window": rectangle_attention((8, 8), (4, 4), 8),
+    "channel_attention": channel_attention,
+    "channel_attention of pools": channel_attention_of_pools,
     **{kind: rounding(kind) for kind in ("gelu", "sigmoid", "silu", "mish", "tanh")},
 }
 
 
-NOT_NATIVE = ("layer_norm", "group_norm", "mish")
+NOT_NATIVE = ("layer_norm", "group_norm", "mish", "rectangle_attention", "channel_attention")
+NOT_NCNN = {"rectangle_attention": "takes windows", "channel_attention": "attends to channels"}
 
 
 @pytest.fixture(scope="module")
@@ -448,7 +499,12 @@ def test_operations_that_round_are_within_1_of_the_definition(kind, engine, imag
         with pytest.raises(InputError, match="has no kernel"):
             ENGINES[engine](ROUNDING[kind](Net()), image)
         return
-    if kind == "layer_norm of pools" and engine == "ncnn":
+    lacks = NOT_NCNN.get(kind.split(",")[0])
+    if lacks and engine == "ncnn":
+        with pytest.raises(InputError, match=f"ncnn: has no layer that {lacks}"):
+            ENGINES[engine](ROUNDING[kind](Net()), image)
+        return
+    if kind.endswith("of pools") and engine == "ncnn":
         pytest.skip("ncnn shrinks no maps")
     if kind.startswith("window_attention") and engine.startswith(("native", "ncnn")):
         pytest.skip("the native engine has whole Swin layers only, ncnn no windows")

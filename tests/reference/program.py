@@ -1,6 +1,6 @@
 """Reference of folding and of every engine: a packed network's program operation by operation,
-nothing folded, in float64 with loops over taps. Window attention stands in
-`reference.window_attention`."""
+nothing folded, in float64 with loops over taps. Attention stands in `reference.window_attention`
+and `reference.map_attention`."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from quantsr.deploy.packed.model import PackedLayer, PackedModel
 from quantsr.deploy.program import PICTURE, Operation
+from tests.reference.map_attention import channel_attention, rectangle_attention
 from tests.reference.window_attention import window_attention
 
 Map = NDArray[np.float64]
@@ -63,6 +64,10 @@ def values(model: PackedModel, image: NDArray[np.uint8], depth: int) -> dict[int
             found[op.output] = np.where(inputs[0] >= 0, inputs[0], slope * inputs[0])
         elif op.kind == "window_attention":
             found[op.output] = window_attention(model, op, inputs[0])
+        elif op.kind == "rectangle_attention":
+            found[op.output] = rectangle_attention(model, op, *inputs)
+        elif op.kind == "channel_attention":
+            found[op.output] = channel_attention(model, op, *inputs)
         elif op.kind == "layer_norm":
             weight, bias = (model.floats[f"{op.name}.{part}"].values for part in ("weight", "bias"))
             x = inputs[0]

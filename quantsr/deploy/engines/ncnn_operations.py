@@ -11,6 +11,7 @@ from quantsr.deploy.folded import (
     Activation,
     Attention,
     Binary,
+    ChannelAttention,
     Concat,
     FirstConv,
     FoldedConv,
@@ -25,6 +26,7 @@ from quantsr.deploy.folded import (
     Pixels,
     PixelShuffle,
     Quantize,
+    RectangleAttention,
     Requantize,
     Scale,
     Slice,
@@ -64,10 +66,16 @@ class NcnnOps(Layers):
 
     def step(self, step: Step) -> None:
         """One step, its inputs known."""
-        if isinstance(step.op, Attention):
+        if isinstance(step.op, Attention | RectangleAttention):
+            kind = "window_attention" if isinstance(step.op, Attention) else "rectangle_attention"
             raise InputError(
                 "ncnn: has no layer that takes windows, and their mask, from pictures of any size, as "
-                "window_attention needs; use another engine or format"
+                f"{kind} needs; use another engine or format"
+            )
+        if isinstance(step.op, ChannelAttention):
+            raise InputError(
+                "ncnn: has no layer that attends to channels, as channel_attention does; use another engine "
+                "or format"
             )
         if isinstance(step.op, MaxPool):
             raise InputError(

@@ -17,11 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantsr.deploy.engines.onnx_graph import INPUT, OUTPUT, Graph
-from quantsr.deploy.engines.onnx_sizes import Sizes
+from quantsr.deploy.engines.onnx_map_attention import MapAttention
 from quantsr.deploy.folded import (
     Activation,
     Attention,
     Binary,
+    ChannelAttention,
     Concat,
     FirstConv,
     FoldedConv,
@@ -37,6 +38,7 @@ from quantsr.deploy.folded import (
     Pixels,
     PixelShuffle,
     Quantize,
+    RectangleAttention,
     Reorder,
     Requantize,
     ResizeNearest,
@@ -50,7 +52,7 @@ from quantsr.deploy.folded import (
 )
 
 
-class OnnxOps(Sizes):
+class OnnxOps(MapAttention):
     """The operations in a graph; values are names."""
 
     methods: ClassVar[dict[type, Callable[..., str]]]
@@ -364,6 +366,8 @@ OnnxOps.methods = {
     Norm: OnnxOps.norm,
     GroupNorm: OnnxOps.group_norm,
     Attention: OnnxOps.attention,
+    RectangleAttention: OnnxOps.rectangle_attention,
+    ChannelAttention: OnnxOps.channel_attention,
     Activation: OnnxOps.activation,
     Scale: OnnxOps.scale,
     Offset: OnnxOps.offset,

@@ -19,6 +19,7 @@ from quantsr.deploy.engines.onnx_graph import OUTPUT, Graph, conv_attributes
 from quantsr.deploy.engines.onnx_operations import OnnxOps
 from quantsr.deploy.folded import (
     Attention,
+    ChannelAttention,
     FirstConv,
     FoldedConv,
     FoldedLinear,
@@ -26,11 +27,19 @@ from quantsr.deploy.folded import (
     Limits,
     Norm,
     Pixels,
+    RectangleAttention,
     Step,
 )
 from quantsr.errors import InputError
 
 _INT8 = (-128, 127)
+_MOVING: dict[type, str] = {
+    Norm: "layer_norm",
+    Attention: "window_attention",
+    RectangleAttention: "rectangle_attention",
+    ChannelAttention: "channel_attention",
+}
+"""Operations on tokens, by their kinds in programs."""
 
 
 class QdqOps(OnnxOps):
@@ -42,8 +51,7 @@ class QdqOps(OnnxOps):
     def __init__(self, graph: QdqGraph, program: FoldedProgram) -> None:
         """Raises InputError for networks with LayerNorm or attention."""
         for step in program.steps:
-            if isinstance(step.op, Norm | Attention):
-                kind = "layer_norm" if isinstance(step.op, Norm) else "window_attention"
+            if kind := _MOVING.get(type(step.op)):
                 raise InputError(f"--qdq: {kind} moves codes, which int8 Q/DQ runtimes do not; leave it out")
         super().__init__(graph, program)
 

@@ -243,10 +243,15 @@ class Sizes:
         return self.graph.on_planes(op, inputs, f"{op}.{len(self.graph.nodes)}", **attributes)
 
     def _largest(self, x: str, axis: int, keepdims: int = 0) -> str:
-        """Along an axis, which is an attribute before opset 18."""
+        """Along an axis."""
+        return self._reduced("ReduceMax", x, axis, keepdims)
+
+    def _reduced(self, op: str, x: str, axis: int, keepdims: int) -> str:
+        """The operator ReduceMax, ReduceL2 and the like along an axis, which is an attribute before
+        opset 18."""
         if self.graph.int4:
-            return self._node("ReduceMax", [x, self._ints([axis])], keepdims=keepdims)
-        return self._node("ReduceMax", [x], axes=[axis], keepdims=keepdims)
+            return self._node(op, [x, self._ints([axis])], keepdims=keepdims)
+        return self._node(op, [x], axes=[axis], keepdims=keepdims)
 
     def _ints(self, values: list[int]) -> str:
         name = f"ints.{'.'.join(map(str, values))}"

@@ -24,10 +24,12 @@ from quantsr.deploy import windows
 from quantsr.deploy.engines import openvino_ops as ops
 from quantsr.deploy.engines import openvino_tail
 from quantsr.deploy.engines.openvino_first import first_conv, normalized
+from quantsr.deploy.engines.openvino_map_attention import MapAttention
 from quantsr.deploy.folded import (
     Activation,
     Attention,
     Binary,
+    ChannelAttention,
     Concat,
     FirstConv,
     FoldedConv,
@@ -43,6 +45,7 @@ from quantsr.deploy.folded import (
     Pixels,
     PixelShuffle,
     Quantize,
+    RectangleAttention,
     Reorder,
     Requantize,
     ResizeNearest,
@@ -65,7 +68,7 @@ Node = Any
 _COARSE = 2**7  # codes
 
 
-class OpenVinoOps:
+class OpenVinoOps(MapAttention):
     """The operations in a graph of pictures (batch, height, width, 3)."""
 
     def __init__(
@@ -394,6 +397,8 @@ _METHODS: dict[type, Callable[..., Node]] = {
     Norm: OpenVinoOps.norm,
     GroupNorm: OpenVinoOps.group_norm,
     Attention: OpenVinoOps.attention,
+    RectangleAttention: OpenVinoOps.rectangle_attention,
+    ChannelAttention: OpenVinoOps.channel_attention,
     Activation: OpenVinoOps.activation,
     Scale: OpenVinoOps.scale,
     Offset: OpenVinoOps.offset,

@@ -20,10 +20,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from quantsr.deploy import windows
+from quantsr.deploy.engines.reference_map_attention import MapAttention
 from quantsr.deploy.folded import (
     Activation,
     Attention,
     Binary,
+    ChannelAttention,
     Concat,
     FirstConv,
     FoldedConv,
@@ -39,6 +41,7 @@ from quantsr.deploy.folded import (
     Pixels,
     PixelShuffle,
     Quantize,
+    RectangleAttention,
     Reorder,
     Requantize,
     ResizeNearest,
@@ -102,7 +105,7 @@ def run_steps(
     return values[program.steps[-1].output]
 
 
-class ReferenceOps:
+class ReferenceOps(MapAttention):
     """The operations on tensors: maps (B, C, H, W), tokens (B, L, C), codes as integers in
     float32."""
 
@@ -319,6 +322,8 @@ _METHODS: dict[type, str] = {
     Norm: "norm",
     GroupNorm: "group_norm",
     Attention: "attention",
+    RectangleAttention: "rectangle_attention",
+    ChannelAttention: "channel_attention",
     Activation: "activation",
     Scale: "scale",
     Offset: "offset",

@@ -192,7 +192,8 @@ class Operand:
 
 @dataclass(frozen=True, eq=False)
 class FloatTensor:
-    """A tensor that no quantizer reads: of a LayerNorm, or a table of relative position biases."""
+    """A tensor that no quantizer reads: of a LayerNorm, a table of relative position biases, or
+    temperatures of attention between channels."""
 
     name: str
     values: Float

@@ -12,11 +12,13 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from quantsr.deploy import rectangles
 from quantsr.deploy.folded import (
     NORM_EPS,
     Activation,
     Attention,
     Binary,
+    ChannelAttention,
     Concat,
     FoldedProgram,
     GroupNorm,
@@ -27,6 +29,7 @@ from quantsr.deploy.folded import (
     Op,
     Pixels,
     PixelShuffle,
+    RectangleAttention,
     ResizeNearest,
     Scale,
     Slice,
@@ -239,6 +242,20 @@ class _Fold:
             self.floats[op.output] = result
         else:
             self.codes[op.output, reader.name] = result
+
+    def _rectangle_attention(self, op: Operation) -> None:
+        (rows, columns), (down, right) = op.attributes["window"], op.attributes["shift"]
+        heads, multiple = op.attributes["heads"], op.attributes["multiple"]
+        table = self.model.floats[f"{op.name}.relative_position_bias_table"].values
+        bias = table[rectangles.relative_positions((rows, columns))].transpose(2, 0, 1)  # (h, N, N)
+        folded = RectangleAttention(
+            op.name, heads, (rows, columns), (down, right), multiple, np.ascontiguousarray(bias)
+        )
+        self._simple(op, folded)
+
+    def _channel_attention(self, op: Operation) -> None:
+        temperature = self.model.floats[f"{op.name}.temperature"].values
+        self._simple(op, ChannelAttention(op.name, op.attributes["heads"], temperature))
 
     # Element by element
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 from quantsr.deploy.folded import (
     Attention,
+    ChannelAttention,
     FirstConv,
     FoldedConv,
     FoldedLinear,
@@ -24,6 +25,7 @@ from quantsr.deploy.folded import (
     Op,
     Order,
     PixelShuffle,
+    RectangleAttention,
     Reorder,
     ResizeNearest,
     Step,
@@ -50,11 +52,14 @@ class _Tokens:
 
 _Layout = _Map | _Tokens
 
+_FINDING_PIXELS = RectangleAttention | ChannelAttention
+"""Operations on tokens row by row, which take what they need of them."""
+
 
 def lay_out(program: FoldedProgram) -> FoldedProgram:
     """The program with tokens where its layers read them; one without attention and LayerNorm stays
     as it is, and its linear layers are of maps."""
-    if not any(isinstance(step.op, Attention | Norm) for step in program.steps):
+    if not any(isinstance(step.op, Attention | Norm | _FINDING_PIXELS) for step in program.steps):
         return program
     return _LayOut(program).run()
 
@@ -113,6 +118,8 @@ class _LayOut:
         if isinstance(step.op, Norm | FoldedLinear):
             now = self.layout[step.inputs[0]]
             return self.windows.get(step.output) or (now if isinstance(now, _Tokens) else _Tokens())
+        if isinstance(step.op, _FINDING_PIXELS):
+            return _Tokens()
         layouts = [self.layout[value] for value in step.inputs]
         if all(layout == layouts[0] for layout in layouts):
             return None

@@ -1,0 +1,51 @@
+"""Attention on maps in the integer reference: in rectangles, and between channels."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import numpy as np
+from torch import Tensor
+from torch.nn import functional as F
+
+from quantsr.deploy import rectangles
+from quantsr.deploy.folded import LEAST_LENGTH, ChannelAttention, RectangleAttention
+
+
+class MapAttention(ABC):
+    """The operations on tokens (B, L, C) row by row, of floats."""
+
+    grid: tuple[int, int]
+    """Height and width of the map."""
+
+    @abstractmethod
+    def constant(self, values: np.ndarray) -> Tensor:
+        """The values as a tensor."""
+
+    @abstractmethod
+    def product(self, a: Tensor, b: Tensor, bound: int | None) -> Tensor:
+        """a @ b"""
+
+    def rectangle_attention(self, op: RectangleAttention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """In windows of a map that zeros continue."""
+        where = (self.grid, op.window, op.shift, op.multiple)
+        places = self.constant(rectangles.places(*where))  # (G, N)
+        split = (-1, places.shape[1], op.heads, q.shape[2] // op.heads)
+        q, k, v = (
+            F.pad(x, (0, 0, 0, 1))[:, places.flatten()].view(split).transpose(1, 2) for x in (q, k, v)
+        )  # (B * G, h, N, d)
+        scores = self.product(q, k.transpose(2, 3), None) + self.constant(op.bias)  # (B * G, h, N, N)
+        if any(op.shift):
+            mask = self.constant(rectangles.mask(*where))
+            scores = scores + mask.repeat(len(scores) // len(mask), 1, 1, 1)
+        mixed = self.product(scores.softmax(-1), v, None).transpose(1, 2)  # (B * G, N, h, d)
+        mixed = mixed.reshape(-1, places.numel(), op.heads * split[3])  # (B, G * N, C)
+        return mixed[:, self.constant(rectangles.tokens(*where))]
+
+    def channel_attention(self, op: ChannelAttention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Between the channels of each head, over all pixels."""
+        q, k, v = (x.transpose(1, 2).unflatten(1, (op.heads, -1)) for x in (q, k, v))  # (B, h, d, L)
+        q, k = (x / x.double().norm(dim=3, keepdim=True).clamp_min(LEAST_LENGTH).float() for x in (q, k))
+        scores = self.product(q, k.transpose(2, 3), None)  # (B, h, d, d)
+        scores = scores * self.constant(op.temperature).view(-1, 1, 1)
+        return self.product(scores.softmax(-1), v, None).flatten(1, 2).transpose(1, 2)

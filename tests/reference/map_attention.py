@@ -1,0 +1,61 @@
+"""Attention on maps by its definition, pixel by pixel and channel by channel, in float64."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quantsr.deploy.packed.model import PackedModel
+from quantsr.deploy.program import Operation
+
+Map = NDArray[np.float64]
+
+MASKED = -100.0
+
+
+def rectangle_attention(model: PackedModel, op: Operation, q: Map, k: Map, v: Map) -> Map:
+    """(C, H, W) three times to (C, H, W): every pixel attends to those of its window, where zeros
+    lie beyond the map."""
+    heads, multiple = op.attributes["heads"], op.attributes["multiple"]
+    (rows, columns), (down, right) = op.attributes["window"], op.attributes["shift"]
+    channels, height, width = q.shape
+    table = model.floats[f"{op.name}.relative_position_bias_table"].values.astype(np.float64)
+    beyond = [-side % multiple for side in (height, width)]
+    q, k, v = (np.pad(x, [(0, 0), (0, beyond[0]), (0, beyond[1])]) for x in (q, k, v))
+    whole = q.shape[1:]
+    out = np.zeros((channels, height, width))
+    for y, x in np.ndindex(height, width):
+        # where the pixel is after the shift, and what its window holds there
+        ys, xs = (y - down) % whole[0], (x - right) % whole[1]
+        top, left = ys // rows * rows, xs // columns * columns
+        inside = [(top + i, left + j) for i in range(rows) for j in range(columns)]
+        for head in range(heads):
+            part = slice(head * channels // heads, (head + 1) * channels // heads)
+            scores, values = [], []
+            for a, b in inside:
+                at = (a + down) % whole[0], (b + right) % whole[1]
+                place = (ys - a + rows - 1) * (2 * columns - 1) + xs - b + columns - 1
+                far = (a + down >= whole[0]) != (ys + down >= whole[0])
+                far |= (b + right >= whole[1]) != (xs + right >= whole[1])
+                product = q[part, y, x] @ k[part, at[0], at[1]]
+                scores.append(product + table[place, head] + (MASKED if far else 0))
+                values.append(v[part, at[0], at[1]])
+            weights = np.exp(np.array(scores) - max(scores))
+            out[part, y, x] = weights @ np.array(values) / weights.sum()
+    return out
+
+
+def channel_attention(model: PackedModel, op: Operation, q: Map, k: Map, v: Map) -> Map:
+    """(C, H, W) three times to (C, H, W): every channel attends to those of its head."""
+    heads, channels = op.attributes["heads"], len(q)
+    temperature = model.floats[f"{op.name}.temperature"].values.astype(np.float64)
+    size, out = channels // heads, np.zeros(q.shape)
+    for channel in range(channels):
+        head = channel // size
+        scores = []
+        for other in range(head * size, (head + 1) * size):
+            lengths = [max(np.sqrt((x**2).sum()), 1e-12) for x in (q[channel], k[other])]
+            scores.append(temperature[head] * (q[channel] * k[other]).sum() / lengths[0] / lengths[1])
+        weights = np.exp(np.array(scores) - max(scores))
+        out[channel] = np.tensordot(weights / weights.sum(), v[head * size : (head + 1) * size], 1)
+    return out
