@@ -17,7 +17,7 @@ from quantsr.config import registries
 from quantsr.deploy import operations
 from quantsr.deploy.calibrate8 import InputChoice, choose_input, observe_inputs
 from quantsr.deploy.convert_layers import Colours, array, float_layer, quantized_operands, trained_layer
-from quantsr.deploy.lower import lower
+from quantsr.deploy.lower import lowered
 from quantsr.deploy.packed import unwritten
 from quantsr.deploy.packed.description import Header
 from quantsr.deploy.packed.header import check_structure, parts_of
@@ -61,7 +61,7 @@ def convert(
     """
     _check(net, head_tail_bits, calib, first_bits)
     header = _header(contract.of(net), head_tail_bits, provenance or {})
-    program, written = _program(net, header)
+    program, written, constants = _program(net, header)
     first = _reading_the_picture(program)
     layers = {
         op.name: net.get_submodule(op.name) for op in program.operations if op.kind in ("conv", "linear")
@@ -81,7 +81,7 @@ def convert(
             packed[name] = float_layer(name, module, bits, reads.get(name))
         else:
             packed[name] = trained_layer(name, module)
-    tensors = _float_tensors(net, program, head_tail_bits)
+    tensors = _float_tensors(net, program, constants, head_tail_bits)
     model = PackedModel(header, packed, quantized_operands(net), tensors, written)
     try:
         shapes = operations.check(program, parts_of(model))
@@ -95,16 +95,20 @@ def convert(
     return replace(model, header=replace(model.header, format_version=model.format_version))
 
 
-def _program(net: nn.Module, header: Header) -> tuple[Program, Program | None]:
-    """The program, and the same once more unless the network's type and arguments say it."""
+def _program(
+    net: nn.Module, header: Header
+) -> tuple[Program, Program | None, Mapping[str, NDArray[np.float32]]]:
+    """The program, the same once more unless the network's type and arguments say it, and its
+    constants."""
     if not unwritten.is_known(header):
-        program = lower(net)
-        return program, program
+        found = lowered(net)
+        return found.program, found.program, found.constants
     usual = unwritten.program_of(header)
     if registries.networks()[header.arch["type"]] is type(net):
-        return usual, None
-    program = lower(net)  # of a subclass
-    return program, None if program == usual.renumbered() else program
+        return usual, None, {}
+    found = lowered(net)  # of a subclass
+    same = found.program == usual.renumbered()
+    return found.program, None if same else found.program, found.constants
 
 
 def _check(net: nn.Module, head_tail_bits: int, calib: Sequence[Any], first_bits: int) -> None:
@@ -175,14 +179,18 @@ def _reading_the_picture(program: Program) -> dict[str, Colours]:
     return {name: how for name, how in found.items() if how is not None}
 
 
-def _float_tensors(net: nn.Module, program: Program, head_tail_bits: int) -> dict[str, FloatTensor]:
+def _float_tensors(
+    net: nn.Module, program: Program, constants: Mapping[str, NDArray[np.float32]], head_tail_bits: int
+) -> dict[str, FloatTensor]:
     """What LayerNorms, PReLUs and attention read, in the order of the network's parameters: tables
     with 16 bits unless all is float."""
     wanted = {name for op in program.operations for name in operations.parameters(op)[1]}
     named = [name for name, _ in net.named_parameters() if name in wanted]
     tensors = {}
     for name in [*named, *sorted(wanted - set(named))]:
-        values, bits = array(net.get_parameter(name)), 32
+        values, bits = constants.get(name), 32
+        if values is None:
+            values = array(net.get_parameter(name))
         if values.ndim > 1 and head_tail_bits < 32:
             values, bits = values.astype(np.float16).astype(np.float32), 16
         tensors[name] = FloatTensor(name, values, bits)

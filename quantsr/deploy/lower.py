@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from quantsr.archs import contract
@@ -26,16 +31,31 @@ def lower(net: nn.Module) -> Program:
         InputError: it computes something that no operation of programs does, with the names of the
             operation and of the module; or what it computes depends on the picture's size.
     """
+    return lowered(net).program
+
+
+@dataclass(frozen=True, eq=False)
+class Lowered:
+    """A network as a program."""
+
+    program: Program
+    constants: Mapping[str, NDArray[np.float32]]
+    """Float tensors that the program reads and the network computes of its parameters, by name."""
+
+
+def lowered(net: nn.Module) -> Lowered:
+    """The program of a network, as `lower`, and its constants."""
     window = contract.of(net).window
     sizes = _sizes(window)
-    first, shrink = _lowered(net, window, sizes[0])
-    if shrink > 1:
-        sizes = _sizes(window, shrink**2)
-        first, _ = _lowered(net, window, sizes[0])
-    second, _ = _lowered(net, window, sizes[1])
-    if first != second:
+    first = _traced(net, window, sizes[0])
+    if first.record.shrink > 1 or first.record.multiples:
+        # a side beyond a multiple tells it from its divisors
+        sizes = _sizes(window, max([first.record.shrink**2, *(n + 1 for n in first.record.multiples)]))
+        first = _traced(net, window, sizes[0])
+    second = _traced(net, window, sizes[1])
+    if first.program != second.program:
         raise InputError("network: its operations depend on the picture's size, which a program's cannot")
-    return first
+    return Lowered(first.program, first.record.constants)
 
 
 def _sizes(window: int, most: int = 1) -> tuple[tuple[int, int], tuple[int, int]]:
@@ -48,8 +68,13 @@ def _sizes(window: int, most: int = 1) -> tuple[tuple[int, int], tuple[int, int]
     return (short * window - 1, long * window - 1), (long * window - 1, short * window - 1)
 
 
-def _lowered(net: nn.Module, window: int, size: tuple[int, int]) -> tuple[Program, int]:
-    """The program as far as a picture of that size tells, and what its maps are divided by."""
+class _Traced(NamedTuple):
+    program: Program
+    record: Record
+
+
+def _traced(net: nn.Module, window: int, size: tuple[int, int]) -> _Traced:
+    """The program as far as a picture of that size tells."""
     dynamic = contract.of(net).depth_dynamic
     units = [] if dynamic is None else dynamic.units()
     device = next((p.device for p in net.parameters()), torch.device("cpu"))
@@ -65,7 +90,8 @@ def _lowered(net: nn.Module, window: int, size: tuple[int, int]) -> tuple[Progra
         where = record.modules[-1] if record.modules else ""
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"network: {where or 'its forward'} cannot be lowered ({reason})") from error
-    return rewrite.program(record.operations, _result(record, result), record.multiple), record.shrink
+    program = rewrite.program(record.operations, _result(record, result), record.multiple)
+    return _Traced(program, record)
 
 
 def _result(record: Record, result: object) -> int:

@@ -17,13 +17,16 @@ from quantsr.config import registries
 from quantsr.config.networks import check_network
 from quantsr.config.problems import Problems
 from quantsr.deploy.convert_layers import operand_form
-from quantsr.deploy.lower import lower
+from quantsr.deploy.lower import lowered
 from quantsr.deploy.packed.model import Float, PackedLayer, PackedModel
 from quantsr.errors import InputError
 from quantsr.quant import Rule, quantize_layers
 from quantsr.quant.attention import QuantOperand
 from quantsr.quant.layers import QuantizedLayer
 from quantsr.ranges import IntRange
+
+_HALF = 2.0**-10
+"""What float16 rounds, at most, relative to the value."""
 
 
 def to_module(model: PackedModel, source: str | Path = "model") -> nn.Module:
@@ -92,9 +95,13 @@ def _module(model: PackedModel) -> nn.Module:
             channels, factor = module.input_quantizer.channels, np.float32(operand_form(net, name).factor)
             tau = np.zeros(channels, np.float32) if operand.tau is None else operand.tau[:channels]
             _load_input_quantizer(module, operand.step * factor, tau * factor, operand.range)
+        found = None if model.written is None else lowered(net)
         for name, tensor in model.floats.items():
-            net.get_parameter(name).copy_(torch.from_numpy(tensor.values))
-        if model.written is not None and lower(net) != model.written.renumbered():
+            if found is None or name not in found.constants:
+                net.get_parameter(name).copy_(torch.from_numpy(tensor.values))
+            elif not np.allclose(found.constants[name], tensor.values, rtol=_HALF, atol=_HALF):
+                raise ValueError(f"{name} is not what its network computes from its parameters")
+        if found is not None and found.program != model.program.renumbered():
             raise ValueError(
                 "its program is not that of the network of this name: the network was changed, or has parameters that the "
                 "program holds as numbers"

@@ -4,39 +4,17 @@ that of windows to larger windows around them."""
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
 
 from quantsr.deploy import windows
+from quantsr.deploy.lowering import channels, rectangles
+from quantsr.deploy.lowering.scores import Index, Scores, in_order, scores_of, started
 from quantsr.deploy.lowering.traced import Map, Record, Traced
 from quantsr.deploy.passes.fold import relative_positions
 
 _CLOSE = 1e-6  # of biases, relative to the largest
-
-
-@dataclass(frozen=True, eq=False)
-class Scores:
-    """The products of queries and keys in the making, (B, N, M)."""
-
-    q: NDArray[np.int64]
-    """References, (B, N, d)."""
-    k: NDArray[np.int64]
-    """(B, d, M)"""
-    bias: NDArray[np.float32]
-    """(B, N, M), added to them."""
-    softmax: bool = False
-
-
-def scores_of(record: Record, x: Any) -> Scores | None:
-    """What a tensor refers to, where that are scores."""
-    if not isinstance(x, Traced) or not x.numel():
-        return None
-    first = int(np.searchsorted(record.starts, int(x.references.reshape(-1)[0]), "right")) - 1
-    return record.scores.get(first)
 
 
 def product(record: Record, a: Any, b: Any) -> Traced:
@@ -44,52 +22,21 @@ def product(record: Record, a: Any, b: Any) -> Traced:
     if not isinstance(a, Traced) or not isinstance(b, Traced):
         raise record.refuse("multiplies by a constant matrix")
     scores, (left, right) = scores_of(record, a), (x.references.numpy().astype(np.int64) for x in (a, b))
-    if scores is not None and scores.softmax and _in_order(record, a):
-        return _attention(record, scores, right)
+    if scores is not None and scores.softmax and in_order(record, a):
+        if channels.attends(record, scores):
+            return channels.attention(record, scores, right)
+        _, queries, keys = scores.shape
+        return (rectangles.attention if queries == keys else _overlapping)(record, scores, right)
     if scores is not None or scores_of(record, b) is not None:
         raise record.refuse("multiplies values of the picture by each other")
-    shape = (len(left), left.shape[1], right.shape[2])
-    return _tensor(record, Scores(left, right, np.zeros(shape, np.float32)))
+    return started(record, left, right)
 
 
-def biased(record: Record, scores: Scores, x: Traced, constant: Any) -> Traced:
-    """Scores plus a constant tensor, of the shape of `x`."""
-    if scores.softmax or not _in_order(record, x):
-        raise record.refuse("adds a constant to products of values of the picture")
-    values = torch.as_tensor(constant).detach().float().cpu().broadcast_to(x.shape)
-    bias = scores.bias + values.numpy().reshape(scores.bias.shape)
-    return _tensor(record, replace(scores, bias=bias)).view(x.shape)  # type: ignore[return-value]
-
-
-def softmax(record: Record, x: Any, dim: int) -> Traced:
-    """Of scores, along the keys."""
-    scores = scores_of(record, x)
-    if scores is None or scores.softmax or dim % x.dim() != x.dim() - 1 or not _in_order(record, x):
-        raise record.refuse("computes a softmax of other values than attention's")
-    return _tensor(record, replace(scores, softmax=True)).view(x.shape)  # type: ignore[return-value]
-
-
-def _tensor(record: Record, scores: Scores) -> Traced:
-    """References to new scores."""
-    shape = scores.bias.shape
-    record.scores[len(record.maps)] = scores
-    return record.tensor(Map(-1, math.prod(shape), (1, 1)), np.arange(math.prod(shape)).reshape(shape))
-
-
-def _in_order(record: Record, x: Traced) -> bool:
-    """Whether a tensor has all scores as they were made."""
-    references = x.references.reshape(-1).numpy()
-    start = record.starts[int(np.searchsorted(record.starts, int(references[0]), "right")) - 1]
-    scores = scores_of(record, x)
-    fits = scores is not None and len(references) == scores.bias.size
-    return fits and np.array_equal(references, np.arange(len(references)) + start)
-
-
-def _attention(record: Record, scores: Scores, v: NDArray[np.int64]) -> Traced:
+def _overlapping(record: Record, scores: Scores, v: Index) -> Traced:
     """The operation `window_attention` with an overlap; InputError for any other attention."""
     _, queries, size = scores.q.shape
     window, side = math.isqrt(queries), math.isqrt(v.shape[1])
-    value, channels, pixels, factor = _source(record, scores.q)
+    value, columns, pixels, factor = _source(record, scores.q)
     keys, values = (_source(record, x) for x in (scores.k.transpose(0, 2, 1), v))
     source = record.maps[value]
     total, grid = source.channels // 3, source.size
@@ -101,14 +48,14 @@ def _attention(record: Record, scores: Scores, v: NDArray[np.int64]) -> Traced:
         and (total * 3, heads * size, window + 2 * overlap) == (source.channels, total, side)
         and overlap > 0
         and not any(n % window for n in grid)
-        and (factor, keys[3], values[3]) == (size**-0.5, 1, 1)
+        and (factor, keys[3], values[3], scores.number) == (size**-0.5, 1, 1, 1)
     ):
         raise record.refuse("attends to other windows than those around its own")
     every = np.arange(math.prod(grid)).reshape(grid)
     inside = windows.windowed(every, window, 0)  # (G, N)
     around = windows.overlapping(grid, window, overlap)  # (G, M)
     for part, (_, found, at, _), places in (
-        (0, (value, channels, pixels, factor), inside),
+        (0, (value, columns, pixels, factor), inside),
         (1, keys, around),
         (2, values, around),
     ):
@@ -124,7 +71,10 @@ def _attention(record: Record, scores: Scores, v: NDArray[np.int64]) -> Traced:
     if table is None or tuple(table.shape) != (int(rows.max()) + 1, heads):
         raise record.refuse("attends without a table of biases by relative positions")
     bias = table.detach().float().cpu().numpy()[rows].transpose(2, 0, 1)  # (h, N, M)
-    if np.abs(scores.bias - np.tile(bias, (len(inside), 1, 1))).max() > _CLOSE * max(1, np.abs(bias).max()):
+    added = np.zeros(scores.shape, np.float32)
+    for addend in scores.added:
+        added = added + addend
+    if np.abs(added - np.tile(bias, (len(inside), 1, 1))).max() > _CLOSE * max(1, np.abs(bias).max()):
         raise record.refuse("adds other biases than those of its table of relative positions")
     how = {"heads": heads, "window": window, "shift": 0, "quantized": 0, "overlap": overlap}
     output = record.append("window_attention", source.value, name=name, **how)
@@ -133,9 +83,7 @@ def _attention(record: Record, scores: Scores, v: NDArray[np.int64]) -> Traced:
     return record.tensor(Map(output, total, grid), places)
 
 
-def _source(
-    record: Record, references: NDArray[np.int64]
-) -> tuple[int, NDArray[np.int64], NDArray[np.int64], float]:
+def _source(record: Record, references: Index) -> tuple[int, Index, Index, float]:
     """The map that references go back to through scales and slices, of each the channel and the
     pixel, -1 of zeros beyond the map, and the product of the scales."""
     owner = np.searchsorted(record.starts, references, "right") - 1

@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from quantsr.deploy.lowering import attention
+from quantsr.deploy.lowering import attention, channels, scores
 from quantsr.deploy.lowering.traced import Map, Record, Traced, decimal
 
 _MOVES = frozenset(
@@ -102,14 +103,26 @@ class Tracing(Record):
     def _scaled(self, x: Tensor, factor: float) -> Traced:
         if factor == 1 and isinstance(x, Traced):
             return x
-        return self.elementwise("scale", x, factor=factor)
+        if not isinstance(x, Traced) or bool((x.references != 0).all()):
+            return self.elementwise("scale", x, factor=factor)
+        inside = x.references != 0  # zeros stay zeros
+        scaled = torch.zeros_like(x.references)
+        scaled[inside] = self.elementwise(
+            "scale", Traced(self, x.references[inside]), factor=factor
+        ).references
+        return Traced(self, scaled)
+
+    def _constant_pad_nd(self, x: Traced, pad: Sequence[int], value: float = 0) -> Traced:
+        if value:
+            raise self.refuse(f"pads with {value:g}")
+        return Traced(self, F.pad(x.references, list(pad)))
 
     def _add(self, a: Any, b: Any, *, alpha: float = 1) -> Traced:
         if isinstance(a, Traced) and isinstance(b, Traced):
             return self._binary("add", a, self._scaled(b, float(alpha)))
         x, constant = (a, b) if isinstance(a, Traced) else (b, a)
-        if (scores := attention.scores_of(self, x)) is not None:
-            return attention.biased(self, scores, x, constant)
+        if scores.scores_of(self, x) is not None and alpha == 1:
+            return scores.biased(self, x, constant)
         return self._offset(x, constant, float(alpha) if x is a else 1.0)
 
     def _sub(self, a: Any, b: Any, *, alpha: float = 1) -> Traced:
@@ -128,11 +141,15 @@ class Tracing(Record):
         x, constant = (a, b) if isinstance(a, Traced) else (b, a)
         if isinstance(constant, Tensor) and constant.data_ptr() in self.units:
             return self.elementwise("unit", x, unit=self.units[constant.data_ptr()])
+        if scores.scores_of(self, x) is not None:
+            return scores.scaled(self, x, constant)
         return self._scaled(x, self.number(constant))
 
     def _div(self, a: Any, b: Any) -> Traced:
-        if not isinstance(a, Traced) or isinstance(b, Traced):
+        if not isinstance(a, Traced):
             raise self.refuse("divides by a value")
+        if isinstance(b, Traced):
+            return channels.divided(self, a, b)
         number = self.number(b)
         return a if number == 1 else self.elementwise("divide", a, number=number)
 
@@ -227,8 +244,11 @@ _OPERATIONS: dict[str, Callable[..., Any]] = {
         for kind in ("relu", "sigmoid", "silu", "mish", "tanh")
     },
     "adaptive_max_pool2d": Tracing._max_pool,
-    "_softmax": lambda record, x, dim, *_: attention.softmax(record, x, dim),
+    "_softmax": lambda record, x, dim, *_: scores.softmax(record, x, dim),
     "bmm": lambda record, a, b: attention.product(record, a, b),
+    "clamp_min": lambda record, x, least: channels.at_least(record, x, least),
+    "constant_pad_nd": Tracing._constant_pad_nd,
+    "linalg_vector_norm": lambda record, x, *args, **kwargs: channels.lengths(record, x, *args, **kwargs),
     "_to_copy": Tracing._to_copy,
     "add": Tracing._add,
     "div": Tracing._div,

@@ -41,7 +41,7 @@ def recording(net: nn.Module, record: Record) -> Iterator[None]:
                 handles.append(module.register_forward_hook(functools.partial(_leave, record)))
                 layer = _LAYERS.get(type(module).forward) or _like(module)
                 if layer is not None and "forward" not in vars(module):
-                    patch(module, "forward", functools.partial(layer, record, name, module))
+                    patch(module, "forward", functools.partial(_of_values, layer, record, name, module))
                 if isinstance(module, QuantizedLayer):
                     patch(module, "quantized_weight", lambda *_: None)  # needs no calibration
             yield
@@ -50,6 +50,15 @@ def recording(net: nn.Module, record: Record) -> Iterator[None]:
                 handle.remove()
             for module, method in patched:
                 object.__delattr__(module, method)
+
+
+def _of_values(
+    layer: Callable[..., Any], record: Record, name: str, module: nn.Module, x: Any, *args: Any, **kwargs: Any
+) -> Any:
+    """A layer that records itself; of constants what its forward gives."""
+    if isinstance(x, Tensor) and not isinstance(x, Traced):
+        return type(module).forward(module, x, *args, **kwargs)
+    return layer(record, name, module, x, *args, **kwargs)
 
 
 def _enter(record: Record, name: str, *_: Any) -> None:

@@ -13,7 +13,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -74,6 +74,14 @@ class Map:
     """Height and width; (1, 1) of one number for each channel."""
 
 
+class Pending(Protocol):
+    """Something in the making, which only some operations may read."""
+
+    @property
+    def misuse(self) -> str:
+        """What a network does that reads it elsewhere."""
+
+
 @dataclass(frozen=True, eq=False)
 class Found:
     """What a tensor refers to."""
@@ -110,8 +118,12 @@ class Record(ABC):
     """Results of 1x1 convolutions."""
     pooled: set[Size] = field(default_factory=set)
     """Sizes of maps that are smaller than those they were computed from."""
-    scores: dict[int, Any] = field(default_factory=dict)
-    """`attention.Scores` by the number of their map, whose value is -1."""
+    pending: dict[int, Pending] = field(default_factory=dict)
+    """What is in the making, by the number of its map, whose value is -1."""
+    constants: dict[str, NDArray[np.float32]] = field(default_factory=dict)
+    """Float tensors of operations that are no parameters of the network, by name."""
+    multiples: set[int] = field(default_factory=set)
+    """To whose multiples zeros continue maps, as far as the traced picture tells."""
     parameters: dict[str, Tensor] = field(default_factory=dict)
     """Of the network, by name."""
     made: dict[tuple[Any, ...], int] = field(default_factory=dict)
@@ -172,8 +184,8 @@ class Record(ABC):
         used = np.unique(owner)
         if used.size and used[0] < 0:
             raise self.refuse("pads values with zeros")
-        if any(self.maps[i].value < 0 for i in used):
-            raise self.refuse("multiplies values of the picture by each other")
+        if misused := next((self.pending[i] for i in used.tolist() if i in self.pending), None):
+            raise self.refuse(misused.misuse)
         if x.dim() == 4 and len(used) == 1 and self._is_padded(self.maps[used[0]], x):
             return self._padded(int(used[0]), references)
         if len({self.maps[i].size for i in used}) > 1:
@@ -257,6 +269,22 @@ class Record(ABC):
             return x
         target = self._joined(column[0, :, 0, 0])
         return self.tensor(target, np.arange(x.shape[1])[:, None, None] * area + pixel)
+
+    def find_channels(self, references: NDArray[np.int64]) -> Found:
+        """`find`, of references some of which are to zeros; their place is -1."""
+        inside = references > 0
+        if not inside.any():
+            raise self.refuse("computes with zeros")
+        found = self.find(Traced(self, torch.from_numpy(references[inside].astype(np.float64))))
+        places = np.full(references.shape, -1)
+        places[inside] = found.places
+        return Found(found.map, places)
+
+    def keep(self, name: str, values: NDArray[np.float32]) -> None:
+        """Record a float tensor of an operation."""
+        before = self.constants.setdefault(name, values)
+        if not np.array_equal(before, values):
+            raise self.refuse("runs twice, with other constants")
 
     # Operations
 

@@ -1,0 +1,132 @@
+"""Attention in windows of rows and columns that a module computes by products of its own: found
+among the operations of torch, whatever map zeros continue and however windows are shifted."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quantsr.deploy import rectangles
+from quantsr.deploy.lowering.scores import Index, Scores, refer
+from quantsr.deploy.lowering.traced import Map, Record, Traced, decimal
+
+_CLOSE = 1e-6  # of biases, relative to the largest
+
+
+@dataclass(frozen=True)
+class _Windows:
+    """Arguments of the functions of `rectangles`."""
+
+    grid: tuple[int, int]
+    window: tuple[int, int]
+    shift: tuple[int, int]
+    multiple: int
+
+    @property
+    def all(self) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int], int]:
+        """In their order."""
+        return self.grid, self.window, self.shift, self.multiple
+
+
+@dataclass(frozen=True)
+class _Beyond:
+    """What attention gives of pixels beyond the map."""
+
+    misuse = "reads what its attention gives beyond the map"
+
+
+def attention(record: Record, scores: Scores, v: Index) -> Traced:
+    """The operation `rectangle_attention`, of scores behind a softmax and references (B, N, d);
+    InputError for any other attention."""
+    batch, _, size = scores.q.shape
+    parts = [record.find_channels(x) for x in (scores.q, scores.k.transpose(0, 2, 1), v)]
+    grid, channels = parts[0].map.size, parts[0].map.channels
+    heads = channels // size
+    refusal = record.refuse("attends to other windows than rectangles of pixels")
+    same = all(part.map.size == grid and part.map.channels == channels for part in parts)
+    if not same or channels % size or batch % heads or v.shape != scores.q.shape:
+        raise refusal
+    where = _windows(parts[0].places[::heads, :, 0], grid)
+    if where is None:
+        raise refusal
+    places = rectangles.places(*where.all)  # (G, N)
+    head = np.arange(channels).reshape(heads, 1, size) * math.prod(grid)
+    wanted = np.tile(head, (len(places), 1, 1)) + np.repeat(places, heads, 0)[..., None]
+    wanted[np.repeat(places == math.prod(grid), heads, 0)] = -1
+    if any(not np.array_equal(part.places, wanted) for part in parts):
+        raise refusal
+    if scores.number is None:
+        raise record.refuse("multiplies products by other numbers in some windows than in others")
+    q = parts[0].map.value
+    if scores.number != 1:
+        q = record.append("scale", q, factor=decimal(scores.number))
+    name = record.modules[-1] if record.modules else ""
+    table = _table(record, scores, where, heads)
+    record.keep(f"{name}.relative_position_bias_table", table)
+    how = {"heads": heads, "window": list(where.window), "shift": list(where.shift)}
+    values = (q, *(part.map.value for part in parts[1:]))
+    output = record.append("rectangle_attention", *values, name=name, **how, multiple=where.multiple)
+    record.multiples.add(where.multiple)
+    result = record.tensor(Map(output, channels, grid), np.maximum(wanted, 0))
+    if (wanted < 0).any():  # what lies beyond the map, nothing may read
+        result.references[wanted < 0] = refer(record, _Beyond(), (1,)).references
+    return result
+
+
+def _windows(pixels: Index, grid: tuple[int, int]) -> _Windows | None:
+    """The windows whose places are `pixels` (G, N), -1 beyond the map."""
+    first = np.argwhere(pixels == 0)
+    if len(first) != 1:
+        return None
+    (group, token), found = first[0].tolist(), np.where(pixels < 0, math.prod(grid), pixels)
+    for window in _factors(pixels.shape[1]):
+        for count in _factors(pixels.shape[0]):
+            whole = (window[0] * count[0], window[1] * count[1])
+            multiple = _multiple(grid, window, whole)
+            above = group // count[1] * window[0] + token // window[1]
+            left = group % count[1] * window[1] + token % window[1]
+            shift = (-above % whole[0], -left % whole[1])
+            if multiple is None or shift[0] >= window[0] or shift[1] >= window[1]:
+                continue
+            where = _Windows(grid, window, shift, multiple)
+            if np.array_equal(rectangles.places(*where.all), found):
+                return where
+    return None
+
+
+def _factors(number: int) -> Iterator[tuple[int, int]]:
+    """All pairs whose product it is."""
+    return ((n, number // n) for n in range(1, number + 1) if number % n == 0)
+
+
+def _multiple(grid: tuple[int, int], window: tuple[int, int], whole: tuple[int, int]) -> int | None:
+    """The least number with whole windows to whose multiples zeros continue a map to that size."""
+    cell = math.lcm(*window)
+    candidates = range(cell, max(whole) + 1, cell)
+    return next((n for n in candidates if rectangles.continued(grid, n) == whole), None)
+
+
+def _table(record: Record, scores: Scores, where: _Windows, heads: int) -> NDArray[np.float32]:
+    """(positions, heads) biases by relative positions, as `rectangles.relative_positions`."""
+    rows = rectangles.relative_positions(where.window)
+    count, mask = scores.shape[0] // heads, rectangles.mask(*where.all)
+    bias, masked = np.zeros((1, heads, *rows.shape), np.float32), not mask.any()
+    for values in scores.added:
+        each = values.reshape(count, heads, *rows.shape)
+        if not masked and np.array_equal(each, np.broadcast_to(mask, each.shape)):
+            masked = True
+        elif np.array_equal(each, np.broadcast_to(each[:1], each.shape)):
+            bias = bias + each[:1]
+        else:
+            raise record.refuse("adds other biases to some windows than to others")
+    if not masked:
+        raise record.refuse("attends across the border that its windows were shifted over")
+    table = np.zeros((int(rows.max()) + 1, heads), np.float32)
+    table[rows] = bias[0].transpose(1, 2, 0)
+    if np.abs(table[rows].transpose(2, 0, 1) - bias[0]).max() > _CLOSE * max(1, np.abs(bias).max()):
+        raise record.refuse("adds other biases than those of relative positions")
+    return table
