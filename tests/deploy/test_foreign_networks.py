@@ -113,11 +113,14 @@ SLOW = ("DAT", "ESRGAN", "RCAN", "SPAN")
 def network(request, tmp_path_factory) -> tuple[str, nn.Module, PackedModel]:
     path = saved(RUN[request.param], tmp_path_factory.mktemp("net"))
     net = float_network(path, None)[0]
+    return request.param, net, packed(net, Bits(8, 8), path.with_suffix(".safetensors"))
+
+
+def packed(net: nn.Module, bits: Bits, file: Path) -> PackedModel:
+    """The network with few bits, from its file."""
     pictures = [np.random.default_rng(1).integers(0, 256, (24, 24, 3), np.uint8)]
-    model = convert(quantize(net, Bits(8, 8), pictures), calib=pictures)
-    file = path.with_suffix(".safetensors")
-    packing.save(model, file)
-    return request.param, net, packing.load(file)
+    packing.save(convert(quantize(net, bits, pictures), calib=pictures), file)
+    return packing.load(file)
 
 
 IMAGE = np.random.default_rng(2).integers(0, 256, (9, 11, 3), np.uint8)
@@ -159,8 +162,22 @@ def test_engines_give_what_the_definition_gives(network, engine) -> None:
         with pytest.raises(InputError, match=f"ncnn: has no layer that {NOT_NCNN[name]}"):
             select.create(engine, model, threads=1)
         return
+    check_engine(engine, model)
+
+
+def check_engine(engine: str, model: PackedModel) -> None:
+    """It gives what the definition gives, but for a code next to the edge between two, which may
+    fall to either side, as in any network."""
     found = select.create(engine, model, threads=1).run(IMAGE[None])[0].astype(int)
     difference = np.abs(found - definition.run(model, IMAGE, 1))
-    # a code next to the edge between two may fall to either side, as in any network
     assert (difference <= 1).mean() > 0.99
     assert difference.mean() < 0.1
+
+
+@pytest.mark.integration
+def test_four_bits_run_in_dat(tmp_path) -> None:
+    net = float_network(saved(RUN["DAT-light"], tmp_path), None)[0]
+    model = packed(net, Bits(4, 4), tmp_path / "net.safetensors")
+    for engine in ("openvino", "onnxruntime", "torch"):
+        pytest.importorskip(engine)
+        check_engine(engine, model)
