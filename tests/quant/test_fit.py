@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from quantsr.quant import QuantConv2d, QuantizedLayer, QuantLinear, calibrate
-from quantsr.quant.fit import fit
+from quantsr.quant.fit import POWERS, _sample, fit
 from quantsr.quant.functional import fake_quantize
 from quantsr.quant.input_grids import Channels, Rows
 from quantsr.ranges import IntRange
@@ -219,3 +220,35 @@ def test_the_levels_of_one_channel_are_those_of_the_least_weighted_error() -> No
     grid = Channels(values, torch.tensor([0.0, 1.0, 0.0]), 4).grid(codes, 1.0, torch.ones(3))
     own = Rows(values).least_error_step(codes)
     torch.testing.assert_close(grid.step * grid.equal, own)
+
+
+@torch.no_grad()
+def test_equalization_is_chosen_on_other_pictures_than_its_levels() -> None:
+    """Each share tried by hand: levels of pictures 0 and 2, error on 1 and 3, where one channel has
+    large values that the first two lack; the levels kept are those of all four."""
+    net = layer(QuantConv2d, 4)
+    x = features(QuantConv2d)[:1].repeat(4, 1, 1, 1) * torch.linspace(0.5, 1.5, 4).view(4, 1, 1, 1)
+    x[1::2, 0] *= 20
+    weight, bias = net.weight.detach().clone(), net.bias.detach().clone()
+    wanted = F.conv2d(x, weight, bias, padding=net.padding)
+    weighing = 1 / wanted.transpose(0, 1).flatten(1).var(1, correction=0)
+    rows = weight.abs().amax((2, 3))
+    rows = (rows / rows.amax(1, keepdim=True)).amax(0)
+    errors = {}
+    seen, whole = (
+        Channels(_sample(part, 1), weighing @ weight.square().sum((2, 3)), 4) for part in (x[::2], x)
+    )
+    codes = IntRange(0, 15).shifted(-whole.zero_point())
+    for power in POWERS:
+        grid = seen.grid(codes, power, rows)
+        equal = grid.equal.view(1, -1, 1, 1)
+        levels = (x[1::2] / equal / grid.step).round().clamp(*codes.bounds) * grid.step
+        scaled = weight * equal
+        steps = Rows(scaled.flatten(1)).least_error_step(IntRange.of(4, signed=True)).view(-1, 1, 1, 1)
+        rounded = fake_quantize(scaled, steps, -8, 7)
+        off = F.conv2d(levels, rounded, bias, padding=net.padding) - wanted[1::2]
+        errors[power] = float((off.transpose(0, 1).flatten(1).var(1, correction=0) * weighing).mean())
+    best = whole.grid(codes, min(errors, key=lambda power: errors[power]), rows)
+    fit(net, x)
+    torch.testing.assert_close(net.input_equal, best.equal)
+    assert float(net.input_quantizer.step) == pytest.approx(best.step)
