@@ -175,6 +175,7 @@ void needs_of(const Network *net, const PictureBuffers *picture, Unit unit, int 
 void make_plan(const Network *net, const PictureBuffers *picture, Plan *plan);
 
 /* memory.c */
+void *take(char **free, size_t bytes);
 size_t lay_out(const Network *net, const PictureBuffers *picture, char *memory, Maps *maps, Plan *plan, Scratch *scratch);
 void fill_maps(const Network *net, const PictureBuffers *picture, const Maps *maps);
 

@@ -4,7 +4,8 @@
 
 #include <string.h>
 
-static void *take(char **free, size_t bytes) {
+/* `bytes` of free memory, on to the next multiple of 64. */
+void *take(char **free, size_t bytes) {
     void *taken = *free;
     *free += (bytes + 63) / 64 * 64;
     return taken;

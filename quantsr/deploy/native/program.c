@@ -33,12 +33,6 @@ static int units_of_sweep(const Sweep *sweep, const PictureBuffers *picture) {
     return (side_of_map(picture->height, sweep->factor) + rows - 1) / rows;
 }
 
-static void *take(char **free, size_t bytes) {
-    void *taken = *free;
-    *free += (bytes + 63) / 64 * 64;
-    return taken;
-}
-
 static Place place_of(const Buffer *buffer, const PictureBuffers *picture, void *start) {
     return (Place){
         .start = start,
