@@ -7,6 +7,7 @@ from pathlib import Path
 from torch import nn
 
 from quantsr.archs.prepared import prepare
+from quantsr.archs.sizes import take_any_size
 from quantsr.basicsr_compat import ARCH_REGISTRY
 from quantsr.errors import InputError
 from quantsr.trained_files import checkpoint
@@ -14,7 +15,7 @@ from quantsr.trained_files import checkpoint
 
 def Spandrel(file: str, scale: int | None = None) -> nn.Module:
     """The network of a checkpoint, with its parameters (https://github.com/chaiNNer-org/spandrel)
-    as quantization takes it (`quantsr.archs.prepared`).
+    as quantization takes it (`quantsr.archs.prepared`), for pictures of any size.
 
     Args:
         file: a checkpoint of tensors only; no code in it is run.
@@ -47,9 +48,14 @@ def Spandrel(file: str, scale: int | None = None) -> nn.Module:
         )
     if scale is not None and found.scale != scale:
         raise InputError(f"{path}: is a network of x{found.scale}, not of x{scale}")
-    net: nn.Module = found.model
+    net = take_any_size(
+        found.model.eval(),
+        multiple=found.size_requirements.multiple_of,
+        scale=found.scale,
+        channels=found.input_channels,
+    )
     try:
-        return prepare(net.eval())
+        return prepare(net)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
 

@@ -55,6 +55,15 @@ RUN = {
         upsampler="pixelshuffle",
         **SWIN,
     ),
+    "DRCT": made(
+        "DRCT.__arch.drct_arch",
+        "DRCT",
+        window_size=16,
+        gc=8,
+        img_size=16,
+        upsampler="pixelshuffle",
+        **SWIN,
+    ),
     "SAFMN": made("SAFMN.__arch.safmn", "SAFMN", dim=8, n_blocks=1, upscaling_factor=2),
     "RealPLKSR, LayerNorm": made(
         "PLKSR.__arch.RealPLKSR", "RealPLKSR", dim=8, n_blocks=1, upscaling_factor=2, layer_norm=True
@@ -83,9 +92,9 @@ RUN = {
 }
 
 
-NOT_NATIVE = ("DAT", "DAT-light", "HAT", "RealPLKSR", "RealPLKSR, LayerNorm", "SAFMN")
+NOT_NATIVE = ("DAT", "DAT-light", "DRCT", "HAT", "RealPLKSR", "RealPLKSR, LayerNorm", "SAFMN")
 NOT_NCNN = {
-    **dict.fromkeys(("SwinIR", "HAT", "DAT", "DAT-light"), "takes windows"),
+    **dict.fromkeys(("SwinIR", "HAT", "DRCT", "DAT", "DAT-light"), "takes windows"),
     "SAFMN": "shrinks maps",
 }
 
@@ -103,7 +112,7 @@ def saved(make: Callable[[], nn.Module], folder: Path) -> Path:
     return path
 
 
-SLOW = ("DAT", "ESRGAN", "RCAN", "SPAN")
+SLOW = ("DAT", "DRCT", "ESRGAN", "RCAN", "SPAN")
 
 
 @pytest.fixture(

@@ -1,0 +1,66 @@
+"""Networks that take multiples of a number, for pictures of any size."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from quantsr.archs.sizes import take_any_size
+
+
+class Fours(nn.Module):
+    """x2, on sides of multiples of 4."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(48, 192, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.pixel_shuffle(self.conv(nn.functional.pixel_unshuffle(x, 4)), 8)
+
+
+class Cropping(nn.Module):
+    """Leaves out what reaches beyond a multiple of 4."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x[..., : x.shape[-2] // 4 * 4, : x.shape[-1] // 4 * 4]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("size", [(8, 12), (9, 14), (7, 5)])
+def test_a_picture_is_continued_by_reflection_and_the_result_cropped(size) -> None:
+    torch.manual_seed(0)
+    plain = Fours().eval()
+    net = take_any_size(copy.deepcopy(plain), multiple=4, scale=2, channels=3)
+    height, width = size
+    x = torch.rand(2, 3, height, width)
+    rows, columns = ([*range(side), *range(side - 2, -1, -1)][: -(-side // 4) * 4] for side in size)
+    wanted = plain(x[:, :, rows][..., columns])[..., : 2 * height, : 2 * width]
+    assert torch.equal(net(x), wanted)
+    assert torch.equal(copy.deepcopy(net)(x), wanted)
+    assert list(net.state_dict()) == list(plain.state_dict())
+
+
+@torch.no_grad()
+def test_a_network_that_gives_another_size_gives_the_whole_picture() -> None:
+    net = take_any_size(Cropping(), multiple=4, scale=1, channels=1)
+    x = torch.rand(1, 1, 6, 7)
+    assert torch.equal(net(x), x)
+
+
+def test_a_network_that_takes_any_size_keeps_its_class() -> None:
+    net = nn.Conv2d(3, 3, 1).eval()
+    assert type(take_any_size(net, multiple=8, scale=1, channels=3)) is nn.Conv2d
+    assert type(take_any_size(Fours(), multiple=1, scale=2, channels=3)) is Fours
+
+
+def test_another_error_than_of_sizes_is_not_hidden() -> None:
+    class Broken(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            raise KeyError("weights")
+
+    with pytest.raises(KeyError, match="weights"):
+        take_any_size(Broken(), multiple=4, scale=1, channels=3)
