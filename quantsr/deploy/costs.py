@@ -26,9 +26,6 @@ Smaller tiles are not faster: with the tail collapsed no tensor is larger than t
 and the halo (36 pixels at 16 blocks) costs more than the cache gains; int8 convolutions ran at the
 same speed from 32 x 32 to 320 x 180.
 """
-_ATTENTION = ("window_attention", "rectangle_attention", "channel_attention")
-"""Kinds with two products of values that depend on the picture."""
-
 _MAX_WHOLE_AREA = 1 << 16
 """The same where a pixel of the result depends on the whole picture: of transformers, which take
 more memory for each pixel, and of networks with `mean`, whose tiles take a mean each."""
@@ -88,7 +85,7 @@ def costs(model: PackedModel, depth: int, size: tuple[int, int]) -> list[LayerCo
             layer = model.layers[op.name]
             macs = layer.weight.size * shapes[op.output].area(height, width)
             found.append(LayerCost(op.name, layer.kind, macs, layer.bits_w, layer.bits_a))
-        elif op.kind in _ATTENTION:
+        elif op.kind in operations.ATTENTION:
             channels = shapes[op.output].channels
             if op.kind == "channel_attention":
                 macs = channels**2 // op.attributes["heads"] * shapes[op.output].area(height, width)
@@ -107,4 +104,4 @@ def costs(model: PackedModel, depth: int, size: tuple[int, int]) -> list[LayerCo
 
 def has_attention(model: PackedModel) -> bool:
     """Whether the network has any."""
-    return any(op.kind in _ATTENTION for op in model.program.operations)
+    return any(op.kind in operations.ATTENTION for op in model.program.operations)

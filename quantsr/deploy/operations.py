@@ -277,13 +277,10 @@ UNITS = ("shortcut", "around")
 y)`, with the unit's shortcut s."""
 
 
-_OF_WHOLE_PICTURES = (
-    "mean",
-    "group_norm",
-    "window_attention",
-    "rectangle_attention",
-    "channel_attention",
-)
+ATTENTION = ("window_attention", "rectangle_attention", "channel_attention")
+"""Kinds with two products of values that depend on the picture."""
+
+_OF_WHOLE_PICTURES = ("mean", "group_norm", *ATTENTION)
 """Kinds whose pixels depend on far ones."""
 
 

@@ -7,6 +7,7 @@ wanted product, H = X X^T / N.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -61,6 +62,7 @@ class Moments:
             cross = cross - torch.outer(outputs, inputs)
         return cls(inputs, outputs, second, cross)
 
+    @cached_property
     def damped(self) -> Tensor:
         """H with a larger diagonal: by `DAMPING`, and by more than rounding errors where inputs
         hardly vary about their means, as behind a mean of all pixels."""
@@ -78,7 +80,7 @@ def refitted(weight: Tensor, moments: Moments) -> Tensor:
     Ridge regression towards the given weight.
     """
     lacks = moments.cross - weight.double() @ moments.second
-    return weight.double() + torch.linalg.solve(moments.damped(), lacks.T).T
+    return weight.double() + torch.linalg.solve(moments.damped, lacks.T).T
 
 
 def rounded(weight: Tensor, moments: Moments, step: Tensor, codes: IntRange) -> Tensor:
@@ -93,7 +95,7 @@ def rounded(weight: Tensor, moments: Moments, step: Tensor, codes: IntRange) -> 
         step: (O,).
         codes: their range.
     """
-    hessian = moments.damped()
+    hessian = moments.damped
     order = hessian.diagonal().argsort(descending=True)
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(hessian[order][:, order]))
     upper = torch.linalg.cholesky(inverse, upper=True)

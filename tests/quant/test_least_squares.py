@@ -82,7 +82,7 @@ def test_each_rounded_column_is_made_up_for_by_the_later_ones(
     step = weight.abs().amax(1) / codes.qmax * 0.9
     found = rounded(weight, moments, step, codes)
     wanted = reference.rounded(
-        weight.double().numpy(), moments.damped().numpy(), step.double().numpy(), *codes.bounds
+        weight.double().numpy(), moments.damped.numpy(), step.double().numpy(), *codes.bounds
     )
     assert np.array_equal(found.numpy(), wanted)
 
@@ -113,9 +113,9 @@ def test_inputs_that_are_always_0_keep_their_weights() -> None:
 def test_a_matrix_that_rounding_made_indefinite_is_damped_more() -> None:
     second = torch.diag(torch.tensor([1e-4, 1e-4, -2e-5], dtype=torch.float64))
     moments = Moments(torch.ones(3).double(), torch.zeros(1).double(), second, torch.zeros(1, 3).double())
-    assert float(torch.linalg.eigvalsh(moments.damped()).min()) > 0
+    assert float(torch.linalg.eigvalsh(moments.damped).min()) > 0
     larger = Moments(moments.inputs, moments.outputs, second.abs(), moments.cross)  # no more than needed
-    torch.testing.assert_close(larger.damped(), second.abs() + 1e-5 * torch.eye(3).double())
+    torch.testing.assert_close(larger.damped, second.abs() + 1e-5 * torch.eye(3).double())
 
 
 def test_inputs_that_hardly_vary_about_large_means_are_rounded() -> None:
