@@ -17,7 +17,7 @@ from quantsr.config import registries
 from quantsr.deploy import operations
 from quantsr.deploy.calibrate8 import InputChoice, choose_input, observe_inputs
 from quantsr.deploy.convert_layers import Colours, array, float_layer, quantized_operands, trained_layer
-from quantsr.deploy.lower import lowered
+from quantsr.deploy.lower import Lowered, lowered
 from quantsr.deploy.packed import unwritten
 from quantsr.deploy.packed.description import Header
 from quantsr.deploy.packed.header import check_structure, parts_of
@@ -61,7 +61,8 @@ def convert(
     """
     _check(net, head_tail_bits, calib, first_bits)
     header = _header(contract.of(net), head_tail_bits, provenance or {})
-    program, written, constants = _program(net, header)
+    found, is_written = _program(net, header)
+    program = found.program
     first = _reading_the_picture(program)
     layers = {
         op.name: net.get_submodule(op.name) for op in program.operations if op.kind in ("conv", "linear")
@@ -81,11 +82,11 @@ def convert(
             packed[name] = float_layer(name, module, bits, reads.get(name))
         else:
             packed[name] = trained_layer(name, module)
-    tensors = _float_tensors(net, program, constants, head_tail_bits)
-    model = PackedModel(header, packed, quantized_operands(net), tensors, written)
+    tensors = _float_tensors(net, found, head_tail_bits)
+    model = PackedModel(header, packed, quantized_operands(net), tensors, program if is_written else None)
     try:
         shapes = operations.check(program, parts_of(model))
-        if written is not None:
+        if is_written:
             model = replace(
                 model, header=_from_program(header, program, operations.scale_of(program, shapes))
             )
@@ -95,20 +96,16 @@ def convert(
     return replace(model, header=replace(model.header, format_version=model.format_version))
 
 
-def _program(
-    net: nn.Module, header: Header
-) -> tuple[Program, Program | None, Mapping[str, NDArray[np.float32]]]:
-    """The program, the same once more unless the network's type and arguments say it, and its
-    constants."""
+def _program(net: nn.Module, header: Header) -> tuple[Lowered, bool]:
+    """The program with its constants, and whether the file has to hold it: the network's type and
+    arguments do not say it."""
     if not unwritten.is_known(header):
-        found = lowered(net)
-        return found.program, found.program, found.constants
+        return lowered(net), True
     usual = unwritten.program_of(header)
     if registries.networks()[header.arch["type"]] is type(net):
-        return usual, None, {}
+        return Lowered(usual, {}), False
     found = lowered(net)  # of a subclass
-    same = found.program == usual.renumbered()
-    return found.program, None if same else found.program, found.constants
+    return found, found.program != usual.renumbered()
 
 
 def _check(net: nn.Module, head_tail_bits: int, calib: Sequence[Any], first_bits: int) -> None:
@@ -179,16 +176,14 @@ def _reading_the_picture(program: Program) -> dict[str, Colours]:
     return {name: how for name, how in found.items() if how is not None}
 
 
-def _float_tensors(
-    net: nn.Module, program: Program, constants: Mapping[str, NDArray[np.float32]], head_tail_bits: int
-) -> dict[str, FloatTensor]:
+def _float_tensors(net: nn.Module, found: Lowered, head_tail_bits: int) -> dict[str, FloatTensor]:
     """What LayerNorms, PReLUs and attention read, in the order of the network's parameters: tables
     with 16 bits unless all is float."""
-    wanted = {name for op in program.operations for name in operations.parameters(op)[1]}
+    wanted = {name for op in found.program.operations for name in operations.parameters(op)[1]}
     named = [name for name, _ in net.named_parameters() if name in wanted]
     tensors = {}
     for name in [*named, *sorted(wanted - set(named))]:
-        values, bits = constants.get(name), 32
+        values, bits = found.constants.get(name), 32
         if values is None:
             values = array(net.get_parameter(name))
         if values.ndim > 1 and head_tail_bits < 32:

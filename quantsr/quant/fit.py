@@ -85,6 +85,7 @@ class _Trial:
             signal = self._variances(self.exact)
             importance = 1 / signal.clamp_min(1e-6 * float(signal.max())).clamp_min(1e-12)
         self.importance = importance
+        self.channel_weights = self._channel_weights(x.shape[layer.channel_dim])
 
     def choose_grid(self, inputs: RLQActivation) -> None:
         """Set the input quantizer, the equalization, and steps of the weight."""
@@ -103,7 +104,7 @@ class _Trial:
 
     def _channels(self, x: Tensor, bits: int) -> Channels:
         values = _sample(x, self.layer.channel_dim)
-        return Channels(values, self._channel_weights(len(values)), bits)
+        return Channels(values, self.channel_weights, bits)
 
     def best(self, values: Iterable[T], settle: Callable[[T], None]) -> T:
         """The value of least error on every second picture from the second one; of a single picture
