@@ -1,5 +1,5 @@
 """Programs that the kernels run, found in folded programs: a trunk of residual blocks of two 3x3
-convolutions (EDSR's), or of Swin layers with a convolution behind each group (SwinIR's).
+convolutions (EDSR's), or of Swin layers with convolutions behind each group (SwinIR's).
 
 Every function takes the steps in order and raises Unsupported, naming the step, where another comes
 than the kernels have.
@@ -20,6 +20,7 @@ from quantsr.deploy.folded import (
     FoldedConv,
     FoldedLinear,
     FoldedProgram,
+    Limits,
     Norm,
     Normalize,
     Op,
@@ -28,6 +29,7 @@ from quantsr.deploy.folded import (
     Scale,
     Step,
 )
+from quantsr.deploy.native.structures import LAYERS_MAP, START_MAP
 from quantsr.deploy.passes.collapse import Stage
 from quantsr.deploy.passes.tail import linear_tail
 
@@ -93,34 +95,68 @@ class ConvStage:
 
 
 @dataclass(frozen=True, eq=False)
+class Ending:
+    """What a group of layers, or the body, ends in before the sum with what it started from."""
+
+    value: int
+    """That its steps read beside each other's results."""
+    steps: tuple[Step, ...]
+    """At least one."""
+
+    def stage(self, channels: int) -> ConvStage | None:
+        """As one 3x3 convolution of so many channels; None where it is anything else."""
+        first, last = self.steps[0].op, self.steps[-1].op
+        quantize = first if isinstance(first, Requantize) else None
+        if len(self.steps) != 1 + (quantize is not None) or type(last) is not FoldedConv:
+            return None
+        square = last.weight.shape == (channels, channels, 3, 3) and last.groups == 1
+        return ConvStage(quantize, last) if square else None
+
+
+@dataclass(frozen=True, eq=False)
 class Rstb:
-    """`stream_multiplier * x + closing(layers(start_multiplier * x))`."""
+    """`stream_multiplier * x + ending(layers(start_multiplier * x))`."""
 
     start_multiplier: np.float32
     layers: tuple[SwinLayer, ...]
-    closing: ConvStage
+    ending: Ending
     stream_multiplier: np.float32
 
 
 @dataclass(frozen=True, eq=False)
 class SwinNet:
-    """`x0 = first(picture)`; groups on norm_first(x0); `after_body(norm(x)) + x0`; the tail, or
-    any other steps."""
+    """`x0 = first(picture)`; groups on norm_first(x0); `ending(norm(x)) + x0`; the tail, or any
+    other steps."""
 
     first: FirstConv
     norm_first: Norm
     groups: tuple[Rstb, ...]
     norm: Norm
-    after_body: ConvStage
+    stages: tuple[ConvStage, ...]
+    """The endings of the groups and of the body, where each is one convolution; else none, and all
+    of them are in `rest`."""
     tail: ConvStage | None
     """None: `rest` stands in its place."""
     rest: FoldedProgram
-    """What follows `after_body`, which with all before it is the first step, a `SwinBody`."""
+    """What runs in sweeps: the endings, if any, each from a `SwinMap` to a `GroupEnd`, and what
+    follows the body, from `SwinMap`s."""
 
 
 @dataclass(frozen=True, eq=False)
-class SwinBody:
-    """A network up to the sum behind its groups, as the first step of a program."""
+class SwinMap:
+    """A map that the kernels of Swin layers give to sweeps."""
+
+    channels: int
+    slot: int
+    """START_MAP or LAYERS_MAP."""
+    limits: Limits | None = None
+    """Of its codes."""
+
+
+@dataclass(frozen=True, eq=False)
+class GroupEnd:
+    """The result of an ending, which the kernels of Swin layers add to what its group started
+    from."""
 
     channels: int
 
@@ -178,26 +214,56 @@ def swin_net(program: FoldedProgram) -> SwinNet:
         group, x = _group(steps, x)
         groups.append(group)
     norm = steps.take(Norm, x)
-    after = steps.take(FoldedConv, norm.value)
-    total = steps.add(after.value, start.value)
+    ending, value = steps.ending(norm.value, start.value)
+    total = steps.add(value, start.value)
     channels = len(start.op.head.weight)
-    body = Step(SwinBody(channels), (0,), total)  # type: ignore[arg-type]
-    rest = replace(program, steps=(body, *pictures, *steps.left()))
-    known = {0, *(step.output for step in rest.steps)}
-    if any(not known.issuperset(step.inputs) for step in rest.steps):
+    stages = _stages([*(group.ending for group in groups), ending], channels)
+    if stages:
+        before, behind = [], [_step(SwinMap(channels, START_MAP), (0,), total), *pictures, *steps.left()]
+    else:
+        before = _endings(groups, channels, program)
+        behind = [
+            _step(SwinMap(channels, START_MAP), (0,), start.value),
+            _step(SwinMap(channels, LAYERS_MAP, norm.op.limits), (0,), norm.value),
+            *pictures,
+            *ending.steps,
+            Step(Binary("add"), (value, start.value), total),
+            *steps.left(),
+        ]
+    known = {0, *(step.output for step in behind)}
+    if any(not known.issuperset(step.inputs) for step in behind):
         raise Unsupported("what follows its groups reads other values than the sum behind them")
-    found, tail = linear_tail(program), None
+    rest = replace(program, steps=(*before, *behind))
+    found, tail = linear_tail(program) if stages else None, None
     if found is not None and found.value == total and found.quantize is None and len(found.stages) == 1:
         tail = ConvStage(None, found.stages[0].conv)
-    return SwinNet(
-        start.op,
-        norm_first.op,
-        tuple(groups),
-        norm.op,
-        ConvStage(None, after.op),
-        tail,
-        rest,
-    )
+    return SwinNet(start.op, norm_first.op, tuple(groups), norm.op, stages, tail, rest)
+
+
+def _stages(endings: list[Ending], channels: int) -> tuple[ConvStage, ...]:
+    """The endings of groups and, the last, of the body, which a LayerNorm gives codes; none unless
+    each is one convolution."""
+    stages = [ending.stage(channels) for ending in endings]
+    found = tuple(stage for stage in stages if stage is not None)
+    return found if len(found) == len(stages) and found[-1].quantize is None else ()
+
+
+def _step(op: SwinMap | GroupEnd, inputs: tuple[int, ...], output: int) -> Step:
+    return Step(op, inputs, output)  # type: ignore[arg-type]
+
+
+def _endings(groups: list[Rstb], channels: int, program: FoldedProgram) -> list[Step]:
+    """The endings of the groups as steps of sweeps."""
+    found: list[Step] = []
+    unused = 1 + max(step.output for step in program.steps)
+    for output, group in enumerate(groups, start=unused):
+        ending = group.ending
+        found += [
+            _step(SwinMap(channels, LAYERS_MAP), (0,), ending.value),
+            *ending.steps,
+            _step(GroupEnd(channels), (ending.steps[-1].output,), output),
+        ]
+    return found
 
 
 def _group(steps: _Steps, x: int) -> tuple[Rstb, int]:
@@ -206,14 +272,10 @@ def _group(steps: _Steps, x: int) -> tuple[Rstb, int]:
     while steps.is_layer(inner):
         layer, inner = _swin_layer(steps, inner)
         layers.append(layer)
-    quantize = None
-    if steps.at(Requantize, inner):
-        found = steps.take(Requantize, inner)
-        quantize, inner = found.op, found.value
-    conv = steps.take(FoldedConv, inner)
+    ending, value = steps.ending(inner, x)
     multiplier, scaled = steps.scale(x)
-    total = steps.add(scaled, conv.value)
-    return Rstb(first, tuple(layers), ConvStage(quantize, conv.op), multiplier), total
+    total = steps.add(scaled, value)
+    return Rstb(first, tuple(layers), ending, multiplier), total
 
 
 def _swin_layer(steps: _Steps, x: int) -> tuple[SwinLayer, int]:
@@ -309,6 +371,24 @@ class _Steps:
         if taken.op.kind != "add":
             raise Unsupported(f"{taken.op.kind} comes where its kernels have a sum")
         return taken.value
+
+    def ending(self, value: int, start: int) -> tuple[Ending, int]:
+        """The next steps from `value` on up to the sum of their result with `start`, and that
+        result."""
+        known, result = {value}, value
+        taken: list[Step] = []
+        while (step := self._peek()) is not None:
+            scaled = isinstance(step.op, Scale) and step.inputs == (start,)
+            added = isinstance(step.op, Binary) and set(step.inputs) == {start, result}
+            if taken and (scaled or added):
+                break
+            if not known.issuperset(step.inputs):
+                raise Unsupported(f"{described(step.op)} comes where its kernels have a convolution")
+            result = step.output
+            known.add(result)
+            taken.append(step)
+            self._next += 1
+        return Ending(value, tuple(taken)), result
 
     def is_layer(self, x: int) -> bool:
         """Whether a Swin layer comes next."""
