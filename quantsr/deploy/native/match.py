@@ -1,14 +1,13 @@
 """Programs that the kernels run, found in folded programs: a trunk of residual blocks of two 3x3
 convolutions (EDSR's), or of Swin layers with convolutions behind each group (SwinIR's).
 
-Every function takes the steps in order and raises Unsupported, naming the step, where another comes
-than the kernels have.
+Every function takes the steps in order (`match_steps.py`) and raises Unsupported, naming the step,
+where another comes than the kernels have.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Generic, TypeVar
 
 import numpy as np
 
@@ -23,24 +22,18 @@ from quantsr.deploy.folded import (
     Limits,
     Norm,
     Normalize,
-    Op,
     Quantize,
     Requantize,
     Scale,
     Step,
 )
+from quantsr.deploy.native.match_steps import Steps, Unsupported
 from quantsr.deploy.native.structures import LAYERS_MAP, START_MAP
 from quantsr.deploy.passes.collapse import Stage
 from quantsr.deploy.passes.tail import linear_tail
 
-T = TypeVar("T")
-
 MOST = 4096
 """Channels, and parts of one kind in a row, that the kernels take."""
-
-
-class Unsupported(ValueError):
-    """A network that the kernels cannot run; the message says why."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,7 +94,12 @@ class Ending:
     value: int
     """That its steps read beside each other's results."""
     steps: tuple[Step, ...]
-    """At least one."""
+    """At least one, unless the program ends."""
+
+    @property
+    def result(self) -> int:
+        """Of the last step."""
+        return self.steps[-1].output if self.steps else self.value
 
     def stage(self, channels: int) -> ConvStage | None:
         """As one 3x3 convolution of so many channels; None where it is anything else."""
@@ -171,7 +169,7 @@ def conv_net(program: FoldedProgram) -> ConvNet:
     tail = linear_tail(program)
     if tail is None or tail.quantize is not None:
         raise Unsupported("it does not end in 3x3 convolutions of floats")
-    steps = _Steps(program, tail.start)
+    steps = Steps(program, tail.start)
     start = steps.take(FirstConv, 0)
     gap, x = steps.scales(start.value)
     blocks = []
@@ -191,7 +189,7 @@ def conv_net(program: FoldedProgram) -> ConvNet:
     return ConvNet(start.op, gap, tuple(blocks), after.op, tail.stages)
 
 
-def _block(steps: _Steps, x: int) -> tuple[Block, int]:
+def _block(steps: Steps, x: int) -> tuple[Block, int]:
     quantize = steps.take(Quantize, x)
     conv1 = steps.take(FoldedConv, quantize.value)
     conv2 = steps.take(FoldedConv, conv1.value)
@@ -205,7 +203,7 @@ def _block(steps: _Steps, x: int) -> tuple[Block, int]:
 
 def swin_net(program: FoldedProgram) -> SwinNet:
     """The network as the kernels of Swin layers run it."""
-    steps = _Steps(program, len(program.steps))
+    steps = Steps(program, len(program.steps))
     pictures = steps.skip(Normalize)
     start = steps.take(FirstConv, 0)
     norm_first = steps.take(Norm, start.value)
@@ -214,8 +212,8 @@ def swin_net(program: FoldedProgram) -> SwinNet:
         group, x = _group(steps, x)
         groups.append(group)
     norm = steps.take(Norm, x)
-    ending, value = steps.ending(norm.value, start.value)
-    total = steps.add(value, start.value)
+    ending = Ending(norm.value, steps.until_sum(norm.value, start.value))
+    total = steps.add(ending.result, start.value)
     channels = len(start.op.head.weight)
     stages = _stages([*(group.ending for group in groups), ending], channels)
     if stages:
@@ -227,7 +225,7 @@ def swin_net(program: FoldedProgram) -> SwinNet:
             _step(SwinMap(channels, LAYERS_MAP, norm.op.limits), (0,), norm.value),
             *pictures,
             *ending.steps,
-            Step(Binary("add"), (value, start.value), total),
+            Step(Binary("add"), (ending.result, start.value), total),
             *steps.left(),
         ]
     known = {0, *(step.output for step in behind)}
@@ -261,24 +259,24 @@ def _endings(groups: list[Rstb], channels: int, program: FoldedProgram) -> list[
         found += [
             _step(SwinMap(channels, LAYERS_MAP), (0,), ending.value),
             *ending.steps,
-            _step(GroupEnd(channels), (ending.steps[-1].output,), output),
+            _step(GroupEnd(channels), (ending.result,), output),
         ]
     return found
 
 
-def _group(steps: _Steps, x: int) -> tuple[Rstb, int]:
+def _group(steps: Steps, x: int) -> tuple[Rstb, int]:
     first, inner = steps.scale(x)
     layers = []
     while steps.is_layer(inner):
         layer, inner = _swin_layer(steps, inner)
         layers.append(layer)
-    ending, value = steps.ending(inner, x)
+    ending = Ending(inner, steps.until_sum(inner, x))
     multiplier, scaled = steps.scale(x)
-    total = steps.add(scaled, value)
+    total = steps.add(scaled, ending.result)
     return Rstb(first, tuple(layers), ending, multiplier), total
 
 
-def _swin_layer(steps: _Steps, x: int) -> tuple[SwinLayer, int]:
+def _swin_layer(steps: Steps, x: int) -> tuple[SwinLayer, int]:
     norm1 = steps.take(Norm, x)
     q, k, v = (steps.take(FoldedLinear, norm1.value) for _ in "qkv")
     attention = steps.take(Attention, q.value, k.value, v.value)
@@ -312,118 +310,3 @@ def _swin_layer(steps: _Steps, x: int) -> tuple[SwinLayer, int]:
         input_multiplier,
     )
     return layer, out
-
-
-@dataclass(frozen=True, eq=False)
-class _Taken(Generic[T]):
-    op: T
-    value: int
-
-
-class _Steps:
-    """The steps of a program up to `end`, taken one after the other."""
-
-    def __init__(self, program: FoldedProgram, end: int) -> None:
-        self._steps = program.steps[:end]
-        self._readers = program.readers()
-        self._next = 0
-
-    def _peek(self, ahead: int = 0) -> Step | None:
-        at = self._next + ahead
-        return self._steps[at] if at < len(self._steps) else None
-
-    def at(self, kind: type[Op], *inputs: int) -> bool:
-        """Whether the next step is of that kind and reads these values."""
-        step = self._peek()
-        return step is not None and type(step.op) is kind and step.inputs == inputs
-
-    def take(self, kind: type[T], *inputs: int) -> _Taken[T]:
-        """The next step, which must be of that kind and read these values."""
-        step = self._peek()
-        if step is None or type(step.op) is not kind or step.inputs != inputs:
-            found = "its tail" if step is None else described(step.op)
-            found = f"{found} of other values" if isinstance(step, Step) and type(step.op) is kind else found
-            raise Unsupported(f"{found} comes where its kernels have {kind.__name__}")
-        if isinstance(step.op, FoldedConv) and step.op.groups > 1:
-            raise Unsupported(f"{step.op.name} has {step.op.groups} groups")
-        self._next += 1
-        return _Taken(step.op, step.output)
-
-    def scale(self, x: int) -> tuple[np.float32, int]:
-        """`x` times a constant: the constant, 1 where there is none, and the product."""
-        if not self.at(Scale, x):
-            return np.float32(1), x
-        scale = self.take(Scale, x)
-        return scale.op.factor, scale.value
-
-    def scales(self, x: int) -> tuple[tuple[np.float32, ...], int]:
-        """`x` times constants in turn, of which no one else reads a product."""
-        factors: list[np.float32] = []
-        while self.at(Scale, x) and (len(self._readers[x]) == 1 or not factors):
-            factor, x = self.scale(x)
-            factors.append(factor)
-        return tuple(factors), x
-
-    def add(self, a: int, b: int) -> int:
-        """The sum of two values, in either order."""
-        a, b = (b, a) if self.at(Binary, b, a) else (a, b)
-        taken = self.take(Binary, a, b)
-        if taken.op.kind != "add":
-            raise Unsupported(f"{taken.op.kind} comes where its kernels have a sum")
-        return taken.value
-
-    def ending(self, value: int, start: int) -> tuple[Ending, int]:
-        """The next steps from `value` on up to the sum of their result with `start`, and that
-        result."""
-        known, result = {value}, value
-        taken: list[Step] = []
-        while (step := self._peek()) is not None:
-            scaled = isinstance(step.op, Scale) and step.inputs == (start,)
-            added = isinstance(step.op, Binary) and set(step.inputs) == {start, result}
-            if taken and (scaled or added):
-                break
-            if not known.issuperset(step.inputs):
-                raise Unsupported(f"{described(step.op)} comes where its kernels have a convolution")
-            result = step.output
-            known.add(result)
-            taken.append(step)
-            self._next += 1
-        return Ending(value, tuple(taken)), result
-
-    def is_layer(self, x: int) -> bool:
-        """Whether a Swin layer comes next."""
-        following = self._peek(1)
-        return self.at(Norm, x) and following is not None and type(following.op) is FoldedLinear
-
-    def is_added(self, x: int, total: int) -> bool:
-        """Whether the next step is `x` times a constant, to be added to `total`."""
-        scale, following = self._peek(), self._peek(1)
-        return (
-            scale is not None
-            and following is not None
-            and scale.inputs == (x,)
-            and isinstance(following.op, Binary)
-            and following.inputs == (total, scale.output)
-        )
-
-    def skip(self, kind: type[Op]) -> tuple[Step, ...]:
-        """The next steps, as long as they are of that kind."""
-        first = self._next
-        while (step := self._peek()) is not None and type(step.op) is kind:
-            self._next += 1
-        return self._steps[first : self._next]
-
-    def left(self) -> tuple[Step, ...]:
-        """The steps that are left."""
-        return self._steps[self._next :]
-
-    def end(self) -> None:
-        """Raises Unsupported where steps are left."""
-        if step := self._peek():
-            raise Unsupported(f"{described(step.op)} comes where its kernels have the tail")
-
-
-def described(op: Op) -> str:
-    """An operation in a message."""
-    name = getattr(op, "name", "") or getattr(op, "kind", "")
-    return f"{type(op).__name__} {name}".strip()

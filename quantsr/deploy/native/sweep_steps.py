@@ -30,7 +30,8 @@ from quantsr.deploy.folded import (
 )
 from quantsr.deploy.native import structures
 from quantsr.deploy.native.arrays import MAX_OUTPUTS, Arrays, padded, rounding_error, wide_step
-from quantsr.deploy.native.match import GroupEnd, SwinMap, Unsupported, described
+from quantsr.deploy.native.match import GroupEnd, SwinMap
+from quantsr.deploy.native.match_steps import Unsupported, described
 from quantsr.deploy.native.sweep_builder import Codes, Scaled, codes_of
 from quantsr.deploy.native.sweep_convs import spread
 from quantsr.deploy.native.sweep_end import CollapsedTail, Select
