@@ -6,8 +6,9 @@ python -m benchmarks.bench_any --network msrresnet --bits 4 8 --size 64 64
 python -m benchmarks.bench_any --file NETWORK.safetensors   # a packed network as it is
 python -m benchmarks.bench_any --model NET.param --name span  # a trained float network (-opt FILE)
 
-Networks of BasicSR have random weights and are quantized after training, first and last layers not;
-`--cpu-time` counts the process's own time, on a machine that does other things as well.
+Networks of BasicSR have random weights and are quantized after training, first and last layers not,
+with `--method minmax` in a fraction of the time; `--cpu-time` counts the process's own time, on a
+machine that does other things as well.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import torch
 from torch import nn
 
 from benchmarks import timing
+from quantsr.archs.constructors import build_network
 from quantsr.basicsr_compat import EDSR, importable
 from quantsr.deploy import post_training
 from quantsr.deploy.convert import convert
@@ -30,6 +32,7 @@ from quantsr.deploy.engines import select
 from quantsr.deploy.engines.names import ENGINES
 from quantsr.deploy.packed import packing
 from quantsr.deploy.packed.model import PackedModel
+from quantsr.deploy.post_training_methods import MethodName
 from quantsr.errors import InputError
 from quantsr.loading import float_network
 from quantsr.ranges import FLOAT_BITS, Bits
@@ -41,11 +44,21 @@ with importable():
     from basicsr.archs.srresnet_arch import MSRResNet
     from basicsr.archs.srvgg_arch import SRVGGNetCompact
 
+
+def swinir(dim: int, groups: int, heads: int, **options: str) -> nn.Module:
+    """SwinIR x4 with groups of 6 layers and windows of 8x8."""
+    layers = {"depths": [6] * groups, "num_heads": [heads] * groups, "window_size": 8, "mlp_ratio": 2}
+    return build_network("SwinIR", {"upscale": 4, "img_size": 64, "embed_dim": dim, **layers, **options})
+
+
 NETWORKS = {
     "compact": lambda: SRVGGNetCompact(3, 3, 64, 32, 4, "prelu"),
     "edsr": lambda: EDSR(3, 3, num_feat=64, num_block=16, upscale=4),
     "msrresnet": lambda: MSRResNet(3, 3, 64, 16, 4),
     "rrdbnet": lambda: RRDBNet(3, 3, 4, num_feat=64, num_block=3, num_grow_ch=32),
+    "swinir_m": lambda: swinir(180, 6, 6, upsampler="nearest+conv"),
+    "swinir_m_3conv": lambda: swinir(180, 6, 6, upsampler="nearest+conv", resi_connection="3conv"),
+    "swinir_l": lambda: swinir(240, 9, 8, upsampler="nearest+conv", resi_connection="3conv"),
 }
 FLOAT = "float"
 
@@ -56,12 +69,12 @@ def network(name: str) -> nn.Module:
     return NETWORKS[name]().eval()
 
 
-def made(net: nn.Module, bits: Bits) -> PackedModel:
+def made(net: nn.Module, bits: Bits, method: MethodName = "fit") -> PackedModel:
     """A network, packed with these bits of its body's weights and activations, or in float."""
     pictures = [np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)]
     if bits.is_float:
         return convert(net, head_tail_bits=32)
-    net = post_training.quantize(net, bits, pictures, method=post_training.Method(correct_bias=False))
+    net = post_training.quantize(net, bits, pictures, method=post_training.Method(method, correct_bias=False))
     return convert(net, calib=pictures)
 
 
@@ -110,6 +123,7 @@ def main() -> None:
     parser.add_argument("--name", help="with --model: of the file of results, any_NAME.csv")
     default = [Bits(4, 4), Bits(8, 8)]
     parser.add_argument("--bits", type=Bits.parse, nargs="+", default=default, metavar="N|WnAm")
+    parser.add_argument("--method", choices=("fit", "minmax"), default="fit", help="how they are found")
     parser.add_argument("--size", type=int, nargs=2, default=[128, 128], metavar=("HEIGHT", "WIDTH"))
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument(
@@ -131,7 +145,7 @@ def main() -> None:
         net = network(name) if args.model is None else float_network(args.model, args.opt)[0]
         calls |= runs(FLOAT, made(net, Bits(FLOAT_BITS, FLOAT_BITS)), image, args.engines)
         for bits in args.bits:
-            calls |= runs(str(bits), made(net, bits), image, args.engines)
+            calls |= runs(str(bits), made(net, bits, args.method), image, args.engines)
     times = in_turn(calls, args.rounds, time.process_time if args.cpu_time else time.perf_counter)
     medians = {label: median(values) for label, values in times.items()}
     base = min(

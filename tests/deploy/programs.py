@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -124,8 +124,17 @@ def swin(
     shifts: tuple[int, ...] = (0,),
     hidden: int = 32,
     fc2_outputs: int | None = None,
+    closing: Callable[[Written, int, str], int] | None = None,
+    scale: int = 1,
 ) -> PackedModel:
-    """One group of Swin layers with quantized linear layers, as the kernels have them."""
+    """One group of Swin layers with quantized linear layers, as the kernels have them.
+
+    Args:
+        closing: adds what follows the group and the body to the value that they give, under names
+            that begin with the one it is given; by default one convolution.
+        scale: above 1 a pixel shuffle and a sum with the enlarged picture follow the last
+            convolution.
+    """
     net = Written(multiple)
     start = net.conv(net.x, "first", dim, 3)
     x = inside = net.norm(start, "norm_first", dim)
@@ -135,6 +144,10 @@ def swin(
         middle = net.add("add", inside, net.quantized(y, f"proj.{i}", dim, inner, 0))
         y = net.add("gelu", net.quantized(net.norm(middle, f"norm2.{i}", dim), f"fc1.{i}", hidden, dim, 0))
         inside = net.add("add", middle, net.quantized(y, f"fc2.{i}", fc2_outputs or dim, hidden, 0))
-    x = net.add("shortcut", x, net.conv(inside, "closing", dim, dim), unit=0)
-    x = net.add("add", net.conv(net.norm(x, "norm", dim), "after", dim, dim), start)
-    return net.finish(net.conv(x, "last", 3, dim))
+    close = closing or (lambda net, x, name: net.conv(x, name, dim, dim))
+    x = net.add("shortcut", x, close(net, inside, "closing"), unit=0)
+    x = net.add("add", close(net, net.norm(x, "norm", dim), "after"), start)
+    if scale == 1:
+        return net.finish(net.conv(x, "last", 3, dim))
+    x = net.add("pixel_shuffle", net.conv(x, "last", 3 * scale**2, dim), factor=scale)
+    return net.finish(net.add("add", x, net.add("upsample_nearest", net.x, factor=scale)), scale=scale)

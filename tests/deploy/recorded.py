@@ -42,6 +42,8 @@ CHOSEN = (
     "swin_2DQuant_8",
     "swin_60_zero",  # windows of 8x8, as shipped
     "swin_and_sweeps",
+    "swin_3conv",  # floats between sweeps and Swin layers
+    "swin_3conv_codes",
     "sweeps_Compact_4",
     "sweeps_EDSR_4",
     "sweeps_RCAN_4",
@@ -110,6 +112,9 @@ def transformers() -> Models:
         )
     tail = {"upsampler": "pixelshuffle", "scale": 4}
     models["swin_and_sweeps"] = lambda: small_model(num_block=1, head_tail_bits=32, **tail)
+    three = {"embed_dim": 40, "num_heads": 4, "resi_connection": "3conv", "head_tail_bits": 32}
+    models["swin_3conv"] = lambda: small_model(num_block=1, upsampler="pixelshuffle", **three)
+    models["swin_3conv_codes"] = lambda: small_model(num_block=1, quantize_conv=True, **three)
     return models
 
 

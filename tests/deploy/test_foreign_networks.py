@@ -45,6 +45,14 @@ RUN = {
         "RCAN.__arch.rcan_arch", "RCAN", scale=2, n_resgroups=1, n_resblocks=1, n_feats=8, reduction=4
     ),
     "SwinIR": made("SwinIR.__arch.SwinIR", "SwinIR", window_size=8, upsampler="pixelshuffledirect", **SWIN),
+    "SwinIR, 3conv": made(
+        "SwinIR.__arch.SwinIR",
+        "SwinIR",
+        window_size=8,
+        upsampler="nearest+conv",
+        resi_connection="3conv",
+        **{**SWIN, "upscale": 4},
+    ),
     "RealPLKSR": made("PLKSR.__arch.RealPLKSR", "RealPLKSR", dim=8, n_blocks=1, upscaling_factor=2),
     "HAT": made(
         "HAT.__arch.HAT",
@@ -94,7 +102,7 @@ RUN = {
 
 NOT_NATIVE = ("DAT", "DAT-light", "DRCT", "HAT", "RealPLKSR", "RealPLKSR, LayerNorm", "SAFMN")
 NOT_NCNN = {
-    **dict.fromkeys(("SwinIR", "HAT", "DRCT", "DAT", "DAT-light"), "takes windows"),
+    **dict.fromkeys(("SwinIR", "SwinIR, 3conv", "HAT", "DRCT", "DAT", "DAT-light"), "takes windows"),
     "SAFMN": "shrinks maps",
 }
 

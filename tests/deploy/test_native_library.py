@@ -52,7 +52,7 @@ def test_the_structures_have_the_fields_of_the_header() -> None:
 def test_every_layout_has_an_abi_number_of_its_own() -> None:
     """After a change of a structure, add one to the number in network.h and library.py, and write
     the new layout's checksum here."""
-    assert (library.ABI, crc32(repr(library.layout()).encode())) == (4, 1083917384)
+    assert (library.ABI, crc32(repr(library.layout()).encode())) == (5, 1373917300)
 
 
 @needs_kernels
@@ -290,6 +290,21 @@ PROGRAM = {
 }
 
 
+IN_SWEEPS = {
+    "after_body.kind": [structures.WORDS],
+    "swin.group[0].sweeps": [-1, 0, 7, 10**6],
+    "swin.group[0].result": [-1, 9, 10**6],
+    "swin.group[0].codes.scale": [FLOAT],
+    "swin.group[0].factor": [NULL],
+    "program.buffer[0].slot": [-3, 99],
+    "program.buffer[0].factor": [0, 2],
+    "program.buffer[0].channels": [32],
+    "program.buffer[0].kind": [structures.WORDS],
+    "program.slots": [0, 1],
+    "program.sweeps": [0, 3],
+}
+
+
 def cases(**groups: dict[str, list[Any]]) -> list[tuple[str, Any]]:
     """Paths and values, each group's fields being those of `call.<group>`."""
     return [
@@ -323,6 +338,13 @@ def windows_of(isa: str) -> Call:
     return Call(NativeEngine(small_model(num_block=1), 1, isa=isa), isa)
 
 
+@cache
+def swept_windows_of(isa: str) -> Call:
+    """Three convolutions close the group, three and the last convolution follow the last norm."""
+    model = small_model(num_block=1, head_tail_bits=32, resi_connection="3conv")
+    return Call(NativeEngine(model, 1, isa=isa), isa)
+
+
 def assert_refuses(call: Call, path: str, value: Any) -> None:
     with call.changed(path, value):
         assert call.needed() == 0
@@ -354,6 +376,18 @@ def test_arguments_out_of_range_are_refused_with_windows(path: str, value: Any) 
 
 
 @needs_kernels
+@pytest.mark.parametrize(("path", "value"), cases(picture=PICTURE, network=IN_SWEEPS))
+def test_arguments_out_of_range_are_refused_with_windows_and_sweeps(path: str, value: Any) -> None:
+    assert_refuses(swept_windows_of("plain"), path, value)
+
+
+@needs_kernels
+def test_maps_of_windows_are_refused_in_other_programs() -> None:
+    for slot in (structures.START_MAP, structures.LAYERS_MAP):
+        assert_refuses(sweeps_of("plain"), "network.program[0].buffer[0].slot", slot)
+
+
+@needs_kernels
 @pytest.mark.parametrize(
     ("path", "value"),
     [
@@ -368,7 +402,7 @@ def test_arguments_out_of_range_are_refused_in_programs(path: str, value: Any) -
 
 
 @needs_kernels
-@pytest.mark.parametrize("make", [blocks_of, windows_of, sweeps_of])
+@pytest.mark.parametrize("make", [blocks_of, windows_of, sweeps_of, swept_windows_of])
 def test_calls_without_network_picture_memory_or_instruction_set_are_refused(make) -> None:
     call = make(HERE)
     for network, picture_ in ((None, call.picture), (call.network, None)):

@@ -12,7 +12,7 @@ import pytest
 from tests.deploy import recorded
 from tests.deploy.native import ISAS, needs_kernels
 
-FEW = ("blocks_16_w4a4_16", "swin_QuantSR_4", "swin_and_sweeps", "sweeps_EDSR_4")
+FEW = ("blocks_16_w4a4_16", "swin_QuantSR_4", "swin_and_sweeps", "swin_3conv_codes", "sweeps_EDSR_4")
 
 
 GIVEN = os.environ.get("QUANTSR_RECORDED")

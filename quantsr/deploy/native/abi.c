@@ -24,7 +24,7 @@ static const LayoutEntry LAYOUT[] = {
     FIELD(SwinLayer, probabilities), FIELD(SwinLayer, mix), FIELD(SwinLayer, gelu), FIELD(SwinLayer, shift), FIELD(SwinLayer, middle_scale),
     FIELD(SwinLayer, input_scale),
     WHOLE(Rstb), FIELD(Rstb, start_scale), FIELD(Rstb, stream_scale), FIELD(Rstb, layers), FIELD(Rstb, layer), FIELD(Rstb, codes),
-    FIELD(Rstb, closing), FIELD(Rstb, factor),
+    FIELD(Rstb, closing), FIELD(Rstb, factor), FIELD(Rstb, sweeps), FIELD(Rstb, result),
     WHOLE(Swin), FIELD(Swin, dim), FIELD(Swin, heads), FIELD(Swin, hidden), FIELD(Swin, window), FIELD(Swin, groups), FIELD(Swin, group),
     FIELD(Swin, first), FIELD(Swin, last), FIELD(Swin, mask),
     WHOLE(Buffer), FIELD(Buffer, factor), FIELD(Buffer, channels), FIELD(Buffer, kind), FIELD(Buffer, border), FIELD(Buffer, slot),

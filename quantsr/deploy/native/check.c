@@ -42,12 +42,19 @@ static int is_swin_layer(const Swin *swin, const SwinLayer *layer) {
            (!layer->shift || swin->mask);
 }
 
-/* An RSTB of a network whose 3x3 convolutions are of `kind`. */
-static int is_rstb(const Swin *swin, const Rstb *group, int channels, int kind) {
-    if (!is_array(group->layers, group->layer) || !group->factor || !is_conv(&group->closing, kind, channels, 1)) return 0;
-    if (group->codes.scale && !group->codes.shift) return 0;
+/* What closes an RSTB: sweeps from one map of floats to another, or a convolution of the network's kind. */
+static int is_closing(const Network *net, const Rstb *group) {
+    const Program *program = net->program;
+    if (!group->sweeps) return is_conv(&group->closing, net->after_body.kind, net->channels, 1) && (!group->codes.scale || group->codes.shift);
+    if (!program || net->after_body.kind != FLOATS || group->codes.scale || group->result < 0 || group->result >= program->buffers) return 0;
+    const Buffer *result = program->buffer + group->result;
+    return result->factor == 1 && result->kind == FLOATS && result->channels >= net->swin->dim;
+}
+
+static int is_rstb(const Network *net, const Rstb *group) {
+    if (!is_array(group->layers, group->layer) || !group->factor || !is_closing(net, group)) return 0;
     for (int i = 0; i < group->layers; i++)
-        if (!is_swin_layer(swin, group->layer + i)) return 0;
+        if (!is_swin_layer(net->swin, group->layer + i)) return 0;
     return 1;
 }
 
@@ -57,9 +64,13 @@ static int is_swin(const Network *net, const PictureBuffers *picture) {
         return 0;
     if (!is_multiple(swin->window, 4, MAX_WINDOW) || picture->height % swin->window || picture->width % swin->window) return 0;
     if (!is_norm(&swin->first) || !is_norm(&swin->last) || !is_array(swin->groups, swin->group) || !net->after_body_factor) return 0;
-    for (int g = 0; g < swin->groups; g++)
-        if (!is_rstb(swin, swin->group + g, net->channels, net->after_body.kind)) return 0;
-    return 1;
+    int left = net->program ? net->program->sweeps : 0; /* behind the groups */
+    for (int g = 0; g < swin->groups; g++) {
+        const Rstb *group = swin->group + g;
+        if (group->sweeps < 0 || group->sweeps > left || !is_rstb(net, group)) return 0;
+        left -= group->sweeps;
+    }
+    return !net->program || left > 0;
 }
 
 static int is_ring(const Network *net) {
@@ -83,7 +94,8 @@ static int is_outer(const Network *net) {
     if (!net->head || !net->head_bias || !net->mean || !is_array(net->gaps, net->gap)) return 0;
     if (kind != FLOATS && kind != WORDS && kind != SPLIT) return 0;
     if (kind != FLOATS && !net->after_body_factor) return 0;
-    return is_conv(&net->after_body, kind, net->channels, 1) && is_tail(net) && is_ring(net);
+    const int in_sweeps = net->swin && net->program && kind == FLOATS && !net->after_body.weight;
+    return (in_sweeps || is_conv(&net->after_body, kind, net->channels, 1)) && is_tail(net) && is_ring(net);
 }
 
 static int is_picture(const Network *net, const PictureBuffers *picture) {

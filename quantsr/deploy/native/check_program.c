@@ -17,9 +17,16 @@ static int is_within(int value, int least, int most) { return value >= least && 
 
 static int is_multiple_of_16(int value, int least, int most) { return is_within(value, least, most) && value % 16 == 0; }
 
-static int is_buffer(const Buffer *buffer, int slots) {
+/* A map of Swin layers, which only FLOATS networks give to sweeps before the body's end. */
+static int is_map_of_layers(const Network *net, const Buffer *buffer) {
+    if (!net->swin || (buffer->slot == LAYERS_MAP && net->after_body.kind != FLOATS)) return 0;
+    return buffer->factor == 1 && buffer->kind == FLOATS && buffer->channels == net->channels;
+}
+
+static int is_buffer(const Network *net, const Buffer *buffer) {
+    if (buffer->slot == START_MAP || buffer->slot == LAYERS_MAP) return is_map_of_layers(net, buffer);
     return is_within(buffer->factor, 0, MAX_ENLARGE) && is_multiple_of_16(buffer->channels, 16, MAX_WIDTH) &&
-           (buffer->kind == BYTES || buffer->kind == WORDS || buffer->kind == FLOATS) && is_within(buffer->slot, 0, slots - 1);
+           (buffer->kind == BYTES || buffer->kind == WORDS || buffer->kind == FLOATS) && is_within(buffer->slot, 0, net->program->slots - 1);
 }
 
 /* An operation's buffer, read where it is one pixel or has the sweep's size, written where it has that. */
@@ -121,8 +128,7 @@ int is_program(const Network *net, const PictureBuffers *picture) {
     if (!is_within(program->buffers, 1, MAX_BUFFERS) || !is_within(program->slots, 1, program->buffers) || !program->buffer) return 0;
     if (!is_within(program->sweeps, 1, MAX_SWEEPS) || !program->sweep) return 0;
     for (int b = 0; b < program->buffers; b++)
-        if (!is_buffer(program->buffer + b, program->slots)) return 0;
-    if (net->swin && (program->buffer->factor != 1 || program->buffer->kind != FLOATS || program->buffer->channels != net->channels)) return 0;
+        if (!is_buffer(net, program->buffer + b)) return 0;
     int64_t units = 0;
     for (int s = 0; s < program->sweeps; s++) {
         const Sweep *sweep = program->sweep + s;

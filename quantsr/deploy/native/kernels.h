@@ -56,6 +56,20 @@ enum { MAX_OUTPUTS = 192, MAX_THREADS = 64 };
 /* How many channels of values attention mixes at once, and what it may therefore read beyond the last. */
 enum { CHANNELS_AT_ONCE = 5 };
 
+/* A buffer in memory: pixel (y, x) starts at start + ((y + BORDER) * row + x + BORDER) * channels * size. */
+typedef struct {
+    char *start;
+    size_t row; /* in pixels */
+    int32_t height, width, channels, size;
+} Place;
+
+/* A program at work on a picture. */
+typedef struct {
+    const Network *net;
+    const PictureBuffers *picture;
+    const Place *places; /* of its buffers */
+} Frame;
+
 /* Feature maps: pixel (y, x) starts at ((y + border) * row + x + border) * C. */
 typedef struct {
     double *pixels;                     /* the head's input, 3 colours; border 1, HEAD on the right */
@@ -72,6 +86,7 @@ typedef struct {
     size_t token_row; /* floats in a row of one channel of those */
     size_t row;       /* pixels in a row of the maps with border 2 */
     size_t code_row;  /* the same with border 1 */
+    Frame frame;      /* of a QuantSR-T's sweeps */
 } Maps;
 
 /* One window of tokens in its layer, [channel][token]. */
@@ -90,15 +105,16 @@ typedef struct {
     uint8_t *spare_codes; /* [HEAD * C] each: where results of no pixel go */
     int16_t *spare_words;
     float *spare_floats;
-    float *shown; /* of a program: [CHUNK][channels] what DO_SHOW was given */
+    float *shown; /* of a program: [RUN][channels] and 16 what DO_SHOW was given */
     Window window;
 } Scratch;
 
-/* What a QuantSR-T's phases are. */
+/* What a QuantSR-T's phases are; with sweeps between, SPREAD gives them what the layers of a group gave, and JOIN adds their result. */
 typedef struct {
-    enum { FIRST, LAYER, SPREAD, CLOSING, NORM, AFTER_BODY, TAIL } kind;
+    enum { FIRST, LAYER, SPREAD, CLOSING, JOIN, NORM, AFTER_BODY, SWEEP, TAIL } kind;
     const Rstb *group;
     const SwinLayer *layer;
+    const Sweep *sweep;
 } Step;
 
 /* A row, strip or window of one phase. */
@@ -114,25 +130,18 @@ typedef struct {
     int32_t phases, units;
 } Plan;
 
+/* What a thread's memory for sweeps takes. */
+typedef struct {
+    size_t inputs; /* bytes of a tile */
+    size_t sums;   /* of a tile or pixel */
+    size_t shown;  /* floats of a pixel */
+} SweepScratch;
+
 /* Registers of element-wise operations, and the pixels that they hold. */
 enum { REGISTERS = 6, RUN = LARGE_TILE * LARGE_TILE };
 
 /* Rows of a map that one unit of a sweep's work has, where tiles do not say. */
 enum { SWEEP_ROWS = 4 };
-
-/* A buffer in memory: pixel (y, x) starts at start + ((y + BORDER) * row + x + BORDER) * channels * size. */
-typedef struct {
-    char *start;
-    size_t row; /* in pixels */
-    int32_t height, width, channels, size;
-} Place;
-
-/* A program at work on a picture. */
-typedef struct {
-    const Network *net;
-    const PictureBuffers *picture;
-    const Place *places; /* of its buffers */
-} Frame;
 
 typedef void (*SweepWork)(const Frame *, const Sweep *, int unit, Scratch *);
 
@@ -166,7 +175,7 @@ Kernels kernels_of(int isa, int swin);
 SweepWork sweep_work_of(int isa);
 
 /* phases.c */
-Step step_of(const Swin *swin, int phase);
+Step step_of(const Network *net, int phase);
 int layers_before(const Swin *swin, const Rstb *group, const SwinLayer *layer);
 int rows_of(const Network *net, int phase);
 int phases_of(const Network *net);
@@ -186,8 +195,12 @@ void run_threads(const Network *net, const PictureBuffers *picture, const Maps *
 int side_of_map(int side, int factor);
 size_t row_of_map(int width, int factor);
 int rows_of_sweep(const Sweep *sweep);
+int units_of_sweep(const Sweep *sweep, const PictureBuffers *picture);
+SweepScratch scratch_of_sweeps(const Program *program);
+Place *place_buffers(const Network *net, const PictureBuffers *picture, const Maps *maps, char **end, int fill);
+void finish_unit(const Frame *frame, const Sweep *sweep, int unit);
 size_t program_memory(const Network *net, const PictureBuffers *picture);
-void run_program(const Network *net, const PictureBuffers *picture, int isa, void *memory, float *body);
+void run_program(const Network *net, const PictureBuffers *picture, int isa, void *memory);
 
 /* check_program.c */
 int is_program(const Network *net, const PictureBuffers *picture);

@@ -13,7 +13,7 @@ from quantsr.deploy.native.structures import STRUCTURES, Network, PictureBuffers
 
 log = logging.getLogger(__name__)
 
-ABI = 4
+ABI = 5
 """The number of the interface between `structures.py` and the kernels: `QUANTSR_ABI` of
 `network.h`. Add one to both whenever a structure, the meaning of a field or an entry point
 changes."""

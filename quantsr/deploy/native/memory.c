@@ -28,7 +28,7 @@ size_t lay_out(const Network *net, const PictureBuffers *picture, char *memory, 
     maps->plane = net->after_body.kind == SPLIT ? (tall + 2 * BORDER) * maps->row * channels : 0;
     maps->body_planes = take(&end, 3 * maps->plane);
     maps->tail_planes = take(&end, 3 * maps->plane);
-    maps->stream = swin && words ? NULL : take(&end, (tall + 2 * BORDER) * maps->row * channels * sizeof(float));
+    maps->stream = swin && words ? NULL : take(&end, ((tall + 2 * BORDER) * maps->row + SLACK) * channels * sizeof(float));
     maps->body_words = maps->tail_words = NULL;
     if (words) {
         maps->body_words = take(&end, (tall + 2 * BORDER) * maps->row * channels * sizeof(int16_t));
@@ -42,6 +42,8 @@ size_t lay_out(const Network *net, const PictureBuffers *picture, char *memory, 
         maps->codes1 = take(&end, (tall + 2) * maps->code_row * channels);
         maps->codes2 = take(&end, (tall + 2) * maps->code_row * channels);
     }
+    const SweepScratch sweeps = net->program ? scratch_of_sweeps(net->program) : (SweepScratch){0};
+    if (net->program) maps->frame = (Frame){net, picture, place_buffers(net, picture, maps, &end, memory != NULL)};
     plan->phases = phases_of(net);
     plan->units = 0;
     for (int phase = 0; phase < plan->phases; phase++) plan->units += units_of(net, picture, phase);
@@ -50,9 +52,10 @@ size_t lay_out(const Network *net, const PictureBuffers *picture, char *memory, 
     plan->done = take(&end, plan->units);
     for (int i = 0; i < picture->threads; i++) {
         const size_t tiles = 2 * (CHUNK + 1) + CHUNK; /* products take several tiles at once, also where fewer are left */
-        scratch[i].inputs = take(&end, tiles * (POSITIONS * channels * sizeof(float) + 64));
+        scratch[i].inputs = take(&end, tiles * MAX(POSITIONS * channels * sizeof(float) + 64, sweeps.inputs));
         const size_t sums = MAX(POSITIONS * widest, swin ? 0 : LARGE_POSITIONS * channels);
-        scratch[i].sums = take(&end, CHUNK * (sums + 16) * sizeof(int32_t));
+        scratch[i].sums = take(&end, CHUNK * MAX(sums + 16, sweeps.sums) * sizeof(int32_t));
+        scratch[i].shown = take(&end, RUN * sweeps.shown * sizeof(float));
         scratch[i].spare_codes = take(&end, HEAD * channels);
         scratch[i].spare_words = take(&end, HEAD * channels * sizeof(int16_t));
         scratch[i].spare_floats = take(&end, HEAD * channels * sizeof(float));

@@ -6,7 +6,7 @@
 #include <stdint.h>
 
 /* The number of this interface, which library.py has as well. Add one whenever a structure, the meaning of a field or an entry point changes. */
-#define QUANTSR_ABI 4
+#define QUANTSR_ABI 5
 
 /* Sides of a Winograd convolution's tile of outputs: F(2x2, 3x3) and F(4x4, 3x3). */
 enum { TILE = 2, LARGE_TILE = 4 };
@@ -97,7 +97,7 @@ typedef struct {
     float middle_scale, input_scale;
 } SwinLayer;
 
-/* stream_scale * x + closing(codes(layers(start_scale * x))) */
+/* stream_scale * x + closing(codes(layers(start_scale * x))), or, with sweeps, those of the network's program in place of codes and closing. */
 typedef struct {
     float start_scale, stream_scale;
     int32_t layers;
@@ -105,6 +105,8 @@ typedef struct {
     Requantizer codes;
     Conv closing;        /* of the network's after_body's kind */
     const float *factor; /* [C] as after_body_factor */
+    int32_t sweeps;      /* of the program, behind those of the groups before; they read LAYERS_MAP. 0: there is a closing convolution instead */
+    int32_t result;      /* the buffer (FLOATS) that they give */
 } Rstb;
 
 /* The body of a QuantSR-T. */
@@ -119,13 +121,17 @@ typedef struct {
     const float *mask; /* [last column, last row, both][N keys][N queries]: of shifted windows */
 } Swin;
 
+/* Slots of buffers that are maps of a network's Swin layers, FLOATS of the picture's size and the network's channels: what the first convolution
+   gives (and the sum behind the body, where after_body is a convolution), and what the layers of a group, or the last LayerNorm, give to sweeps. */
+enum { START_MAP = -1, LAYERS_MAP = -2 };
+
 /* A map of a program: float32, or codes as bytes or 16-bit integers, [y][x][channel] with a border. */
 typedef struct {
     int32_t factor;   /* of its height and width over the picture's; 0: it is a single pixel */
     int32_t channels; /* a multiple of 16 */
     int32_t kind;     /* BYTES, WORDS or FLOATS */
     int32_t border;   /* the byte around a map of BYTES; zeros are around others */
-    int32_t slot;     /* maps of the same slot share memory: no two of them are needed at once */
+    int32_t slot;     /* maps of the same slot share memory: no two of them are needed at once; or START_MAP or LAYERS_MAP */
 } Buffer;
 
 /* What an element-wise operation computes of registers, which hold vectors of channels of several pixels. `b` is the register `right`, or,
@@ -216,13 +222,14 @@ typedef struct {
     float range;       /* the head reads (pixel / 255 - mean) * range */
     const float *gap;  /* [gaps] shortcuts of the skipped blocks before the first */
     const Block *body;
-    Conv after_body, tail;          /* FLOATS, or both WORDS, or both SPLIT; with swin and program there is no tail */
+    Conv after_body, tail;          /* FLOATS, or both WORDS, or both SPLIT; with swin and program there is no tail, and with FLOATS there may be no
+                                       after_body (its weight is NULL): sweeps then go on with the last LayerNorm's result */
     const float *after_body_factor; /* of WORDS and SPLIT, and with swin: [C] a 16-bit input is clip(rint(x * factor[c])), within -8191..8191 */
     const float *tail_factor;
     Ring ring;
     const Swin *swin;       /* NULL: a QuantSR-C */
     const Program *program; /* where it is not NULL, it is all of the network, and of the other fields only `factor` and `ring` are read; with swin it
-                               is what follows the body, whose result (FLOATS, of the picture's size) is its buffer 0 */
+                               is what the groups say, and what follows them */
 } Network;
 
 typedef struct {

@@ -2,9 +2,10 @@
 
 #include "kernels.h"
 
+/* First convolution, layers and what closes their groups, last LayerNorm, and what follows that: all sweeps are in the program. */
 static int swin_phases(const Network *net) {
     const Swin *swin = net->swin;
-    int phases = net->program ? 3 : 4;
+    int phases = 2 + (net->after_body.weight != NULL) + (net->program ? net->program->sweeps : 1);
     for (int g = 0; g < swin->groups; g++) phases += swin->group[g].layers + 2;
     return phases;
 }
@@ -16,17 +17,23 @@ int layers_before(const Swin *swin, const Rstb *group, const SwinLayer *layer) {
     return count;
 }
 
-Step step_of(const Swin *swin, int phase) {
-    if (phase == 0) return (Step){.kind = FIRST};
-    phase--;
+Step step_of(const Network *net, int phase) {
+    const Swin *swin = net->swin;
+    const Sweep *sweep = net->program ? net->program->sweep : NULL;
+    if (phase-- == 0) return (Step){.kind = FIRST};
     for (int g = 0; g < swin->groups; g++) {
         const Rstb *group = swin->group + g;
         if (phase < group->layers) return (Step){.kind = LAYER, .group = group, .layer = group->layer + phase};
         phase -= group->layers;
-        if (phase < 2) return (Step){.kind = phase ? CLOSING : SPREAD, .group = group};
-        phase -= 2;
+        if (phase-- == 0) return (Step){.kind = SPREAD, .group = group};
+        if (phase < group->sweeps) return (Step){.kind = SWEEP, .sweep = sweep + phase};
+        phase -= group->sweeps;
+        sweep += group->sweeps;
+        if (phase-- == 0) return (Step){.kind = group->sweeps ? JOIN : CLOSING, .group = group};
     }
-    return (Step){.kind = NORM + phase};
+    if (phase-- == 0) return (Step){.kind = NORM};
+    if (net->after_body.weight && phase-- == 0) return (Step){.kind = AFTER_BODY};
+    return sweep ? (Step){.kind = SWEEP, .sweep = sweep + phase} : (Step){.kind = TAIL};
 }
 
 /* Rows of a QuantSR-C that a unit of a phase makes. */
@@ -43,9 +50,15 @@ int phases_of(const Network *net) { return net->swin ? swin_phases(net) : 2 * ne
 int units_of(const Network *net, const PictureBuffers *picture, int phase) {
     const Swin *swin = net->swin;
     if (!swin) return (picture->height + rows_of(net, phase) - 1) / rows_of(net, phase);
-    const int kind = step_of(swin, phase).kind;
-    if (kind == LAYER) return (picture->height / swin->window) * (picture->width / swin->window);
-    return kind == FIRST || kind == SPREAD || kind == NORM ? picture->height : picture->height / TILE;
+    const Step step = step_of(net, phase);
+    switch (step.kind) {
+    case LAYER: return (picture->height / swin->window) * (picture->width / swin->window);
+    case SWEEP: return units_of_sweep(step.sweep, picture);
+    case CLOSING:
+    case AFTER_BODY:
+    case TAIL: return picture->height / TILE;
+    default: return picture->height;
+    }
 }
 
 /* The units of the phase before that one needs: in a QuantSR-C those that make, or last read, the rows that it reads or writes. */

@@ -28,7 +28,7 @@ int rows_of_sweep(const Sweep *sweep) {
     return SWEEP_ROWS;
 }
 
-static int units_of_sweep(const Sweep *sweep, const PictureBuffers *picture) {
+int units_of_sweep(const Sweep *sweep, const PictureBuffers *picture) {
     const int rows = rows_of_sweep(sweep);
     return (side_of_map(picture->height, sweep->factor) + rows - 1) / rows;
 }
@@ -44,39 +44,52 @@ static Place place_of(const Buffer *buffer, const PictureBuffers *picture, void 
     };
 }
 
-/* Lays out maps and scratch from `memory` on, and gives the number of bytes that takes. With `fill`, notes where the maps are. */
-static size_t lay_out_program(const Network *net, const PictureBuffers *picture, char *memory, int fill, Place **places, int32_t **first,
-                              Scratch *scratch) {
+/* Lays out a program's maps from `end` on, beside those of Swin layers, and, with `fill`, notes where they are. */
+Place *place_buffers(const Network *net, const PictureBuffers *picture, const Maps *maps, char **end, int fill) {
     const Program *program = net->program;
-    char *end = memory;
-    *places = take(&end, program->buffers * sizeof(Place));
-    *first = take(&end, (program->sweeps + 1) * sizeof(int32_t));
-    for (int slot = 0; slot < program->slots; slot++) {
+    Place *places = take(end, program->buffers * sizeof(Place));
+    for (int slot = LAYERS_MAP; slot < program->slots; slot++) {
         size_t largest = 0;
+        void *start = slot == LAYERS_MAP ? maps->stream : slot == START_MAP ? maps->start : (void *)*end;
         for (int b = 0; b < program->buffers; b++) {
             const Buffer *buffer = program->buffer + b;
-            if (buffer->slot != slot || (net->swin && b == 0)) continue;
+            if (buffer->slot != slot) continue;
             largest = MAX(largest, bytes_of(buffer, picture));
-            if (fill) (*places)[b] = place_of(buffer, picture, end);
+            if (fill) places[b] = place_of(buffer, picture, start);
         }
-        take(&end, largest);
+        if (slot >= 0) take(end, largest);
     }
-    size_t inputs = 0, sums = 0, shown = 0;
+    return places;
+}
+
+SweepScratch scratch_of_sweeps(const Program *program) {
+    SweepScratch most = {0, 0, 16};
     for (int s = 0; s < program->sweeps; s++) {
         const Sweep *sweep = program->sweep + s;
-        shown = MAX(shown, (size_t)sweep->channels);
+        most.shown = MAX(most.shown, (size_t)sweep->channels + 16);
         if (sweep->source != FROM_CONV) continue;
         const Buffer *in = program->buffer + sweep->input;
         const int tiles = sweep->form == IN_TILES, large = tiles && sweep->conv.kind == BYTES && sweep->conv.tile == LARGE_TILE;
         const size_t positions = !tiles ? 1 : large ? LARGE_POSITIONS : POSITIONS;
-        inputs = MAX(inputs, positions * in->channels * size_of(in->kind) + 64);
-        sums = MAX(sums, positions * sweep->channels + 16);
+        most.inputs = MAX(most.inputs, positions * in->channels * size_of(in->kind) + 64);
+        most.sums = MAX(most.sums, positions * sweep->channels + 16);
     }
+    return most;
+}
+
+/* Lays out maps and scratch from `memory` on, and gives the number of bytes that takes. With `fill`, notes where the maps are. */
+static size_t lay_out_program(const Network *net, const PictureBuffers *picture, char *memory, int fill, Place **places, int32_t **first,
+                              Scratch *scratch) {
+    const Maps none = {0};
+    const SweepScratch sizes = scratch_of_sweeps(net->program);
+    char *end = memory;
+    *first = take(&end, (net->program->sweeps + 1) * sizeof(int32_t));
+    *places = place_buffers(net, picture, &none, &end, fill);
     for (int i = 0; i < picture->threads; i++) {
         scratch[i] = (Scratch){0};
-        scratch[i].inputs = take(&end, (2 * (CHUNK + 1) + CHUNK) * inputs); /* products take several tiles at once, also where fewer are left */
-        scratch[i].sums = take(&end, CHUNK * sums * sizeof(int32_t));
-        scratch[i].shown = take(&end, RUN * (shown + 16) * sizeof(float));
+        scratch[i].inputs = take(&end, (2 * (CHUNK + 1) + CHUNK) * sizes.inputs); /* products take several tiles at once, also where fewer are left */
+        scratch[i].sums = take(&end, CHUNK * sizes.sums * sizeof(int32_t));
+        scratch[i].shown = take(&end, RUN * sizes.shown * sizeof(float));
     }
     return end - memory;
 }
@@ -125,7 +138,7 @@ static void fill_border(const Place *place, size_t rows, int top, int bottom, in
 }
 
 /* Borders of what a unit wrote, and copies of codes. */
-static void finish_unit(const Frame *frame, const Sweep *sweep, int unit) {
+void finish_unit(const Frame *frame, const Sweep *sweep, int unit) {
     const int rows = rows_of_sweep(sweep), groups = sweep->shuffle * sweep->shuffle, group = sweep->channels / groups;
     const int top = unit * rows * sweep->shuffle;
     for (int i = 0; i < sweep->operations; i++) {
@@ -160,15 +173,14 @@ static void *run_member(void *argument) {
     return NULL;
 }
 
-/* `body` is the map of the Swin layers' result, of a network that has them. */
-void run_program(const Network *net, const PictureBuffers *picture, int isa, void *memory, float *body) {
+/* A network that is nothing but a program. */
+void run_program(const Network *net, const PictureBuffers *picture, int isa, void *memory) {
     Place *places;
     int32_t *first;
     Scratch scratch[MAX_THREADS];
     Member members[MAX_THREADS];
     pthread_t threads[MAX_THREADS];
     lay_out_program(net, picture, memory, 1, &places, &first, scratch);
-    if (net->swin) places[0] = place_of(net->program->buffer, picture, body);
     first[0] = 0;
     for (int s = 0; s < net->program->sweeps; s++) first[s + 1] = first[s] + units_of_sweep(net->program->sweep + s, picture);
     Team team = {.frame = {net, picture, places}, .work = sweep_work_of(isa), .first = first};

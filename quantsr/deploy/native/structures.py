@@ -36,6 +36,9 @@ IN_TILES, IN_TAPS, IN_DOUBLES = range(3)
 AS_IS, MULTIPLIED, DIVIDED, AFFINE = range(4)
 """What DO_CODES rounds: x, (x + a) * b * c, (x + a) / b, x * b + a."""
 
+START_MAP, LAYERS_MAP = -1, -2
+"""Slots of maps of Swin layers: the first convolution's result, and what layers give to sweeps."""
+
 REGISTERS = 6
 
 TILE, LARGE_TILE = 2, 4
@@ -182,7 +185,8 @@ class SwinLayer(ctypes.Structure):
 
 
 class Rstb(ctypes.Structure):
-    """`stream_scale * x + closing(codes(layers(start_scale * x)))`."""
+    """`stream_scale * x + closing(codes(layers(start_scale * x)))`, or sweeps in place of codes and
+    closing."""
 
     _fields_ = (
         ("start_scale", c_float),
@@ -192,6 +196,8 @@ class Rstb(ctypes.Structure):
         ("codes", Requantizer),  # of the closing convolution's input, where it is quantized
         ("closing", Conv),
         ("factor", F32),  # [C] 16-bit integers per unit of that input
+        ("sweeps", c_int32),  # of the program, in place of codes and closing convolution
+        ("result", c_int32),  # the buffer that they give
     )
 
 
@@ -222,7 +228,7 @@ class Buffer(ctypes.Structure):
         ("channels", c_int32),  # a multiple of 16
         ("kind", c_int32),  # BYTES, WORDS or FLOATS
         ("border", c_int32),  # the byte around a map of BYTES
-        ("slot", c_int32),  # maps of the same slot share memory
+        ("slot", c_int32),  # maps of the same slot share memory; or START_MAP or LAYERS_MAP
     )
 
 
@@ -296,7 +302,7 @@ class Network(ctypes.Structure):
         ("range", c_float),  # conv_first reads (pixel / 255 - mean) * range
         ("gap", F32),  # [gaps] shortcuts of the skipped blocks before the first
         ("body", POINTER(Block)),  # [blocks]
-        ("after_body", Conv),
+        ("after_body", Conv),  # all 0 but for its kind where sweeps follow the last LayerNorm
         ("tail", Conv),  # gives pixel values in the order (row phase, column phase, colour)
         ("after_body_factor", F32),  # of WORDS: [C] 16-bit integers per unit of its input
         ("tail_factor", F32),  # the same for the tail

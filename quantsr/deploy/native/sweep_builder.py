@@ -57,11 +57,11 @@ class Builder:
 
     # Maps
 
-    def map(self, factor: int, channels: int, kind: int, border: int = 0) -> Map:
+    def map(self, factor: int, channels: int, kind: int, border: int = 0, slot: int | None = None) -> Map:
         """A new map."""
         if channels > _MOST_CHANNELS:
             raise Unsupported(f"a map has {channels} channels")
-        found = Map(factor, channels, kind, border)
+        found = Map(factor, channels, kind, border, slot)
         self.maps.append(found)
         return found
 

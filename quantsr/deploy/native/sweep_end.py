@@ -23,6 +23,7 @@ from quantsr.deploy.folded import (
     UpsampleNearest,
 )
 from quantsr.deploy.native.arrays import MAX_OUTPUTS
+from quantsr.deploy.native.match import GroupEnd
 from quantsr.deploy.packed.model import PackedModel
 from quantsr.deploy.passes import collapse
 from quantsr.deploy.passes.collapse import Stage
@@ -155,7 +156,7 @@ def _moved(
     used: set[int] = {found[-1].output}
     kept = []
     for step in reversed(found):
-        if step.output in used:
+        if step.output in used or isinstance(step.op, GroupEnd):
             used.update(step.inputs)
             kept.append(step)
     return replace(program, steps=tuple(reversed(kept)))

@@ -25,7 +25,7 @@ from quantsr.deploy.folded import (
 )
 from quantsr.deploy.native import structures
 from quantsr.deploy.native.arrays import CHANNELS, Arrays, padded
-from quantsr.deploy.native.match import Unsupported, described
+from quantsr.deploy.native.match_steps import Unsupported, described
 from quantsr.deploy.native.sweep_builder import Builder, Codes, Scaled, codes_of
 from quantsr.deploy.native.sweep_convs import (
     Form,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,10 +52,17 @@ class SweepProgram(Arrays):
             structures.Buffer(m.factor, m.channels, m.kind, m.border % 256, slot)
             for m, slot in zip(maps, slots, strict=True)
         ]
-        sweeps = [self._sweep(sweep) for sweep in steps.sweeps if sweep.operations]  # what is read
+        kept = [sweep for sweep in steps.sweeps if sweep.operations]  # what is read
+        sweeps = [self._sweep(sweep) for sweep in kept]
+        ends = [0, *(sum(bool(sweep.operations) for sweep in made) for _, made in steps.group_ends)]
+        self.closings = tuple(
+            Closing(end - start, self._number[id(result)])
+            for (result, _), (start, end) in zip(steps.group_ends, pairwise(ends), strict=True)
+        )
+        """Of the groups of Swin layers that its first sweeps close."""
         laid_out = structures.Program(
             buffers=len(buffers),
-            slots=max(slots) + 1,
+            slots=max(1, max(slots) + 1),
             sweeps=len(sweeps),
             buffer=self.keep((structures.Buffer * len(buffers))(*buffers)),
             sweep=self.keep((structures.Sweep * len(sweeps))(*sweeps)),
@@ -120,6 +128,15 @@ class SweepProgram(Arrays):
             offset=do.offset,
             copy=0 if do.map is None else self._copies.get(id(do.map), 0),
         )
+
+
+@dataclass(frozen=True)
+class Closing:
+    """What closes a group of Swin layers."""
+
+    sweeps: int
+    result: int
+    """The buffer that they give."""
 
 
 def _size(factor: int, height: int, width: int) -> tuple[int, int]:

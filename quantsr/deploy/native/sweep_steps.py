@@ -30,13 +30,16 @@ from quantsr.deploy.folded import (
 )
 from quantsr.deploy.native import structures
 from quantsr.deploy.native.arrays import MAX_OUTPUTS, Arrays, padded, rounding_error, wide_step
-from quantsr.deploy.native.match import SwinBody, Unsupported, described
+from quantsr.deploy.native.match import GroupEnd, SwinMap
+from quantsr.deploy.native.match_steps import Unsupported, described
 from quantsr.deploy.native.sweep_builder import Codes, Scaled, codes_of
 from quantsr.deploy.native.sweep_convs import spread
 from quantsr.deploy.native.sweep_end import CollapsedTail, Select
 from quantsr.deploy.native.sweep_layers import Layers
 from quantsr.deploy.native.sweeps import (
     Do,
+    Map,
+    Sweep,
     Value,
     concatenated,
     shown_outputs,
@@ -62,6 +65,8 @@ class StepsToSweeps(Layers):
         self, program: FoldedProgram, layers: Mapping[str, PackedLayer], isa: str, arrays: Arrays
     ) -> None:
         super().__init__(program, layers, isa, arrays)
+        self.group_ends: list[tuple[Map, list[Sweep]]] = []
+        """Of each group of Swin layers that sweeps close: their result, and all sweeps so far."""
         for step in self._program.steps:
             method = _METHODS.get(type(step.op))
             if method is None:
@@ -74,15 +79,29 @@ class StepsToSweeps(Layers):
     def _quantize(self, op: Quantize | Requantize, step: Step) -> Codes:
         return codes_of(op, self._distinct(step))
 
-    def _body(self, op: SwinBody, step: Step) -> Value:
-        """The map that the kernels of Swin layers write, which is the first one."""
-        assert not self.maps
-        found = self.map(1, padded(op.channels), structures.FLOATS)
+    def _swin_map(self, op: SwinMap, step: Step) -> Value | Codes:
+        found = self.map(1, padded(op.channels), structures.FLOATS, slot=op.slot)
         sweep = self.sweep(structures.FROM_INDEX, 1, found.channels, input=found, fields={"enlarge": 1})
         root = sweep.root()
         root.stored = found
         found.written.append(sweep)
-        return Value.of(root, np.arange(op.channels))
+        value = Value.of(root, np.arange(op.channels))
+        if op.limits is None:
+            return value
+        return Codes(value, value, structures.AS_IS, (), np.array(op.limits[:1]), op.limits)
+
+    def _group_end(self, op: GroupEnd, step: Step) -> None:
+        value = self._value(step)
+        if value.factor != 1 or len(value.root) != op.channels:
+            raise Unsupported("its groups of layers end in maps of another size")
+        source, places = self.in_one_map(value)
+        if not np.array_equal(places, np.arange(op.channels)):
+            (root,) = self.gathered(value).roots
+            source = self.stored(root)
+        if source.slot is not None:
+            raise Unsupported("its groups of layers end in no operation")
+        source.read.append(self.sweeps[-1])  # read behind it
+        self.group_ends.append((source, list(self.sweeps)))
 
     # Element by element
 
@@ -211,8 +230,9 @@ def _latest(value: Value) -> int:
     return max(root.sweep.number for root in value.roots)
 
 
-_METHODS: dict[type[Op] | type[SwinBody] | type[Select] | type[CollapsedTail], str] = {
-    SwinBody: "_body",
+_METHODS: dict[type[Op] | type[SwinMap] | type[GroupEnd] | type[Select] | type[CollapsedTail], str] = {
+    SwinMap: "_swin_map",
+    GroupEnd: "_group_end",
     CollapsedTail: "_tail",
     FirstConv: "_first",
     Normalize: "_normalize",

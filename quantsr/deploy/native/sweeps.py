@@ -30,6 +30,8 @@ class Map:
     channels: int
     kind: int
     border: int = 0
+    slot: int | None = None
+    """Of a map of Swin layers: START_MAP or LAYERS_MAP."""
     written: list[Sweep] = field(default_factory=list)
     """By which sweeps."""
     read: list[Sweep] = field(default_factory=list)
@@ -209,13 +211,17 @@ def concatenated(values: list[Value]) -> Value:
 
 
 def assign_slots(maps: list[Map]) -> list[int]:
-    """A slot of memory for each map: those of the same slot are never needed at once. Large maps
-    share with large ones as far as they can."""
+    """A slot of memory for each map, but for maps of Swin layers: those of the same slot are never
+    needed at once. Large maps share with large ones as far as they can."""
     slots: list[tuple[int, int]] = []  # (bytes for each pixel of the picture, last sweep that needs it)
     found = [0] * len(maps)
     sizes = [m.factor**2 * m.channels * (1, 2, 4)[m.kind] for m in maps]
     first = [min(sweep.number for sweep in m.written) for m in maps]
     for at in sorted(range(len(maps)), key=first.__getitem__):
+        slot = maps[at].slot
+        if slot is not None:
+            found[at] = slot
+            continue
         start, end = first[at], max(sweep.number for sweep in maps[at].written + maps[at].read)
         free = [i for i, (_, last) in enumerate(slots) if last < start]
         if free:

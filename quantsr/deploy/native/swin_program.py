@@ -53,15 +53,16 @@ class SwinProgram(Arrays):
             raise Unsupported(f"windows of {window}x{window} are not of a multiple of 4")
         if dim % _ROUND_CHANNELS:
             raise Unsupported(f"its {dim} channels are not a multiple of {_ROUND_CHANNELS}")
-        stages = [*(group.closing for group in net.groups), net.after_body]
-        stages += [] if net.tail is None else [net.tail]
+        stages = [*net.stages, *([] if net.tail is None else [net.tail])]
         self._steps = {stage.conv.name: wide_step(model.layers[stage.conv.name]) for stage in stages}
-        self._words = all(stage.conv.integer or self._steps[stage.conv.name] is not None for stage in stages)
+        wide = (stage.conv.integer or self._steps[stage.conv.name] is not None for stage in stages)
+        self._words = bool(net.stages) and all(wide)
         layers = [layer for group in net.groups for layer in group.layers]
         self._check_shapes(dim, layers)
         copies = _INPUTS_OF_LAYER * len(layers)
         self._rest = None if net.tail else SweepProgram(net.rest, model, isa, copies_before=copies)
-        groups = [self._rstb(group) for group in net.groups]
+        closings = [self._closing(stage) for stage in net.stages[:-1]] or self._closings_in_sweeps(dim)
+        groups = [self._rstb(group, closing) for group, closing in zip(net.groups, closings, strict=True)]
         swin = structures.Swin(
             dim=dim,
             heads=layers[0].attention.heads if layers else 1,
@@ -77,18 +78,15 @@ class SwinProgram(Arrays):
             blocks=0,
             gaps=0,
             factor=program.scale,
-            **self._outer(net, program.scale),
+            **self._outer(net, dim, program.scale),
             swin=ctypes.pointer(self.keep(swin)),
             **self.head(net.first),
         )
 
     def _check_shapes(self, dim: int, layers: list[SwinLayer]) -> None:
-        """Raises Unsupported unless all convolutions are 3x3, all layers have the shape of the
-        first, and their windows are those that pictures are multiples of."""
+        """Raises Unsupported unless the first and last convolution are 3x3, all layers have the
+        shape of the first, and their windows are those that pictures are multiples of."""
         net = self._net
-        for stage in (*(group.closing for group in net.groups), net.after_body):
-            if stage.conv.weight.shape != (dim, dim, 3, 3):
-                raise Unsupported(f"{stage.conv.name} is no 3x3 convolution of {dim} channels")
         if net.first.head.weight.shape[1:] != (3, 3, 3):
             raise Unsupported("its first convolution is not 3x3")
         if net.tail is not None and net.tail.conv.weight.shape[1:] != (dim, 3, 3):
@@ -138,18 +136,30 @@ class SwinProgram(Arrays):
                 maps[name] = CodeMap(shape, (0, 2, 1, 3), result, linear.codes_in, linear.codes_in[0])
         return maps if self._rest is None else {**maps, **self._rest.code_maps(height, width)}
 
-    def _rstb(self, block: Rstb) -> structures.Rstb:
+    def _rstb(self, block: Rstb, closing: Mapping[str, Any]) -> structures.Rstb:
         layers = [self._layer(layer) for layer in block.layers]
-        stage = block.closing
         return structures.Rstb(
             start_scale=float(block.start_multiplier),
             stream_scale=float(block.stream_multiplier),
             layers=len(layers),
             layer=self.keep((structures.SwinLayer * len(layers))(*layers)),
-            codes=structures.Requantizer() if stage.quantize is None else self._codes(stage.quantize),
-            closing=self._conv(stage),
-            factor=self._factor(stage),
+            **closing,
         )
+
+    def _closing(self, stage: ConvStage) -> dict[str, Any]:
+        """A convolution that closes a group, as fields of it."""
+        codes = structures.Requantizer() if stage.quantize is None else self._codes(stage.quantize)
+        return {"codes": codes, "closing": self._conv(stage), "factor": self._factor(stage)}
+
+    def _closings_in_sweeps(self, dim: int) -> list[dict[str, Any]]:
+        """Of each group the same where sweeps close it."""
+        if self._rest is None:
+            return []
+        factor = self.pointer(np.ones(padded(dim)))
+        return [
+            {"sweeps": closing.sweeps, "result": closing.result, "factor": factor}
+            for closing in self._rest.closings
+        ]
 
     def _layer(self, layer: SwinLayer) -> structures.SwinLayer:
         if not isinstance(layer.attention.mix, Requantize):
@@ -226,11 +236,16 @@ class SwinProgram(Arrays):
             together=together,
         )
 
-    def _outer(self, net: SwinNet, scale: int) -> dict[str, Any]:
+    def _outer(self, net: SwinNet, dim: int, scale: int) -> dict[str, Any]:
         """The layers behind the blocks, as fields of the network."""
-        after_body, tail = net.after_body, net.tail
-        if after_body.conv.codes_in is not None and not net.norm.limits:
-            raise Unsupported("inputs of its last layers have few bits")
+        if not net.stages:
+            assert self._rest is not None
+            return {
+                "after_body": structures.Conv(kind=structures.FLOATS),
+                "after_body_factor": self.pointer(np.ones(padded(dim))),
+                "program": self._rest.network.program,
+            }
+        after_body, tail = net.stages[-1], net.tail
         fields = {"after_body": self._conv(after_body), "after_body_factor": self._factor(after_body)}
         if tail is None:
             assert self._rest is not None
