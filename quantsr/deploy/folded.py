@@ -330,6 +330,17 @@ class Offset:
 
 
 @dataclass(frozen=True, eq=False)
+class Affine:
+    """`weight[c] * x + bias[c]`."""
+
+    name: str
+    weight: Float
+    """(C,)"""
+    bias: Float
+    """(C,)"""
+
+
+@dataclass(frozen=True, eq=False)
 class ToTokens:
     """(C, h, w) to (L, C), row by row."""
 
@@ -375,6 +386,7 @@ Op = (
     | Scale
     | Binary
     | Offset
+    | Affine
     | Concat
     | Slice
     | PixelShuffle

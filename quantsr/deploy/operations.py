@@ -138,7 +138,7 @@ def scale_of(program: Program, shapes: Mapping[int, Shape]) -> int:
 
 def parameters(op: Operation) -> tuple[list[str], list[str]]:
     """Names of the operands and of the float tensors of an operation."""
-    if op.kind in ("layer_norm", "group_norm"):
+    if op.kind in ("layer_norm", "group_norm", "affine"):
         return [], [f"{op.name}.weight", f"{op.name}.bias"]
     if op.kind == "prelu":
         return [], [f"{op.name}.weight"]
@@ -253,6 +253,7 @@ KINDS: Mapping[str, Kind] = {
     "silu": Kind(1, shape_of.same, {}, exact=False),
     "mish": Kind(1, shape_of.same, {}, exact=False),
     "tanh": Kind(1, shape_of.same, {}, exact=False),
+    "affine": Kind(1, shape_of.norm, {}, exact=False, named=True),
     "add": Kind(2, shape_of.broadcast, {}),
     "subtract": Kind(2, shape_of.equal, {}),
     "multiply": Kind(2, shape_of.broadcast, {}),

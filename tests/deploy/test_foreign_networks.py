@@ -68,6 +68,7 @@ RUN = {
     "RealPLKSR, LayerNorm": made(
         "PLKSR.__arch.RealPLKSR", "RealPLKSR", dim=8, n_blocks=1, upscaling_factor=2, layer_norm=True
     ),
+    "MoSR": made("MoSR.__arch.mosr_arch", "MoSR", dim=8, n_block=1, upscale=2),
     "DAT-light": made(
         "DAT.__arch.DAT",
         "DAT",
@@ -92,7 +93,7 @@ RUN = {
 }
 
 
-NOT_NATIVE = ("DAT", "DAT-light", "DRCT", "HAT", "RealPLKSR", "RealPLKSR, LayerNorm", "SAFMN")
+NOT_NATIVE = ("DAT", "DAT-light", "DRCT", "HAT", "MoSR", "RealPLKSR", "RealPLKSR, LayerNorm", "SAFMN")
 NOT_NCNN = {
     **dict.fromkeys(("SwinIR", "HAT", "DRCT", "DAT", "DAT-light"), "takes windows"),
     "SAFMN": "shrinks maps",

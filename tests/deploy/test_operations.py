@@ -307,6 +307,16 @@ def layer_norm(net: Net, **attributes: float) -> PackedModel:
     return net.finish(net.layer(x, CHANNELS, CHANNELS, size=0), CHANNELS)
 
 
+def affine(weights: list[float]) -> Callable[[Net], PackedModel]:
+    def make(net: Net) -> PackedModel:
+        net.tensor("each.weight", np.array(weights * CHANNELS)[:CHANNELS])
+        net.tensor("each.bias", net.rng.integers(-40, 40, CHANNELS) / 4)
+        x = net.build.add("affine", net.layer(net.start, CHANNELS, CHANNELS), name="each")
+        return net.finish(net.layer(x, CHANNELS, CHANNELS, size=0), CHANNELS)
+
+    return make
+
+
 def group_norm(net: Net) -> PackedModel:
     """In two groups, of a mean and an eps that matter."""
     net.tensor("norm.weight", net.rng.uniform(10, 30, CHANNELS))
@@ -432,6 +442,8 @@ ROUNDING = {
     "layer_norm": layer_norm,
     "layer_norm, other eps": lambda net: layer_norm(net, eps=30.0 / 64),
     "group_norm": group_norm,
+    "affine": affine([0.5, -0.25, 1.5]),
+    "one number for each channel": affine([1.0]),
     "layer_norm of pools": layer_norm_of_pools,
     "window_attention": attention(quantized=False, shift=0),
     "window_attention, shifted": attention(quantized=False, shift=2),
@@ -448,7 +460,7 @@ ROUNDING = {
 }
 
 
-NOT_NATIVE = ("layer_norm", "group_norm", "mish", "rectangle_attention", "channel_attention")
+NOT_NATIVE = ("layer_norm", "group_norm", "affine", "mish", "rectangle_attention", "channel_attention")
 NOT_NCNN = {"rectangle_attention": "takes windows", "channel_attention": "attends to channels"}
 
 

@@ -68,6 +68,9 @@ def values(model: PackedModel, image: NDArray[np.uint8], depth: int) -> dict[int
             found[op.output] = rectangle_attention(model, op, *inputs)
         elif op.kind == "channel_attention":
             found[op.output] = channel_attention(model, op, *inputs)
+        elif op.kind == "affine":
+            weight, bias = (model.floats[f"{op.name}.{part}"].values for part in ("weight", "bias"))
+            found[op.output] = np.stack([w * x + b for w, x, b in zip(weight, inputs[0], bias, strict=True)])
         elif op.kind == "layer_norm":
             weight, bias = (model.floats[f"{op.name}.{part}"].values for part in ("weight", "bias"))
             x = inputs[0]

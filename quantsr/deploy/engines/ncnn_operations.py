@@ -9,6 +9,7 @@ from quantsr.deploy.engines.ncnn_graph import Graph, Values, floats
 from quantsr.deploy.engines.ncnn_layers import Layers
 from quantsr.deploy.folded import (
     Activation,
+    Affine,
     Attention,
     Binary,
     ChannelAttention,
@@ -130,6 +131,12 @@ class NcnnOps(Layers):
         x = self.blobs[step.inputs[0]]
         self.blobs[step.output] = self.graph.with_constant(ncnn_graph.ADD, x, step.op.values)
 
+    def affine(self, step: Step) -> None:
+        op = step.op
+        assert isinstance(op, Affine)
+        x = self.graph.with_constant(ncnn_graph.MULTIPLY, self.blobs[step.inputs[0]], op.weight)
+        self.blobs[step.output] = self.graph.with_constant(ncnn_graph.ADD, x, op.bias)
+
     def pixels(self, step: Step) -> None:
         """The picture, neither rounded nor limited."""
         x = self.blobs[step.inputs[0]]
@@ -200,6 +207,7 @@ _METHODS: Mapping[type, Callable[[NcnnOps, Step], None]] = {
     Activation: NcnnOps.activation,
     Scale: NcnnOps.scale,
     Offset: NcnnOps.offset,
+    Affine: NcnnOps.affine,
     Binary: NcnnOps.binary,
     Concat: NcnnOps.concat,
     Slice: NcnnOps.slice,

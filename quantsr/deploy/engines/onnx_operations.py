@@ -20,6 +20,7 @@ from quantsr.deploy.engines.onnx_graph import INPUT, OUTPUT, Graph
 from quantsr.deploy.engines.onnx_map_attention import MapAttention
 from quantsr.deploy.folded import (
     Activation,
+    Affine,
     Attention,
     Binary,
     ChannelAttention,
@@ -274,6 +275,13 @@ class OnnxOps(MapAttention):
         assert isinstance(step.op, Offset)
         return self._node("Add", [x, self.along(step, f"offset.{step.output}", step.op.values)])
 
+    def affine(self, step: Step, x: str) -> str:
+        op = step.op
+        assert isinstance(op, Affine)
+        for kind, part, values in (("Mul", "weight", op.weight), ("Add", "bias", op.bias)):
+            x = self._node(kind, [x, self.along(step, f"{op.name}.{part}", values)])
+        return x
+
     def binary(self, step: Step, a: str, b: str) -> str:
         assert isinstance(step.op, Binary)
         return self._node({"add": "Add", "subtract": "Sub", "multiply": "Mul"}[step.op.kind], [a, b])
@@ -371,6 +379,7 @@ OnnxOps.methods = {
     Activation: OnnxOps.activation,
     Scale: OnnxOps.scale,
     Offset: OnnxOps.offset,
+    Affine: OnnxOps.affine,
     Binary: OnnxOps.binary,
     Concat: OnnxOps.concat,
     Slice: OnnxOps.slice,

@@ -27,6 +27,7 @@ from quantsr.deploy.engines.openvino_first import first_conv, normalized
 from quantsr.deploy.engines.openvino_map_attention import MapAttention
 from quantsr.deploy.folded import (
     Activation,
+    Affine,
     Attention,
     Binary,
     ChannelAttention,
@@ -326,6 +327,10 @@ class OpenVinoOps(MapAttention):
         on_tokens = step.inputs[0] in self.program.tokens
         return op.add(x, ops.floats(what.values if on_tokens else ops.column(what.values)))
 
+    def affine(self, what: Affine, step: Step, x: Node) -> Node:
+        shaped = np.asarray if step.inputs[0] in self.program.tokens else ops.column
+        return op.add(op.multiply(x, ops.floats(shaped(what.weight))), ops.floats(shaped(what.bias)))
+
     def binary(self, what: Binary, step: Step, a: Node, b: Node) -> Node:
         return {"add": op.add, "subtract": op.subtract, "multiply": op.multiply}[what.kind](a, b)
 
@@ -402,6 +407,7 @@ _METHODS: dict[type, Callable[..., Node]] = {
     Activation: OpenVinoOps.activation,
     Scale: OpenVinoOps.scale,
     Offset: OpenVinoOps.offset,
+    Affine: OpenVinoOps.affine,
     Binary: OpenVinoOps.binary,
     Concat: OpenVinoOps.concat,
     Slice: OpenVinoOps.slice,

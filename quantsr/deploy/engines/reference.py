@@ -23,6 +23,7 @@ from quantsr.deploy import windows
 from quantsr.deploy.engines.reference_map_attention import MapAttention
 from quantsr.deploy.folded import (
     Activation,
+    Affine,
     Attention,
     Binary,
     ChannelAttention,
@@ -238,6 +239,10 @@ class ReferenceOps(MapAttention):
         """Plus a constant for each channel."""
         return x + self._along(op.values, x)
 
+    def affine(self, op: Affine, x: Tensor) -> Tensor:
+        """Times a constant for each channel, plus another."""
+        return x * self._along(op.weight, x) + self._along(op.bias, x)
+
     def binary(self, op: Binary, a: Tensor, b: Tensor) -> Tensor:
         """Sum, difference or product."""
         return a + b if op.kind == "add" else a - b if op.kind == "subtract" else a * b
@@ -327,6 +332,7 @@ _METHODS: dict[type, str] = {
     Activation: "activation",
     Scale: "scale",
     Offset: "offset",
+    Affine: "affine",
     Binary: "binary",
     Concat: "concat",
     Slice: "slice",

@@ -143,6 +143,8 @@ class Tracing(Record):
             return self.elementwise("unit", x, unit=self.units[constant.data_ptr()])
         if scores.scores_of(self, x) is not None:
             return scores.scaled(self, x, constant)
+        if isinstance(constant, Tensor) and _has_several(constant):
+            return self._each_channel("factors", x, constant, "multiplies by a constant tensor")
         return self._scaled(x, self.number(constant))
 
     def _div(self, a: Any, b: Any) -> Traced:
@@ -150,27 +152,33 @@ class Tracing(Record):
             raise self.refuse("divides by a value")
         if isinstance(b, Traced):
             return channels.divided(self, a, b)
+        if isinstance(b, Tensor) and _has_several(b):
+            return self._each_channel("factors", a, 1 / b, "divides by a constant tensor")
         number = self.number(b)
         return a if number == 1 else self.elementwise("divide", a, number=number)
 
     def _offset(self, x: Traced, constant: Any, sign: float) -> Traced:
         """Plus `sign` times a number, or one for each channel."""
-        found = self.find(x)
         if isinstance(constant, Tensor):
-            each = constant.detach().float().cpu()
-            if torch.broadcast_shapes(each.shape, x.shape) != x.shape:
-                raise self.refuse("adds a larger constant tensor")
-            values = np.vectorize(decimal, otypes=[np.float64])(each.broadcast_to(x.shape).numpy())
-        else:
-            values = np.full(x.shape, float(constant))
-        if not values.any():
+            return self._each_channel("offset", x, sign * constant, "adds a constant tensor")
+        return self._each_channel("offset", x, sign * torch.tensor(float(constant)), "")
+
+    def _each_channel(self, kind: str, x: Traced, constant: Tensor, misuse: str) -> Traced:
+        """`offset` or `factors` by a constant that is one number for each channel."""
+        found = self.find(x)
+        each = constant.detach().double().cpu()
+        if torch.broadcast_shapes(each.shape, x.shape) != x.shape:
+            raise self.refuse(misuse)
+        values = each.broadcast_to(x.shape).numpy()
+        if (values == (kind == "factors")).all():
             return x
         column = found.places // math.prod(found.map.size)
         channels = np.zeros(found.map.channels)
         channels[column] = values
         if not np.array_equal(channels[column], values):
-            raise self.refuse("adds a constant tensor")
-        return self.elementwise("offset", x, values=[sign * v for v in channels.tolist()])
+            raise self.refuse(misuse)
+        numbers = [decimal(v) for v in channels.tolist()]
+        return self.elementwise(kind, x, name=self.modules[-1] if self.modules else "", values=numbers)
 
     def _binary(self, kind: str, a: Traced, b: Traced) -> Traced:
         left, right = self.find(a), self.find(b)
@@ -264,6 +272,11 @@ _OPERATIONS: dict[str, Callable[..., Any]] = {
     "upsample_nearest2d": Tracing._upsample_nearest2d,
 }
 """By torch's names, without the underscore of those in place."""
+
+
+def _has_several(constant: Tensor) -> bool:
+    """Whether a tensor has other values than one."""
+    return bool((constant != constant.flatten()[:1]).any())
 
 
 def _amount(target: Map) -> tuple[int, int]:

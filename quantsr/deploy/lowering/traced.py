@@ -95,8 +95,8 @@ class Found:
 class Record(ABC):
     """The operations so far, and the values that references point to.
 
-    Beside those of programs there are the kinds `offset` (plus `values`, one for each channel),
-    `divide` (by `number`) and `unit` (times the shortcut of `unit`), which `rewrite` resolves.
+    Beside those of programs there are the kinds `offset` and `factors` (plus, and times, `values`,
+    one for each channel), `divide` (by `number`) and `unit` (times the shortcut of `unit`), which `rewrite` resolves.
     """
 
     picture: Size

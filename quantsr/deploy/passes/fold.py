@@ -16,6 +16,7 @@ from quantsr.deploy import rectangles
 from quantsr.deploy.folded import (
     NORM_EPS,
     Activation,
+    Affine,
     Attention,
     Binary,
     ChannelAttention,
@@ -298,6 +299,10 @@ class _Fold:
             return
         scaled = self.scaled(stream, factor)
         self.floats[op.output] = self.step(Binary("add"), self.floats[result], scaled)
+
+    def _affine(self, op: Operation) -> None:
+        weight, bias = (self.model.floats[f"{op.name}.{part}"].values for part in ("weight", "bias"))
+        self._simple(op, Offset(bias) if (weight == 1).all() else Affine(op.name, weight, bias))
 
     # Shapes
 
