@@ -208,8 +208,8 @@ class Attention:
 
 @dataclass(frozen=True, eq=False)
 class RectangleAttention:
-    """Attention in windows of rows and columns, on q, k and v, which zeros continue to multiples of
-    `multiple`: `softmax(q k^T + bias) v` for each head; of shifted windows, with MASKED added
+    """Attention in windows of rows and columns, on q, k and v, which zeros, or `beyond`, continue to
+    multiples of `multiple`: `softmax(q k^T + bias) v` for each head; of shifted windows, with MASKED added
     between pixels that were no neighbours (`rectangles`)."""
 
     name: str
@@ -220,6 +220,12 @@ class RectangleAttention:
     multiple: int
     bias: Float
     """(h, N, N), N pixels in a window"""
+    beyond: tuple[Float, Float] | None = None
+    """(C,) of k and of v at every pixel beyond the map, where they are not 0 there."""
+
+    def beyond_of(self, part: int, channels: int) -> Float:
+        """(C,) beyond the map, of q (0), k or v."""
+        return np.zeros(channels, np.float32) if part == 0 or self.beyond is None else self.beyond[part - 1]
 
 
 @dataclass(frozen=True, eq=False)

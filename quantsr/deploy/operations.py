@@ -146,7 +146,9 @@ def parameters(op: Operation) -> tuple[list[str], list[str]]:
         operands = [f"{op.name}.{role}" for role in OPERANDS] if op.attributes["quantized"] else []
         return operands, [f"{op.name}.relative_position_bias_table"]
     if op.kind == "rectangle_attention":
-        return [], [f"{op.name}.relative_position_bias_table"]
+        table = "pair_bias_table" if "pairs" in op.attributes else "relative_position_bias_table"
+        beyond = [f"{op.name}.beyond_{part}" for part in "kv"] if "beyond" in op.attributes else []
+        return [], [f"{op.name}.{table}", *beyond]
     if op.kind == "channel_attention":
         return [], [f"{op.name}.temperature"]
     return [], []
@@ -239,6 +241,7 @@ KINDS: Mapping[str, Kind] = {
             "shift": _pair(0, 63),
             "multiple": _integer(1, 64),
         },
+        {"pairs": _integer(1, 1), "beyond": _integer(1, 1)},
         exact=False,
         named=True,
     ),

@@ -149,8 +149,14 @@ def rectangle_attention(op: Operation, inputs: Sequence[Shape], parts: Parts) ->
         raise ValueError(
             f"windows of {rows} x {columns}, shifts by {down} and {right} and multiples of {multiple} do not fit"
         )
-    positions = (2 * rows - 1) * (2 * columns - 1)
-    _require_shape(parts.floats, f"{op.name}.relative_position_bias_table", (positions, heads))
+    if "pairs" in op.attributes:
+        _require_shape(parts.floats, f"{op.name}.pair_bias_table", ((rows * columns) ** 2, heads))
+    else:
+        positions = (2 * rows - 1) * (2 * columns - 1)
+        _require_shape(parts.floats, f"{op.name}.relative_position_bias_table", (positions, heads))
+    if "beyond" in op.attributes:
+        for part in "kv":
+            _require_shape(parts.floats, f"{op.name}.beyond_{part}", (shape.channels,))
     return shape
 
 

@@ -34,6 +34,19 @@ def made(module: str, name: str, **arguments: Any) -> Callable[[], nn.Module]:
     return make
 
 
+def louder(make: Callable[[], nn.Module], factor: float) -> Callable[[], nn.Module]:
+    """With larger weights, whose layers else would add next to nothing to the picture."""
+
+    def made_louder() -> nn.Module:
+        net = make()
+        for parameter in net.parameters():
+            if parameter.dim() > 1:
+                parameter.data.mul_(factor)
+        return net
+
+    return made_louder
+
+
 SWIN = {"depths": [2], "num_heads": [2], "embed_dim": 8, "mlp_ratio": 2, "upscale": 2}
 RUN = {
     "Compact": made("Compact.__arch.SRVGG", "SRVGGNetCompact", num_feat=8, num_conv=2, upscale=2),
@@ -69,6 +82,20 @@ RUN = {
         "PLKSR.__arch.RealPLKSR", "RealPLKSR", dim=8, n_blocks=1, upscaling_factor=2, layer_norm=True
     ),
     "MoSR": made("MoSR.__arch.mosr_arch", "MoSR", dim=8, n_block=1, upscale=2),
+    "FDAT": louder(
+        made(
+            "FDAT.__arch.fdat",
+            "FDAT",
+            scale=2,
+            embed_dim=16,
+            num_groups=1,
+            depth_per_group=1,
+            num_heads=2,
+            mid_dim=8,
+            upsampler_type="pixelshuffle",
+        ),
+        4.0,
+    ),
     "DAT-light": made(
         "DAT.__arch.DAT",
         "DAT",
@@ -93,9 +120,9 @@ RUN = {
 }
 
 
-NOT_NATIVE = ("DAT", "DAT-light", "DRCT", "HAT", "MoSR", "RealPLKSR", "RealPLKSR, LayerNorm", "SAFMN")
+NOT_NATIVE = ("DAT", "DAT-light", "DRCT", "FDAT", "HAT", "MoSR", "RealPLKSR", "RealPLKSR, LayerNorm", "SAFMN")
 NOT_NCNN = {
-    **dict.fromkeys(("SwinIR", "HAT", "DRCT", "DAT", "DAT-light"), "takes windows"),
+    **dict.fromkeys(("SwinIR", "HAT", "DRCT", "DAT", "DAT-light", "FDAT"), "takes windows"),
     "SAFMN": "shrinks maps",
 }
 

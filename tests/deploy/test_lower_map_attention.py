@@ -94,6 +94,42 @@ class Channels(Parts):
         return (scores.softmax(-1) @ self.how.get("values", lambda v: v)(v)).reshape(shape)
 
 
+class PaddedFirst(nn.Module):
+    """Attention in windows of 4 x 4 pixels, whose layers read zeros beyond the map, with biases of
+    pairs of pixels."""
+
+    def __init__(self, *, bias: bool = True) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, CHANNELS, 3, 1, 1), nn.Conv2d(CHANNELS, 3, 3, 1, 1)
+        self.qkv, self.proj = nn.Linear(CHANNELS, 3 * CHANNELS, bias=bias), nn.Linear(CHANNELS, CHANNELS)
+        self.bias = nn.Parameter(torch.randn(HEADS, 16, 16))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        height, width = x.shape[2:]
+        x = functional.pad(x, (0, -width % 4, 0, -height % 4))
+        rows, columns = (side // 4 for side in x.shape[2:])
+        x = x.reshape(1, CHANNELS, rows, 4, columns, 4).permute(0, 2, 4, 3, 5, 1).reshape(-1, 16, CHANNELS)
+        q, k, v = self.qkv(x).view(-1, 16, 3, HEADS, SIZE).permute(2, 0, 3, 1, 4)  # (G, h, N, d)
+        scores = (q * 0.5) @ k.mT + self.bias
+        x = self.proj((scores.softmax(-1) @ v).transpose(1, 2).reshape(-1, 16, CHANNELS))
+        x = x.view(1, rows, columns, 4, 4, CHANNELS).permute(0, 5, 1, 3, 2, 4)
+        return self.last(x.reshape(1, CHANNELS, 4 * rows, 4 * columns)[..., :height, :width])
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_layers_of_zeros_beyond_the_map_give_constants(bias: bool) -> None:
+    net = PaddedFirst(bias=bias)
+    found = lowered(net)
+    (op,) = (op for op in found.program.operations if op.kind == "rectangle_attention")
+    assert op.attributes["pairs"] == 1
+    assert ("beyond" in op.attributes) == bias
+    if bias:
+        assert net.qkv.bias is not None
+        for part, values in zip("kv", net.qkv.bias.detach().chunk(3)[1:], strict=True):
+            np.testing.assert_array_equal(found.constants[f".beyond_{part}"], values)
+
+
 def attributes(net: nn.Module, kind: str) -> list[dict[str, object]]:
     return [dict(op.attributes) for op in lower(net).operations if op.kind == kind]
 
@@ -133,7 +169,8 @@ def test_attention_between_channels_is_found() -> None:
 
 @pytest.mark.parametrize("size", [(7, 10), (4, 8), (1, 3)])
 @pytest.mark.parametrize(
-    "make", [lambda: Rectangles(shift=(1, 2)), lambda: Rectangles(factor=0.5, multiple=8), Channels]
+    "make",
+    [lambda: Rectangles(shift=(1, 2)), lambda: Rectangles(factor=0.5, multiple=8), Channels, PaddedFirst],
 )
 def test_the_packed_network_computes_what_the_module_does(make: Callable[[], nn.Module], size) -> None:
     torch.manual_seed(0)
@@ -152,7 +189,6 @@ def test_the_packed_network_computes_what_the_module_does(make: Callable[[], nn.
     [
         (lambda: Rectangles(fill=1.0), "pads with 1"),
         (lambda: Rectangles(shift=(1, 2), masked=False), "attends across the border that its windows"),
-        (lambda: Rectangles(bias=lambda b: b * torch.arange(8.0)), "other biases than those of relative"),
         (
             lambda: Rectangles(factor=torch.arange(1.0, 9.0)),
             "multiplies products by other numbers in some windows than in others",

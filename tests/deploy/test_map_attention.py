@@ -105,6 +105,9 @@ def test_several_pictures_of_any_size_are_run_at_once(
         ({"multiple": 6}, "and multiples of 6 do not fit"),
         ({"heads": 3}, "are no q, k and v of 3 heads"),
         ({"positions": 22}, "relative_position_bias_table has shape"),
+        ({"pairs": 1}, "there is no 'a.pair_bias_table'"),
+        ({"pairs": 0}, "its attribute pairs is out of range"),
+        ({"beyond": 1}, "there is no 'a.beyond_k'"),
         ({"temperatures": 3}, "temperature has shape"),
     ],
 )

@@ -369,16 +369,22 @@ def overlapping_attention(net: Net) -> PackedModel:
 
 
 def rectangle_attention(
-    window: tuple[int, int], shift: tuple[int, int], multiple: int
+    window: tuple[int, int], shift: tuple[int, int], multiple: int, **more: int
 ) -> Callable[[Net], PackedModel]:
-    """In windows of a map that zeros continue, of values of one layer in parts."""
+    """In windows of a map that zeros, or other numbers, continue, of values of one layer in
+    parts."""
 
     def make(net: Net) -> PackedModel:
         positions = (2 * window[0] - 1) * (2 * window[1] - 1)
-        net.tensor("attn.relative_position_bias_table", net.rng.standard_normal((positions, 2)))
+        if "pairs" in more:
+            net.tensor("attn.pair_bias_table", net.rng.standard_normal(((window[0] * window[1]) ** 2, 2)))
+        else:
+            net.tensor("attn.relative_position_bias_table", net.rng.standard_normal((positions, 2)))
+        for name in ("attn.beyond_k", "attn.beyond_v") if "beyond" in more else ():
+            net.tensor(name, net.rng.standard_normal(CHANNELS))
         x = net.build.add("scale", net.layer(net.start, CHANNELS, CHANNELS), factor=1 / 32)
         q, k, v = parts_of_a_layer(net, x)
-        how = {"heads": 2, "window": list(window), "shift": list(shift), "multiple": multiple}
+        how = {"heads": 2, "window": list(window), "shift": list(shift), "multiple": multiple, **more}
         x = net.build.add("rectangle_attention", q, k, v, name="attn", **how)
         x = net.build.add("scale", x, factor=64.0)
         return net.finish(net.layer(x, CHANNELS, CHANNELS, size=0), CHANNELS)
@@ -452,6 +458,7 @@ ROUNDING = {
     "window_attention of codes, shifted": attention(quantized=True, shift=2),
     "rectangle_attention": rectangle_attention((2, 4), (0, 0), 4),
     "rectangle_attention, shifted": rectangle_attention((4, 2), (3, 1), 4),
+    "rectangle_attention, of pairs": rectangle_attention((2, 4), (1, 0), 4, pairs=1, beyond=1),
     "rectangle_attention, one row": rectangle_attention((1, 6), (0, 2), 6),
     "rectangle_attention, one window": rectangle_attention((8, 8), (4, 4), 8),
     "channel_attention": channel_attention,

@@ -16,11 +16,11 @@ class MapAttention(Sizes):
     def rectangle_attention(self, step: Step, q: str, k: str, v: str) -> str:
         op = step.op
         assert isinstance(op, RectangleAttention)
-        tokens, one = op.bias.shape[1], self._ints([0, 0, 0, 0, 1, 0])
+        tokens = op.bias.shape[1]
         places = self._in_rectangles(op)
         parts = []
-        for x, perm in ((q, (0, 2, 1, 3)), (k, (0, 2, 3, 1)), (v, (0, 2, 1, 3))):
-            x = self._node("Gather", [self._node("Pad", [x, one]), places], axis=1)  # (B, G * N, C)
+        for i, (x, perm) in enumerate(((q, (0, 2, 1, 3)), (k, (0, 2, 3, 1)), (v, (0, 2, 1, 3)))):
+            x = self._node("Gather", [self._with_beyond(op, i, x), places], axis=1)  # (B, G * N, C)
             x = self._node("Reshape", [x, self._ints([0, 0, op.heads, -1])])
             x = self._node("Reshape", [x, self._ints([-1, tokens, 0, 0])])  # (B * G, N, h, d)
             parts.append(self._node("Transpose", [x], perm=list(perm)))
@@ -34,6 +34,14 @@ class MapAttention(Sizes):
         windows = self._shape(self.batch, self._node("Shape", [places]), [-1])
         mixed = self._node("Reshape", [mixed, windows])  # (B, G * N, C)
         return self._node("Gather", [mixed, self._out_of_rectangles(op)], axis=1)
+
+    def _with_beyond(self, op: RectangleAttention, part: int, x: str) -> str:
+        """(B, L + 1, C): of q (0), k or v with what lies beyond the map behind them."""
+        if part == 0 or op.beyond is None:
+            return self._node("Pad", [x, self._ints([0, 0, 0, 0, 1, 0])])
+        one = self.graph.constant(f"{op.name}.beyond.{part}", op.beyond[part - 1].reshape(1, 1, -1))
+        one = self._node("Expand", [one, self._shape(self.batch, [1, 1])])
+        return self._node("Concat", [x, one], axis=1)
 
     def channel_attention(self, step: Step, q: str, k: str, v: str) -> str:
         op = step.op

@@ -28,11 +28,11 @@ class MapAttention:
     def rectangle_attention(self, what: RectangleAttention, step: Step, q: Node, k: Node, v: Node) -> Node:
         places = rectangles.places(*self._where(what))  # (G, N)
         index = self._index("rectangles", what, places)
-        beyond = ops.ints(0, 1, 0)
         parts = []
-        for x, axes in ((q, (0, 2, 1, 3)), (k, (0, 2, 3, 1)), (v, (0, 2, 1, 3))):
+        for i, (x, axes) in enumerate(((q, (0, 2, 1, 3)), (k, (0, 2, 3, 1)), (v, (0, 2, 1, 3)))):
             channels = x.get_output_shape(0)[2]
-            x = op.pad(x, ops.ints(0, 0, 0), beyond, "constant", ops.floats(0))
+            beyond = np.tile(what.beyond_of(i, channels), (self.batch, 1, 1))
+            x = op.concat([x, ops.floats(beyond)], 1)
             split = ops.ints(-1, places.shape[1], what.heads, channels // what.heads)
             x = op.reshape(op.gather(x, index, ops.ints(1)), split, False)  # (B * G, N, h, d)
             parts.append(op.transpose(x, ops.ints(*axes)))

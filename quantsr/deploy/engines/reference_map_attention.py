@@ -5,8 +5,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 
 import numpy as np
+import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from quantsr.deploy import rectangles
 from quantsr.deploy.folded import LEAST_LENGTH, ChannelAttention, RectangleAttention
@@ -32,7 +32,12 @@ class MapAttention(ABC):
         places = self.constant(rectangles.places(*where))  # (G, N)
         split = (-1, places.shape[1], op.heads, q.shape[2] // op.heads)
         q, k, v = (
-            F.pad(x, (0, 0, 0, 1))[:, places.flatten()].view(split).transpose(1, 2) for x in (q, k, v)
+            torch.cat([x, self.constant(op.beyond_of(i, x.shape[2])).expand(len(x), 1, -1)], 1)[
+                :, places.flatten()
+            ]
+            .view(split)
+            .transpose(1, 2)
+            for i, x in enumerate((q, k, v))
         )  # (B * G, h, N, d)
         scores = self.product(q, k.transpose(2, 3), None) + self.constant(op.bias)  # (B * G, h, N, N)
         if any(op.shift):

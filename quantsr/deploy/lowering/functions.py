@@ -103,13 +103,15 @@ class Tracing(Record):
     def _scaled(self, x: Tensor, factor: float) -> Traced:
         if factor == 1 and isinstance(x, Traced):
             return x
-        if not isinstance(x, Traced) or bool((x.references != 0).all()):
+        if not isinstance(x, Traced):
             return self.elementwise("scale", x, factor=factor)
-        inside = x.references != 0  # zeros stay zeros
-        scaled = torch.zeros_like(x.references)
-        scaled[inside] = self.elementwise(
-            "scale", Traced(self, x.references[inside]), factor=factor
-        ).references
+        constant, values = self.numbers(x)
+        if not constant.any():
+            return self.elementwise("scale", x, factor=factor)
+        scaled, inside = self.of_constants(factor * values), torch.from_numpy(~constant)
+        if inside.any():
+            part = Traced(self, x.references[inside])
+            scaled[inside] = self.elementwise("scale", part, factor=factor).references
         return Traced(self, scaled)
 
     def _constant_pad_nd(self, x: Traced, pad: Sequence[int], value: float = 0) -> Traced:

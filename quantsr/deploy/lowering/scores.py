@@ -4,7 +4,6 @@ scaled, with biases, through a softmax, times values. What attention that is, sa
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, as_tensor
 
-from quantsr.deploy.lowering.traced import Map, Record, Traced
+from quantsr.deploy.lowering.traced import Record, Traced
 
 Index = NDArray[np.int64]
 
@@ -95,9 +94,7 @@ def softmax(record: Record, x: Any, dim: int) -> Traced:
 
 def refer(record: Record, what: Any, shape: tuple[int, ...]) -> Traced:
     """References to something in the making."""
-    count = math.prod(shape)
-    record.pending[len(record.maps)] = what
-    return record.tensor(Map(-1, count, (1, 1)), np.arange(count).reshape(shape))
+    return record.refer(what, shape)
 
 
 def in_order(record: Record, x: Traced) -> bool:

@@ -83,6 +83,22 @@ class Pending(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
+class Constants:
+    """Numbers that a layer gives of zeros beyond a map."""
+
+    misuse = "computes with pixels beyond a map"
+    values: NDArray[np.float64]
+    """Of each element."""
+
+
+@dataclass(frozen=True)
+class Beyond:
+    """What a network computes of pixels beyond a map, and crops."""
+
+    misuse = "reads what its attention gives beyond the map"
+
+
+@dataclass(frozen=True, eq=False)
 class Found:
     """What a tensor refers to."""
 
@@ -96,7 +112,8 @@ class Record(ABC):
     """The operations so far, and the values that references point to.
 
     Beside those of programs there are the kinds `offset` and `factors` (plus, and times, `values`,
-    one for each channel), `divide` (by `number`) and `unit` (times the shortcut of `unit`), which `rewrite` resolves.
+    one for each channel), `divide` (by `number`) and `unit` (times the shortcut of `unit`), which
+    `rewrite` resolves.
     """
 
     picture: Size
@@ -270,9 +287,40 @@ class Record(ABC):
         target = self._joined(column[0, :, 0, 0])
         return self.tensor(target, np.arange(x.shape[1])[:, None, None] * area + pixel)
 
+    def refer(self, what: Pending, shape: tuple[int, ...]) -> Traced:
+        """References to something in the making."""
+        count = math.prod(shape)
+        self.pending[len(self.maps)] = what
+        return self.tensor(Map(-1, count, (1, 1)), np.arange(count).reshape(shape))
+
+    def numbers(self, x: Traced) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
+        """Which elements are zeros or other numbers beyond a map, and these numbers, else 0."""
+        references = x.references.numpy().astype(np.int64)
+        known, values = references == 0, np.zeros(references.shape)
+        for index, what in self.pending.items():
+            if isinstance(what, Constants):
+                at = references - self.starts[index]
+                found = (at >= 0) & (at < what.values.size)
+                known, values[found] = known | found, what.values.flat[at[found]]
+        return known, values
+
+    def of_constants(self, values: NDArray[np.float64]) -> Tensor:
+        """References to numbers beyond a map."""
+        found = self.refer(Constants(values), values.shape).references
+        found[torch.from_numpy(values == 0)] = 0
+        return found
+
+    def beyond(self, x: Traced) -> NDArray[np.bool_]:
+        """Which elements are computed of pixels beyond a map."""
+        owner = np.searchsorted(self.starts, x.references.numpy().astype(np.int64), "right") - 1
+        found: NDArray[np.bool_] = np.isin(
+            owner, [i for i, x in self.pending.items() if isinstance(x, Beyond)]
+        )
+        return found
+
     def find_channels(self, references: NDArray[np.int64]) -> Found:
-        """`find`, of references some of which are to zeros; their place is -1."""
-        inside = references > 0
+        """`find`, of references some of which are to constants; their place is -1."""
+        inside = ~self.numbers(Traced(self, torch.from_numpy(references.astype(np.float64))))[0]
         if not inside.any():
             raise self.refuse("computes with zeros")
         found = self.find(Traced(self, torch.from_numpy(references[inside].astype(np.float64))))

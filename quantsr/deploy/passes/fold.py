@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from quantsr.deploy import rectangles
+from quantsr.deploy import operations, rectangles
 from quantsr.deploy.folded import (
     NORM_EPS,
     Activation,
@@ -247,10 +247,19 @@ class _Fold:
     def _rectangle_attention(self, op: Operation) -> None:
         (rows, columns), (down, right) = op.attributes["window"], op.attributes["shift"]
         heads, multiple = op.attributes["heads"], op.attributes["multiple"]
-        table = self.model.floats[f"{op.name}.relative_position_bias_table"].values
-        bias = table[rectangles.relative_positions((rows, columns))].transpose(2, 0, 1)  # (h, N, N)
+        table, *beyond = (self.model.floats[name].values for name in operations.parameters(op)[1])
+        if "pairs" in op.attributes:
+            bias = table.T.reshape(heads, rows * columns, -1)  # (h, N, N)
+        else:
+            bias = table[rectangles.relative_positions((rows, columns))].transpose(2, 0, 1)
         folded = RectangleAttention(
-            op.name, heads, (rows, columns), (down, right), multiple, np.ascontiguousarray(bias)
+            op.name,
+            heads,
+            (rows, columns),
+            (down, right),
+            multiple,
+            np.ascontiguousarray(bias),
+            (beyond[0], beyond[1]) if beyond else None,
         )
         self._simple(op, folded)
 
