@@ -208,9 +208,9 @@ class Attention:
 
 @dataclass(frozen=True, eq=False)
 class RectangleAttention:
-    """Attention in windows of rows and columns, on q, k and v, which zeros, or `beyond`, continue to
-    multiples of `multiple`: `softmax(q k^T + bias) v` for each head; of shifted windows, with MASKED added
-    between pixels that were no neighbours (`rectangles`)."""
+    """Attention in windows of rows and columns, on q, k and v, which zeros, or `beyond`, continue
+    to multiples of `multiple`: `softmax(q k^T + bias) v` for each head; of shifted windows, with
+    MASKED added between pixels that were no neighbours (`rectangles`)."""
 
     name: str
     heads: int
@@ -238,6 +238,15 @@ class ChannelAttention:
     heads: int
     temperature: Float
     """(h,)"""
+
+
+@dataclass(frozen=True, eq=False)
+class GlobalAttention:
+    """Attention of every pixel of q to all pixels of k and v, maps of another size:
+    `softmax(q k^T) v` for each head."""
+
+    name: str
+    heads: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -388,6 +397,7 @@ Op = (
     | Attention
     | RectangleAttention
     | ChannelAttention
+    | GlobalAttention
     | Activation
     | Scale
     | Binary
@@ -454,6 +464,8 @@ class FoldedProgram:
             found[step.output] = largest * factor
             if isinstance(op, MaxPool):
                 found[step.output] = largest / op.factor
+            elif isinstance(op, GlobalAttention):
+                found[step.output] = found[step.inputs[0]]
             elif isinstance(op, ResizeNearest | Mean):
                 found[step.output] = Fraction(0 if isinstance(op, Mean) else op.factor)
         return found

@@ -248,6 +248,9 @@ KINDS: Mapping[str, Kind] = {
     "channel_attention": Kind(
         3, shape_of.channel_attention, {"heads": _integer(1, 1 << 12)}, exact=False, named=True
     ),
+    "global_attention": Kind(
+        3, shape_of.global_attention, {"heads": _integer(1, 1 << 12)}, exact=False, named=True
+    ),
     "relu": Kind(1, shape_of.same, {}),
     "leaky_relu": Kind(1, shape_of.same, {"slope": is_factor}),
     "prelu": Kind(1, shape_of.prelu, {}, named=True),
@@ -281,7 +284,7 @@ UNITS = ("shortcut", "around")
 y)`, with the unit's shortcut s."""
 
 
-ATTENTION = ("window_attention", "rectangle_attention", "channel_attention")
+ATTENTION = ("window_attention", "rectangle_attention", "channel_attention", "global_attention")
 """Kinds with two products of values that depend on the picture."""
 
 _OF_WHOLE_PICTURES = ("mean", "group_norm", *ATTENTION)

@@ -168,6 +168,15 @@ def channel_attention(op: Operation, inputs: Sequence[Shape], parts: Parts) -> S
     return shape
 
 
+def global_attention(op: Operation, inputs: Sequence[Shape], parts: Parts) -> Shape:
+    heads, (q, k, v) = op.attributes["heads"], inputs
+    if q.channels != k.channels or k.size != v.size or q.channels % heads or v.channels % heads:
+        raise ValueError(f"values of {q}, {k}, {v} are no q, k and v of {heads} heads")
+    for shape in inputs:
+        _require_map(shape)
+    return replace(q, channels=v.channels)
+
+
 def _of_q_k_v(inputs: Sequence[Shape], heads: int) -> Shape:
     """Their shape, which must be one."""
     if len(set(inputs)) > 1 or inputs[0].channels % heads:

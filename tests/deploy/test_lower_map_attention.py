@@ -117,6 +117,31 @@ class PaddedFirst(nn.Module):
         return self.last(x.reshape(1, CHANNELS, 4 * rows, 4 * columns)[..., :height, :width])
 
 
+class Everywhere(nn.Module):
+    """Attention of all pixels to a pool of the map."""
+
+    def __init__(self, **how: Any) -> None:
+        super().__init__()
+        self.how = how
+        self.first, self.last = nn.Conv2d(3, CHANNELS, 3, 1, 1), nn.Conv2d(CHANNELS, 3, 3, 1, 1)
+        self.q, self.kv = nn.Linear(CHANNELS, CHANNELS), nn.Linear(CHANNELS, 2 * CHANNELS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        height, width = x.shape[2:]
+        small = functional.adaptive_max_pool2d(x, (max(1, height // 3), max(1, width // 3)))
+        q = self.q(x.flatten(2).mT)  # (1, L, C)
+        k, v = self.kv(small.flatten(2).mT).chunk(2, 2)
+        q, k, v = (y.unflatten(2, (HEADS, SIZE)).transpose(1, 2) for y in (q, k, v))
+        scores = self.how.get("scores", lambda s: s)(q @ k.mT * 0.5)
+        y = (scores.softmax(-1) @ self.how.get("values", lambda v: v)(v)).transpose(1, 2).flatten(2)
+        return self.last(x + y.mT.unflatten(2, (height, width)))
+
+
+def test_attention_to_all_pixels_is_found() -> None:
+    assert attributes(Everywhere(), "global_attention") == [{"heads": HEADS}]
+
+
 @pytest.mark.parametrize("bias", [False, True])
 def test_layers_of_zeros_beyond_the_map_give_constants(bias: bool) -> None:
     net = PaddedFirst(bias=bias)
@@ -170,7 +195,13 @@ def test_attention_between_channels_is_found() -> None:
 @pytest.mark.parametrize("size", [(7, 10), (4, 8), (1, 3)])
 @pytest.mark.parametrize(
     "make",
-    [lambda: Rectangles(shift=(1, 2)), lambda: Rectangles(factor=0.5, multiple=8), Channels, PaddedFirst],
+    [
+        lambda: Rectangles(shift=(1, 2)),
+        lambda: Rectangles(factor=0.5, multiple=8),
+        Channels,
+        PaddedFirst,
+        Everywhere,
+    ],
 )
 def test_the_packed_network_computes_what_the_module_does(make: Callable[[], nn.Module], size) -> None:
     torch.manual_seed(0)
@@ -193,6 +224,8 @@ def test_the_packed_network_computes_what_the_module_does(make: Callable[[], nn.
             lambda: Rectangles(factor=torch.arange(1.0, 9.0)),
             "multiplies products by other numbers in some windows than in others",
         ),
+        (lambda: Everywhere(scores=lambda s: s + torch.ones(s.shape)), "adds biases to products of all"),
+        (lambda: Everywhere(values=lambda v: v.flip(2)), "attends to other windows than those around"),
         (lambda: Rectangles(whole=True), "reads what its attention gives beyond the map"),
         (lambda: Channels(norm=lambda x: x), "attends to other windows than rectangles of pixels"),
         (

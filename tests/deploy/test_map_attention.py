@@ -145,6 +145,53 @@ def test_pairs_of_channels_beyond_all_memory_are_refused(tmp_path: Path) -> None
     refused(net.finish(x), tmp_path, "attends to 268435456 pairs of channels at once")
 
 
+def to_all_pixels(shrink: int, heads: int = HEADS, channels: tuple[int, int, int] = (4, 4, 8)) -> PackedModel:
+    """Attention to a pool of the map."""
+    net = Written()
+    x = net.conv(net.x, "first", CHANNELS, 3)
+    small = net.add("max_pool", x, factor=shrink)
+    parts = [
+        net.conv(y, part, n, CHANNELS, 0)
+        for part, y, n in zip("qkv", (x, small, small), channels, strict=True)
+    ]
+    x = net.build.add("global_attention", *parts, name="a", heads=heads)
+    return net.finish(net.conv(x, "last", 3, channels[2]))
+
+
+def test_attention_to_all_pixels_counts_in_memory_and_costs() -> None:
+    model = to_all_pixels(16)
+    check_structure(model)
+    products = {cost.name: cost.macs for cost in costs.costs(model, 1, (35, 49)) if cost.kind == "product"}
+    assert products == {"a.scores": 35 * 49 * 6 * 4, "a.mixture": 35 * 49 * 6 * 8}
+    reach = costs.reach(model, 1)
+    assert (reach.halo, reach.grid) == (costs.OVERLAP, 16)
+    assert costs.reach(to_all_pixels(8, 4), 1).max_area < reach.max_area <= memory.MAX_WHOLE_AREA
+
+
+@pytest.mark.parametrize(
+    ("model", "says"),
+    [
+        (lambda: to_all_pixels(2, 4), "holds [0-9]+ numbers at once"),
+        (lambda: to_all_pixels(16, 3), "are no q, k and v of 3 heads"),
+        (lambda: to_all_pixels(16, channels=(8, 4, 8)), "are no q, k and v of 2 heads"),
+    ],
+)
+def test_attention_to_all_pixels_of_large_maps_or_of_other_values_is_refused(model, says, tmp_path) -> None:
+    refused(model(), tmp_path, says)
+
+
+@pytest.mark.parametrize("engine", ["torch", "onnxruntime", "openvino"])
+@pytest.mark.parametrize("size", [(37, 50), (1, 1)])
+def test_several_pictures_attend_to_their_own_pixels(engine: str, size: tuple[int, int]) -> None:
+    pytest.importorskip(engine)
+    model = to_all_pixels(16)
+    images = np.random.default_rng(1).integers(0, 256, (2, *size, 3), np.uint8)
+    wanted = np.stack([run(model, image) for image in images])
+    found = select.create(engine, model, threads=1).run(images).astype(int)
+    assert np.abs(found - wanted).max() <= 1
+    assert (found == wanted).mean() > 0.99
+
+
 def test_windows_of_rectangles_count_in_memory_and_costs() -> None:
     assert memory.keys({"window": [4, 2]}) == memory.positions({"window": [4, 2]}) == 8
     model = attending()

@@ -418,6 +418,23 @@ def channel_attention_of_pools(net: Net) -> PackedModel:
     return net.finish(net.layer(x, CHANNELS, CHANNELS), CHANNELS)
 
 
+def global_attention(factor: int) -> Callable[[Net], PackedModel]:
+    """To pools of the map, of values of other channels than keys."""
+
+    def make(net: Net) -> PackedModel:
+        x = net.build.add("scale", net.layer(net.start, CHANNELS, CHANNELS), factor=1 / 32)
+        small = net.build.add("max_pool", x, factor=factor)
+        q = net.layer(x, CHANNELS, CHANNELS // 2, size=0, quantized=False, gain=2.0)
+        k = net.layer(small, CHANNELS, CHANNELS // 2, size=0, quantized=False, gain=2.0)
+        v = net.layer(small, CHANNELS, CHANNELS, quantized=False)
+        x = net.build.add(
+            "scale", net.build.add("global_attention", q, k, v, name="attn", heads=2), factor=64.0
+        )
+        return net.finish(net.layer(x, CHANNELS, CHANNELS, size=0), CHANNELS)
+
+    return make
+
+
 LAYERS = [
     conv,
     conv_1x1,
@@ -463,11 +480,21 @@ ROUNDING = {
     "rectangle_attention, one window": rectangle_attention((8, 8), (4, 4), 8),
     "channel_attention": channel_attention,
     "channel_attention of pools": channel_attention_of_pools,
+    "global_attention of pools": global_attention(2),
+    "global_attention, one key of pools": global_attention(6),
     **{kind: rounding(kind) for kind in ("gelu", "sigmoid", "silu", "mish", "tanh")},
 }
 
 
-NOT_NATIVE = ("layer_norm", "group_norm", "affine", "mish", "rectangle_attention", "channel_attention")
+NOT_NATIVE = (
+    "layer_norm",
+    "group_norm",
+    "affine",
+    "mish",
+    "rectangle_attention",
+    "channel_attention",
+    "global_attention",
+)
 NOT_NCNN = {"rectangle_attention": "takes windows", "channel_attention": "attends to channels"}
 
 

@@ -68,3 +68,16 @@ def channel_attention(model: PackedModel, op: Operation, q: Map, k: Map, v: Map)
         weights = np.exp(np.array(scores) - max(scores))
         out[channel] = np.tensordot(weights / weights.sum(), v[head * size : (head + 1) * size], 1)
     return out
+
+
+def global_attention(op: Operation, q: Map, k: Map, v: Map) -> Map:
+    """(C, H, W), (C, h, w) and (D, h, w) to (D, H, W): every pixel attends to all of a map."""
+    heads, out = op.attributes["heads"], np.zeros((len(v), *q.shape[1:]))
+    for head in range(heads):
+        keys, values = (np.split(x, heads)[head].reshape(len(x) // heads, -1) for x in (k, v))
+        queries, result = np.split(q, heads)[head], np.split(out, heads)[head]
+        for y, x in np.ndindex(q.shape[1:]):
+            scores = queries[:, y, x] @ keys
+            weights = np.exp(scores - scores.max())
+            result[:, y, x] = values @ weights / weights.sum()
+    return out

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from quantsr.deploy.packed.model import PackedLayer, PackedModel
 from quantsr.deploy.program import PICTURE, Operation
-from tests.reference.map_attention import channel_attention, rectangle_attention
+from tests.reference.map_attention import channel_attention, global_attention, rectangle_attention
 from tests.reference.window_attention import window_attention
 
 Map = NDArray[np.float64]
@@ -68,6 +68,8 @@ def values(model: PackedModel, image: NDArray[np.uint8], depth: int) -> dict[int
             found[op.output] = rectangle_attention(model, op, *inputs)
         elif op.kind == "channel_attention":
             found[op.output] = channel_attention(model, op, *inputs)
+        elif op.kind == "global_attention":
+            found[op.output] = global_attention(op, *inputs)
         elif op.kind == "affine":
             weight, bias = (model.floats[f"{op.name}.{part}"].values for part in ("weight", "bias"))
             found[op.output] = np.stack([w * x + b for w, x, b in zip(weight, inputs[0], bias, strict=True)])

@@ -18,6 +18,7 @@ from quantsr.deploy.folded import (
     FoldedConv,
     FoldedLinear,
     FoldedProgram,
+    GlobalAttention,
     GroupNorm,
     MaxPool,
     Mean,
@@ -77,6 +78,11 @@ class NcnnOps(Layers):
             raise InputError(
                 "ncnn: has no layer that attends to channels, as channel_attention does; use another engine "
                 "or format"
+            )
+        if isinstance(step.op, GlobalAttention):
+            raise InputError(
+                "ncnn: has no layer that attends to maps of any size, as global_attention does; use another "
+                "engine or format"
             )
         if isinstance(step.op, MaxPool):
             raise InputError(

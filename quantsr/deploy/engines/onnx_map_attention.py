@@ -1,13 +1,20 @@
-"""Attention on maps as ONNX nodes: in rectangles, and between channels. Its values are tokens
-(B, L, C) row by row; places and masks are computed in the graph, once for all operations of the
-same windows."""
+"""Attention on maps as ONNX nodes: in rectangles, between channels, and to all pixels. Its values
+are tokens (B, L, C) row by row; places and masks are computed in the graph, once for all operations
+of the same windows."""
 
 from __future__ import annotations
 
 from onnx import TensorProto
 
 from quantsr.deploy.engines.onnx_sizes import Sizes
-from quantsr.deploy.folded import LEAST_LENGTH, MASKED, ChannelAttention, RectangleAttention, Step
+from quantsr.deploy.folded import (
+    LEAST_LENGTH,
+    MASKED,
+    ChannelAttention,
+    GlobalAttention,
+    RectangleAttention,
+    Step,
+)
 
 
 class MapAttention(Sizes):
@@ -55,6 +62,18 @@ class MapAttention(Sizes):
         scores = self._node("Mul", [self._node("MatMul", [q, k]), temperature])  # (B, h, d, d)
         mixed = self._node("MatMul", [self._node("Softmax", [scores], axis=-1), parts[2]])
         mixed = self._node("Transpose", [mixed], perm=[0, 3, 1, 2])  # (B, L, h, d)
+        return self._node("Reshape", [mixed, self._ints([0, 0, -1])])
+
+    def global_attention(self, step: Step, q: str, k: str, v: str) -> str:
+        op = step.op
+        assert isinstance(op, GlobalAttention)
+        q, k, v = (
+            self._node("Transpose", [self._node("Reshape", [x, self._ints([0, 0, op.heads, -1])])], perm=perm)
+            for x, perm in ((q, [0, 2, 1, 3]), (k, [0, 2, 3, 1]), (v, [0, 2, 1, 3]))
+        )
+        scores = self._node("MatMul", [q, k])  # (B, h, L, M)
+        mixed = self._node("MatMul", [self._node("Softmax", [scores], axis=-1), v])
+        mixed = self._node("Transpose", [mixed], perm=[0, 2, 1, 3])  # (B, L, h, d)
         return self._node("Reshape", [mixed, self._ints([0, 0, -1])])
 
     def _of_length_1(self, x: str, axis: int) -> str:

@@ -1,9 +1,10 @@
-"""Attention on maps in an OpenVINO graph for one size of picture: in rectangles, and between
-channels. Its values are tokens (B, L, C) row by row; places and masks are constants of the size.
-Imports no torch."""
+"""Attention on maps in an OpenVINO graph for one size of picture: in rectangles, between channels,
+and to all pixels. Its values are tokens (B, L, C) row by row; places and masks are constants of the
+size. Imports no torch."""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import openvino.opset13 as op
 
 from quantsr.deploy import rectangles
 from quantsr.deploy.engines import openvino_ops as ops
-from quantsr.deploy.folded import LEAST_LENGTH, ChannelAttention, RectangleAttention, Step
+from quantsr.deploy.folded import LEAST_LENGTH, ChannelAttention, GlobalAttention, RectangleAttention, Step
 
 Node = Any
 
@@ -57,6 +58,18 @@ class MapAttention:
         scores = op.multiply(scores, ops.floats(what.temperature.reshape(-1, 1, 1)))
         mixed = op.transpose(op.matmul(op.softmax(scores, -1), parts[2], False, False), ops.ints(0, 3, 1, 2))
         return op.reshape(mixed, ops.ints(0, 0, channels), True)
+
+    def global_attention(self, what: GlobalAttention, step: Step, q: Node, k: Node, v: Node) -> Node:
+        q, k, v = (
+            op.transpose(
+                op.reshape(x, ops.ints(0, 0, what.heads, x.get_output_shape(0)[2] // what.heads), True),
+                ops.ints(0, 2, 1, 3),
+            )
+            for x in (q, k, v)
+        )  # (B, h, L, d), (B, h, M, d) twice
+        scores = op.matmul(q, k, False, True)  # (B, h, L, M)
+        mixed = op.transpose(op.matmul(op.softmax(scores, -1), v, False, False), ops.ints(0, 2, 1, 3))
+        return op.reshape(mixed, ops.ints(0, 0, math.prod(mixed.get_output_shape(0)[2:])), True)
 
     def _of_length_1(self, x: Node) -> Node:
         """Divided by its length along the last axis."""

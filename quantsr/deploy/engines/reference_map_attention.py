@@ -1,4 +1,5 @@
-"""Attention on maps in the integer reference: in rectangles, and between channels."""
+"""Attention on maps in the integer reference: in rectangles, between channels, and to all
+pixels."""
 
 from __future__ import annotations
 
@@ -9,7 +10,9 @@ import torch
 from torch import Tensor
 
 from quantsr.deploy import rectangles
-from quantsr.deploy.folded import LEAST_LENGTH, ChannelAttention, RectangleAttention
+from quantsr.deploy.folded import LEAST_LENGTH, ChannelAttention, GlobalAttention, RectangleAttention
+
+_MOST_SCORES = 1 << 25  # held at once, 128 MB of float32
 
 
 class MapAttention(ABC):
@@ -54,3 +57,13 @@ class MapAttention(ABC):
         scores = self.product(q, k.transpose(2, 3), None)  # (B, h, d, d)
         scores = scores * self.constant(op.temperature).view(-1, 1, 1)
         return self.product(scores.softmax(-1), v, None).flatten(1, 2).transpose(1, 2)
+
+    def global_attention(self, op: GlobalAttention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """To all pixels, of a part of the queries at once."""
+        q, k, v = (x.unflatten(2, (op.heads, -1)).transpose(1, 2) for x in (q, k, v))  # (B, h, L, d)
+        some = max(1, _MOST_SCORES // (len(k) * op.heads * k.shape[2]))
+        mixed = [
+            self.product(self.product(part, k.transpose(2, 3), None).softmax(-1), v, None)
+            for part in q.split(some, 2)
+        ]
+        return torch.cat(mixed, 2).transpose(1, 2).flatten(2)

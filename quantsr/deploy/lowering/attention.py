@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from quantsr.deploy import windows
-from quantsr.deploy.lowering import channels, rectangles
+from quantsr.deploy.lowering import channels, everywhere, rectangles
 from quantsr.deploy.lowering.scores import Index, Scores, in_order, scores_of, started
 from quantsr.deploy.lowering.traced import Map, Record, Traced
 from quantsr.deploy.passes.fold import relative_positions
@@ -26,6 +26,8 @@ def product(record: Record, a: Any, b: Any) -> Traced:
         if channels.attends(record, scores):
             return channels.attention(record, scores, right)
         _, queries, keys = scores.shape
+        if queries != keys and (found := everywhere.attention(record, scores, right)) is not None:
+            return found
         return (rectangles.attention if queries == keys else _overlapping)(record, scores, right)
     if scores is not None or scores_of(record, b) is not None:
         raise record.refuse("multiplies values of the picture by each other")

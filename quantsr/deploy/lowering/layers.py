@@ -101,7 +101,7 @@ def _linear(record: Record, name: str, linear: nn.Linear, x: Tensor, weight: obj
         constant, values = record.numbers(x)
         beyond = record.beyond(x)
         if constant.any() or beyond.any():
-            return _linear_beyond(record, name, linear, x, constant.all(-1), values, beyond.all(-1))
+            return _linear_beyond(record, name, linear, x, constant, values, beyond)
     found = record.find(x)
     pixels = _tokens(record, found)
     value = record.append("linear", found.map.value, name=name)
@@ -118,6 +118,7 @@ def _linear_beyond(
     beyond: np.ndarray[Any, Any],
 ) -> Traced:
     """Of tokens (..., I) some of which are constant, or computed of such: those are as well."""
+    constant, beyond = np.all(constant, axis=-1), np.all(beyond, axis=-1)
     inside = ~(constant | beyond)
     found = torch.empty((*x.shape[:-1], linear.out_features), dtype=torch.float64)
     if inside.any():

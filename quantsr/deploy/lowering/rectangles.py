@@ -117,8 +117,9 @@ def _multiple(grid: tuple[int, int], window: tuple[int, int], whole: tuple[int, 
 def _beyond(record: Record, x: Index, heads: int) -> NDArray[np.float32]:
     """(C,) numbers of pixels beyond the map, of references (B, N, d)."""
     constant, values = record.numbers(Traced(record, from_numpy(x.astype(np.float64))))
-    each, known = (part.reshape(-1, heads, *x.shape[1:]) for part in (values, constant))
-    found = np.zeros((heads, 1, x.shape[2]))
+    shape = (-1, heads, *x.shape[1:])
+    each, known = values.reshape(shape), constant.reshape(shape)
+    found: NDArray[np.float64] = np.zeros((heads, 1, x.shape[2]))
     if known.any():
         group, _, token, _ = np.argwhere(known)[0]
         found = each[group, :, token][:, None]

@@ -22,6 +22,7 @@ from quantsr.deploy.folded import (
     ChannelAttention,
     Concat,
     FoldedProgram,
+    GlobalAttention,
     GroupNorm,
     MaxPool,
     Mean,
@@ -266,6 +267,9 @@ class _Fold:
     def _channel_attention(self, op: Operation) -> None:
         temperature = self.model.floats[f"{op.name}.temperature"].values
         self._simple(op, ChannelAttention(op.name, op.attributes["heads"], temperature))
+
+    def _global_attention(self, op: Operation) -> None:
+        self._simple(op, GlobalAttention(op.name, op.attributes["heads"]))
 
     # Element by element
 

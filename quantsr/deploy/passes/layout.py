@@ -17,6 +17,7 @@ from quantsr.deploy.folded import (
     FoldedConv,
     FoldedLinear,
     FoldedProgram,
+    GlobalAttention,
     GroupNorm,
     MaxPool,
     Mean,
@@ -52,7 +53,7 @@ class _Tokens:
 
 _Layout = _Map | _Tokens
 
-_FINDING_PIXELS = RectangleAttention | ChannelAttention
+_FINDING_PIXELS = RectangleAttention | ChannelAttention | GlobalAttention
 """Operations on tokens row by row, which take what they need of them."""
 
 
