@@ -181,6 +181,12 @@ def more_outputs_in_groups(net: Net) -> PackedModel:
     return net.finish(net.layer(x, 2 * CHANNELS, CHANNELS, groups=2), CHANNELS)
 
 
+def layer_in_groups_used_again(net: Net) -> PackedModel:
+    x = net.layer(net.start, CHANNELS, CHANNELS, groups=CHANNELS)
+    x = net.build.add("conv", x, name=net.build.finish().operations[-1].name)
+    return net.finish(net.layer(x, CHANNELS, CHANNELS), CHANNELS)
+
+
 def linear(net: Net) -> PackedModel:
     return net.finish(net.layer(net.start, CHANNELS, CHANNELS, size=0), CHANNELS)
 
@@ -441,6 +447,7 @@ LAYERS = [
     conv_5x5,
     conv_in_groups,
     more_outputs_in_groups,
+    layer_in_groups_used_again,
     linear,
     relu,
     nothing_between,
