@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from quantsr.archs import contract
 from quantsr.archs.sizes import take_any_size
 
 
@@ -64,3 +65,31 @@ def test_another_error_than_of_sizes_is_not_hidden() -> None:
 
     with pytest.raises(KeyError, match="weights"):
         take_any_size(Broken(), multiple=4, scale=1, channels=3)
+
+
+class Continuing(nn.Module):
+    """Of eighths, to whose multiples it continues pictures by itself."""
+
+    def __init__(self, mode: str) -> None:
+        super().__init__()
+        self.mode = mode
+
+    def forward(self, x: Tensor) -> Tensor:
+        height, width = x.shape[-2:]
+        x = nn.functional.pad(x, (0, -width % 8, 0, -height % 8), self.mode)
+        return nn.functional.pixel_shuffle(nn.functional.pixel_unshuffle(x, 8), 8)[..., :height, :width]
+
+
+@pytest.mark.parametrize("mode", ["constant", "replicate", "reflect"])
+def test_a_network_that_continues_pictures_otherwise_gets_reflected_ones(mode: str) -> None:
+    net = take_any_size(Continuing(mode), multiple=1, scale=1, channels=3)
+    assert contract.of(net).window == 8
+    for size in ((3, 18), (1, 1), (1, 9)):  # some smaller than what is reflected
+        x = torch.rand(1, 3, *size)
+        assert torch.equal(net(x), x)
+
+
+def test_a_network_of_windows_that_reflects_pictures_keeps_its_class() -> None:
+    net = Continuing("reflect")
+    net.window_size = 8
+    assert type(take_any_size(net, multiple=1, scale=1, channels=3)) is Continuing

@@ -89,13 +89,45 @@ RUN = {
         upscale=2,
         upsampler="pixelshuffle",
     ),
+    "DnCNN": made("DnCNN.__arch.network_dncnn", "DnCNN", in_nc=3, out_nc=3, nc=8, nb=5),
+    "SwiftSRGAN": made(
+        "SwiftSRGAN.__arch.SwiftSRGAN", "Generator", num_channels=8, num_blocks=1, upscale_factor=2
+    ),
+    "PLKSR": made("PLKSR.__arch.PLKSR", "PLKSR", dim=8, n_blocks=1, upscaling_factor=2),
+    "NAFNet": made(
+        "NAFNet.__arch.NAFNet_arch",
+        "NAFNet",
+        width=8,
+        enc_blk_nums=[1, 1],
+        middle_blk_num=1,
+        dec_blk_nums=[1, 1],
+    ),
+    "SAFMNBCIE": made(
+        "SAFMNBCIE.__arch.safmn_bcie", "SAFMN_BCIE", dim=8, n_blocks=1, num_layers=1, upscaling_factor=2
+    ),
+    "ESRGAN, unshuffled": made(
+        "ESRGAN.__arch.RRDB", "RRDBNet", in_nc=12, num_filters=8, num_blocks=1, scale=4, shuffle_factor=2
+    ),
 }
 
 
-NOT_NATIVE = ("DAT", "DAT-light", "DRCT", "HAT", "RealPLKSR", "RealPLKSR, LayerNorm", "SAFMN")
+NOT_NATIVE = (
+    "DAT",
+    "DAT-light",
+    "DRCT",
+    "ESRGAN, unshuffled",
+    "HAT",
+    "NAFNet",
+    "PLKSR",
+    "RealPLKSR",
+    "RealPLKSR, LayerNorm",
+    "SAFMN",
+    "SAFMNBCIE",
+    "SwiftSRGAN",
+)
 NOT_NCNN = {
     **dict.fromkeys(("SwinIR", "HAT", "DRCT", "DAT", "DAT-light"), "takes windows"),
-    "SAFMN": "shrinks maps",
+    **dict.fromkeys(("ESRGAN, unshuffled", "NAFNet", "SAFMN", "SAFMNBCIE"), "shrinks maps"),
 }
 
 
@@ -112,7 +144,7 @@ def saved(make: Callable[[], nn.Module], folder: Path) -> Path:
     return path
 
 
-SLOW = ("DAT", "DRCT", "ESRGAN", "RCAN", "SPAN")
+SLOW = ("DAT", "DRCT", "ESRGAN", "ESRGAN, unshuffled", "RCAN", "SPAN")
 
 
 @pytest.fixture(
