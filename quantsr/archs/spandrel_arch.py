@@ -53,6 +53,7 @@ def Spandrel(file: str, scale: int | None = None) -> nn.Module:
         multiple=found.size_requirements.multiple_of,
         scale=found.scale,
         channels=found.input_channels,
+        least=found.size_requirements.minimum,
     )
     try:
         return prepare(net)

@@ -295,6 +295,13 @@ class PixelShuffle:
 
 
 @dataclass(frozen=True, eq=False)
+class PixelUnshuffle:
+    """(C, h, w) to (C * r * r, h / r, w / r), of floats or codes; r divides both sides."""
+
+    factor: int
+
+
+@dataclass(frozen=True, eq=False)
 class UpsampleNearest:
     """Every pixel r x r times."""
 
@@ -406,6 +413,7 @@ Op = (
     | Concat
     | Slice
     | PixelShuffle
+    | PixelUnshuffle
     | UpsampleNearest
     | UpsampleBilinear
     | MaxPool
@@ -462,7 +470,7 @@ class FoldedProgram:
             factor = op.factor if isinstance(op, PixelShuffle | UpsampleNearest | UpsampleBilinear) else 1
             largest = max(found[value] for value in step.inputs)
             found[step.output] = largest * factor
-            if isinstance(op, MaxPool):
+            if isinstance(op, MaxPool | PixelUnshuffle):
                 found[step.output] = largest / op.factor
             elif isinstance(op, GlobalAttention):
                 found[step.output] = found[step.inputs[0]]

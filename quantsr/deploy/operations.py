@@ -91,6 +91,10 @@ def shapes_of(program: Program, parts: Parts) -> dict[int, Shape]:
         except (ValueError, KeyError, IndexError) as error:
             reason = f"there is no {error}" if isinstance(error, KeyError) else error
             raise ValueError(f"{where}: {reason}") from None
+        if op.kind in _OF_UNROUNDED and not all(
+            x.fits(program.multiple) for x in (shapes[op.inputs[0]], shape)
+        ):
+            raise ValueError(f"{where}: the sides of its maps are no parts of {program.multiple} pixels")
         fits = 0 <= shape.factor <= _MAX_FACTOR and shape.shrink <= _MAX_SHRINK
         if not (1 <= shape.channels <= MAX_CHANNELS and fits):
             raise ValueError(f"{where}: gives a value of {shape}")
@@ -267,6 +271,7 @@ KINDS: Mapping[str, Kind] = {
     "concat": Kind(None, shape_of.concat, {}),
     "slice": Kind(1, shape_of.slice, {"start": _integer(0, 1 << 14), "stop": _integer(1, 1 << 14)}),
     "pixel_shuffle": Kind(1, shape_of.pixel_shuffle, {"factor": _integer(2, 16)}),
+    "pixel_unshuffle": Kind(1, shape_of.pixel_unshuffle, {"factor": _integer(2, 16)}),
     "upsample_nearest": Kind(1, shape_of.upsample, {"factor": _integer(2, 16)}),
     "upsample_bilinear": Kind(1, shape_of.upsample, {"factor": _integer(2, 16)}, exact=False),
     "max_pool": Kind(1, shape_of.max_pool, {"factor": _integer(2, 64)}),
@@ -286,6 +291,10 @@ y)`, with the unit's shortcut s."""
 
 ATTENTION = ("window_attention", "rectangle_attention", "channel_attention", "global_attention")
 """Kinds with two products of values that depend on the picture."""
+
+_OF_UNROUNDED = ("pixel_shuffle", "pixel_unshuffle", "upsample_nearest", "upsample_bilinear")
+"""Kinds that read and give maps whose sides are parts of the picture's without rounding, whatever
+its size."""
 
 _OF_WHOLE_PICTURES = ("mean", "group_norm", *ATTENTION)
 """Kinds whose pixels depend on far ones."""
@@ -307,7 +316,7 @@ def halo(program: Program, shapes: Mapping[int, Shape], sizes: Mapping[str, int]
             before += (sizes[op.name] // 2) * _width_of_pixel(shapes[op.inputs[0]])
         elif op.kind == "upsample_bilinear":
             before += _width_of_pixel(shapes[op.inputs[0]])
-        elif op.kind == "max_pool":
+        elif op.kind in ("max_pool", "pixel_unshuffle"):
             before += _width_of_pixel(shapes[op.output]) - _width_of_pixel(shapes[op.inputs[0]])
         reach[op.output] = before
     return math.ceil(reach[program.operations[-1].output])

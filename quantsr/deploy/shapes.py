@@ -6,9 +6,9 @@ Each function raises ValueError, or KeyError for a parameter that is missing.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from fractions import Fraction
 
 from quantsr.deploy.program import PICTURE, Operation
 
@@ -32,6 +32,10 @@ class Shape:
     def size(self) -> tuple[int, int]:
         """What two maps of the same height and width have in common."""
         return self.factor, self.shrink
+
+    def fits(self, multiple: int) -> bool:
+        """Whether its sides need no rounding, of pictures whose sides are multiples of a number."""
+        return multiple * self.factor % self.shrink == 0
 
     def area(self, height: int, width: int) -> int:
         """Pixels, of a picture of that many rows and columns."""
@@ -200,22 +204,22 @@ def slice(op: Operation, inputs: Sequence[Shape], parts: Parts) -> Shape:
 
 def pixel_shuffle(op: Operation, inputs: Sequence[Shape], parts: Parts) -> Shape:
     factor = op.attributes["factor"]
-    _require_whole_map(inputs[0])
     if inputs[0].channels % factor**2:
         raise ValueError(f"{inputs[0].channels} channels are not a multiple of {factor**2}")
-    return Shape(inputs[0].channels // factor**2, inputs[0].factor * factor)
+    return _resized(inputs[0], inputs[0].channels // factor**2, Fraction(factor))
+
+
+def pixel_unshuffle(op: Operation, inputs: Sequence[Shape], parts: Parts) -> Shape:
+    factor = op.attributes["factor"]
+    return _resized(inputs[0], inputs[0].channels * factor**2, Fraction(1, factor))
 
 
 def upsample(op: Operation, inputs: Sequence[Shape], parts: Parts) -> Shape:
-    _require_whole_map(inputs[0])
-    return Shape(inputs[0].channels, inputs[0].factor * op.attributes["factor"])
+    return _resized(inputs[0], inputs[0].channels, Fraction(op.attributes["factor"]))
 
 
 def max_pool(op: Operation, inputs: Sequence[Shape], parts: Parts) -> Shape:
-    _require_map(inputs[0])
-    factor, shrink = inputs[0].factor, inputs[0].shrink * op.attributes["factor"]
-    common = math.gcd(factor, shrink)
-    return Shape(inputs[0].channels, factor // common, shrink // common)
+    return _resized(inputs[0], inputs[0].channels, Fraction(1, op.attributes["factor"]))
 
 
 def resize(op: Operation, inputs: Sequence[Shape], parts: Parts) -> Shape:
@@ -238,10 +242,11 @@ def _require_map(shape: Shape) -> None:
         raise ValueError("reads one number for each channel, not a map")
 
 
-def _require_whole_map(shape: Shape) -> None:
+def _resized(shape: Shape, channels: int, growth: Fraction) -> Shape:
+    """Of a map with sides `growth` times those of another."""
     _require_map(shape)
-    if shape.shrink > 1:
-        raise ValueError("enlarges a map that is smaller than the picture")
+    sides = Fraction(shape.factor, shape.shrink) * growth
+    return Shape(channels, sides.numerator, sides.denominator)
 
 
 def _require_shape(parts: Mapping[str, tuple[int, ...]], name: str, shape: tuple[int, ...]) -> None:

@@ -82,6 +82,20 @@ RUN = {
         "PLKSR.__arch.RealPLKSR", "RealPLKSR", dim=8, n_blocks=1, upscaling_factor=2, layer_norm=True
     ),
     "MoSR": made("MoSR.__arch.mosr_arch", "MoSR", dim=8, n_block=1, upscale=2),
+    "MoESR": made("MoESR.__arch.MoESR", "MoESR", dim=16, n_blocks=1, n_block=1, scale=2),
+    "RGT": louder(
+        made(
+            "RGT.__arch.rgt",
+            "RGT",
+            embed_dim=32,
+            depth=[2],
+            num_heads=[4],
+            mlp_ratio=2.0,
+            split_size=[8, 16],
+            upscale=2,
+        ),
+        1.25,
+    ),
     "FDAT": louder(
         made(
             "FDAT.__arch.fdat",
@@ -92,7 +106,6 @@ RUN = {
             depth_per_group=1,
             num_heads=2,
             mid_dim=8,
-            upsampler_type="pixelshuffle",
         ),
         4.0,
     ),
@@ -117,13 +130,49 @@ RUN = {
         upscale=2,
         upsampler="pixelshuffle",
     ),
+    "DnCNN": made("DnCNN.__arch.network_dncnn", "DnCNN", in_nc=3, out_nc=3, nc=8, nb=5),
+    "SwiftSRGAN": made(
+        "SwiftSRGAN.__arch.SwiftSRGAN", "Generator", num_channels=8, num_blocks=1, upscale_factor=2
+    ),
+    "PLKSR": made("PLKSR.__arch.PLKSR", "PLKSR", dim=8, n_blocks=1, upscaling_factor=2),
+    "NAFNet": made(
+        "NAFNet.__arch.NAFNet_arch",
+        "NAFNet",
+        width=8,
+        enc_blk_nums=[1, 1],
+        middle_blk_num=1,
+        dec_blk_nums=[1, 1],
+    ),
+    "SAFMNBCIE": made(
+        "SAFMNBCIE.__arch.safmn_bcie", "SAFMN_BCIE", dim=8, n_blocks=1, num_layers=1, upscaling_factor=2
+    ),
+    "ESRGAN, unshuffled": made(
+        "ESRGAN.__arch.RRDB", "RRDBNet", in_nc=12, num_filters=8, num_blocks=1, scale=4, shuffle_factor=2
+    ),
 }
 
 
-NOT_NATIVE = ("DAT", "DAT-light", "DRCT", "FDAT", "HAT", "MoSR", "RealPLKSR", "RealPLKSR, LayerNorm", "SAFMN")
+NOT_NATIVE = (
+    "DAT",
+    "DAT-light",
+    "DRCT",
+    "ESRGAN, unshuffled",
+    "FDAT",
+    "HAT",
+    "MoESR",
+    "MoSR",
+    "NAFNet",
+    "PLKSR",
+    "RGT",
+    "RealPLKSR",
+    "RealPLKSR, LayerNorm",
+    "SAFMN",
+    "SAFMNBCIE",
+    "SwiftSRGAN",
+)
 NOT_NCNN = {
-    **dict.fromkeys(("SwinIR", "HAT", "DRCT", "DAT", "DAT-light", "FDAT"), "takes windows"),
-    "SAFMN": "shrinks maps",
+    **dict.fromkeys(("SwinIR", "HAT", "DRCT", "DAT", "DAT-light", "FDAT", "RGT"), "takes windows"),
+    **dict.fromkeys(("ESRGAN, unshuffled", "MoESR", "NAFNet", "SAFMN", "SAFMNBCIE"), "shrinks maps"),
 }
 
 
@@ -140,7 +189,7 @@ def saved(make: Callable[[], nn.Module], folder: Path) -> Path:
     return path
 
 
-SLOW = ("DAT", "DRCT", "ESRGAN", "RCAN", "SPAN")
+SLOW = ("DAT", "DRCT", "ESRGAN", "ESRGAN, unshuffled", "RCAN", "RGT", "SPAN")
 
 
 @pytest.fixture(

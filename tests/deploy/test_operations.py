@@ -223,6 +223,16 @@ def pixel_shuffle(net: Net) -> PackedModel:
     return net.finish(net.layer(x, CHANNELS, CHANNELS), CHANNELS, factor=2)
 
 
+def pixel_unshuffle(net: Net) -> PackedModel:
+    """A network of maps of half and a quarter of the picture's size, and back."""
+    x = net.layer(net.build.add("pixel_unshuffle", net.start, factor=2), 4 * CHANNELS, CHANNELS)
+    small = net.build.add("pixel_unshuffle", x, factor=2)
+    small = net.layer(small, 4 * CHANNELS, 4 * CHANNELS, size=0)
+    x = net.build.add("add", x, net.build.add("pixel_shuffle", small, factor=2))
+    x = net.build.add("add", net.start, net.build.add("upsample_nearest", x, factor=2))
+    return net.finish(net.layer(x, CHANNELS, CHANNELS), CHANNELS, multiple=4)
+
+
 def upsample_nearest(net: Net) -> PackedModel:
     x = net.build.add("upsample_nearest", net.layer(net.start, CHANNELS, CHANNELS), factor=3)
     return net.finish(net.layer(x, CHANNELS, CHANNELS), CHANNELS, factor=3)
@@ -457,6 +467,7 @@ EXACT = [
     leaky_relu,
     prelu,
     pixel_shuffle,
+    pixel_unshuffle,
     upsample_nearest,
     max_pool_resize_nearest,
     pool_of_an_enlargement,
@@ -536,8 +547,9 @@ def test_operations_that_round_nothing_equal_the_definition(make, engine, image)
     for bits in (2, 4, 8):
         model = make(Net(bits=bits, seed=bits))
         check_structure(model)
-        if "pool" in make.__name__ and engine.startswith(("native", "ncnn")):
-            with pytest.raises(InputError, match=r"has no (kernel for MaxPool|layer that shrinks maps)"):
+        if ("pool" in make.__name__ or make is pixel_unshuffle) and engine.startswith(("native", "ncnn")):
+            lacks = r"cannot run this network, .*(MaxPool|PixelUnshuffle)|has no layer that shrinks maps"
+            with pytest.raises(InputError, match=lacks):
                 ENGINES[engine](model, image)
             continue
         expected = definition.run(model, image, 1)

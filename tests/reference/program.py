@@ -130,6 +130,13 @@ def pixel_shuffle(x: Map, factor: int) -> Map:
     return x.reshape(channels, height * factor, width * factor)
 
 
+def pixel_unshuffle(x: Map, factor: int) -> Map:
+    """(C, H, W) to (C*r*r, H/r, W/r)."""
+    return np.stack(
+        [x[c, i::factor, j::factor] for c in range(len(x)) for i in range(factor) for j in range(factor)]
+    )
+
+
 def bilinear(x: Map, factor: int) -> Map:
     """(C, H, W) to (C, H*r, W*r), interpolated between the centres of pixels; beyond the outermost
     ones, these."""
@@ -187,6 +194,7 @@ SIMPLE: dict[str, Callable[..., Map]] = {
     "concat": lambda op, *parts: np.concatenate(parts),
     "slice": lambda op, x: x[op.attributes["start"] : op.attributes["stop"]],
     "pixel_shuffle": lambda op, x: pixel_shuffle(x, op.attributes["factor"]),
+    "pixel_unshuffle": lambda op, x: pixel_unshuffle(x, op.attributes["factor"]),
     "upsample_nearest": lambda op, x: np.kron(
         x, np.ones((1, op.attributes["factor"], op.attributes["factor"]))
     ),

@@ -27,6 +27,7 @@ from quantsr.deploy.folded import (
     Offset,
     Pixels,
     PixelShuffle,
+    PixelUnshuffle,
     Quantize,
     RectangleAttention,
     Requantize,
@@ -84,9 +85,10 @@ class NcnnOps(Layers):
                 "ncnn: has no layer that attends to maps of any size, as global_attention does; use another "
                 "engine or format"
             )
-        if isinstance(step.op, MaxPool):
+        if isinstance(step.op, MaxPool | PixelUnshuffle):
+            kind = "max_pool" if isinstance(step.op, MaxPool) else "pixel_unshuffle"
             raise InputError(
-                "ncnn: has no layer that shrinks maps by a factor at any size of picture, as max_pool does; "
+                f"ncnn: has no layer that shrinks maps by a factor at any size of picture, as {kind} does; "
                 "use another engine or format"
             )
         if isinstance(step.op, Mean) or self.small.issuperset(step.inputs):

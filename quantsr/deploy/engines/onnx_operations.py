@@ -39,6 +39,7 @@ from quantsr.deploy.folded import (
     Offset,
     Pixels,
     PixelShuffle,
+    PixelUnshuffle,
     Quantize,
     RectangleAttention,
     Reorder,
@@ -301,6 +302,17 @@ class OnnxOps(MapAttention):
         assert isinstance(step.op, PixelShuffle)
         return self._on_planes("DepthToSpace", [x], blocksize=step.op.factor, mode="CRD")
 
+    def pixel_unshuffle(self, step: Step, x: str) -> str:
+        """By reshaping: ONNX's SpaceToDepth has another order of channels."""
+        assert isinstance(step.op, PixelUnshuffle)
+        height, width = self.size(self.growth[step.output])
+        factor = [step.op.factor]
+        x = self._channels_first(x)
+        x = self._node("Reshape", [x, self._shape([0], [0], height, factor, width, factor)])
+        x = self._node("Transpose", [x], perm=[0, 1, 3, 5, 2, 4])  # (B, C, r, r, h / r, w / r)
+        x = self._node("Reshape", [x, self._shape([0], [-1], height, width)])
+        return self._channels_first(x, back=True)
+
     def upsample_nearest(self, step: Step, x: str) -> str:
         assert isinstance(step.op, UpsampleNearest)
         how = {"mode": "nearest", "nearest_mode": "floor", "coordinate_transformation_mode": "asymmetric"}
@@ -386,6 +398,7 @@ OnnxOps.methods = {
     Concat: OnnxOps.concat,
     Slice: OnnxOps.slice,
     PixelShuffle: OnnxOps.pixel_shuffle,
+    PixelUnshuffle: OnnxOps.pixel_unshuffle,
     UpsampleNearest: OnnxOps.upsample_nearest,
     UpsampleBilinear: OnnxOps.upsample_bilinear,
     MaxPool: OnnxOps.max_pool,

@@ -46,6 +46,7 @@ from quantsr.deploy.folded import (
     Offset,
     Pixels,
     PixelShuffle,
+    PixelUnshuffle,
     Quantize,
     RectangleAttention,
     Reorder,
@@ -347,6 +348,9 @@ class OpenVinoOps(MapAttention):
     def pixel_shuffle(self, what: PixelShuffle, step: Step, x: Node) -> Node:
         return op.depth_to_space(x, "depth_first", what.factor)
 
+    def pixel_unshuffle(self, what: PixelUnshuffle, step: Step, x: Node) -> Node:
+        return op.space_to_depth(x, "depth_first", what.factor)
+
     def upsample_nearest(self, what: UpsampleNearest, step: Step, x: Node) -> Node:
         sizes = ops.ints(*(n * what.factor for n in list(x.output(0).shape)[2:]))
         how: dict[str, Any] = {"mode": "nearest", "shape_calculation_mode": "sizes", "nearest_mode": "floor"}
@@ -414,6 +418,7 @@ _METHODS: dict[type, Callable[..., Node]] = {
     Concat: OpenVinoOps.concat,
     Slice: OpenVinoOps.slice,
     PixelShuffle: OpenVinoOps.pixel_shuffle,
+    PixelUnshuffle: OpenVinoOps.pixel_unshuffle,
     UpsampleNearest: OpenVinoOps.upsample_nearest,
     UpsampleBilinear: OpenVinoOps.upsample_bilinear,
     MaxPool: OpenVinoOps.max_pool,

@@ -42,6 +42,7 @@ from quantsr.deploy.folded import (
     Op,
     Pixels,
     PixelShuffle,
+    PixelUnshuffle,
     Quantize,
     RectangleAttention,
     Reorder,
@@ -260,6 +261,10 @@ class ReferenceOps(MapAttention):
         """Channels to pixels."""
         return F.pixel_shuffle(x, op.factor)
 
+    def pixel_unshuffle(self, op: PixelUnshuffle, x: Tensor) -> Tensor:
+        """Pixels to channels."""
+        return F.pixel_unshuffle(x, op.factor)
+
     def upsample_nearest(self, op: UpsampleNearest, x: Tensor) -> Tensor:
         """Every pixel several times."""
         return x.repeat_interleave(op.factor, 2).repeat_interleave(op.factor, 3)
@@ -339,6 +344,7 @@ _METHODS: dict[type, str] = {
     Concat: "concat",
     Slice: "slice",
     PixelShuffle: "pixel_shuffle",
+    PixelUnshuffle: "pixel_unshuffle",
     UpsampleNearest: "upsample_nearest",
     UpsampleBilinear: "upsample_bilinear",
     MaxPool: "max_pool",

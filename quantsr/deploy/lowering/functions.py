@@ -209,6 +209,16 @@ class Tracing(Record):
             return x
         return self.whole("pixel_shuffle", found, found.map.channels // factor**2, size, factor=factor)
 
+    def _pixel_unshuffle(self, x: Traced, factor: int) -> Traced:
+        found = self.find_map(x)
+        height, width = found.map.size
+        size = (height // factor, width // factor)
+        if factor == 1:
+            return x
+        if not self.is_unrounded(size):
+            raise self.refuse(f"makes channels of {factor} x {factor} pixels at any size of picture")
+        return self.whole("pixel_unshuffle", found, found.map.channels * factor**2, size, factor=factor)
+
     def _upsample_nearest2d(self, x: Traced, size: Sequence[int], *_: Any) -> Traced:
         return self._upsampled("upsample_nearest", x, size)
 
@@ -220,6 +230,7 @@ class Tracing(Record):
     def _upsampled(self, kind: str, x: Traced, size: Sequence[int]) -> Traced:
         found = self.find_map(x)
         back = kind == "upsample_nearest" and found.map.size in self.pooled
+        back = back and not self.is_unrounded(found.map.size)
         if back:
             kind = "resize_nearest"
         height, width = self.grid if back else found.map.size
@@ -268,6 +279,7 @@ _OPERATIONS: dict[str, Callable[..., Any]] = {
     "mul": Tracing._mul,
     "neg": Tracing._neg,
     "pixel_shuffle": Tracing._pixel_shuffle,
+    "pixel_unshuffle": Tracing._pixel_unshuffle,
     "rsub": Tracing._rsub,
     "sub": Tracing._sub,
     "upsample_bilinear2d": Tracing._upsample_bilinear2d,

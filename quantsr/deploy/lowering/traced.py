@@ -166,6 +166,10 @@ class Record(ABC):
             (min(a // b for a, b in zip(self.grid, size, strict=True)) for size in self.pooled), default=1
         )
 
+    def is_unrounded(self, size: Size) -> bool:
+        """Whether sides of maps are a part of the picture's without rounding, whatever its size."""
+        return all(self.multiple * side % whole == 0 for side, whole in zip(size, self.grid, strict=True))
+
     def refuse(self, what: str) -> InputError:
         """The error for what has no operation."""
         name = self.modules[-1] if self.modules else ""

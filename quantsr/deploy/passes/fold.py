@@ -31,6 +31,7 @@ from quantsr.deploy.folded import (
     Op,
     Pixels,
     PixelShuffle,
+    PixelUnshuffle,
     RectangleAttention,
     ResizeNearest,
     Scale,
@@ -330,6 +331,9 @@ class _Fold:
 
     def _pixel_shuffle(self, op: Operation) -> None:
         self._simple(op, PixelShuffle(op.attributes["factor"]))
+
+    def _pixel_unshuffle(self, op: Operation) -> None:
+        self._simple(op, PixelUnshuffle(op.attributes["factor"]))
 
     def _upsample_nearest(self, op: Operation) -> None:
         self._simple(op, UpsampleNearest(op.attributes["factor"]))

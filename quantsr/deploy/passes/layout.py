@@ -26,6 +26,7 @@ from quantsr.deploy.folded import (
     Op,
     Order,
     PixelShuffle,
+    PixelUnshuffle,
     RectangleAttention,
     Reorder,
     ResizeNearest,
@@ -66,8 +67,8 @@ def lay_out(program: FoldedProgram) -> FoldedProgram:
 
 
 def _wants_map(op: Op) -> bool:
-    sizes = PixelShuffle | UpsampleNearest | UpsampleBilinear | MaxPool | ResizeNearest | Mean
-    return isinstance(op, FirstConv | Normalize | GroupNorm | sizes) or (
+    sizes = PixelShuffle | PixelUnshuffle | UpsampleNearest | UpsampleBilinear | MaxPool | ResizeNearest
+    return isinstance(op, FirstConv | Normalize | GroupNorm | sizes | Mean) or (
         isinstance(op, FoldedConv) and not isinstance(op, FoldedLinear)
     )
 
