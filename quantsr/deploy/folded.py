@@ -220,6 +220,11 @@ class RectangleAttention:
     multiple: int
     bias: Float
     """(h, N, N), N pixels in a window"""
+    temperature: Float | None = None
+    """(h,); with it q and k are divided by their lengths, at least `LEAST_LENGTH`, in each head at
+    each pixel, and products multiplied by it."""
+    growth: Fraction = Fraction(1)
+    """Of the map's sides over those of the picture, as `side`; set by `passes.layout`."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -369,19 +369,32 @@ def overlapping_attention(net: Net) -> PackedModel:
 
 
 def rectangle_attention(
-    window: tuple[int, int], shift: tuple[int, int], multiple: int
+    window: tuple[int, int],
+    shift: tuple[int, int],
+    multiple: int,
+    *,
+    cosine: bool = False,
+    small: bool = False,
 ) -> Callable[[Net], PackedModel]:
-    """In windows of a map that zeros continue, of values of one layer in parts."""
+    """In windows of a map that zeros continue, of values of one layer in parts; `small` of half the
+    picture's size."""
 
     def make(net: Net) -> PackedModel:
         positions = (2 * window[0] - 1) * (2 * window[1] - 1)
         net.tensor("attn.relative_position_bias_table", net.rng.standard_normal((positions, 2)))
         x = net.build.add("scale", net.layer(net.start, CHANNELS, CHANNELS), factor=1 / 32)
+        if small:
+            x = net.build.add("max_pool", x, factor=2)
         q, k, v = parts_of_a_layer(net, x)
         how = {"heads": 2, "window": list(window), "shift": list(shift), "multiple": multiple}
+        if cosine:
+            how["cosine"] = 1
+            net.tensor("attn.temperature", np.array([4.0, 10.0]))
         x = net.build.add("rectangle_attention", q, k, v, name="attn", **how)
         x = net.build.add("scale", x, factor=64.0)
-        return net.finish(net.layer(x, CHANNELS, CHANNELS, size=0), CHANNELS)
+        if small:
+            x = net.build.add("upsample_nearest", x, factor=2)
+        return net.finish(net.layer(x, CHANNELS, CHANNELS, size=0), CHANNELS, multiple=2 if small else 1)
 
     return make
 
@@ -453,6 +466,8 @@ ROUNDING = {
     "rectangle_attention, shifted": rectangle_attention((4, 2), (3, 1), 4),
     "rectangle_attention, one row": rectangle_attention((1, 6), (0, 2), 6),
     "rectangle_attention, one window": rectangle_attention((8, 8), (4, 4), 8),
+    "rectangle_attention, cosine": rectangle_attention((2, 4), (1, 2), 8, cosine=True),
+    "rectangle_attention of pools": rectangle_attention((2, 1), (1, 0), 4, small=True),
     "channel_attention": channel_attention,
     "channel_attention of pools": channel_attention_of_pools,
     **{kind: rounding(kind) for kind in ("gelu", "sigmoid", "silu", "mish", "tanh")},

@@ -19,6 +19,9 @@ def rectangle_attention(model: PackedModel, op: Operation, q: Map, k: Map, v: Ma
     heads, multiple = op.attributes["heads"], op.attributes["multiple"]
     (rows, columns), (down, right) = op.attributes["window"], op.attributes["shift"]
     channels, height, width = q.shape
+    temperature = None
+    if op.attributes.get("cosine"):
+        temperature = model.floats[f"{op.name}.temperature"].values.astype(np.float64)
     table = model.floats[f"{op.name}.relative_position_bias_table"].values.astype(np.float64)
     beyond = [-side % multiple for side in (height, width)]
     q, k, v = (np.pad(x, [(0, 0), (0, beyond[0]), (0, beyond[1])]) for x in (q, k, v))
@@ -37,7 +40,11 @@ def rectangle_attention(model: PackedModel, op: Operation, q: Map, k: Map, v: Ma
                 place = (ys - a + rows - 1) * (2 * columns - 1) + xs - b + columns - 1
                 far = (a + down >= whole[0]) != (ys + down >= whole[0])
                 far |= (b + right >= whole[1]) != (xs + right >= whole[1])
-                product = q[part, y, x] @ k[part, at[0], at[1]]
+                query, key = q[part, y, x], k[part, at[0], at[1]]
+                product = query @ key
+                if temperature is not None:
+                    lengths = [max(np.sqrt((vector**2).sum()), 1e-12) for vector in (query, key)]
+                    product = temperature[head] * product / lengths[0] / lengths[1]
                 scores.append(product + table[place, head] + (MASKED if far else 0))
                 values.append(v[part, at[0], at[1]])
             weights = np.exp(np.array(scores) - max(scores))

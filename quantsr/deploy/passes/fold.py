@@ -249,8 +249,15 @@ class _Fold:
         heads, multiple = op.attributes["heads"], op.attributes["multiple"]
         table = self.model.floats[f"{op.name}.relative_position_bias_table"].values
         bias = table[rectangles.relative_positions((rows, columns))].transpose(2, 0, 1)  # (h, N, N)
+        temperature = self.model.floats.get(f"{op.name}.temperature")
         folded = RectangleAttention(
-            op.name, heads, (rows, columns), (down, right), multiple, np.ascontiguousarray(bias)
+            name=op.name,
+            heads=heads,
+            window=(rows, columns),
+            shift=(down, right),
+            multiple=multiple,
+            bias=np.ascontiguousarray(bias),
+            temperature=None if temperature is None else temperature.values,
         )
         self._simple(op, folded)
 
