@@ -95,8 +95,8 @@ def costs(model: PackedModel, depth: int, size: tuple[int, int]) -> list[LayerCo
             if op.kind == "channel_attention":
                 macs = channels**2 // op.attributes["heads"] * shapes[op.output].area(height, width)
             else:
-                whole = op.attributes.get("multiple", 1)
-                pixels = math.prod(-(-side // whole) * whole for side in (height, width))
+                whole, shrink = op.attributes.get("multiple", 1), shapes[op.output].shrink
+                pixels = math.prod(-(-(side // shrink) // whole) * whole for side in (height, width))
                 macs = memory.keys(op.attributes) * channels * pixels
             bits = [
                 model.operands[f"{op.name}.{role}"].bits if f"{op.name}.{role}" in model.operands else 32

@@ -222,6 +222,11 @@ class RectangleAttention:
     """(h, N, N), N pixels in a window"""
     beyond: tuple[Float, Float] | None = None
     """(C,) of k and of v at every pixel beyond the map, where they are not 0 there."""
+    temperature: Float | None = None
+    """(h,); with it q and k are divided by their lengths, at least `LEAST_LENGTH`, in each head at
+    each pixel, and products multiplied by it."""
+    growth: Fraction = Fraction(1)
+    """Of the map's sides over those of the picture, as `side`; set by `passes.layout`."""
 
     def beyond_of(self, part: int, channels: int) -> Float:
         """(C,) beyond the map, of q (0), k or v."""

@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from quantsr.deploy.operations import zero_multiples
 from quantsr.deploy.program import PICTURE, Operation, Program
 from quantsr.deploy.shapes import Parts, Shape
 
@@ -28,7 +29,7 @@ def check(program: Program, shapes: Mapping[int, Shape], parts: Parts) -> None:
     """Raises ValueError for a program of values, windows or uses of layers beyond all use, whose
     memory would not be bounded by the size of its file."""
     most = peak(program, shapes)
-    multiples = (op.attributes["multiple"] for op in program.operations if op.kind == "rectangle_attention")
+    multiples = zero_multiples(program, shapes)
     smallest = max((-(-program.multiple // m) * m for m in multiples), default=program.multiple)
     if most > _MAX_PEAK or most * smallest**2 > _MAX_SMALLEST:
         raise ValueError(f"program: holds {most} numbers at once for each pixel of the picture")

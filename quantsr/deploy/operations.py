@@ -151,8 +151,9 @@ def parameters(op: Operation) -> tuple[list[str], list[str]]:
         return operands, [f"{op.name}.relative_position_bias_table"]
     if op.kind == "rectangle_attention":
         table = "pair_bias_table" if "pairs" in op.attributes else "relative_position_bias_table"
-        beyond = [f"{op.name}.beyond_{part}" for part in "kv"] if "beyond" in op.attributes else []
-        return [], [f"{op.name}.{table}", *beyond]
+        more = [f"beyond_{part}" for part in "kv"] if "beyond" in op.attributes else []
+        more += ["temperature"] if op.attributes.get("cosine") else []
+        return [], [f"{op.name}.{part}" for part in (table, *more)]
     if op.kind == "channel_attention":
         return [], [f"{op.name}.temperature"]
     return [], []
@@ -245,7 +246,7 @@ KINDS: Mapping[str, Kind] = {
             "shift": _pair(0, 63),
             "multiple": _integer(1, 64),
         },
-        {"pairs": _integer(1, 1), "beyond": _integer(1, 1)},
+        {"pairs": _integer(1, 1), "beyond": _integer(1, 1), "cosine": _integer(0, 1)},
         exact=False,
         named=True,
     ),
@@ -292,7 +293,13 @@ y)`, with the unit's shortcut s."""
 ATTENTION = ("window_attention", "rectangle_attention", "channel_attention", "global_attention")
 """Kinds with two products of values that depend on the picture."""
 
-_OF_UNROUNDED = ("pixel_shuffle", "pixel_unshuffle", "upsample_nearest", "upsample_bilinear")
+_OF_UNROUNDED = (
+    "pixel_shuffle",
+    "pixel_unshuffle",
+    "upsample_nearest",
+    "upsample_bilinear",
+    "rectangle_attention",
+)
 """Kinds that read and give maps whose sides are parts of the picture's without rounding, whatever
 its size."""
 
@@ -330,5 +337,15 @@ def _width_of_pixel(shape: Shape) -> float:
 def grid(program: Program, shapes: Mapping[int, Shape]) -> int:
     """What sides of tiles are multiples of, so that their windows and pools are those of a whole
     picture whose sides are, too."""
-    multiples = (op.attributes["multiple"] for op in program.operations if op.kind == "rectangle_attention")
-    return math.lcm(program.multiple, *multiples, *(shape.shrink for shape in shapes.values()))
+    return math.lcm(
+        program.multiple, *zero_multiples(program, shapes), *(shape.shrink for shape in shapes.values())
+    )
+
+
+def zero_multiples(program: Program, shapes: Mapping[int, Shape]) -> list[int]:
+    """The pixels of the picture to whose multiples zeros continue maps."""
+    return [
+        op.attributes["multiple"] * shapes[op.output].shrink
+        for op in program.operations
+        if op.kind == "rectangle_attention"
+    ]

@@ -145,8 +145,8 @@ def window_attention(op: Operation, inputs: Sequence[Shape], parts: Parts) -> Sh
 def rectangle_attention(op: Operation, inputs: Sequence[Shape], parts: Parts) -> Shape:
     heads, multiple = op.attributes["heads"], op.attributes["multiple"]
     shape = _of_q_k_v(inputs, heads)
-    if shape.size != (1, 1):
-        raise ValueError("reads maps of another size than the picture's")
+    if shape.factor != 1:
+        raise ValueError("reads maps that are larger than the picture")
     rows, columns = op.attributes["window"]
     down, right = op.attributes["shift"]
     if multiple % rows or multiple % columns or down >= rows or right >= columns:
@@ -161,6 +161,8 @@ def rectangle_attention(op: Operation, inputs: Sequence[Shape], parts: Parts) ->
     if "beyond" in op.attributes:
         for part in "kv":
             _require_shape(parts.floats, f"{op.name}.beyond_{part}", (shape.channels,))
+    if op.attributes.get("cosine"):
+        _require_shape(parts.floats, f"{op.name}.temperature", (heads,))
     return shape
 
 

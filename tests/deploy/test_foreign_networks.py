@@ -149,6 +149,17 @@ RUN = {
     "ESRGAN, unshuffled": made(
         "ESRGAN.__arch.RRDB", "RRDBNet", in_nc=12, num_filters=8, num_blocks=1, scale=4, shuffle_factor=2
     ),
+    "Swin2SR": made(
+        "Swin2SR.__arch.Swin2SR",
+        "Swin2SR",
+        window_size=8,
+        img_size=16,
+        upsampler="pixelshuffledirect",
+        **SWIN,
+    ),
+    "RetinexFormer": made(
+        "RetinexFormer.__arch.retinexformer_arch", "RetinexFormer", n_feat=8, stage=1, num_blocks=[1, 1, 1]
+    ),
 }
 
 
@@ -166,12 +177,15 @@ NOT_NATIVE = (
     "RGT",
     "RealPLKSR",
     "RealPLKSR, LayerNorm",
+    "RetinexFormer",
     "SAFMN",
     "SAFMNBCIE",
     "SwiftSRGAN",
+    "Swin2SR",
 )
 NOT_NCNN = {
-    **dict.fromkeys(("SwinIR", "HAT", "DRCT", "DAT", "DAT-light", "FDAT", "RGT"), "takes windows"),
+    **dict.fromkeys(("SwinIR", "Swin2SR", "HAT", "DRCT", "DAT", "DAT-light", "FDAT", "RGT"), "takes windows"),
+    "RetinexFormer": "attends to channels",
     **dict.fromkeys(("ESRGAN, unshuffled", "MoESR", "NAFNet", "SAFMN", "SAFMNBCIE"), "shrinks maps"),
 }
 
@@ -189,7 +203,7 @@ def saved(make: Callable[[], nn.Module], folder: Path) -> Path:
     return path
 
 
-SLOW = ("DAT", "DRCT", "ESRGAN", "ESRGAN, unshuffled", "RCAN", "RGT", "SPAN")
+SLOW = ("DAT", "DRCT", "ESRGAN", "ESRGAN, unshuffled", "RCAN", "RGT", "RetinexFormer", "SPAN")
 
 
 @pytest.fixture(

@@ -69,11 +69,29 @@ class Rectangles(Parts):
         shape = (1, CHANNELS, count[0], self.window[0], count[1], self.window[1])
         parts = [x.reshape(shape).permute(0, 2, 4, 3, 5, 1).reshape(-1, tokens, HEADS, SIZE) for x in parts]
         q, k, v = (x.transpose(1, 2) for x in parts)  # (G, h, N, d)
-        scores = q * scale @ k.transpose(2, 3) * self.how.get("factor", 1.0)
-        scores = scores + self.how.get("bias", lambda bias: bias)(self.biases())
-        if any(self.shift) and self.how.get("masked", True):
-            scores = scores + self.mask((height, width))
-        mixed = (scores.softmax(-1) @ v).transpose(1, 2).reshape(*count, *self.window, CHANNELS)
+        if self.how.get("heads_first"):
+            q, k, v = (x.transpose(0, 1) for x in (q, k, v))
+        if "temperature" in self.how:
+            q, k = (functional.normalize(x, dim=-1) for x in (q, k))
+        scores = (
+            q
+            * (1.0 if "temperature" in self.how else scale)
+            @ k.transpose(2, 3)
+            * self.how.get("factor", 1.0)
+        )
+        scores = scores * self.how["temperature"] if "temperature" in self.how else scores
+        bias, mask = self.how.get("bias", lambda bias: bias)(self.biases()), self.mask((height, width))
+        if self.how.get("heads_first"):
+            bias, mask = bias[:, None], mask.transpose(0, 1)
+        scores = scores + bias
+        if any(self.shift) and self.how.get("masked", True) == "infinite":
+            scores = scores.masked_fill(mask < 0, -torch.inf)
+        elif any(self.shift) and self.how.get("masked", True):
+            scores = scores + mask
+        mixed = scores.softmax(-1) @ v
+        if self.how.get("heads_first"):
+            mixed = mixed.transpose(0, 1)
+        mixed = mixed.transpose(1, 2).reshape(*count, *self.window, CHANNELS)
         x = mixed.permute(4, 0, 2, 1, 3).reshape(1, CHANNELS, *whole)
         x = x.roll(self.shift, (2, 3))
         return x if self.how.get("whole") else x[..., :height, :width]
@@ -185,6 +203,13 @@ def test_queries_have_a_scale_of_their_own(how) -> None:
     assert np.prod(factors) == how.get("scale", 0.5) * how.get("factor", 1.0)
 
 
+def test_queries_and_keys_of_length_1_have_a_temperature() -> None:
+    net = Rectangles(temperature=torch.tensor([3.0, 0.5]).view(HEADS, 1, 1))
+    (found,) = attributes(net, "rectangle_attention")
+    assert found["cosine"] == 1
+    assert [x.tolist() for name, x in lowered(net).constants.items() if "temp" in name] == [[3, 0.5]]
+
+
 def test_attention_between_channels_is_found() -> None:
     assert attributes(Channels(), "channel_attention") == [{"heads": HEADS}]
     assert {name: list(x) for name, x in lowered(Channels()).constants.items()} == {".temperature": [3, -1]}
@@ -198,6 +223,8 @@ def test_attention_between_channels_is_found() -> None:
     [
         lambda: Rectangles(shift=(1, 2)),
         lambda: Rectangles(factor=0.5, multiple=8),
+        lambda: Rectangles(shift=(1, 2), heads_first=True, masked="infinite"),
+        lambda: Rectangles(shift=(1, 2), temperature=4.0),
         Channels,
         PaddedFirst,
         Everywhere,
@@ -223,6 +250,10 @@ def test_the_packed_network_computes_what_the_module_does(make: Callable[[], nn.
         (
             lambda: Rectangles(factor=torch.arange(1.0, 9.0)),
             "multiplies products by other numbers in some windows than in others",
+        ),
+        (
+            lambda: Rectangles(temperature=torch.arange(1.0, 9.0)),
+            "multiplies products by other numbers than one for each head",
         ),
         (lambda: Everywhere(scores=lambda s: s + torch.ones(s.shape)), "adds biases to products of all"),
         (lambda: Everywhere(values=lambda v: v.flip(2)), "attends to other windows than those around"),

@@ -385,10 +385,16 @@ def overlapping_attention(net: Net) -> PackedModel:
 
 
 def rectangle_attention(
-    window: tuple[int, int], shift: tuple[int, int], multiple: int, **more: int
+    window: tuple[int, int],
+    shift: tuple[int, int],
+    multiple: int,
+    *,
+    cosine: bool = False,
+    small: bool = False,
+    **more: int,
 ) -> Callable[[Net], PackedModel]:
-    """In windows of a map that zeros, or other numbers, continue, of values of one layer in
-    parts."""
+    """In windows of a map that zeros, or other numbers, continue, of values of one layer in parts;
+    `small` of half the picture's size."""
 
     def make(net: Net) -> PackedModel:
         positions = (2 * window[0] - 1) * (2 * window[1] - 1)
@@ -399,11 +405,18 @@ def rectangle_attention(
         for name in ("attn.beyond_k", "attn.beyond_v") if "beyond" in more else ():
             net.tensor(name, net.rng.standard_normal(CHANNELS))
         x = net.build.add("scale", net.layer(net.start, CHANNELS, CHANNELS), factor=1 / 32)
+        if small:
+            x = net.build.add("max_pool", x, factor=2)
         q, k, v = parts_of_a_layer(net, x)
         how = {"heads": 2, "window": list(window), "shift": list(shift), "multiple": multiple, **more}
+        if cosine:
+            how["cosine"] = 1
+            net.tensor("attn.temperature", np.array([4.0, 10.0]))
         x = net.build.add("rectangle_attention", q, k, v, name="attn", **how)
         x = net.build.add("scale", x, factor=64.0)
-        return net.finish(net.layer(x, CHANNELS, CHANNELS, size=0), CHANNELS)
+        if small:
+            x = net.build.add("upsample_nearest", x, factor=2)
+        return net.finish(net.layer(x, CHANNELS, CHANNELS, size=0), CHANNELS, multiple=2 if small else 1)
 
     return make
 
@@ -496,6 +509,8 @@ ROUNDING = {
     "rectangle_attention, of pairs": rectangle_attention((2, 4), (1, 0), 4, pairs=1, beyond=1),
     "rectangle_attention, one row": rectangle_attention((1, 6), (0, 2), 6),
     "rectangle_attention, one window": rectangle_attention((8, 8), (4, 4), 8),
+    "rectangle_attention, cosine": rectangle_attention((2, 4), (1, 2), 8, cosine=True),
+    "rectangle_attention of pools": rectangle_attention((2, 1), (1, 0), 4, small=True),
     "channel_attention": channel_attention,
     "channel_attention of pools": channel_attention_of_pools,
     "global_attention of pools": global_attention(2),

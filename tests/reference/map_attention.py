@@ -22,6 +22,9 @@ def rectangle_attention(model: PackedModel, op: Operation, q: Map, k: Map, v: Ma
     pairs = "pairs" in op.attributes
     name = "pair_bias_table" if pairs else "relative_position_bias_table"
     table = model.floats[f"{op.name}.{name}"].values.astype(np.float64)
+    temperature = None
+    if op.attributes.get("cosine"):
+        temperature = model.floats[f"{op.name}.temperature"].values.astype(np.float64)
     beyond = [-side % multiple for side in (height, width)]
     q, k, v = (np.pad(x, [(0, 0), (0, beyond[0]), (0, beyond[1])]) for x in (q, k, v))
     if "beyond" in op.attributes:
@@ -46,7 +49,11 @@ def rectangle_attention(model: PackedModel, op: Operation, q: Map, k: Map, v: Ma
                     place += (a - top) * columns + b - left
                 far = (a + down >= whole[0]) != (ys + down >= whole[0])
                 far |= (b + right >= whole[1]) != (xs + right >= whole[1])
-                product = q[part, y, x] @ k[part, at[0], at[1]]
+                query, key = q[part, y, x], k[part, at[0], at[1]]
+                product = query @ key
+                if temperature is not None:
+                    lengths = [max(np.sqrt((vector**2).sum()), 1e-12) for vector in (query, key)]
+                    product = temperature[head] * product / lengths[0] / lengths[1]
                 scores.append(product + table[place, head] + (MASKED if far else 0))
                 values.append(v[part, at[0], at[1]])
             weights = np.exp(np.array(scores) - max(scores))

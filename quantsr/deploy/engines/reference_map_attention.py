@@ -10,7 +10,13 @@ import torch
 from torch import Tensor
 
 from quantsr.deploy import rectangles
-from quantsr.deploy.folded import LEAST_LENGTH, ChannelAttention, GlobalAttention, RectangleAttention
+from quantsr.deploy.folded import (
+    LEAST_LENGTH,
+    ChannelAttention,
+    GlobalAttention,
+    RectangleAttention,
+    side,
+)
 
 _MOST_SCORES = 1 << 25  # held at once, 128 MB of float32
 
@@ -31,7 +37,8 @@ class MapAttention(ABC):
 
     def rectangle_attention(self, op: RectangleAttention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """In windows of a map that zeros continue."""
-        where = (self.grid, op.window, op.shift, op.multiple)
+        height, width = (side(n, op.growth) for n in self.grid)
+        where = ((height, width), op.window, op.shift, op.multiple)
         places = self.constant(rectangles.places(*where))  # (G, N)
         split = (-1, places.shape[1], op.heads, q.shape[2] // op.heads)
         q, k, v = (
@@ -42,6 +49,8 @@ class MapAttention(ABC):
             .transpose(1, 2)
             for i, x in enumerate((q, k, v))
         )  # (B * G, h, N, d)
+        if op.temperature is not None:
+            q, k = _of_length_1(q) * self.constant(op.temperature).view(-1, 1, 1), _of_length_1(k)
         scores = self.product(q, k.transpose(2, 3), None) + self.constant(op.bias)  # (B * G, h, N, N)
         if any(op.shift):
             mask = self.constant(rectangles.mask(*where))
@@ -53,8 +62,7 @@ class MapAttention(ABC):
     def channel_attention(self, op: ChannelAttention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Between the channels of each head, over all pixels."""
         q, k, v = (x.transpose(1, 2).unflatten(1, (op.heads, -1)) for x in (q, k, v))  # (B, h, d, L)
-        q, k = (x / x.double().norm(dim=3, keepdim=True).clamp_min(LEAST_LENGTH).float() for x in (q, k))
-        scores = self.product(q, k.transpose(2, 3), None)  # (B, h, d, d)
+        scores = self.product(_of_length_1(q), _of_length_1(k).transpose(2, 3), None)  # (B, h, d, d)
         scores = scores * self.constant(op.temperature).view(-1, 1, 1)
         return self.product(scores.softmax(-1), v, None).flatten(1, 2).transpose(1, 2)
 
@@ -67,3 +75,8 @@ class MapAttention(ABC):
             for part in q.split(some, 2)
         ]
         return torch.cat(mixed, 2).transpose(1, 2).flatten(2)
+
+
+def _of_length_1(x: Tensor) -> Tensor:
+    """Divided by its length along the last dimension."""
+    return x / x.double().norm(dim=-1, keepdim=True).clamp_min(LEAST_LENGTH).float()

@@ -24,7 +24,10 @@ def product(record: Record, a: Any, b: Any) -> Traced:
     scores, (left, right) = scores_of(record, a), (x.references.numpy().astype(np.int64) for x in (a, b))
     if scores is not None and scores.softmax and in_order(record, a):
         if channels.attends(record, scores):
-            return channels.attention(record, scores, right)
+            of_pixels = channels.of_pixels(record, scores)
+            if of_pixels is None:
+                return channels.attention(record, scores, right)
+            return rectangles.attention(record, of_pixels, right, cosine=True)
         _, queries, keys = scores.shape
         if queries != keys and (found := everywhere.attention(record, scores, right)) is not None:
             return found

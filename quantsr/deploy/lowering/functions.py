@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from quantsr.deploy.lowering import attention, channels, scores
-from quantsr.deploy.lowering.traced import Map, Record, Traced, decimal
+from quantsr.deploy.lowering.traced import Found, Map, Record, Traced, decimal
 
 _MOVES = frozenset(
     [
@@ -34,6 +34,7 @@ _MOVES = frozenset(
         "roll",
         "flip",
         "reflection_pad2d",
+        "replication_pad2d",
         "clone",
         "alias",
         "detach",
@@ -61,6 +62,8 @@ class Tracing(Record):
         if name == "copy_" and all(isinstance(x, Traced) for x in args[:2]):
             args[0].references.copy_(args[1].references)
             return args[0]
+        if name == "cat":
+            args = ([self.continued(x) for x in args[0]], *args[1:])
         if name in _MOVES:
             return self._move(func, args, kwargs)
         in_place = name.endswith("_")
@@ -253,11 +256,27 @@ class Tracing(Record):
 
     def _mean(self, x: Traced, dims: Sequence[int] | None = None, keepdim: bool = False, **_: Any) -> Traced:
         found = self.find_map(x)
+        if dims is not None and [dim % 4 for dim in dims] == [1] and found.map.channels <= _MOST_SUMMED:
+            result = self._mean_of_channels(found)
+            return result if keepdim else result[:, 0]  # type: ignore[return-value]
         if dims is None or sorted(dim % 4 for dim in dims) != [2, 3]:
             raise self.refuse("averages over other dimensions than height and width")
         result = self.whole("mean", found, found.map.channels, (1, 1))
         return result if keepdim else result.view(1, -1)  # type: ignore[return-value]
 
+    def _mean_of_channels(self, found: Found) -> Traced:
+        """As a sum of slices; (1, 1, h, w)."""
+        value, count = found.map.value, found.map.channels
+        total = self._once("slice", value, start=0, stop=1)
+        for channel in range(1, count):
+            total = self.append("add", total, self._once("slice", value, start=channel, stop=channel + 1))
+        mean = self.append("scale", total, factor=1 / count)
+        places = np.arange(math.prod(found.map.size)).reshape(1, 1, *found.map.size)
+        return self.tensor(Map(mean, 1, found.map.size), places)
+
+
+_MOST_SUMMED = 16
+"""Channels whose mean is a sum of operations."""
 
 _OPERATIONS: dict[str, Callable[..., Any]] = {
     **{
@@ -275,6 +294,7 @@ _OPERATIONS: dict[str, Callable[..., Any]] = {
     "div": Tracing._div,
     "gelu": Tracing._gelu,
     "leaky_relu": Tracing._leaky_relu,
+    "masked_fill": lambda record, x, where, value: scores.masked(record, x, where, value),
     "mean": Tracing._mean,
     "mul": Tracing._mul,
     "neg": Tracing._neg,

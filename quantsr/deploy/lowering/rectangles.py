@@ -6,13 +6,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import from_numpy
 
 from quantsr.deploy import rectangles
-from quantsr.deploy.lowering.scores import Index, Scores, refer
+from quantsr.deploy.lowering.scores import Index, Scores, refer, reordered
 from quantsr.deploy.lowering.traced import Beyond, Map, Record, Traced, decimal
 
 _CLOSE = 1e-6  # of biases, relative to the largest
@@ -33,9 +35,10 @@ class _Windows:
         return self.grid, self.window, self.shift, self.multiple
 
 
-def attention(record: Record, scores: Scores, v: Index) -> Traced:
+def attention(record: Record, scores: Scores, v: Index, *, cosine: bool = False) -> Traced:
     """The operation `rectangle_attention`, of scores behind a softmax and references (B, N, d);
-    InputError for any other attention."""
+    `cosine` says that queries and keys were divided by their lengths. InputError for any other
+    attention."""
     batch, _, size = scores.q.shape
     parts = [record.find_channels(x) for x in (scores.q, scores.k.transpose(0, 2, 1), v)]
     grid, channels = parts[0].map.size, parts[0].map.channels
@@ -44,6 +47,12 @@ def attention(record: Record, scores: Scores, v: Index) -> Traced:
     same = all(part.map.size == grid and part.map.channels == channels for part in parts)
     if not same or channels % size or batch % heads or v.shape != scores.q.shape:
         raise refusal
+    head = parts[0].places.max((1, 2)) // (math.prod(grid) * size)
+    order = np.arange(batch).reshape(heads, -1).T.reshape(-1)  # windows before heads
+    by_heads = np.repeat(np.arange(heads), batch // heads)
+    if 1 < heads < batch and (head == by_heads)[head >= 0].all():  # -1 of windows beyond the map
+        result = attention(record, reordered(scores, order), v[order], cosine=cosine)
+        return Traced(record, result.references[torch.from_numpy(np.argsort(order))])
     where = _windows(parts[0].places[::heads, :, 0], grid)
     if where is None:
         raise refusal
@@ -53,13 +62,18 @@ def attention(record: Record, scores: Scores, v: Index) -> Traced:
     wanted[np.repeat(places == math.prod(grid), heads, 0)] = -1
     if any(not np.array_equal(part.places, wanted) for part in parts):
         raise refusal
-    if scores.number is None:
-        raise record.refuse("multiplies products by other numbers in some windows than in others")
+    if not record.is_unrounded(grid):
+        raise record.refuse("attends to pixels of maps whose sides are rounded")
     q = parts[0].map.value
-    if scores.number != 1:
-        q = record.append("scale", q, factor=decimal(scores.number))
     name = record.modules[-1] if record.modules else ""
-    how = {"heads": heads, "window": list(where.window), "shift": list(where.shift)}
+    how: dict[str, Any] = {"cosine": 1} if cosine else {}
+    if cosine:
+        record.keep(f"{name}.temperature", _temperature(record, scores, heads))
+    elif scores.number is None:
+        raise record.refuse("multiplies products by other numbers in some windows than in others")
+    elif scores.number != 1:
+        q = record.append("scale", q, factor=decimal(scores.number))
+    how |= {"heads": heads, "window": list(where.window), "shift": list(where.shift)}
     bias = _bias(record, scores, where, heads)
     table = _table(where, bias)
     if table is None:
@@ -74,7 +88,7 @@ def attention(record: Record, scores: Scores, v: Index) -> Traced:
             record.keep(f"{name}.beyond_{part}", numbers)
     values = (q, *(part.map.value for part in parts[1:]))
     output = record.append("rectangle_attention", *values, name=name, **how, multiple=where.multiple)
-    record.multiples.add(where.multiple)
+    record.multiples.add(where.multiple * (record.grid[0] // grid[0]))
     result = record.tensor(Map(output, channels, grid), np.maximum(wanted, 0))
     if (wanted < 0).any():  # what lies beyond the map, nothing may read
         result.references[wanted < 0] = refer(record, Beyond(), (1,)).references
@@ -112,6 +126,16 @@ def _multiple(grid: tuple[int, int], window: tuple[int, int], whole: tuple[int, 
     cell = math.lcm(*window)
     candidates = range(cell, max(whole) + 1, cell)
     return next((n for n in candidates if rectangles.continued(grid, n) == whole), None)
+
+
+def _temperature(record: Record, scores: Scores, heads: int) -> NDArray[np.float32]:
+    """(heads,) by which products are multiplied."""
+    factor = np.ones(scores.shape, np.float32) if scores.factor is None else scores.factor
+    found = factor[:heads, 0, 0]
+    every = np.tile(found, len(factor) // heads)[:, None, None]
+    if not np.array_equal(factor, np.broadcast_to(every, factor.shape)):
+        raise record.refuse("multiplies products by other numbers than one for each head")
+    return found.copy()
 
 
 def _beyond(record: Record, x: Index, heads: int) -> NDArray[np.float32]:

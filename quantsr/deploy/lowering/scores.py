@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, as_tensor
 
+from quantsr.deploy.folded import MASKED
 from quantsr.deploy.lowering.traced import Record, Traced
 
 Index = NDArray[np.int64]
@@ -45,6 +46,17 @@ class Scores:
         return first if (self.factor == self.factor.flat[0]).all() else None
 
 
+def reordered(scores: Scores, order: Index) -> Scores:
+    """Those of batches in another order."""
+    return replace(
+        scores,
+        q=scores.q[order],
+        k=scores.k[order],
+        factor=None if scores.factor is None else scores.factor[order],
+        added=tuple(each[order] for each in scores.added),
+    )
+
+
 def pending(record: Record, x: Any) -> Any:
     """What is in the making, where a tensor refers to that."""
     if not isinstance(x, Traced) or not x.numel():
@@ -72,6 +84,13 @@ def biased(record: Record, x: Traced, constant: Any) -> Traced:
         raise record.refuse("adds a constant to products of values of the picture")
     values = _spread(constant, x).reshape(scores.shape)
     return _like(record, x, replace(scores, added=(*scores.added, values)))
+
+
+def masked(record: Record, x: Traced, where: Any, value: Any) -> Traced:
+    """Scores with minus infinity where a mask says: with MASKED added, of which softmax makes 0."""
+    if scores_of(record, x) is None or float(value) > MASKED:
+        raise record.refuse("calls aten.masked_fill")
+    return biased(record, x, MASKED * as_tensor(where).float())
 
 
 def scaled(record: Record, x: Traced, constant: Any) -> Traced:

@@ -267,6 +267,19 @@ class Record(ABC):
         padded = Map(whole.value, whole.channels, (len(rows), len(columns)))
         return Found(padded, np.arange(references.size).reshape(references.shape))
 
+    def continued(self, x: Tensor) -> Tensor:
+        """References to the map that continues the picture, where a tensor is that."""
+        if not isinstance(x, Traced) or x.dim() != 4 or self.window == 1:
+            return x
+        height, width = (-(-side // self.window) * self.window for side in self.picture)
+        owners = np.unique(np.searchsorted(self.starts, x.references.numpy(), "right")) - 1
+        if len(owners) > 1 or owners[0] < 0 or x.shape[2:] != (height, width):
+            return x
+        if owners[0] in self.pending or not self._is_padded(self.maps[owners[0]], x):
+            return x
+        found = self.find(x)
+        return self.tensor(found.map, found.places)
+
     def find_map(self, x: Tensor) -> Found:
         """What a tensor (1, C, H, W) refers to, which must be a whole map."""
         found = self.find(x)

@@ -249,19 +249,23 @@ class _Fold:
     def _rectangle_attention(self, op: Operation) -> None:
         (rows, columns), (down, right) = op.attributes["window"], op.attributes["shift"]
         heads, multiple = op.attributes["heads"], op.attributes["multiple"]
-        table, *beyond = (self.model.floats[name].values for name in operations.parameters(op)[1])
+        parts = {
+            name.rpartition(".")[2]: self.model.floats[name].values for name in operations.parameters(op)[1]
+        }
         if "pairs" in op.attributes:
-            bias = table.T.reshape(heads, rows * columns, -1)  # (h, N, N)
+            bias = parts["pair_bias_table"].T.reshape(heads, rows * columns, -1)  # (h, N, N)
         else:
+            table = parts["relative_position_bias_table"]
             bias = table[rectangles.relative_positions((rows, columns))].transpose(2, 0, 1)
         folded = RectangleAttention(
-            op.name,
-            heads,
-            (rows, columns),
-            (down, right),
-            multiple,
-            np.ascontiguousarray(bias),
-            (beyond[0], beyond[1]) if beyond else None,
+            name=op.name,
+            heads=heads,
+            window=(rows, columns),
+            shift=(down, right),
+            multiple=multiple,
+            bias=np.ascontiguousarray(bias),
+            beyond=(parts["beyond_k"], parts["beyond_v"]) if "beyond" in op.attributes else None,
+            temperature=parts.get("temperature"),
         )
         self._simple(op, folded)
 

@@ -89,6 +89,8 @@ class _LayOut:
             for value in step.inputs:
                 if wanted is not None and self.layout[value] != wanted:
                     self.move(value, wanted)
+            if isinstance(step.op, RectangleAttention):
+                step = replace(step, op=replace(step.op, growth=self.growth[step.inputs[0]]))
             self.steps.append(replace(step, inputs=tuple(self.place[value] for value in step.inputs)))
             self.place[step.output] = step.output
             self.layout[step.output] = wanted or self.layout[step.inputs[0]]
