@@ -82,8 +82,9 @@ class Contract:
 
     @property
     def window(self) -> int:
-        """Side of the attention windows in pixels (``window_size``); 1 without windows."""
-        window = getattr(self.module, "window_size", 1)
+        """Sides of pictures become multiples of this many pixels: the side of the attention windows
+        (``window_size``), or what a network of any origin takes (`archs.sizes`), else 1."""
+        window = getattr(self.module, "side_multiple", getattr(self.module, "window_size", 1))
         return window if isinstance(window, int) else 1
 
     @property

@@ -1,5 +1,6 @@
 """Merging of what a float network computes in several layers and one convolution can: weight norm,
-batch norm behind a layer, re-parameterized blocks. Quantization needs the merged network."""
+batch norm and factors behind a layer, re-parameterized blocks, strides. Quantization needs the
+merged network."""
 
 from __future__ import annotations
 
@@ -21,6 +22,7 @@ from torch.utils._pytree import tree_leaves
 
 from quantsr.archs import contract
 from quantsr.archs.modes import eval_mode
+from quantsr.archs.strides import has_other_form, of_stride_1
 from quantsr.archs.trial import trial_picture
 from quantsr.errors import InputError
 
@@ -60,7 +62,10 @@ def merge(net: nn.Module) -> nn.Module:
        ``weight_norm`` and ``spectral_norm``) are replaced by the weights that they give.
     2. A batch norm that reads what a convolution or linear layer gives, and nothing else does, goes
        into that layer's weight and bias.
-    3. A module that is one convolution computed by several, and has more weights than it, becomes
+    3. A parameter with one number for each channel that a layer's output is multiplied by, both of
+       them read nowhere else, goes into that layer.
+    4. Strided, transposed, dilated and oblong convolutions become others (`strides`).
+    5. A module that is one convolution computed by several, and has more weights than it, becomes
        that convolution, whatever its class: it maps (B, C, h, w) to (B, O, h, w), is affine, and
        the response to single pixels is its kernel. Compared are the border and random input, in
        float64.
@@ -83,7 +88,11 @@ def can_merge(net: nn.Module) -> bool:
     if contract.of(net).depth_dynamic is not None:
         return False
     return any(
-        _is_parametrized(module) or isinstance(module, _Norm) or (name and _could_merge(module))
+        _is_parametrized(module)
+        or isinstance(module, _Norm)
+        or has_other_form(module)
+        or bool(_factors(module))
+        or (name and _could_merge(module))
         for name, module in net.named_modules()
     )
 
@@ -99,6 +108,12 @@ def _merge(net: nn.Module) -> None:
         _fold_norm(net.get_submodule(layer), net.get_submodule(norm))  # type: ignore[arg-type]
         _replace(net, norm, nn.Identity())
         merged.append(norm)
+    for factor, layer in seen.before(net).items():
+        _fold_factor(net.get_submodule(layer), net.get_parameter(factor))  # type: ignore[arg-type]
+        merged.append(factor)
+    for name in [name for name, module in net.named_modules() if name and has_other_form(module)]:
+        _replace(net, name, of_stride_1(net.get_submodule(name)))  # type: ignore[arg-type]
+        merged.append(name)
     blocks = {name for name, module in net.named_modules() if name and _could_merge(module)}
     done: list[str] = []
     for name in sorted(blocks & seen.channels.keys()):
@@ -243,6 +258,24 @@ def _fold_norm(layer: _Layer, norm: _Norm) -> None:
     layer.bias = nn.Parameter((bias * factor + shift).float())
 
 
+@torch.no_grad()
+def _fold_factor(layer: _Layer, factor: nn.Parameter) -> None:
+    """Let ``layer`` give what the product of its output and ``factor`` is, which becomes 1."""
+    each = factor.flatten()
+    layer.weight.mul_(each.view(-1, *[1] * (layer.weight.dim() - 1)))
+    if layer.bias is not None:
+        layer.bias.mul_(each)
+    factor.fill_(1)
+
+
+def _factors(module: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters of a module itself that can be one number for each channel."""
+    if type(module).__module__.startswith("torch."):
+        return {}
+    own = dict(module.named_parameters(recurse=False))
+    return {name: p for name, p in own.items() if p.dim() > 1 and p.numel() == max(p.shape) > 1}
+
+
 def _replace(net: nn.Module, name: str, module: nn.Module) -> None:
     parent, _, child = name.rpartition(".")
     setattr(net.get_submodule(parent), child, module)
@@ -257,6 +290,20 @@ class _Seen:
     channels: dict[str, int] = field(default_factory=dict)
     """Of the one tensor (B, C, h, w) that each module reads."""
     calls: Counter[str] = field(default_factory=Counter)
+    factors: dict[str, str] = field(default_factory=dict)
+    """Of parameters the layer whose output is multiplied by each, where nothing else reads them."""
+
+    def before(self, net: nn.Module) -> dict[str, str]:
+        """Factors of each channel, and the layers that each can go into."""
+        found = {}
+        for factor, layer in self.factors.items():
+            channels = net.get_parameter(factor).shape[
+                -3 if isinstance(net.get_submodule(layer), nn.Conv2d) else -1 :
+            ]
+            whole = channels[0] == net.get_parameter(factor).numel() == len(net.get_submodule(layer).weight)  # type: ignore[arg-type]
+            if whole and self.calls[layer] == 1:
+                found[factor] = layer
+        return found
 
     def behind(self, net: nn.Module) -> dict[str, str]:
         """Batch norms with running statistics, and the layers that each can go into."""
@@ -274,6 +321,8 @@ class _Reads(TorchFunctionMode):
     def __init__(self) -> None:
         super().__init__()
         self.counts: Counter[int] = Counter()
+        self.products: list[tuple[int, int]] = []
+        """Identities of what was multiplied by each other."""
         self._kept: list[Tensor] = []  # so that no other tensor takes an identity
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -281,6 +330,8 @@ class _Reads(TorchFunctionMode):
         if any(isinstance(x, Tensor) for x in tree_leaves(result)):
             read = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
             self.counts.update({id(x) for x in read})
+            if getattr(func, "__name__", "") in ("mul", "multiply", "__mul__", "__rmul__") and len(read) == 2:
+                self.products.append((id(read[0]), id(read[1])))
             self._kept += read
         return result
 
@@ -316,6 +367,15 @@ def _watched(net: nn.Module, picture: Tensor) -> tuple[Tensor, _Seen]:
     finally:
         for handle in handles:
             handle.remove()
+    factors = {
+        id(p): f"{name}.{key}" if name else key
+        for name, m in net.named_modules()
+        for key, p in _factors(m).items()
+    }
+    for pair in reads.products:
+        for one, other in (pair, pair[::-1]):
+            if one in made and other in factors and reads.counts[one] == reads.counts[other] == 1:
+                seen.factors[factors[other]] = made[one][0]
     seen.norms = {norm: (layer, reads.counts[read]) for norm, (layer, read) in seen.norms.items()}
     return result, seen
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from quantsr.archs.prepared import prepare
 from quantsr.archs.sizes import take_any_size
 from quantsr.basicsr_compat import ARCH_REGISTRY
 from quantsr.errors import InputError
+from quantsr.quant.mixins import with_mixin
 from quantsr.trained_files import checkpoint
 
 
@@ -49,15 +53,54 @@ def Spandrel(file: str, scale: int | None = None) -> nn.Module:
     if scale is not None and found.scale != scale:
         raise InputError(f"{path}: is a network of x{found.scale}, not of x{scale}")
     net = take_any_size(
-        found.model.eval(),
+        _as_called(found.model.eval(), found.input_channels, getattr(found, "_call_fn", None)),
         multiple=found.size_requirements.multiple_of,
         scale=found.scale,
         channels=found.input_channels,
+        least=found.size_requirements.minimum,
     )
     try:
         return prepare(net)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
+
+
+class _Called(nn.Module):
+    """A network as spandrel calls it: the first of its results, or another range of values."""
+
+    calling: Callable[[Any, Tensor], Tensor]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.calling(_Plain(self, super().forward), x)
+
+
+class _Plain:
+    """A network, called as its own class does."""
+
+    def __init__(self, net: nn.Module, forward: Callable[..., Any]) -> None:
+        self._net, self._forward = net, forward
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._forward(*args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._net, name)
+
+
+@torch.inference_mode()
+def _as_called(net: nn.Module, channels: int, calling: Callable[[Any, Tensor], Tensor] | None) -> nn.Module:
+    """``net``, whose class is replaced where spandrel makes something else of what it gives."""
+    if calling is None:
+        return net
+    x = torch.rand(1, channels, 64, 64, generator=torch.Generator().manual_seed(0))
+    try:
+        found, plain = calling(net, x.clone()), net(x.clone())
+    except RuntimeError:  # torch's, of shapes that do not fit
+        return net
+    if not isinstance(plain, Tensor) or not torch.equal(found, plain):
+        net.__class__ = with_mixin(_Called, type(net))
+        net.calling = calling  # type: ignore[assignment]
+    return net
 
 
 ARCH_REGISTRY.register(Spandrel)

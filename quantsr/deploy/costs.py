@@ -20,15 +20,14 @@ docs/explanation/derivations.md has the measured effect."""
 MAX_TILE_AREA = 3 << 16
 """Pixels of low resolution computed at once where the tile is not given: fewer where a network
 holds more than `memory.USUAL_PEAK` numbers for each. About 1.2 kB each at 64 channels: 250 MB per
-parallel tile.
+parallel tile. `memory.MAX_WHOLE_AREA` where a pixel of the result depends on the whole picture: of
+transformers, which take more memory for each pixel, and of networks with `mean`, whose tiles take a
+mean each.
 
 Smaller tiles are not faster: with the tail collapsed no tensor is larger than the float32 stream,
 and the halo (36 pixels at 16 blocks) costs more than the cache gains; int8 convolutions ran at the
 same speed from 32 x 32 to 320 x 180.
 """
-_MAX_WHOLE_AREA = 1 << 16
-"""The same where a pixel of the result depends on the whole picture: of transformers, which take
-more memory for each pixel, and of networks with `mean`, whose tiles take a mean each."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +69,7 @@ def reach(model: PackedModel, depth: int) -> Reach:
     halo, grid = operations.halo(program, shapes, sides), operations.grid(program, shapes)
     peak = max(memory.peak(program, shapes), memory.USUAL_PEAK)
     if halo is None:
-        return Reach(-(-OVERLAP // grid) * grid, grid, _MAX_WHOLE_AREA * memory.USUAL_PEAK // peak)
+        return Reach(-(-OVERLAP // grid) * grid, grid, memory.MAX_WHOLE_AREA * memory.USUAL_PEAK // peak)
     return Reach(halo, grid, MAX_TILE_AREA * memory.USUAL_PEAK // peak)
 
 
@@ -87,11 +86,17 @@ def costs(model: PackedModel, depth: int, size: tuple[int, int]) -> list[LayerCo
             found.append(LayerCost(op.name, layer.kind, macs, layer.bits_w, layer.bits_a))
         elif op.kind in operations.ATTENTION:
             channels = shapes[op.output].channels
+            if op.kind == "global_attention":
+                pixels = math.prod(shapes[value].area(height, width) for value in op.inputs[:2])
+                for value, product in ((op.inputs[0], "scores"), (op.output, "mixture")):
+                    macs = pixels * shapes[value].channels
+                    found.append(LayerCost(f"{op.name}.{product}", "product", macs, 32, 32))
+                continue
             if op.kind == "channel_attention":
                 macs = channels**2 // op.attributes["heads"] * shapes[op.output].area(height, width)
             else:
-                whole = op.attributes.get("multiple", 1)
-                pixels = math.prod(-(-side // whole) * whole for side in (height, width))
+                whole, shrink = op.attributes.get("multiple", 1), shapes[op.output].shrink
+                pixels = math.prod(-(-(side // shrink) // whole) * whole for side in (height, width))
                 macs = memory.keys(op.attributes) * channels * pixels
             bits = [
                 model.operands[f"{op.name}.{role}"].bits if f"{op.name}.{role}" in model.operands else 32

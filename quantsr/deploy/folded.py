@@ -208,9 +208,9 @@ class Attention:
 
 @dataclass(frozen=True, eq=False)
 class RectangleAttention:
-    """Attention in windows of rows and columns, on q, k and v, which zeros continue to multiples of
-    `multiple`: `softmax(q k^T + bias) v` for each head; of shifted windows, with MASKED added
-    between pixels that were no neighbours (`rectangles`)."""
+    """Attention in windows of rows and columns, on q, k and v, which zeros, or `beyond`, continue
+    to multiples of `multiple`: `softmax(q k^T + bias) v` for each head; of shifted windows, with
+    MASKED added between pixels that were no neighbours (`rectangles`)."""
 
     name: str
     heads: int
@@ -220,6 +220,17 @@ class RectangleAttention:
     multiple: int
     bias: Float
     """(h, N, N), N pixels in a window"""
+    beyond: tuple[Float, Float] | None = None
+    """(C,) of k and of v at every pixel beyond the map, where they are not 0 there."""
+    temperature: Float | None = None
+    """(h,); with it q and k are divided by their lengths, at least `LEAST_LENGTH`, in each head at
+    each pixel, and products multiplied by it."""
+    growth: Fraction = Fraction(1)
+    """Of the map's sides over those of the picture, as `side`; set by `passes.layout`."""
+
+    def beyond_of(self, part: int, channels: int) -> Float:
+        """(C,) beyond the map, of q (0), k or v."""
+        return np.zeros(channels, np.float32) if part == 0 or self.beyond is None else self.beyond[part - 1]
 
 
 @dataclass(frozen=True, eq=False)
@@ -232,6 +243,15 @@ class ChannelAttention:
     heads: int
     temperature: Float
     """(h,)"""
+
+
+@dataclass(frozen=True, eq=False)
+class GlobalAttention:
+    """Attention of every pixel of q to all pixels of k and v, maps of another size:
+    `softmax(q k^T) v` for each head."""
+
+    name: str
+    heads: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -275,6 +295,13 @@ class Slice:
 @dataclass(frozen=True, eq=False)
 class PixelShuffle:
     """(C * r * r, h, w) to (C, h * r, w * r), of floats or codes."""
+
+    factor: int
+
+
+@dataclass(frozen=True, eq=False)
+class PixelUnshuffle:
+    """(C, h, w) to (C * r * r, h / r, w / r), of floats or codes; r divides both sides."""
 
     factor: int
 
@@ -330,6 +357,17 @@ class Offset:
 
 
 @dataclass(frozen=True, eq=False)
+class Affine:
+    """`weight[c] * x + bias[c]`."""
+
+    name: str
+    weight: Float
+    """(C,)"""
+    bias: Float
+    """(C,)"""
+
+
+@dataclass(frozen=True, eq=False)
 class ToTokens:
     """(C, h, w) to (L, C), row by row."""
 
@@ -371,13 +409,16 @@ Op = (
     | Attention
     | RectangleAttention
     | ChannelAttention
+    | GlobalAttention
     | Activation
     | Scale
     | Binary
     | Offset
+    | Affine
     | Concat
     | Slice
     | PixelShuffle
+    | PixelUnshuffle
     | UpsampleNearest
     | UpsampleBilinear
     | MaxPool
@@ -434,8 +475,10 @@ class FoldedProgram:
             factor = op.factor if isinstance(op, PixelShuffle | UpsampleNearest | UpsampleBilinear) else 1
             largest = max(found[value] for value in step.inputs)
             found[step.output] = largest * factor
-            if isinstance(op, MaxPool):
+            if isinstance(op, MaxPool | PixelUnshuffle):
                 found[step.output] = largest / op.factor
+            elif isinstance(op, GlobalAttention):
+                found[step.output] = found[step.inputs[0]]
             elif isinstance(op, ResizeNearest | Mean):
                 found[step.output] = Fraction(0 if isinstance(op, Mean) else op.factor)
         return found

@@ -90,7 +90,7 @@ def _traced(net: nn.Module, window: int, size: tuple[int, int]) -> _Traced:
         where = record.modules[-1] if record.modules else ""
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"network: {where or 'its forward'} cannot be lowered ({reason})") from error
-    program = rewrite.program(record.operations, _result(record, result), record.multiple)
+    program = rewrite.program(record.operations, _result(record, result), record.multiple, record.keep)
     return _Traced(program, record)
 
 

@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from quantsr.deploy.operations import zero_multiples
 from quantsr.deploy.program import PICTURE, Operation, Program
 from quantsr.deploy.shapes import Parts, Shape
 
@@ -19,11 +20,16 @@ _MAX_WEIGHTS = 1 << 28  # engines hold those of a layer that is used again once 
 _MAX_BIASES = 1 << 27  # relative position biases of all attentions, spread to pairs of positions
 
 
+MAX_WHOLE_AREA = 1 << 16
+"""Pixels of the picture computed at once, where the tile is not given, of a network that attends
+to all of them."""
+
+
 def check(program: Program, shapes: Mapping[int, Shape], parts: Parts) -> None:
     """Raises ValueError for a program of values, windows or uses of layers beyond all use, whose
     memory would not be bounded by the size of its file."""
     most = peak(program, shapes)
-    multiples = (op.attributes["multiple"] for op in program.operations if op.kind == "rectangle_attention")
+    multiples = zero_multiples(program, shapes)
     smallest = max((-(-program.multiple // m) * m for m in multiples), default=program.multiple)
     if most > _MAX_PEAK or most * smallest**2 > _MAX_SMALLEST:
         raise ValueError(f"program: holds {most} numbers at once for each pixel of the picture")
@@ -51,7 +57,7 @@ def peak(program: Program, shapes: Mapping[int, Shape]) -> int:
         if "window" in op.attributes and any(_pair(op.attributes["shift"])):
             masks[f"{op.attributes['window']} {op.attributes['shift']}"] = positions(op.attributes)
         live += _size(shapes[op.output])
-        most = max(most, live + _scores(op))
+        most = max(most, live + _scores(op, shapes))
         ended = {value for value in op.inputs if last[value] == op.output}
         if op.output not in last:
             ended.add(op.output)
@@ -63,8 +69,12 @@ def _size(shape: Shape) -> int:
     return -(-shape.channels * shape.factor**2 // shape.shrink**2)
 
 
-def _scores(op: Operation) -> int:
-    """Of attention in windows, before and after the softmax."""
+def _scores(op: Operation, shapes: Mapping[int, Shape]) -> int:
+    """Of attention in windows, or of all pixels of the largest tile, before and after the
+    softmax."""
+    if op.kind == "global_attention":
+        shares = (shapes[value].factor ** 2 / shapes[value].shrink ** 2 for value in op.inputs[:2])
+        return math.ceil(2 * op.attributes["heads"] * math.prod(shares) * MAX_WHOLE_AREA)
     return 2 * op.attributes["heads"] * keys(op.attributes) if "window" in op.attributes else 0
 
 

@@ -95,6 +95,10 @@ def _module(model: PackedModel) -> nn.Module:
             channels, factor = module.input_quantizer.channels, np.float32(operand_form(net, name).factor)
             tau = np.zeros(channels, np.float32) if operand.tau is None else operand.tau[:channels]
             _load_input_quantizer(module, operand.step * factor, tau * factor, operand.range)
+        # codes of pixels go into a shift that no program has
+        late = {name for name, layer in model.layers.items() if layer.act_zero_point is not None}
+        for name in model.layers.keys() - late:
+            _load_layer(net.get_submodule(name), model.layers[name])
         found = None if model.written is None else lowered(net)
         for name, tensor in model.floats.items():
             if found is None or name not in found.constants:
@@ -106,8 +110,8 @@ def _module(model: PackedModel) -> nn.Module:
                 "its program is not that of the network of this name: the network was changed, or has parameters that the "
                 "program holds as numbers"
             )
-        for name, layer in model.layers.items():
-            _load_layer(net.get_submodule(name), layer)
+        for name in late:
+            _load_layer(net.get_submodule(name), model.layers[name])
     net.head_tail_converted = header.head_tail_bits == 8  # type: ignore[assignment]
     return net.eval()
 

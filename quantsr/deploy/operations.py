@@ -91,6 +91,10 @@ def shapes_of(program: Program, parts: Parts) -> dict[int, Shape]:
         except (ValueError, KeyError, IndexError) as error:
             reason = f"there is no {error}" if isinstance(error, KeyError) else error
             raise ValueError(f"{where}: {reason}") from None
+        if op.kind in _OF_UNROUNDED and not all(
+            x.fits(program.multiple) for x in (shapes[op.inputs[0]], shape)
+        ):
+            raise ValueError(f"{where}: the sides of its maps are no parts of {program.multiple} pixels")
         fits = 0 <= shape.factor <= _MAX_FACTOR and shape.shrink <= _MAX_SHRINK
         if not (1 <= shape.channels <= MAX_CHANNELS and fits):
             raise ValueError(f"{where}: gives a value of {shape}")
@@ -138,7 +142,7 @@ def scale_of(program: Program, shapes: Mapping[int, Shape]) -> int:
 
 def parameters(op: Operation) -> tuple[list[str], list[str]]:
     """Names of the operands and of the float tensors of an operation."""
-    if op.kind in ("layer_norm", "group_norm"):
+    if op.kind in ("layer_norm", "group_norm", "affine"):
         return [], [f"{op.name}.weight", f"{op.name}.bias"]
     if op.kind == "prelu":
         return [], [f"{op.name}.weight"]
@@ -146,7 +150,10 @@ def parameters(op: Operation) -> tuple[list[str], list[str]]:
         operands = [f"{op.name}.{role}" for role in OPERANDS] if op.attributes["quantized"] else []
         return operands, [f"{op.name}.relative_position_bias_table"]
     if op.kind == "rectangle_attention":
-        return [], [f"{op.name}.relative_position_bias_table"]
+        table = "pair_bias_table" if "pairs" in op.attributes else "relative_position_bias_table"
+        more = [f"beyond_{part}" for part in "kv"] if "beyond" in op.attributes else []
+        more += ["temperature"] if op.attributes.get("cosine") else []
+        return [], [f"{op.name}.{part}" for part in (table, *more)]
     if op.kind == "channel_attention":
         return [], [f"{op.name}.temperature"]
     return [], []
@@ -239,11 +246,15 @@ KINDS: Mapping[str, Kind] = {
             "shift": _pair(0, 63),
             "multiple": _integer(1, 64),
         },
+        {"pairs": _integer(1, 1), "beyond": _integer(1, 1), "cosine": _integer(0, 1)},
         exact=False,
         named=True,
     ),
     "channel_attention": Kind(
         3, shape_of.channel_attention, {"heads": _integer(1, 1 << 12)}, exact=False, named=True
+    ),
+    "global_attention": Kind(
+        3, shape_of.global_attention, {"heads": _integer(1, 1 << 12)}, exact=False, named=True
     ),
     "relu": Kind(1, shape_of.same, {}),
     "leaky_relu": Kind(1, shape_of.same, {"slope": is_factor}),
@@ -253,6 +264,7 @@ KINDS: Mapping[str, Kind] = {
     "silu": Kind(1, shape_of.same, {}, exact=False),
     "mish": Kind(1, shape_of.same, {}, exact=False),
     "tanh": Kind(1, shape_of.same, {}, exact=False),
+    "affine": Kind(1, shape_of.norm, {}, exact=False, named=True),
     "add": Kind(2, shape_of.broadcast, {}),
     "subtract": Kind(2, shape_of.equal, {}),
     "multiply": Kind(2, shape_of.broadcast, {}),
@@ -260,6 +272,7 @@ KINDS: Mapping[str, Kind] = {
     "concat": Kind(None, shape_of.concat, {}),
     "slice": Kind(1, shape_of.slice, {"start": _integer(0, 1 << 14), "stop": _integer(1, 1 << 14)}),
     "pixel_shuffle": Kind(1, shape_of.pixel_shuffle, {"factor": _integer(2, 16)}),
+    "pixel_unshuffle": Kind(1, shape_of.pixel_unshuffle, {"factor": _integer(2, 16)}),
     "upsample_nearest": Kind(1, shape_of.upsample, {"factor": _integer(2, 16)}),
     "upsample_bilinear": Kind(1, shape_of.upsample, {"factor": _integer(2, 16)}, exact=False),
     "max_pool": Kind(1, shape_of.max_pool, {"factor": _integer(2, 64)}),
@@ -277,8 +290,18 @@ UNITS = ("shortcut", "around")
 y)`, with the unit's shortcut s."""
 
 
-ATTENTION = ("window_attention", "rectangle_attention", "channel_attention")
+ATTENTION = ("window_attention", "rectangle_attention", "channel_attention", "global_attention")
 """Kinds with two products of values that depend on the picture."""
+
+_OF_UNROUNDED = (
+    "pixel_shuffle",
+    "pixel_unshuffle",
+    "upsample_nearest",
+    "upsample_bilinear",
+    "rectangle_attention",
+)
+"""Kinds that read and give maps whose sides are parts of the picture's without rounding, whatever
+its size."""
 
 _OF_WHOLE_PICTURES = ("mean", "group_norm", *ATTENTION)
 """Kinds whose pixels depend on far ones."""
@@ -300,7 +323,7 @@ def halo(program: Program, shapes: Mapping[int, Shape], sizes: Mapping[str, int]
             before += (sizes[op.name] // 2) * _width_of_pixel(shapes[op.inputs[0]])
         elif op.kind == "upsample_bilinear":
             before += _width_of_pixel(shapes[op.inputs[0]])
-        elif op.kind == "max_pool":
+        elif op.kind in ("max_pool", "pixel_unshuffle"):
             before += _width_of_pixel(shapes[op.output]) - _width_of_pixel(shapes[op.inputs[0]])
         reach[op.output] = before
     return math.ceil(reach[program.operations[-1].output])
@@ -314,5 +337,15 @@ def _width_of_pixel(shape: Shape) -> float:
 def grid(program: Program, shapes: Mapping[int, Shape]) -> int:
     """What sides of tiles are multiples of, so that their windows and pools are those of a whole
     picture whose sides are, too."""
-    multiples = (op.attributes["multiple"] for op in program.operations if op.kind == "rectangle_attention")
-    return math.lcm(program.multiple, *multiples, *(shape.shrink for shape in shapes.values()))
+    return math.lcm(
+        program.multiple, *zero_multiples(program, shapes), *(shape.shrink for shape in shapes.values())
+    )
+
+
+def zero_multiples(program: Program, shapes: Mapping[int, Shape]) -> list[int]:
+    """The pixels of the picture to whose multiples zeros continue maps."""
+    return [
+        op.attributes["multiple"] * shapes[op.output].shrink
+        for op in program.operations
+        if op.kind == "rectangle_attention"
+    ]

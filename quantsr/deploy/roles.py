@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from fractions import Fraction
 from typing import Literal
 
 from quantsr.deploy.program import PICTURE, Operation, Program
@@ -18,6 +19,7 @@ body is what low bits are for."""
 
 _LAYERS = ("conv", "linear")
 _ENLARGING = ("pixel_shuffle", "upsample_nearest", "upsample_bilinear")
+_SHRINKING = ("max_pool", "pixel_unshuffle")
 
 
 def roles(
@@ -29,13 +31,8 @@ def roles(
         depthwise: names of the convolutions with one input for each output.
         colours: names of those with at most three outputs.
     """
-    producers = {op.output: op for op in program.operations}
     readers = program.readers()
-    large = set()  # values at or behind an enlargement
-    for op in program.operations:
-        enlarges = op.kind in _ENLARGING and producers[op.inputs[0]].kind != "normalize"
-        if enlarges or any(value in large for value in op.inputs):
-            large.add(op.output)
+    large = _large(program)
     needed: set[int] = set()  # values that a later layer depends on
     for op in reversed(program.operations):
         if op.kind in _LAYERS or op.output in needed:
@@ -43,11 +40,12 @@ def roles(
     found: dict[str, Role] = {}
     pictures = {op.output for op in program.operations if op.kind == "normalize"}
     for op in program.operations:
-        if op.kind == "scale" and op.inputs[0] in pictures:
+        if op.kind in ("scale", "pixel_unshuffle") and op.inputs[0] in pictures:
             pictures.add(op.output)
         if op.kind not in _LAYERS:
             continue
-        enlarged = op.output in large or any(x.kind == "pixel_shuffle" for x in readers[op.output])
+        shuffled = (x.output for x in readers[op.output] if x.kind == "pixel_shuffle")
+        enlarged = op.output in large or any(value in large for value in shuffled)
         if op.inputs[0] in pictures:
             found[op.name] = "first"
             if op.name in colours:
@@ -61,6 +59,31 @@ def roles(
     if body and body[-1].name != body[0].name and _carries_all(program, body[-1]):
         found[body[-1].name] = "last"
     return found
+
+
+def _large(program: Program) -> set[int]:
+    """Values at or behind the enlargement: maps larger than those of all layers before. Where maps
+    were shrunk, their enlargement to the size before is none."""
+    producers = {op.output: op for op in program.operations}
+    growth, most = {PICTURE: Fraction(1)}, Fraction(0)
+    large: set[int] = set()
+    for op in program.operations:
+        size = max(growth[value] for value in op.inputs)
+        factor = op.attributes.get("factor", 1)
+        if op.kind in _ENLARGING:
+            size *= factor
+            if size > most and producers[op.inputs[0]].kind != "normalize":
+                large.add(op.output)
+        elif op.kind in _SHRINKING:
+            size /= factor
+        elif op.kind in ("resize_nearest", "mean"):
+            size = Fraction(factor if op.kind == "resize_nearest" else 0)
+        growth[op.output] = size
+        if any(value in large for value in op.inputs):
+            large.add(op.output)
+        elif op.kind in _LAYERS:
+            most = max(most, size)
+    return large
 
 
 def _carries_all(program: Program, layer: Operation) -> bool:

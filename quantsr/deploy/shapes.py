@@ -6,9 +6,9 @@ Each function raises ValueError, or KeyError for a parameter that is missing.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from fractions import Fraction
 
 from quantsr.deploy.program import PICTURE, Operation
 
@@ -32,6 +32,10 @@ class Shape:
     def size(self) -> tuple[int, int]:
         """What two maps of the same height and width have in common."""
         return self.factor, self.shrink
+
+    def fits(self, multiple: int) -> bool:
+        """Whether its sides need no rounding, of pictures whose sides are multiples of a number."""
+        return multiple * self.factor % self.shrink == 0
 
     def area(self, height: int, width: int) -> int:
         """Pixels, of a picture of that many rows and columns."""
@@ -141,16 +145,24 @@ def window_attention(op: Operation, inputs: Sequence[Shape], parts: Parts) -> Sh
 def rectangle_attention(op: Operation, inputs: Sequence[Shape], parts: Parts) -> Shape:
     heads, multiple = op.attributes["heads"], op.attributes["multiple"]
     shape = _of_q_k_v(inputs, heads)
-    if shape.size != (1, 1):
-        raise ValueError("reads maps of another size than the picture's")
+    if shape.factor != 1:
+        raise ValueError("reads maps that are larger than the picture")
     rows, columns = op.attributes["window"]
     down, right = op.attributes["shift"]
     if multiple % rows or multiple % columns or down >= rows or right >= columns:
         raise ValueError(
             f"windows of {rows} x {columns}, shifts by {down} and {right} and multiples of {multiple} do not fit"
         )
-    positions = (2 * rows - 1) * (2 * columns - 1)
-    _require_shape(parts.floats, f"{op.name}.relative_position_bias_table", (positions, heads))
+    if "pairs" in op.attributes:
+        _require_shape(parts.floats, f"{op.name}.pair_bias_table", ((rows * columns) ** 2, heads))
+    else:
+        positions = (2 * rows - 1) * (2 * columns - 1)
+        _require_shape(parts.floats, f"{op.name}.relative_position_bias_table", (positions, heads))
+    if "beyond" in op.attributes:
+        for part in "kv":
+            _require_shape(parts.floats, f"{op.name}.beyond_{part}", (shape.channels,))
+    if op.attributes.get("cosine"):
+        _require_shape(parts.floats, f"{op.name}.temperature", (heads,))
     return shape
 
 
@@ -160,6 +172,15 @@ def channel_attention(op: Operation, inputs: Sequence[Shape], parts: Parts) -> S
     _require_map(shape)
     _require_shape(parts.floats, f"{op.name}.temperature", (heads,))
     return shape
+
+
+def global_attention(op: Operation, inputs: Sequence[Shape], parts: Parts) -> Shape:
+    heads, (q, k, v) = op.attributes["heads"], inputs
+    if q.channels != k.channels or k.size != v.size or q.channels % heads or v.channels % heads:
+        raise ValueError(f"values of {q}, {k}, {v} are no q, k and v of {heads} heads")
+    for shape in inputs:
+        _require_map(shape)
+    return replace(q, channels=v.channels)
 
 
 def _of_q_k_v(inputs: Sequence[Shape], heads: int) -> Shape:
@@ -185,22 +206,22 @@ def slice(op: Operation, inputs: Sequence[Shape], parts: Parts) -> Shape:
 
 def pixel_shuffle(op: Operation, inputs: Sequence[Shape], parts: Parts) -> Shape:
     factor = op.attributes["factor"]
-    _require_whole_map(inputs[0])
     if inputs[0].channels % factor**2:
         raise ValueError(f"{inputs[0].channels} channels are not a multiple of {factor**2}")
-    return Shape(inputs[0].channels // factor**2, inputs[0].factor * factor)
+    return _resized(inputs[0], inputs[0].channels // factor**2, Fraction(factor))
+
+
+def pixel_unshuffle(op: Operation, inputs: Sequence[Shape], parts: Parts) -> Shape:
+    factor = op.attributes["factor"]
+    return _resized(inputs[0], inputs[0].channels * factor**2, Fraction(1, factor))
 
 
 def upsample(op: Operation, inputs: Sequence[Shape], parts: Parts) -> Shape:
-    _require_whole_map(inputs[0])
-    return Shape(inputs[0].channels, inputs[0].factor * op.attributes["factor"])
+    return _resized(inputs[0], inputs[0].channels, Fraction(op.attributes["factor"]))
 
 
 def max_pool(op: Operation, inputs: Sequence[Shape], parts: Parts) -> Shape:
-    _require_map(inputs[0])
-    factor, shrink = inputs[0].factor, inputs[0].shrink * op.attributes["factor"]
-    common = math.gcd(factor, shrink)
-    return Shape(inputs[0].channels, factor // common, shrink // common)
+    return _resized(inputs[0], inputs[0].channels, Fraction(1, op.attributes["factor"]))
 
 
 def resize(op: Operation, inputs: Sequence[Shape], parts: Parts) -> Shape:
@@ -223,10 +244,11 @@ def _require_map(shape: Shape) -> None:
         raise ValueError("reads one number for each channel, not a map")
 
 
-def _require_whole_map(shape: Shape) -> None:
+def _resized(shape: Shape, channels: int, growth: Fraction) -> Shape:
+    """Of a map with sides `growth` times those of another."""
     _require_map(shape)
-    if shape.shrink > 1:
-        raise ValueError("enlarges a map that is smaller than the picture")
+    sides = Fraction(shape.factor, shape.shrink) * growth
+    return Shape(channels, sides.numerator, sides.denominator)
 
 
 def _require_shape(parts: Mapping[str, tuple[int, ...]], name: str, shape: tuple[int, ...]) -> None:

@@ -15,7 +15,7 @@ from quantsr.archs.prepared import prepared_copy
 from quantsr.basicsr_compat import EDSR, RRDBNet
 from quantsr.errors import InputError
 
-X = torch.rand(2, 3, 12, 9, generator=torch.Generator().manual_seed(3))
+X = torch.rand(2, 3, 12, 18, generator=torch.Generator().manual_seed(3))
 
 
 class Branches(nn.Module):
@@ -43,6 +43,20 @@ class Expanded(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.row(nn.functional.pad(x, (1, 1, 1, 1))) + self.beside(x)
+
+
+class Scaled(nn.Module):
+    """A convolution and a linear layer, times a factor of each channel."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv, self.linear = nn.Conv2d(channels, channels, 1), nn.Linear(channels, channels)
+        self.factor = nn.Parameter(torch.linspace(-1, 2, channels).view(1, -1, 1, 1))
+        self.other = nn.Parameter(torch.linspace(1, 3, channels).view(1, -1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(x + self.conv(x) * self.factor)
+        return x + (self.other * self.linear(x.permute(0, 2, 3, 1))).permute(0, 3, 1, 2)
 
 
 def network(*layers: nn.Module) -> nn.Module:
@@ -73,6 +87,14 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "weight norm and batch norm": lambda: network(weight_norm(conv(3, 12)), nn.BatchNorm2d(12)),
     "branches": lambda: network(conv(3, 8), Branches(8), nn.ReLU(), Branches(8), conv(8, 12)),
     "branches in groups": lambda: network(conv(3, 8), Branches(8, 8), conv(8, 12)),
+    "strides": lambda: network(nn.Conv2d(3, 8, 4, 2, 1), nn.ReLU(), nn.ConvTranspose2d(8, 12, 2, 2)),
+    "batch norm behind a stride": lambda: network(
+        nn.Conv2d(3, 8, 3, 3, 0), nn.BatchNorm2d(8), nn.ConvTranspose2d(8, 12, 5, 3, 1)
+    ),
+    "oblong": lambda: network(
+        nn.Conv2d(3, 6, (1, 5), padding=(0, 2)), nn.Conv2d(6, 12, (7, 3), padding="same", groups=3)
+    ),
+    "dilated": lambda: network(nn.Conv2d(3, 12, 3, padding=3, dilation=3)),
     "expanded": lambda: network(Expanded(3, 6), nn.SiLU(), Expanded(6, 12)),
 }
 
@@ -89,7 +111,16 @@ def test_a_merged_network_has_plain_convolutions_and_gives_the_same(kind) -> Non
         torch.testing.assert_close(net(X), expected, rtol=0, atol=0)  # which is left as it was
     assert change <= MOST_CHANGE
     leaves = [module for module in found.modules() if not list(module.children())]
-    assert {type(leaf) for leaf in leaves} <= {nn.Conv2d, nn.Identity, nn.ReLU, nn.SiLU, nn.PixelShuffle}
+    assert {type(leaf) for leaf in leaves} <= {
+        nn.Conv2d,
+        nn.Identity,
+        nn.ReLU,
+        nn.SiLU,
+        nn.PixelShuffle,
+        nn.PixelUnshuffle,
+    }
+    convs = [leaf for leaf in leaves if isinstance(leaf, nn.Conv2d)]
+    assert all(leaf.stride == leaf.dilation == (1, 1) for leaf in convs)
     assert all(not leaf._forward_pre_hooks for leaf in leaves)
     assert sum(isinstance(leaf, nn.Conv2d) for leaf in leaves) <= 4
 
@@ -194,3 +225,21 @@ def test_a_network_with_nothing_to_merge_is_not_even_run(make) -> None:
     assert merge(net) is net
     assert net.training
     assert all(torch.equal(values, state[name]) for name, values in net.state_dict().items())
+
+
+def test_factors_of_channels_go_into_the_layer_before() -> None:
+    net = network(conv(3, 8), Scaled(8), conv(8, 12))
+    with torch.no_grad():
+        expected, found = net(X), prepared_copy(net)
+        torch.testing.assert_close(found(X), expected, rtol=1e-4, atol=1e-5)
+    assert bool((found[1].factor == 1).all())
+    assert bool((found[1].other == 1).all())
+
+
+def test_a_factor_of_something_else_too_stays() -> None:
+    block = Scaled(8)
+    forward = block.forward
+    block.forward = lambda x: forward(x) * block.factor  # type: ignore[method-assign]
+    net = merge(network(conv(3, 8), block, conv(8, 12)))
+    assert not bool((net[1].factor == 1).all())
+    assert bool((net[1].other == 1).all())

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from quantsr.archs import contract
 from quantsr.archs.sizes import take_any_size
 
 
@@ -57,6 +59,23 @@ def test_a_network_that_takes_any_size_keeps_its_class() -> None:
     assert type(take_any_size(Fours(), multiple=1, scale=2, channels=3)) is Fours
 
 
+class Logarithm(nn.Module):
+    """Of a third of the picture's height: takes pictures of 3 pixels and more."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * math.log(x.shape[-2] // 3) ** 0
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("multiple", "wanted"), [(1, 3), (2, 4)])
+def test_a_network_that_fails_at_small_pictures_reads_multiples_of_its_least_side(multiple, wanted) -> None:
+    net = take_any_size(Logarithm(), multiple=multiple, scale=1, channels=1, least=3)
+    assert contract.of(net).window == wanted
+    x = torch.rand(1, 1, 1, 2)
+    assert torch.equal(net(x), x)
+    assert type(take_any_size(nn.Identity(), multiple=1, scale=1, channels=1, least=3)) is nn.Identity
+
+
 def test_another_error_than_of_sizes_is_not_hidden() -> None:
     class Broken(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
@@ -64,3 +83,31 @@ def test_another_error_than_of_sizes_is_not_hidden() -> None:
 
     with pytest.raises(KeyError, match="weights"):
         take_any_size(Broken(), multiple=4, scale=1, channels=3)
+
+
+class Continuing(nn.Module):
+    """Of eighths, to whose multiples it continues pictures by itself."""
+
+    def __init__(self, mode: str) -> None:
+        super().__init__()
+        self.mode = mode
+
+    def forward(self, x: Tensor) -> Tensor:
+        height, width = x.shape[-2:]
+        x = nn.functional.pad(x, (0, -width % 8, 0, -height % 8), self.mode)
+        return nn.functional.pixel_shuffle(nn.functional.pixel_unshuffle(x, 8), 8)[..., :height, :width]
+
+
+@pytest.mark.parametrize("mode", ["constant", "replicate", "reflect"])
+def test_a_network_that_continues_pictures_otherwise_gets_reflected_ones(mode: str) -> None:
+    net = take_any_size(Continuing(mode), multiple=1, scale=1, channels=3)
+    assert contract.of(net).window == 8
+    for size in ((3, 18), (1, 1), (1, 9)):  # some smaller than what is reflected
+        x = torch.rand(1, 3, *size)
+        assert torch.equal(net(x), x)
+
+
+def test_a_network_of_windows_that_reflects_pictures_keeps_its_class() -> None:
+    net = Continuing("reflect")
+    net.window_size = 8
+    assert type(take_any_size(net, multiple=1, scale=1, channels=3)) is Continuing

@@ -34,6 +34,19 @@ def made(module: str, name: str, **arguments: Any) -> Callable[[], nn.Module]:
     return make
 
 
+def louder(make: Callable[[], nn.Module], factor: float) -> Callable[[], nn.Module]:
+    """With larger weights, whose layers else would add next to nothing to the picture."""
+
+    def made_louder() -> nn.Module:
+        net = make()
+        for parameter in net.parameters():
+            if parameter.dim() > 1:
+                parameter.data.mul_(factor)
+        return net
+
+    return made_louder
+
+
 SWIN = {"depths": [2], "num_heads": [2], "embed_dim": 8, "mlp_ratio": 2, "upscale": 2}
 RUN = {
     "Compact": made("Compact.__arch.SRVGG", "SRVGGNetCompact", num_feat=8, num_conv=2, upscale=2),
@@ -76,6 +89,34 @@ RUN = {
     "RealPLKSR, LayerNorm": made(
         "PLKSR.__arch.RealPLKSR", "RealPLKSR", dim=8, n_blocks=1, upscaling_factor=2, layer_norm=True
     ),
+    "MoSR": made("MoSR.__arch.mosr_arch", "MoSR", dim=8, n_block=1, upscale=2),
+    "MoESR": made("MoESR.__arch.MoESR", "MoESR", dim=16, n_blocks=1, n_block=1, scale=2),
+    "RGT": louder(
+        made(
+            "RGT.__arch.rgt",
+            "RGT",
+            embed_dim=32,
+            depth=[2],
+            num_heads=[4],
+            mlp_ratio=2.0,
+            split_size=[8, 16],
+            upscale=2,
+        ),
+        1.25,
+    ),
+    "FDAT": louder(
+        made(
+            "FDAT.__arch.fdat",
+            "FDAT",
+            scale=2,
+            embed_dim=16,
+            num_groups=1,
+            depth_per_group=1,
+            num_heads=2,
+            mid_dim=8,
+        ),
+        4.0,
+    ),
     "DAT-light": made(
         "DAT.__arch.DAT",
         "DAT",
@@ -97,13 +138,63 @@ RUN = {
         upscale=2,
         upsampler="pixelshuffle",
     ),
+    "DnCNN": made("DnCNN.__arch.network_dncnn", "DnCNN", in_nc=3, out_nc=3, nc=8, nb=5),
+    "SwiftSRGAN": made(
+        "SwiftSRGAN.__arch.SwiftSRGAN", "Generator", num_channels=8, num_blocks=1, upscale_factor=2
+    ),
+    "PLKSR": made("PLKSR.__arch.PLKSR", "PLKSR", dim=8, n_blocks=1, upscaling_factor=2),
+    "NAFNet": made(
+        "NAFNet.__arch.NAFNet_arch",
+        "NAFNet",
+        width=8,
+        enc_blk_nums=[1, 1],
+        middle_blk_num=1,
+        dec_blk_nums=[1, 1],
+    ),
+    "SAFMNBCIE": made(
+        "SAFMNBCIE.__arch.safmn_bcie", "SAFMN_BCIE", dim=8, n_blocks=1, num_layers=1, upscaling_factor=2
+    ),
+    "ESRGAN, unshuffled": made(
+        "ESRGAN.__arch.RRDB", "RRDBNet", in_nc=12, num_filters=8, num_blocks=1, scale=4, shuffle_factor=2
+    ),
+    "Swin2SR": made(
+        "Swin2SR.__arch.Swin2SR",
+        "Swin2SR",
+        window_size=8,
+        img_size=16,
+        upsampler="pixelshuffledirect",
+        **SWIN,
+    ),
+    "RetinexFormer": made(
+        "RetinexFormer.__arch.retinexformer_arch", "RetinexFormer", n_feat=8, stage=1, num_blocks=[1, 1, 1]
+    ),
 }
 
 
-NOT_NATIVE = ("DAT", "DAT-light", "DRCT", "HAT", "RealPLKSR", "RealPLKSR, LayerNorm", "SAFMN")
+NOT_NATIVE = (
+    "DAT",
+    "DAT-light",
+    "DRCT",
+    "ESRGAN, unshuffled",
+    "FDAT",
+    "HAT",
+    "MoESR",
+    "MoSR",
+    "NAFNet",
+    "PLKSR",
+    "RGT",
+    "RealPLKSR",
+    "RealPLKSR, LayerNorm",
+    "RetinexFormer",
+    "SAFMN",
+    "SAFMNBCIE",
+    "SwiftSRGAN",
+    "Swin2SR",
+)
 NOT_NCNN = {
-    **dict.fromkeys(("SwinIR", "SwinIR, 3conv", "HAT", "DRCT", "DAT", "DAT-light"), "takes windows"),
-    "SAFMN": "shrinks maps",
+    **dict.fromkeys(("SwinIR", "SwinIR, 3conv", "Swin2SR", "HAT", "DRCT", "DAT", "DAT-light", "FDAT", "RGT"), "takes windows"),
+    "RetinexFormer": "attends to channels",
+    **dict.fromkeys(("ESRGAN, unshuffled", "MoESR", "NAFNet", "SAFMN", "SAFMNBCIE"), "shrinks maps"),
 }
 
 
@@ -120,7 +211,7 @@ def saved(make: Callable[[], nn.Module], folder: Path) -> Path:
     return path
 
 
-SLOW = ("DAT", "DRCT", "ESRGAN", "RCAN", "SPAN")
+SLOW = ("DAT", "DRCT", "ESRGAN", "ESRGAN, unshuffled", "RCAN", "RGT", "RetinexFormer", "SPAN")
 
 
 @pytest.fixture(

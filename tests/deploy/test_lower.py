@@ -18,7 +18,7 @@ from quantsr.basicsr_compat import EDSR, importable
 from quantsr.deploy import operations
 from quantsr.deploy.convert import convert
 from quantsr.deploy.engines import onnx_model, reference
-from quantsr.deploy.lower import lower
+from quantsr.deploy.lower import lower, lowered
 from quantsr.deploy.packed import packing, unwritten
 from quantsr.deploy.packed.description import Header
 from quantsr.deploy.program import PICTURE, Builder
@@ -265,6 +265,27 @@ def test_prelu_keeps_its_slopes(slopes):
     assert op.name == "middle"
 
 
+EACH = torch.arange(1.0, 9.0).view(8, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("function", "weight", "bias"),
+    [
+        (lambda x: x + 1, EACH * 0 + 1, EACH * 0 + 1),
+        (lambda x: 2 - x, EACH * 0 + 1, EACH * 0 + 2),
+        (lambda x: EACH * x, EACH, EACH * 0),
+        (lambda x: x / EACH - 0.5, 1 / EACH, EACH * 0 - 0.5),
+        (lambda x: (x.movedim(1, -1) * EACH.flatten()).movedim(-1, 1) + 1, EACH, EACH * 0 + 1),
+    ],
+)
+def test_constants_for_each_channel_are_affine(function, weight, bias):
+    found = lowered(Network(Function(function)))
+    constants = {name: torch.from_numpy(values) for name, values in found.constants.items()}
+    last = max(op.name for op in found.program.operations if op.kind == "affine")
+    torch.testing.assert_close(constants[f"{last}.weight"], weight.flatten())
+    torch.testing.assert_close(constants[f"{last}.bias"], bias.flatten())
+
+
 def half_in_place(x: Tensor) -> Tensor:
     x[:, :4].relu_()
     return x
@@ -316,8 +337,9 @@ class Subclass(nn.Conv2d):
         ),
         (TokenSlopes(), "middle.slopes has num_parameters 8"),
         (nn.MaxPool2d(3, 1, 1), "middle calls aten.max_pool2d"),
-        (Function(lambda x: x + 1), "adds a constant"),
-        (Function(lambda x: x * torch.arange(8.0).view(8, 1, 1)), "middle multiplies by a constant tensor"),
+        (Function(lambda x: x + torch.arange(x.shape[3])), "middle adds a constant tensor"),
+        (Function(lambda x: x * torch.arange(x.shape[3])), "middle multiplies by a constant tensor"),
+        (Function(lambda x: x / torch.arange(1.0, 9.0).view(8, 1, 1, 1)), "divides by a constant tensor"),
         (Function(lambda x: x.flip(3) + x), "middle computes add of values that lie differently"),
         (Function(lambda x: x if x.sum() > 0 else -x), "middle calls aten.sum"),
         (Function(lambda x: x[..., 1:]), "last reads a part of a map"),

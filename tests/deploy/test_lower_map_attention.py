@@ -69,11 +69,29 @@ class Rectangles(Parts):
         shape = (1, CHANNELS, count[0], self.window[0], count[1], self.window[1])
         parts = [x.reshape(shape).permute(0, 2, 4, 3, 5, 1).reshape(-1, tokens, HEADS, SIZE) for x in parts]
         q, k, v = (x.transpose(1, 2) for x in parts)  # (G, h, N, d)
-        scores = q * scale @ k.transpose(2, 3) * self.how.get("factor", 1.0)
-        scores = scores + self.how.get("bias", lambda bias: bias)(self.biases())
-        if any(self.shift) and self.how.get("masked", True):
-            scores = scores + self.mask((height, width))
-        mixed = (scores.softmax(-1) @ v).transpose(1, 2).reshape(*count, *self.window, CHANNELS)
+        if self.how.get("heads_first"):
+            q, k, v = (x.transpose(0, 1) for x in (q, k, v))
+        if "temperature" in self.how:
+            q, k = (functional.normalize(x, dim=-1) for x in (q, k))
+        scores = (
+            q
+            * (1.0 if "temperature" in self.how else scale)
+            @ k.transpose(2, 3)
+            * self.how.get("factor", 1.0)
+        )
+        scores = scores * self.how["temperature"] if "temperature" in self.how else scores
+        bias, mask = self.how.get("bias", lambda bias: bias)(self.biases()), self.mask((height, width))
+        if self.how.get("heads_first"):
+            bias, mask = bias[:, None], mask.transpose(0, 1)
+        scores = scores + bias
+        if any(self.shift) and self.how.get("masked", True) == "infinite":
+            scores = scores.masked_fill(mask < 0, -torch.inf)
+        elif any(self.shift) and self.how.get("masked", True):
+            scores = scores + mask
+        mixed = scores.softmax(-1) @ v
+        if self.how.get("heads_first"):
+            mixed = mixed.transpose(0, 1)
+        mixed = mixed.transpose(1, 2).reshape(*count, *self.window, CHANNELS)
         x = mixed.permute(4, 0, 2, 1, 3).reshape(1, CHANNELS, *whole)
         x = x.roll(self.shift, (2, 3))
         return x if self.how.get("whole") else x[..., :height, :width]
@@ -92,6 +110,67 @@ class Channels(Parts):
         q, k = (self.how.get("norm", lambda x: functional.normalize(x, dim=-1))(x) for x in (q, k))
         scores = self.how.get("times", lambda scores, by: scores * by)(q @ k.mT, self.temperature)
         return (scores.softmax(-1) @ self.how.get("values", lambda v: v)(v)).reshape(shape)
+
+
+class PaddedFirst(nn.Module):
+    """Attention in windows of 4 x 4 pixels, whose layers read zeros beyond the map, with biases of
+    pairs of pixels."""
+
+    def __init__(self, *, bias: bool = True) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, CHANNELS, 3, 1, 1), nn.Conv2d(CHANNELS, 3, 3, 1, 1)
+        self.qkv, self.proj = nn.Linear(CHANNELS, 3 * CHANNELS, bias=bias), nn.Linear(CHANNELS, CHANNELS)
+        self.bias = nn.Parameter(torch.randn(HEADS, 16, 16))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        height, width = x.shape[2:]
+        x = functional.pad(x, (0, -width % 4, 0, -height % 4))
+        rows, columns = (side // 4 for side in x.shape[2:])
+        x = x.reshape(1, CHANNELS, rows, 4, columns, 4).permute(0, 2, 4, 3, 5, 1).reshape(-1, 16, CHANNELS)
+        q, k, v = self.qkv(x).view(-1, 16, 3, HEADS, SIZE).permute(2, 0, 3, 1, 4)  # (G, h, N, d)
+        scores = (q * 0.5) @ k.mT + self.bias
+        x = self.proj((scores.softmax(-1) @ v).transpose(1, 2).reshape(-1, 16, CHANNELS))
+        x = x.view(1, rows, columns, 4, 4, CHANNELS).permute(0, 5, 1, 3, 2, 4)
+        return self.last(x.reshape(1, CHANNELS, 4 * rows, 4 * columns)[..., :height, :width])
+
+
+class Everywhere(nn.Module):
+    """Attention of all pixels to a pool of the map."""
+
+    def __init__(self, **how: Any) -> None:
+        super().__init__()
+        self.how = how
+        self.first, self.last = nn.Conv2d(3, CHANNELS, 3, 1, 1), nn.Conv2d(CHANNELS, 3, 3, 1, 1)
+        self.q, self.kv = nn.Linear(CHANNELS, CHANNELS), nn.Linear(CHANNELS, 2 * CHANNELS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        height, width = x.shape[2:]
+        small = functional.adaptive_max_pool2d(x, (max(1, height // 3), max(1, width // 3)))
+        q = self.q(x.flatten(2).mT)  # (1, L, C)
+        k, v = self.kv(small.flatten(2).mT).chunk(2, 2)
+        q, k, v = (y.unflatten(2, (HEADS, SIZE)).transpose(1, 2) for y in (q, k, v))
+        scores = self.how.get("scores", lambda s: s)(q @ k.mT * 0.5)
+        y = (scores.softmax(-1) @ self.how.get("values", lambda v: v)(v)).transpose(1, 2).flatten(2)
+        return self.last(x + y.mT.unflatten(2, (height, width)))
+
+
+def test_attention_to_all_pixels_is_found() -> None:
+    assert attributes(Everywhere(), "global_attention") == [{"heads": HEADS}]
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_layers_of_zeros_beyond_the_map_give_constants(bias: bool) -> None:
+    net = PaddedFirst(bias=bias)
+    found = lowered(net)
+    (op,) = (op for op in found.program.operations if op.kind == "rectangle_attention")
+    assert op.attributes["pairs"] == 1
+    assert ("beyond" in op.attributes) == bias
+    if bias:
+        assert net.qkv.bias is not None
+        for part, values in zip("kv", net.qkv.bias.detach().chunk(3)[1:], strict=True):
+            np.testing.assert_array_equal(found.constants[f".beyond_{part}"], values)
 
 
 def attributes(net: nn.Module, kind: str) -> list[dict[str, object]]:
@@ -124,6 +203,13 @@ def test_queries_have_a_scale_of_their_own(how) -> None:
     assert np.prod(factors) == how.get("scale", 0.5) * how.get("factor", 1.0)
 
 
+def test_queries_and_keys_of_length_1_have_a_temperature() -> None:
+    net = Rectangles(temperature=torch.tensor([3.0, 0.5]).view(HEADS, 1, 1))
+    (found,) = attributes(net, "rectangle_attention")
+    assert found["cosine"] == 1
+    assert [x.tolist() for name, x in lowered(net).constants.items() if "temp" in name] == [[3, 0.5]]
+
+
 def test_attention_between_channels_is_found() -> None:
     assert attributes(Channels(), "channel_attention") == [{"heads": HEADS}]
     assert {name: list(x) for name, x in lowered(Channels()).constants.items()} == {".temperature": [3, -1]}
@@ -133,7 +219,16 @@ def test_attention_between_channels_is_found() -> None:
 
 @pytest.mark.parametrize("size", [(7, 10), (4, 8), (1, 3)])
 @pytest.mark.parametrize(
-    "make", [lambda: Rectangles(shift=(1, 2)), lambda: Rectangles(factor=0.5, multiple=8), Channels]
+    "make",
+    [
+        lambda: Rectangles(shift=(1, 2)),
+        lambda: Rectangles(factor=0.5, multiple=8),
+        lambda: Rectangles(shift=(1, 2), heads_first=True, masked="infinite"),
+        lambda: Rectangles(shift=(1, 2), temperature=4.0),
+        Channels,
+        PaddedFirst,
+        Everywhere,
+    ],
 )
 def test_the_packed_network_computes_what_the_module_does(make: Callable[[], nn.Module], size) -> None:
     torch.manual_seed(0)
@@ -152,11 +247,16 @@ def test_the_packed_network_computes_what_the_module_does(make: Callable[[], nn.
     [
         (lambda: Rectangles(fill=1.0), "pads with 1"),
         (lambda: Rectangles(shift=(1, 2), masked=False), "attends across the border that its windows"),
-        (lambda: Rectangles(bias=lambda b: b * torch.arange(8.0)), "other biases than those of relative"),
         (
             lambda: Rectangles(factor=torch.arange(1.0, 9.0)),
             "multiplies products by other numbers in some windows than in others",
         ),
+        (
+            lambda: Rectangles(temperature=torch.arange(1.0, 9.0)),
+            "multiplies products by other numbers than one for each head",
+        ),
+        (lambda: Everywhere(scores=lambda s: s + torch.ones(s.shape)), "adds biases to products of all"),
+        (lambda: Everywhere(values=lambda v: v.flip(2)), "attends to other windows than those around"),
         (lambda: Rectangles(whole=True), "reads what its attention gives beyond the map"),
         (lambda: Channels(norm=lambda x: x), "attends to other windows than rectangles of pixels"),
         (

@@ -104,7 +104,12 @@ def test_several_pictures_of_any_size_are_run_at_once(
         ({"shift": [4, 1]}, "windows of 4 x 2, shifts by 4 and 1 and multiples of 4 do not fit"),
         ({"multiple": 6}, "and multiples of 6 do not fit"),
         ({"heads": 3}, "are no q, k and v of 3 heads"),
+        ({"cosine": 1}, "there is no 'a.temperature'"),
+        ({"cosine": 2}, "its attribute cosine is out of range"),
         ({"positions": 22}, "relative_position_bias_table has shape"),
+        ({"pairs": 1}, "there is no 'a.pair_bias_table'"),
+        ({"pairs": 0}, "its attribute pairs is out of range"),
+        ({"beyond": 1}, "there is no 'a.beyond_k'"),
         ({"temperatures": 3}, "temperature has shape"),
     ],
 )
@@ -123,12 +128,37 @@ def test_values_of_different_shapes_are_refused(kind: str, tmp_path: Path) -> No
     refused(net.finish(net.conv(x, "last", 3, CHANNELS)), tmp_path, "are no q, k and v of 2 heads")
 
 
-def test_rectangles_of_smaller_maps_are_refused(tmp_path: Path) -> None:
-    net = Written()
-    x = net.add("max_pool", net.conv(net.x, "first", CHANNELS, 3), factor=2)
-    how = {"heads": HEADS, "window": [2, 2], "shift": [0, 0], "multiple": 2}
+@pytest.mark.parametrize(
+    ("kind", "factor", "window", "says"),
+    [
+        ("max_pool", 2, 2, "sides of its maps are no parts of 1 pixels"),
+        ("upsample_nearest", 2, 2, "reads maps that are larger than the picture"),
+        ("pixel_unshuffle", 16, 64, "numbers at once for each pixel of the picture"),
+    ],
+)
+def test_rectangles_of_other_maps_are_refused(
+    kind: str, factor: int, window: int, says: str, tmp_path
+) -> None:
+    net = Written(factor if kind == "pixel_unshuffle" else 1)
+    x = net.add(kind, net.conv(net.x, "first", CHANNELS, 3), factor=factor)
+    how = {"heads": 1, "window": [window, window], "shift": [0, 0], "multiple": window}
+    net.tensor("a.relative_position_bias_table", np.zeros(((2 * window - 1) ** 2, 1)))
     x = net.build.add("rectangle_attention", x, x, x, name="a", **how)
-    refused(net.finish(net.conv(x, "last", 3, CHANNELS)), tmp_path, "another size than the picture's")
+    if kind == "pixel_unshuffle":
+        x = net.add("pixel_shuffle", x, factor=factor)
+    refused(net.finish(net.conv(x, "last", 3, CHANNELS)), tmp_path, says)
+
+
+def test_rectangles_of_smaller_maps_count_as_those_of_the_picture() -> None:
+    net = Written(2)
+    x = net.add("pixel_unshuffle", net.conv(net.x, "first", 1, 3), factor=2)
+    how = {"heads": 2, "window": [4, 2], "shift": [0, 0], "multiple": 4}
+    net.tensor("a.relative_position_bias_table", np.zeros((21, 2)))
+    x = net.add("pixel_shuffle", net.build.add("rectangle_attention", x, x, x, name="a", **how), factor=2)
+    model = net.finish(net.conv(x, "last", 3, 1))
+    assert costs.reach(model, 1).grid == 8
+    products = [cost.macs for cost in costs.costs(model, 1, (9, 7)) if cost.kind == "product"]
+    assert products == [8 * 4 * 8 * 4] * 2  # 5 x 4 pixels, with the zeros 8 x 4
 
 
 def test_pairs_of_channels_beyond_all_memory_are_refused(tmp_path: Path) -> None:
@@ -140,6 +170,53 @@ def test_pairs_of_channels_beyond_all_memory_are_refused(tmp_path: Path) -> None
     x = net.build.add("channel_attention", x, x, x, name="a", heads=1)
     x = net.add("slice", x, start=0, stop=3)
     refused(net.finish(x), tmp_path, "attends to 268435456 pairs of channels at once")
+
+
+def to_all_pixels(shrink: int, heads: int = HEADS, channels: tuple[int, int, int] = (4, 4, 8)) -> PackedModel:
+    """Attention to a pool of the map."""
+    net = Written()
+    x = net.conv(net.x, "first", CHANNELS, 3)
+    small = net.add("max_pool", x, factor=shrink)
+    parts = [
+        net.conv(y, part, n, CHANNELS, 0)
+        for part, y, n in zip("qkv", (x, small, small), channels, strict=True)
+    ]
+    x = net.build.add("global_attention", *parts, name="a", heads=heads)
+    return net.finish(net.conv(x, "last", 3, channels[2]))
+
+
+def test_attention_to_all_pixels_counts_in_memory_and_costs() -> None:
+    model = to_all_pixels(16)
+    check_structure(model)
+    products = {cost.name: cost.macs for cost in costs.costs(model, 1, (35, 49)) if cost.kind == "product"}
+    assert products == {"a.scores": 35 * 49 * 6 * 4, "a.mixture": 35 * 49 * 6 * 8}
+    reach = costs.reach(model, 1)
+    assert (reach.halo, reach.grid) == (costs.OVERLAP, 16)
+    assert costs.reach(to_all_pixels(8, 4), 1).max_area < reach.max_area <= memory.MAX_WHOLE_AREA
+
+
+@pytest.mark.parametrize(
+    ("model", "says"),
+    [
+        (lambda: to_all_pixels(2, 4), "holds [0-9]+ numbers at once"),
+        (lambda: to_all_pixels(16, 3), "are no q, k and v of 3 heads"),
+        (lambda: to_all_pixels(16, channels=(8, 4, 8)), "are no q, k and v of 2 heads"),
+    ],
+)
+def test_attention_to_all_pixels_of_large_maps_or_of_other_values_is_refused(model, says, tmp_path) -> None:
+    refused(model(), tmp_path, says)
+
+
+@pytest.mark.parametrize("engine", ["torch", "onnxruntime", "openvino"])
+@pytest.mark.parametrize("size", [(37, 50), (1, 1)])
+def test_several_pictures_attend_to_their_own_pixels(engine: str, size: tuple[int, int]) -> None:
+    pytest.importorskip(engine)
+    model = to_all_pixels(16)
+    images = np.random.default_rng(1).integers(0, 256, (2, *size, 3), np.uint8)
+    wanted = np.stack([run(model, image) for image in images])
+    found = select.create(engine, model, threads=1).run(images).astype(int)
+    assert np.abs(found - wanted).max() <= 1
+    assert (found == wanted).mean() > 0.99
 
 
 def test_windows_of_rectangles_count_in_memory_and_costs() -> None:

@@ -131,7 +131,12 @@ def test_programs_that_join_maps_of_different_sizes_are_refused(kind: str, says:
     [
         ([("max_pool", 65)], "attribute factor is out of range"),
         ([("max_pool", 16), ("max_pool", 16)], "gives a value of 8 x 1h/256 x 1w/256"),
-        ([("max_pool", 2), ("upsample_nearest", 2)], "enlarges a map that is smaller than the picture"),
+        ([("max_pool", 2), ("upsample_nearest", 2)], "sides of its maps are no parts of 1 pixels"),
+        ([("max_pool", 2), ("pixel_shuffle", 2)], "sides of its maps are no parts of 1 pixels"),
+        ([("max_pool", 2), ("upsample_bilinear", 2)], "sides of its maps are no parts of 1 pixels"),
+        ([("pixel_unshuffle", 2)], "sides of its maps are no parts of 1 pixels"),
+        ([("pixel_unshuffle", 17)], "attribute factor is out of range"),
+        ([("mean", 0), ("pixel_unshuffle", 2)], "reads one number for each channel, not a map"),
         ([("max_pool", 2)], "3 channels are not a picture's"),
     ],
 )
@@ -139,7 +144,7 @@ def test_programs_of_wrong_sizes_are_refused(kinds, says, tmp_path: Path):
     net = Written()
     x = net.conv(net.x, "first", 8, 3)
     for kind, factor in kinds:
-        x = net.add(kind, x, factor=factor)
+        x = net.add(kind, x, **({"factor": factor} if factor else {}))
     refused(net.finish(net.conv(x, "last", 3, 8)), tmp_path, says)
 
 
@@ -152,3 +157,32 @@ def test_a_mean_of_a_pool_is_one_number_for_each_channel():
     image = picture(7, 9)
     found = [Upscaler(model, engine, threads=1)(image) for engine in ("torch", "onnxruntime")]
     assert np.abs(found[0].astype(int) - found[1]).max() <= 1
+
+
+def unshuffling(multiple: int) -> PackedModel:
+    """Convolutions of maps of a half and a sixth of the picture's size."""
+    net = Written(multiple)
+    start = net.conv(net.x, "first", 8, 3)
+    half = net.quantized(net.add("pixel_unshuffle", start, factor=2), "half", 36, 32)
+    small = net.quantized(net.add("pixel_unshuffle", half, factor=3), "sixth", 36, 324)
+    x = net.add("add", half, net.add("upsample_bilinear", small, factor=3))
+    return net.finish(net.conv(net.add("pixel_shuffle", x, factor=2), "last", 3, 9))
+
+
+@pytest.mark.parametrize("engine", ["torch", "onnxruntime", "openvino"])
+def test_tiles_of_unshuffled_pictures_of_any_size_give_the_whole_pictures_result(engine):
+    pytest.importorskip(engine)
+    model, image = unshuffling(12), picture(101, 76)
+    reach = costs.reach(model, 1)
+    assert reach.grid == 12
+    # the convolutions 1 + 2 + 6 + 1 pixels on each side, the bilinear 6, the blocks 1 and 4
+    assert reach.halo == 21
+    whole = Upscaler(model, engine, threads=1)(image).astype(int)
+    tiled = Upscaler(model, engine, tile=36, threads=1)(image)
+    assert np.abs(tiled - whole).max() <= 1
+    assert (tiled == whole).mean() > 0.999
+    assert whole.std() > 5
+
+
+def test_pictures_that_are_no_multiples_of_unshuffled_blocks_are_refused(tmp_path: Path):
+    refused(unshuffling(4), tmp_path, "sides of its maps are no parts of 4 pixels")

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from quantsr.deploy.packed.model import PackedLayer, PackedModel
 from quantsr.deploy.program import PICTURE, Operation
-from tests.reference.map_attention import channel_attention, rectangle_attention
+from tests.reference.map_attention import channel_attention, global_attention, rectangle_attention
 from tests.reference.window_attention import window_attention
 
 Map = NDArray[np.float64]
@@ -68,6 +68,11 @@ def values(model: PackedModel, image: NDArray[np.uint8], depth: int) -> dict[int
             found[op.output] = rectangle_attention(model, op, *inputs)
         elif op.kind == "channel_attention":
             found[op.output] = channel_attention(model, op, *inputs)
+        elif op.kind == "global_attention":
+            found[op.output] = global_attention(op, *inputs)
+        elif op.kind == "affine":
+            weight, bias = (model.floats[f"{op.name}.{part}"].values for part in ("weight", "bias"))
+            found[op.output] = np.stack([w * x + b for w, x, b in zip(weight, inputs[0], bias, strict=True)])
         elif op.kind == "layer_norm":
             weight, bias = (model.floats[f"{op.name}.{part}"].values for part in ("weight", "bias"))
             x = inputs[0]
@@ -123,6 +128,13 @@ def pixel_shuffle(x: Map, factor: int) -> Map:
     channels, height, width = len(x) // factor**2, *x.shape[1:]
     x = x.reshape(channels, factor, factor, height, width).transpose(0, 3, 1, 4, 2)
     return x.reshape(channels, height * factor, width * factor)
+
+
+def pixel_unshuffle(x: Map, factor: int) -> Map:
+    """(C, H, W) to (C*r*r, H/r, W/r)."""
+    return np.stack(
+        [x[c, i::factor, j::factor] for c in range(len(x)) for i in range(factor) for j in range(factor)]
+    )
 
 
 def bilinear(x: Map, factor: int) -> Map:
@@ -182,6 +194,7 @@ SIMPLE: dict[str, Callable[..., Map]] = {
     "concat": lambda op, *parts: np.concatenate(parts),
     "slice": lambda op, x: x[op.attributes["start"] : op.attributes["stop"]],
     "pixel_shuffle": lambda op, x: pixel_shuffle(x, op.attributes["factor"]),
+    "pixel_unshuffle": lambda op, x: pixel_unshuffle(x, op.attributes["factor"]),
     "upsample_nearest": lambda op, x: np.kron(
         x, np.ones((1, op.attributes["factor"], op.attributes["factor"]))
     ),

@@ -9,6 +9,7 @@ from quantsr.deploy.engines.ncnn_graph import Graph, Values, floats
 from quantsr.deploy.engines.ncnn_layers import Layers
 from quantsr.deploy.folded import (
     Activation,
+    Affine,
     Attention,
     Binary,
     ChannelAttention,
@@ -17,6 +18,7 @@ from quantsr.deploy.folded import (
     FoldedConv,
     FoldedLinear,
     FoldedProgram,
+    GlobalAttention,
     GroupNorm,
     MaxPool,
     Mean,
@@ -25,6 +27,7 @@ from quantsr.deploy.folded import (
     Offset,
     Pixels,
     PixelShuffle,
+    PixelUnshuffle,
     Quantize,
     RectangleAttention,
     Requantize,
@@ -77,9 +80,15 @@ class NcnnOps(Layers):
                 "ncnn: has no layer that attends to channels, as channel_attention does; use another engine "
                 "or format"
             )
-        if isinstance(step.op, MaxPool):
+        if isinstance(step.op, GlobalAttention):
             raise InputError(
-                "ncnn: has no layer that shrinks maps by a factor at any size of picture, as max_pool does; "
+                "ncnn: has no layer that attends to maps of any size, as global_attention does; use another "
+                "engine or format"
+            )
+        if isinstance(step.op, MaxPool | PixelUnshuffle):
+            kind = "max_pool" if isinstance(step.op, MaxPool) else "pixel_unshuffle"
+            raise InputError(
+                f"ncnn: has no layer that shrinks maps by a factor at any size of picture, as {kind} does; "
                 "use another engine or format"
             )
         if isinstance(step.op, Mean) or self.small.issuperset(step.inputs):
@@ -129,6 +138,12 @@ class NcnnOps(Layers):
         assert isinstance(step.op, Offset)
         x = self.blobs[step.inputs[0]]
         self.blobs[step.output] = self.graph.with_constant(ncnn_graph.ADD, x, step.op.values)
+
+    def affine(self, step: Step) -> None:
+        op = step.op
+        assert isinstance(op, Affine)
+        x = self.graph.with_constant(ncnn_graph.MULTIPLY, self.blobs[step.inputs[0]], op.weight)
+        self.blobs[step.output] = self.graph.with_constant(ncnn_graph.ADD, x, op.bias)
 
     def pixels(self, step: Step) -> None:
         """The picture, neither rounded nor limited."""
@@ -200,6 +215,7 @@ _METHODS: Mapping[type, Callable[[NcnnOps, Step], None]] = {
     Activation: NcnnOps.activation,
     Scale: NcnnOps.scale,
     Offset: NcnnOps.offset,
+    Affine: NcnnOps.affine,
     Binary: NcnnOps.binary,
     Concat: NcnnOps.concat,
     Slice: NcnnOps.slice,

@@ -39,6 +39,7 @@ class Graph:
         self._names = {INPUT, OUTPUT}  # of constants and of results of nodes
         self._count: Counter[str] = Counter()  # of names that were taken more than once
         self._known: dict[tuple[str, str, tuple[int, ...], bytes], str] = {}  # constants
+        self._weights: set[str] = set()  # in codes, that are dequantized
         self._pixels: dict[tuple[str, bytes, bytes], str] = {}  # normalized in different ways
 
     def first_conv(self, op: FirstConv, pixels: str) -> str:
@@ -179,6 +180,10 @@ class Graph:
             return self.node("Cast", [self.constant(name, weight)], f"{name}.value", to=TensorProto.FLOAT)
         if weight.dtype == np.float32:
             return self.constant(name, weight)
+        # of a layer used again another initialiser: ONNX Runtime converts each one once
+        while name in self._weights:
+            name += ".again"
+        self._weights.add(name)
         if self.int4 and weight.min() >= -8 and weight.max() <= 7:
             # two codes a byte, as ONNX lays int4 out
             nibbles = bitstream.pack(weight.astype(np.int8), 4)

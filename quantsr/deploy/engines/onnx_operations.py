@@ -20,6 +20,7 @@ from quantsr.deploy.engines.onnx_graph import INPUT, OUTPUT, Graph
 from quantsr.deploy.engines.onnx_map_attention import MapAttention
 from quantsr.deploy.folded import (
     Activation,
+    Affine,
     Attention,
     Binary,
     ChannelAttention,
@@ -28,6 +29,7 @@ from quantsr.deploy.folded import (
     FoldedConv,
     FoldedLinear,
     FoldedProgram,
+    GlobalAttention,
     GroupNorm,
     Limits,
     MaxPool,
@@ -37,6 +39,7 @@ from quantsr.deploy.folded import (
     Offset,
     Pixels,
     PixelShuffle,
+    PixelUnshuffle,
     Quantize,
     RectangleAttention,
     Reorder,
@@ -274,6 +277,13 @@ class OnnxOps(MapAttention):
         assert isinstance(step.op, Offset)
         return self._node("Add", [x, self.along(step, f"offset.{step.output}", step.op.values)])
 
+    def affine(self, step: Step, x: str) -> str:
+        op = step.op
+        assert isinstance(op, Affine)
+        for kind, part, values in (("Mul", "weight", op.weight), ("Add", "bias", op.bias)):
+            x = self._node(kind, [x, self.along(step, f"{op.name}.{part}", values)])
+        return x
+
     def binary(self, step: Step, a: str, b: str) -> str:
         assert isinstance(step.op, Binary)
         return self._node({"add": "Add", "subtract": "Sub", "multiply": "Mul"}[step.op.kind], [a, b])
@@ -291,6 +301,17 @@ class OnnxOps(MapAttention):
     def pixel_shuffle(self, step: Step, x: str) -> str:
         assert isinstance(step.op, PixelShuffle)
         return self._on_planes("DepthToSpace", [x], blocksize=step.op.factor, mode="CRD")
+
+    def pixel_unshuffle(self, step: Step, x: str) -> str:
+        """By reshaping: ONNX's SpaceToDepth has another order of channels."""
+        assert isinstance(step.op, PixelUnshuffle)
+        height, width = self.size(self.growth[step.output])
+        factor = [step.op.factor]
+        x = self._channels_first(x)
+        x = self._node("Reshape", [x, self._shape([0], [0], height, factor, width, factor)])
+        x = self._node("Transpose", [x], perm=[0, 1, 3, 5, 2, 4])  # (B, C, r, r, h / r, w / r)
+        x = self._node("Reshape", [x, self._shape([0], [-1], height, width)])
+        return self._channels_first(x, back=True)
 
     def upsample_nearest(self, step: Step, x: str) -> str:
         assert isinstance(step.op, UpsampleNearest)
@@ -368,13 +389,16 @@ OnnxOps.methods = {
     Attention: OnnxOps.attention,
     RectangleAttention: OnnxOps.rectangle_attention,
     ChannelAttention: OnnxOps.channel_attention,
+    GlobalAttention: OnnxOps.global_attention,
     Activation: OnnxOps.activation,
     Scale: OnnxOps.scale,
     Offset: OnnxOps.offset,
+    Affine: OnnxOps.affine,
     Binary: OnnxOps.binary,
     Concat: OnnxOps.concat,
     Slice: OnnxOps.slice,
     PixelShuffle: OnnxOps.pixel_shuffle,
+    PixelUnshuffle: OnnxOps.pixel_unshuffle,
     UpsampleNearest: OnnxOps.upsample_nearest,
     UpsampleBilinear: OnnxOps.upsample_bilinear,
     MaxPool: OnnxOps.max_pool,

@@ -24,6 +24,7 @@ from quantsr.deploy.folded import (
     FoldedConv,
     FoldedLinear,
     FoldedProgram,
+    GlobalAttention,
     Limits,
     Norm,
     Pixels,
@@ -38,6 +39,7 @@ _MOVING: dict[type, str] = {
     Attention: "window_attention",
     RectangleAttention: "rectangle_attention",
     ChannelAttention: "channel_attention",
+    GlobalAttention: "global_attention",
 }
 """Operations on tokens, by their kinds in programs."""
 

@@ -27,6 +27,7 @@ from quantsr.deploy.engines.openvino_first import first_conv, normalized
 from quantsr.deploy.engines.openvino_map_attention import MapAttention
 from quantsr.deploy.folded import (
     Activation,
+    Affine,
     Attention,
     Binary,
     ChannelAttention,
@@ -35,6 +36,7 @@ from quantsr.deploy.folded import (
     FoldedConv,
     FoldedLinear,
     FoldedProgram,
+    GlobalAttention,
     GroupNorm,
     Limits,
     MaxPool,
@@ -44,6 +46,7 @@ from quantsr.deploy.folded import (
     Offset,
     Pixels,
     PixelShuffle,
+    PixelUnshuffle,
     Quantize,
     RectangleAttention,
     Reorder,
@@ -326,6 +329,10 @@ class OpenVinoOps(MapAttention):
         on_tokens = step.inputs[0] in self.program.tokens
         return op.add(x, ops.floats(what.values if on_tokens else ops.column(what.values)))
 
+    def affine(self, what: Affine, step: Step, x: Node) -> Node:
+        shaped = np.asarray if step.inputs[0] in self.program.tokens else ops.column
+        return op.add(op.multiply(x, ops.floats(shaped(what.weight))), ops.floats(shaped(what.bias)))
+
     def binary(self, what: Binary, step: Step, a: Node, b: Node) -> Node:
         return {"add": op.add, "subtract": op.subtract, "multiply": op.multiply}[what.kind](a, b)
 
@@ -340,6 +347,9 @@ class OpenVinoOps(MapAttention):
 
     def pixel_shuffle(self, what: PixelShuffle, step: Step, x: Node) -> Node:
         return op.depth_to_space(x, "depth_first", what.factor)
+
+    def pixel_unshuffle(self, what: PixelUnshuffle, step: Step, x: Node) -> Node:
+        return op.space_to_depth(x, "depth_first", what.factor)
 
     def upsample_nearest(self, what: UpsampleNearest, step: Step, x: Node) -> Node:
         sizes = ops.ints(*(n * what.factor for n in list(x.output(0).shape)[2:]))
@@ -399,13 +409,16 @@ _METHODS: dict[type, Callable[..., Node]] = {
     Attention: OpenVinoOps.attention,
     RectangleAttention: OpenVinoOps.rectangle_attention,
     ChannelAttention: OpenVinoOps.channel_attention,
+    GlobalAttention: OpenVinoOps.global_attention,
     Activation: OpenVinoOps.activation,
     Scale: OpenVinoOps.scale,
     Offset: OpenVinoOps.offset,
+    Affine: OpenVinoOps.affine,
     Binary: OpenVinoOps.binary,
     Concat: OpenVinoOps.concat,
     Slice: OpenVinoOps.slice,
     PixelShuffle: OpenVinoOps.pixel_shuffle,
+    PixelUnshuffle: OpenVinoOps.pixel_unshuffle,
     UpsampleNearest: OpenVinoOps.upsample_nearest,
     UpsampleBilinear: OpenVinoOps.upsample_bilinear,
     MaxPool: OpenVinoOps.max_pool,

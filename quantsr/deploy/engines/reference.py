@@ -23,6 +23,7 @@ from quantsr.deploy import windows
 from quantsr.deploy.engines.reference_map_attention import MapAttention
 from quantsr.deploy.folded import (
     Activation,
+    Affine,
     Attention,
     Binary,
     ChannelAttention,
@@ -31,6 +32,7 @@ from quantsr.deploy.folded import (
     FoldedConv,
     FoldedLinear,
     FoldedProgram,
+    GlobalAttention,
     GroupNorm,
     MaxPool,
     Mean,
@@ -40,6 +42,7 @@ from quantsr.deploy.folded import (
     Op,
     Pixels,
     PixelShuffle,
+    PixelUnshuffle,
     Quantize,
     RectangleAttention,
     Reorder,
@@ -238,6 +241,10 @@ class ReferenceOps(MapAttention):
         """Plus a constant for each channel."""
         return x + self._along(op.values, x)
 
+    def affine(self, op: Affine, x: Tensor) -> Tensor:
+        """Times a constant for each channel, plus another."""
+        return x * self._along(op.weight, x) + self._along(op.bias, x)
+
     def binary(self, op: Binary, a: Tensor, b: Tensor) -> Tensor:
         """Sum, difference or product."""
         return a + b if op.kind == "add" else a - b if op.kind == "subtract" else a * b
@@ -253,6 +260,10 @@ class ReferenceOps(MapAttention):
     def pixel_shuffle(self, op: PixelShuffle, x: Tensor) -> Tensor:
         """Channels to pixels."""
         return F.pixel_shuffle(x, op.factor)
+
+    def pixel_unshuffle(self, op: PixelUnshuffle, x: Tensor) -> Tensor:
+        """Pixels to channels."""
+        return F.pixel_unshuffle(x, op.factor)
 
     def upsample_nearest(self, op: UpsampleNearest, x: Tensor) -> Tensor:
         """Every pixel several times."""
@@ -324,13 +335,16 @@ _METHODS: dict[type, str] = {
     Attention: "attention",
     RectangleAttention: "rectangle_attention",
     ChannelAttention: "channel_attention",
+    GlobalAttention: "global_attention",
     Activation: "activation",
     Scale: "scale",
     Offset: "offset",
+    Affine: "affine",
     Binary: "binary",
     Concat: "concat",
     Slice: "slice",
     PixelShuffle: "pixel_shuffle",
+    PixelUnshuffle: "pixel_unshuffle",
     UpsampleNearest: "upsample_nearest",
     UpsampleBilinear: "upsample_bilinear",
     MaxPool: "max_pool",

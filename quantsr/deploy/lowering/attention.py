@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from quantsr.deploy import windows
-from quantsr.deploy.lowering import channels, rectangles
+from quantsr.deploy.lowering import channels, everywhere, rectangles
 from quantsr.deploy.lowering.scores import Index, Scores, in_order, scores_of, started
 from quantsr.deploy.lowering.traced import Map, Record, Traced
 from quantsr.deploy.passes.fold import relative_positions
@@ -24,8 +24,13 @@ def product(record: Record, a: Any, b: Any) -> Traced:
     scores, (left, right) = scores_of(record, a), (x.references.numpy().astype(np.int64) for x in (a, b))
     if scores is not None and scores.softmax and in_order(record, a):
         if channels.attends(record, scores):
-            return channels.attention(record, scores, right)
+            of_pixels = channels.of_pixels(record, scores)
+            if of_pixels is None:
+                return channels.attention(record, scores, right)
+            return rectangles.attention(record, of_pixels, right, cosine=True)
         _, queries, keys = scores.shape
+        if queries != keys and (found := everywhere.attention(record, scores, right)) is not None:
+            return found
         return (rectangles.attention if queries == keys else _overlapping)(record, scores, right)
     if scores is not None or scores_of(record, b) is not None:
         raise record.refuse("multiplies values of the picture by each other")

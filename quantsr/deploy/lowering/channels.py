@@ -76,6 +76,19 @@ def attends(record: Record, scores: Scores) -> bool:
     return all(isinstance(record.pending.get(_owner(record, x)), Directions) for x in (scores.q, scores.k))
 
 
+def of_pixels(record: Record, scores: Scores) -> Scores | None:
+    """The scores of what was divided, where each vector has channels of one pixel; else None."""
+    q, k = (_undivided(record, x) for x in (scores.q, scores.k.transpose(0, 2, 1)))
+    if not q.size or q.shape[-1] < 2:
+        return None
+    inside = q[(q > 0).all(-1)]
+    if not inside.size:
+        return None
+    owner = int(np.searchsorted(record.starts, inside[0, 0], "right")) - 1
+    pixel = (inside[0] - record.starts[owner]) % math.prod(record.maps[owner].size)
+    return replace(scores, q=q, k=k.transpose(0, 2, 1)) if (pixel == pixel[0]).all() else None
+
+
 def attention(record: Record, scores: Scores, v: Index) -> Traced:
     """The operation `channel_attention`, of scores behind a softmax and references (B, d, L);
     InputError for any other attention."""

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from quantsr.deploy.lowering import attention, channels, scores
-from quantsr.deploy.lowering.traced import Map, Record, Traced, decimal
+from quantsr.deploy.lowering.traced import Found, Map, Record, Traced, decimal
 
 _MOVES = frozenset(
     [
@@ -34,6 +34,7 @@ _MOVES = frozenset(
         "roll",
         "flip",
         "reflection_pad2d",
+        "replication_pad2d",
         "clone",
         "alias",
         "detach",
@@ -61,6 +62,8 @@ class Tracing(Record):
         if name == "copy_" and all(isinstance(x, Traced) for x in args[:2]):
             args[0].references.copy_(args[1].references)
             return args[0]
+        if name == "cat":
+            args = ([self.continued(x) for x in args[0]], *args[1:])
         if name in _MOVES:
             return self._move(func, args, kwargs)
         in_place = name.endswith("_")
@@ -103,13 +106,15 @@ class Tracing(Record):
     def _scaled(self, x: Tensor, factor: float) -> Traced:
         if factor == 1 and isinstance(x, Traced):
             return x
-        if not isinstance(x, Traced) or bool((x.references != 0).all()):
+        if not isinstance(x, Traced):
             return self.elementwise("scale", x, factor=factor)
-        inside = x.references != 0  # zeros stay zeros
-        scaled = torch.zeros_like(x.references)
-        scaled[inside] = self.elementwise(
-            "scale", Traced(self, x.references[inside]), factor=factor
-        ).references
+        constant, values = self.numbers(x)
+        if not constant.any():
+            return self.elementwise("scale", x, factor=factor)
+        scaled, inside = self.of_constants(factor * values), torch.from_numpy(~constant)
+        if inside.any():
+            part = Traced(self, x.references[inside])
+            scaled[inside] = self.elementwise("scale", part, factor=factor).references
         return Traced(self, scaled)
 
     def _constant_pad_nd(self, x: Traced, pad: Sequence[int], value: float = 0) -> Traced:
@@ -143,6 +148,8 @@ class Tracing(Record):
             return self.elementwise("unit", x, unit=self.units[constant.data_ptr()])
         if scores.scores_of(self, x) is not None:
             return scores.scaled(self, x, constant)
+        if isinstance(constant, Tensor) and _has_several(constant):
+            return self._each_channel("factors", x, constant, "multiplies by a constant tensor")
         return self._scaled(x, self.number(constant))
 
     def _div(self, a: Any, b: Any) -> Traced:
@@ -150,27 +157,33 @@ class Tracing(Record):
             raise self.refuse("divides by a value")
         if isinstance(b, Traced):
             return channels.divided(self, a, b)
+        if isinstance(b, Tensor) and _has_several(b):
+            return self._each_channel("factors", a, 1 / b, "divides by a constant tensor")
         number = self.number(b)
         return a if number == 1 else self.elementwise("divide", a, number=number)
 
     def _offset(self, x: Traced, constant: Any, sign: float) -> Traced:
         """Plus `sign` times a number, or one for each channel."""
-        found = self.find(x)
         if isinstance(constant, Tensor):
-            each = constant.detach().float().cpu()
-            if torch.broadcast_shapes(each.shape, x.shape) != x.shape:
-                raise self.refuse("adds a larger constant tensor")
-            values = np.vectorize(decimal, otypes=[np.float64])(each.broadcast_to(x.shape).numpy())
-        else:
-            values = np.full(x.shape, float(constant))
-        if not values.any():
+            return self._each_channel("offset", x, sign * constant, "adds a constant tensor")
+        return self._each_channel("offset", x, sign * torch.tensor(float(constant)), "")
+
+    def _each_channel(self, kind: str, x: Traced, constant: Tensor, misuse: str) -> Traced:
+        """`offset` or `factors` by a constant that is one number for each channel."""
+        found = self.find(x)
+        each = constant.detach().double().cpu()
+        if torch.broadcast_shapes(each.shape, x.shape) != x.shape:
+            raise self.refuse(misuse)
+        values = each.broadcast_to(x.shape).numpy()
+        if (values == (kind == "factors")).all():
             return x
         column = found.places // math.prod(found.map.size)
         channels = np.zeros(found.map.channels)
         channels[column] = values
         if not np.array_equal(channels[column], values):
-            raise self.refuse("adds a constant tensor")
-        return self.elementwise("offset", x, values=[sign * v for v in channels.tolist()])
+            raise self.refuse(misuse)
+        numbers = [decimal(v) for v in channels.tolist()]
+        return self.elementwise(kind, x, name=self.modules[-1] if self.modules else "", values=numbers)
 
     def _binary(self, kind: str, a: Traced, b: Traced) -> Traced:
         left, right = self.find(a), self.find(b)
@@ -199,6 +212,16 @@ class Tracing(Record):
             return x
         return self.whole("pixel_shuffle", found, found.map.channels // factor**2, size, factor=factor)
 
+    def _pixel_unshuffle(self, x: Traced, factor: int) -> Traced:
+        found = self.find_map(x)
+        height, width = found.map.size
+        size = (height // factor, width // factor)
+        if factor == 1:
+            return x
+        if not self.is_unrounded(size):
+            raise self.refuse(f"makes channels of {factor} x {factor} pixels at any size of picture")
+        return self.whole("pixel_unshuffle", found, found.map.channels * factor**2, size, factor=factor)
+
     def _upsample_nearest2d(self, x: Traced, size: Sequence[int], *_: Any) -> Traced:
         return self._upsampled("upsample_nearest", x, size)
 
@@ -210,6 +233,7 @@ class Tracing(Record):
     def _upsampled(self, kind: str, x: Traced, size: Sequence[int]) -> Traced:
         found = self.find_map(x)
         back = kind == "upsample_nearest" and found.map.size in self.pooled
+        back = back and not self.is_unrounded(found.map.size)
         if back:
             kind = "resize_nearest"
         height, width = self.grid if back else found.map.size
@@ -232,11 +256,27 @@ class Tracing(Record):
 
     def _mean(self, x: Traced, dims: Sequence[int] | None = None, keepdim: bool = False, **_: Any) -> Traced:
         found = self.find_map(x)
+        if dims is not None and [dim % 4 for dim in dims] == [1] and found.map.channels <= _MOST_SUMMED:
+            result = self._mean_of_channels(found)
+            return result if keepdim else result[:, 0]  # type: ignore[return-value]
         if dims is None or sorted(dim % 4 for dim in dims) != [2, 3]:
             raise self.refuse("averages over other dimensions than height and width")
         result = self.whole("mean", found, found.map.channels, (1, 1))
         return result if keepdim else result.view(1, -1)  # type: ignore[return-value]
 
+    def _mean_of_channels(self, found: Found) -> Traced:
+        """As a sum of slices; (1, 1, h, w)."""
+        value, count = found.map.value, found.map.channels
+        total = self._once("slice", value, start=0, stop=1)
+        for channel in range(1, count):
+            total = self.append("add", total, self._once("slice", value, start=channel, stop=channel + 1))
+        mean = self.append("scale", total, factor=1 / count)
+        places = np.arange(math.prod(found.map.size)).reshape(1, 1, *found.map.size)
+        return self.tensor(Map(mean, 1, found.map.size), places)
+
+
+_MOST_SUMMED = 16
+"""Channels whose mean is a sum of operations."""
 
 _OPERATIONS: dict[str, Callable[..., Any]] = {
     **{
@@ -254,16 +294,23 @@ _OPERATIONS: dict[str, Callable[..., Any]] = {
     "div": Tracing._div,
     "gelu": Tracing._gelu,
     "leaky_relu": Tracing._leaky_relu,
+    "masked_fill": lambda record, x, where, value: scores.masked(record, x, where, value),
     "mean": Tracing._mean,
     "mul": Tracing._mul,
     "neg": Tracing._neg,
     "pixel_shuffle": Tracing._pixel_shuffle,
+    "pixel_unshuffle": Tracing._pixel_unshuffle,
     "rsub": Tracing._rsub,
     "sub": Tracing._sub,
     "upsample_bilinear2d": Tracing._upsample_bilinear2d,
     "upsample_nearest2d": Tracing._upsample_nearest2d,
 }
 """By torch's names, without the underscore of those in place."""
+
+
+def _has_several(constant: Tensor) -> bool:
+    """Whether a tensor has other values than one."""
+    return bool((constant != constant.flatten()[:1]).any())
 
 
 def _amount(target: Map) -> tuple[int, int]:

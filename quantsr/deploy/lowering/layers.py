@@ -9,7 +9,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from quantsr import basicsr_compat
 from quantsr.archs.dqa_trunk import ResidualUnit
@@ -18,7 +20,7 @@ from quantsr.archs.swin import WindowAttention
 from quantsr.deploy import windows
 from quantsr.deploy.folded import NORM_EPS
 from quantsr.deploy.lowering import alike
-from quantsr.deploy.lowering.traced import Found, Map, Record, Traced
+from quantsr.deploy.lowering.traced import Beyond, Found, Map, Record, Traced
 from quantsr.quant.layers import FirstConv2d, QuantConv2d, QuantizedLayer, QuantLinear
 from quantsr.quant.products import WithProducts
 
@@ -95,10 +97,48 @@ def _conv(
 
 
 def _linear(record: Record, name: str, linear: nn.Linear, x: Tensor, weight: object = None) -> Traced:
+    if isinstance(x, Traced):
+        constant, values = record.numbers(x)
+        beyond = record.beyond(x)
+        if constant.any() or beyond.any():
+            return _linear_beyond(record, name, linear, x, constant, values, beyond)
     found = record.find(x)
     pixels = _tokens(record, found)
     value = record.append("linear", found.map.value, name=name)
     return _along_channels(record, Map(value, linear.out_features, found.map.size), pixels)
+
+
+def _linear_beyond(
+    record: Record,
+    name: str,
+    linear: nn.Linear,
+    x: Traced,
+    constant: np.ndarray[Any, Any],
+    values: np.ndarray[Any, Any],
+    beyond: np.ndarray[Any, Any],
+) -> Traced:
+    """Of tokens (..., I) some of which are constant, or computed of such: those are as well."""
+    constant, beyond = np.all(constant, axis=-1), np.all(beyond, axis=-1)
+    inside = ~(constant | beyond)
+    found = torch.empty((*x.shape[:-1], linear.out_features), dtype=torch.float64)
+    if inside.any():
+        part = Traced(record, x.references[torch.from_numpy(inside)])
+        found[torch.from_numpy(inside)] = _linear(record, name, linear, part).references
+    if constant.any():
+        given = _of_numbers(linear, torch.from_numpy(values[constant]).float())
+        found[torch.from_numpy(constant)] = record.of_constants(given.double().cpu().numpy())
+    if beyond.any():
+        found[torch.from_numpy(beyond)] = record.refer(Beyond(), (1, 1)).references
+    return Traced(record, found)
+
+
+def _of_numbers(linear: nn.Linear, x: Tensor) -> Tensor:
+    """What a linear layer gives of tokens (n, I); as if in float before it is calibrated."""
+    x = x.to(linear.weight)
+    if isinstance(linear, QuantLinear):
+        with contextlib.suppress(RuntimeError):
+            return type(linear).forward(linear, x, type(linear).quantized_weight(linear))
+    return functional.linear(x, linear.weight, linear.bias)
 
 
 def _layer_norm(record: Record, name: str, norm: nn.LayerNorm, x: Tensor) -> Traced:

@@ -6,13 +6,16 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import from_numpy
 
 from quantsr.deploy import rectangles
-from quantsr.deploy.lowering.scores import Index, Scores, refer
-from quantsr.deploy.lowering.traced import Map, Record, Traced, decimal
+from quantsr.deploy.lowering.scores import Index, Scores, refer, reordered
+from quantsr.deploy.lowering.traced import Beyond, Map, Record, Traced, decimal
 
 _CLOSE = 1e-6  # of biases, relative to the largest
 
@@ -32,16 +35,10 @@ class _Windows:
         return self.grid, self.window, self.shift, self.multiple
 
 
-@dataclass(frozen=True)
-class _Beyond:
-    """What attention gives of pixels beyond the map."""
-
-    misuse = "reads what its attention gives beyond the map"
-
-
-def attention(record: Record, scores: Scores, v: Index) -> Traced:
+def attention(record: Record, scores: Scores, v: Index, *, cosine: bool = False) -> Traced:
     """The operation `rectangle_attention`, of scores behind a softmax and references (B, N, d);
-    InputError for any other attention."""
+    `cosine` says that queries and keys were divided by their lengths. InputError for any other
+    attention."""
     batch, _, size = scores.q.shape
     parts = [record.find_channels(x) for x in (scores.q, scores.k.transpose(0, 2, 1), v)]
     grid, channels = parts[0].map.size, parts[0].map.channels
@@ -50,6 +47,12 @@ def attention(record: Record, scores: Scores, v: Index) -> Traced:
     same = all(part.map.size == grid and part.map.channels == channels for part in parts)
     if not same or channels % size or batch % heads or v.shape != scores.q.shape:
         raise refusal
+    head = parts[0].places.max((1, 2)) // (math.prod(grid) * size)
+    order = np.arange(batch).reshape(heads, -1).T.reshape(-1)  # windows before heads
+    by_heads = np.repeat(np.arange(heads), batch // heads)
+    if 1 < heads < batch and (head == by_heads)[head >= 0].all():  # -1 of windows beyond the map
+        result = attention(record, reordered(scores, order), v[order], cosine=cosine)
+        return Traced(record, result.references[torch.from_numpy(np.argsort(order))])
     where = _windows(parts[0].places[::heads, :, 0], grid)
     if where is None:
         raise refusal
@@ -59,21 +62,36 @@ def attention(record: Record, scores: Scores, v: Index) -> Traced:
     wanted[np.repeat(places == math.prod(grid), heads, 0)] = -1
     if any(not np.array_equal(part.places, wanted) for part in parts):
         raise refusal
-    if scores.number is None:
-        raise record.refuse("multiplies products by other numbers in some windows than in others")
+    if not record.is_unrounded(grid):
+        raise record.refuse("attends to pixels of maps whose sides are rounded")
     q = parts[0].map.value
-    if scores.number != 1:
-        q = record.append("scale", q, factor=decimal(scores.number))
     name = record.modules[-1] if record.modules else ""
-    table = _table(record, scores, where, heads)
-    record.keep(f"{name}.relative_position_bias_table", table)
-    how = {"heads": heads, "window": list(where.window), "shift": list(where.shift)}
+    how: dict[str, Any] = {"cosine": 1} if cosine else {}
+    if cosine:
+        record.keep(f"{name}.temperature", _temperature(record, scores, heads))
+    elif scores.number is None:
+        raise record.refuse("multiplies products by other numbers in some windows than in others")
+    elif scores.number != 1:
+        q = record.append("scale", q, factor=decimal(scores.number))
+    how |= {"heads": heads, "window": list(where.window), "shift": list(where.shift)}
+    bias = _bias(record, scores, where, heads)
+    table = _table(where, bias)
+    if table is None:
+        record.keep(f"{name}.pair_bias_table", bias.reshape(heads, -1).T.copy())
+        how["pairs"] = 1
+    else:
+        record.keep(f"{name}.relative_position_bias_table", table)
+    beyond = [_beyond(record, x, heads) for x in (scores.k.transpose(0, 2, 1), v)]
+    if any(x.any() for x in beyond):
+        how["beyond"] = 1
+        for part, numbers in zip("kv", beyond, strict=True):
+            record.keep(f"{name}.beyond_{part}", numbers)
     values = (q, *(part.map.value for part in parts[1:]))
     output = record.append("rectangle_attention", *values, name=name, **how, multiple=where.multiple)
-    record.multiples.add(where.multiple)
+    record.multiples.add(where.multiple * (record.grid[0] // grid[0]))
     result = record.tensor(Map(output, channels, grid), np.maximum(wanted, 0))
     if (wanted < 0).any():  # what lies beyond the map, nothing may read
-        result.references[wanted < 0] = refer(record, _Beyond(), (1,)).references
+        result.references[wanted < 0] = refer(record, Beyond(), (1,)).references
     return result
 
 
@@ -110,13 +128,37 @@ def _multiple(grid: tuple[int, int], window: tuple[int, int], whole: tuple[int, 
     return next((n for n in candidates if rectangles.continued(grid, n) == whole), None)
 
 
-def _table(record: Record, scores: Scores, where: _Windows, heads: int) -> NDArray[np.float32]:
-    """(positions, heads) biases by relative positions, as `rectangles.relative_positions`."""
-    rows = rectangles.relative_positions(where.window)
+def _temperature(record: Record, scores: Scores, heads: int) -> NDArray[np.float32]:
+    """(heads,) by which products are multiplied."""
+    factor = np.ones(scores.shape, np.float32) if scores.factor is None else scores.factor
+    found = factor[:heads, 0, 0]
+    every = np.tile(found, len(factor) // heads)[:, None, None]
+    if not np.array_equal(factor, np.broadcast_to(every, factor.shape)):
+        raise record.refuse("multiplies products by other numbers than one for each head")
+    return found.copy()
+
+
+def _beyond(record: Record, x: Index, heads: int) -> NDArray[np.float32]:
+    """(C,) numbers of pixels beyond the map, of references (B, N, d)."""
+    constant, values = record.numbers(Traced(record, from_numpy(x.astype(np.float64))))
+    shape = (-1, heads, *x.shape[1:])
+    each, known = values.reshape(shape), constant.reshape(shape)
+    found: NDArray[np.float64] = np.zeros((heads, 1, x.shape[2]))
+    if known.any():
+        group, _, token, _ = np.argwhere(known)[0]
+        found = each[group, :, token][:, None]
+    if (np.where(known, found, 0) != each).any():
+        raise record.refuse("has other numbers at some pixels beyond the map than at others")
+    return found.reshape(-1).astype(np.float32)
+
+
+def _bias(record: Record, scores: Scores, where: _Windows, heads: int) -> NDArray[np.float32]:
+    """(h, N, N) biases of all windows, whose mask is as `rectangles.mask`."""
     count, mask = scores.shape[0] // heads, rectangles.mask(*where.all)
-    bias, masked = np.zeros((1, heads, *rows.shape), np.float32), not mask.any()
+    pairs = (mask.shape[2], mask.shape[3])
+    bias, masked = np.zeros((1, heads, *pairs), np.float32), not mask.any()
     for values in scores.added:
-        each = values.reshape(count, heads, *rows.shape)
+        each = values.reshape(count, heads, *pairs)
         if not masked and np.array_equal(each, np.broadcast_to(mask, each.shape)):
             masked = True
         elif np.array_equal(each, np.broadcast_to(each[:1], each.shape)):
@@ -125,8 +167,14 @@ def _table(record: Record, scores: Scores, where: _Windows, heads: int) -> NDArr
             raise record.refuse("adds other biases to some windows than to others")
     if not masked:
         raise record.refuse("attends across the border that its windows were shifted over")
-    table = np.zeros((int(rows.max()) + 1, heads), np.float32)
-    table[rows] = bias[0].transpose(1, 2, 0)
-    if np.abs(table[rows].transpose(2, 0, 1) - bias[0]).max() > _CLOSE * max(1, np.abs(bias).max()):
-        raise record.refuse("adds other biases than those of relative positions")
-    return table
+    return bias[0]
+
+
+def _table(where: _Windows, bias: NDArray[np.float32]) -> NDArray[np.float32] | None:
+    """(positions, heads) biases by relative positions, as `rectangles.relative_positions`; None
+    where they depend on more."""
+    rows = rectangles.relative_positions(where.window)
+    table = np.zeros((int(rows.max()) + 1, len(bias)), np.float32)
+    table[rows] = bias.transpose(1, 2, 0)
+    close = np.abs(table[rows].transpose(2, 0, 1) - bias).max() <= _CLOSE * max(1, np.abs(bias).max())
+    return table if close else None

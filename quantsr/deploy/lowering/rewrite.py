@@ -1,11 +1,15 @@
-"""From the record of a network to its program: normalization of the picture, units of depth."""
+"""From the record of a network to its program: normalization of the picture, units of depth,
+constants for each channel."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 from quantsr.deploy.program import PICTURE, Operation, Program, used
 from quantsr.errors import InputError
@@ -13,24 +17,22 @@ from quantsr.errors import InputError
 _BLACK = (0.0, 0.0, 0.0)
 
 
-def program(operations: Sequence[Operation], result: int, multiple: int) -> Program:
-    """The program of recorded operations (`traced.Record`); `result` is the upscaled picture.
+Keep = Callable[[str, NDArray[np.float32]], None]
+
+
+def program(operations: Sequence[Operation], result: int, multiple: int, keep: Keep) -> Program:
+    """The program of recorded operations (`traced.Record`); `result` is the upscaled picture, and
+    `keep` takes float tensors by their names.
 
     Raises:
-        InputError: a constant is added, or a unit's shortcut is used, in another place than
-            programs have.
+        InputError: a unit's shortcut is used in another place than programs have.
     """
     operations = _with_picture(used(operations, result), result)
     operations = _with_normalize(operations)
     operations = _with_tanh(operations)
     operations = _with_units(operations)
     operations = _with_branches(operations)
-    for op in operations:
-        if op.kind == "offset":
-            raise InputError(
-                "network: its forward adds a constant to values other than the picture, which no operation of "
-                "programs does"
-            )
+    operations = _with_affine(operations, keep)
     return Program(used(operations, operations[-1].output), multiple).renumbered()
 
 
@@ -154,6 +156,39 @@ def _with_branches(operations: Sequence[Operation]) -> list[Operation]:
             stream, (a, b) = op.inputs[0], total.inputs
             if stream in (a, b):
                 op = replace(op, kind="shortcut", inputs=(stream, b if a == stream else a))
+        result.append(op)
+    return result
+
+
+def _with_affine(operations: Sequence[Operation], keep: Keep) -> list[Operation]:
+    """`affine` in place of factors and constants for each channel: one for a factor and a constant
+    behind it."""
+    producer = {op.output: op for op in operations}
+    reads = Counter(value for op in operations for value in op.inputs)
+    fused = {
+        op.inputs[0]
+        for op in operations
+        if op.kind == "offset"
+        and reads[op.inputs[0]] == 1
+        and op.inputs[0] in producer
+        and producer[op.inputs[0]].kind == "factors"
+    }
+    count = Counter[str]()
+    result: list[Operation] = []
+    for op in operations:
+        if op.output in fused:
+            continue
+        if op.kind in ("factors", "offset"):
+            values = np.array(op.attributes["values"], np.float32)
+            weight, bias = (values, values * 0) if op.kind == "factors" else (values * 0 + 1, values)
+            if op.inputs[0] in fused:
+                factors = producer[op.inputs[0]]
+                weight = np.array(factors.attributes["values"], np.float32)
+                op = replace(op, inputs=factors.inputs)
+            count[op.name] += 1
+            op = replace(op, kind="affine", name=f"{op.name}.affine{count[op.name]}", attributes={})
+            keep(f"{op.name}.weight", weight)
+            keep(f"{op.name}.bias", bias)
         result.append(op)
     return result
 

@@ -4,7 +4,6 @@ scaled, with biases, through a softmax, times values. What attention that is, sa
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, as_tensor
 
-from quantsr.deploy.lowering.traced import Map, Record, Traced
+from quantsr.deploy.folded import MASKED
+from quantsr.deploy.lowering.traced import Record, Traced
 
 Index = NDArray[np.int64]
 
@@ -46,6 +46,17 @@ class Scores:
         return first if (self.factor == self.factor.flat[0]).all() else None
 
 
+def reordered(scores: Scores, order: Index) -> Scores:
+    """Those of batches in another order."""
+    return replace(
+        scores,
+        q=scores.q[order],
+        k=scores.k[order],
+        factor=None if scores.factor is None else scores.factor[order],
+        added=tuple(each[order] for each in scores.added),
+    )
+
+
 def pending(record: Record, x: Any) -> Any:
     """What is in the making, where a tensor refers to that."""
     if not isinstance(x, Traced) or not x.numel():
@@ -75,6 +86,13 @@ def biased(record: Record, x: Traced, constant: Any) -> Traced:
     return _like(record, x, replace(scores, added=(*scores.added, values)))
 
 
+def masked(record: Record, x: Traced, where: Any, value: Any) -> Traced:
+    """Scores with minus infinity where a mask says: with MASKED added, of which softmax makes 0."""
+    if scores_of(record, x) is None or float(value) > MASKED:
+        raise record.refuse("calls aten.masked_fill")
+    return biased(record, x, MASKED * as_tensor(where).float())
+
+
 def scaled(record: Record, x: Traced, constant: Any) -> Traced:
     """Scores times a number or a constant tensor."""
     scores = scores_of(record, x)
@@ -95,9 +113,7 @@ def softmax(record: Record, x: Any, dim: int) -> Traced:
 
 def refer(record: Record, what: Any, shape: tuple[int, ...]) -> Traced:
     """References to something in the making."""
-    count = math.prod(shape)
-    record.pending[len(record.maps)] = what
-    return record.tensor(Map(-1, count, (1, 1)), np.arange(count).reshape(shape))
+    return record.refer(what, shape)
 
 
 def in_order(record: Record, x: Traced) -> bool:

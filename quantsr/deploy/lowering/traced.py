@@ -83,6 +83,22 @@ class Pending(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
+class Constants:
+    """Numbers that a layer gives of zeros beyond a map."""
+
+    misuse = "computes with pixels beyond a map"
+    values: NDArray[np.float64]
+    """Of each element."""
+
+
+@dataclass(frozen=True)
+class Beyond:
+    """What a network computes of pixels beyond a map, and crops."""
+
+    misuse = "reads what its attention gives beyond the map"
+
+
+@dataclass(frozen=True, eq=False)
 class Found:
     """What a tensor refers to."""
 
@@ -95,8 +111,9 @@ class Found:
 class Record(ABC):
     """The operations so far, and the values that references point to.
 
-    Beside those of programs there are the kinds `offset` (plus `values`, one for each channel),
-    `divide` (by `number`) and `unit` (times the shortcut of `unit`), which `rewrite` resolves.
+    Beside those of programs there are the kinds `offset` and `factors` (plus, and times, `values`,
+    one for each channel), `divide` (by `number`) and `unit` (times the shortcut of `unit`), which
+    `rewrite` resolves.
     """
 
     picture: Size
@@ -148,6 +165,10 @@ class Record(ABC):
         return max(
             (min(a // b for a, b in zip(self.grid, size, strict=True)) for size in self.pooled), default=1
         )
+
+    def is_unrounded(self, size: Size) -> bool:
+        """Whether sides of maps are a part of the picture's without rounding, whatever its size."""
+        return all(self.multiple * side % whole == 0 for side, whole in zip(size, self.grid, strict=True))
 
     def refuse(self, what: str) -> InputError:
         """The error for what has no operation."""
@@ -246,6 +267,19 @@ class Record(ABC):
         padded = Map(whole.value, whole.channels, (len(rows), len(columns)))
         return Found(padded, np.arange(references.size).reshape(references.shape))
 
+    def continued(self, x: Tensor) -> Tensor:
+        """References to the map that continues the picture, where a tensor is that."""
+        if not isinstance(x, Traced) or x.dim() != 4 or self.window == 1:
+            return x
+        height, width = (-(-side // self.window) * self.window for side in self.picture)
+        owners = np.unique(np.searchsorted(self.starts, x.references.numpy(), "right")) - 1
+        if len(owners) > 1 or owners[0] < 0 or x.shape[2:] != (height, width):
+            return x
+        if owners[0] in self.pending or not self._is_padded(self.maps[owners[0]], x):
+            return x
+        found = self.find(x)
+        return self.tensor(found.map, found.places)
+
     def find_map(self, x: Tensor) -> Found:
         """What a tensor (1, C, H, W) refers to, which must be a whole map."""
         found = self.find(x)
@@ -270,9 +304,40 @@ class Record(ABC):
         target = self._joined(column[0, :, 0, 0])
         return self.tensor(target, np.arange(x.shape[1])[:, None, None] * area + pixel)
 
+    def refer(self, what: Pending, shape: tuple[int, ...]) -> Traced:
+        """References to something in the making."""
+        count = math.prod(shape)
+        self.pending[len(self.maps)] = what
+        return self.tensor(Map(-1, count, (1, 1)), np.arange(count).reshape(shape))
+
+    def numbers(self, x: Traced) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
+        """Which elements are zeros or other numbers beyond a map, and these numbers, else 0."""
+        references = x.references.numpy().astype(np.int64)
+        known, values = references == 0, np.zeros(references.shape)
+        for index, what in self.pending.items():
+            if isinstance(what, Constants):
+                at = references - self.starts[index]
+                found = (at >= 0) & (at < what.values.size)
+                known, values[found] = known | found, what.values.flat[at[found]]
+        return known, values
+
+    def of_constants(self, values: NDArray[np.float64]) -> Tensor:
+        """References to numbers beyond a map."""
+        found = self.refer(Constants(values), values.shape).references
+        found[torch.from_numpy(values == 0)] = 0
+        return found
+
+    def beyond(self, x: Traced) -> NDArray[np.bool_]:
+        """Which elements are computed of pixels beyond a map."""
+        owner = np.searchsorted(self.starts, x.references.numpy().astype(np.int64), "right") - 1
+        found: NDArray[np.bool_] = np.isin(
+            owner, [i for i, x in self.pending.items() if isinstance(x, Beyond)]
+        )
+        return found
+
     def find_channels(self, references: NDArray[np.int64]) -> Found:
-        """`find`, of references some of which are to zeros; their place is -1."""
-        inside = references > 0
+        """`find`, of references some of which are to constants; their place is -1."""
+        inside = ~self.numbers(Traced(self, torch.from_numpy(references.astype(np.float64))))[0]
         if not inside.any():
             raise self.refuse("computes with zeros")
         found = self.find(Traced(self, torch.from_numpy(references[inside].astype(np.float64))))

@@ -12,15 +12,17 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from quantsr.deploy import rectangles
+from quantsr.deploy import operations, rectangles
 from quantsr.deploy.folded import (
     NORM_EPS,
     Activation,
+    Affine,
     Attention,
     Binary,
     ChannelAttention,
     Concat,
     FoldedProgram,
+    GlobalAttention,
     GroupNorm,
     MaxPool,
     Mean,
@@ -29,6 +31,7 @@ from quantsr.deploy.folded import (
     Op,
     Pixels,
     PixelShuffle,
+    PixelUnshuffle,
     RectangleAttention,
     ResizeNearest,
     Scale,
@@ -246,16 +249,32 @@ class _Fold:
     def _rectangle_attention(self, op: Operation) -> None:
         (rows, columns), (down, right) = op.attributes["window"], op.attributes["shift"]
         heads, multiple = op.attributes["heads"], op.attributes["multiple"]
-        table = self.model.floats[f"{op.name}.relative_position_bias_table"].values
-        bias = table[rectangles.relative_positions((rows, columns))].transpose(2, 0, 1)  # (h, N, N)
+        parts = {
+            name.rpartition(".")[2]: self.model.floats[name].values for name in operations.parameters(op)[1]
+        }
+        if "pairs" in op.attributes:
+            bias = parts["pair_bias_table"].T.reshape(heads, rows * columns, -1)  # (h, N, N)
+        else:
+            table = parts["relative_position_bias_table"]
+            bias = table[rectangles.relative_positions((rows, columns))].transpose(2, 0, 1)
         folded = RectangleAttention(
-            op.name, heads, (rows, columns), (down, right), multiple, np.ascontiguousarray(bias)
+            name=op.name,
+            heads=heads,
+            window=(rows, columns),
+            shift=(down, right),
+            multiple=multiple,
+            bias=np.ascontiguousarray(bias),
+            beyond=(parts["beyond_k"], parts["beyond_v"]) if "beyond" in op.attributes else None,
+            temperature=parts.get("temperature"),
         )
         self._simple(op, folded)
 
     def _channel_attention(self, op: Operation) -> None:
         temperature = self.model.floats[f"{op.name}.temperature"].values
         self._simple(op, ChannelAttention(op.name, op.attributes["heads"], temperature))
+
+    def _global_attention(self, op: Operation) -> None:
+        self._simple(op, GlobalAttention(op.name, op.attributes["heads"]))
 
     # Element by element
 
@@ -299,6 +318,10 @@ class _Fold:
         scaled = self.scaled(stream, factor)
         self.floats[op.output] = self.step(Binary("add"), self.floats[result], scaled)
 
+    def _affine(self, op: Operation) -> None:
+        weight, bias = (self.model.floats[f"{op.name}.{part}"].values for part in ("weight", "bias"))
+        self._simple(op, Offset(bias) if (weight == 1).all() else Affine(op.name, weight, bias))
+
     # Shapes
 
     def _simple(self, op: Operation, folded: Op) -> None:
@@ -312,6 +335,9 @@ class _Fold:
 
     def _pixel_shuffle(self, op: Operation) -> None:
         self._simple(op, PixelShuffle(op.attributes["factor"]))
+
+    def _pixel_unshuffle(self, op: Operation) -> None:
+        self._simple(op, PixelUnshuffle(op.attributes["factor"]))
 
     def _upsample_nearest(self, op: Operation) -> None:
         self._simple(op, UpsampleNearest(op.attributes["factor"]))

@@ -17,6 +17,7 @@ from quantsr.deploy.folded import (
     FoldedConv,
     FoldedLinear,
     FoldedProgram,
+    GlobalAttention,
     GroupNorm,
     MaxPool,
     Mean,
@@ -25,6 +26,7 @@ from quantsr.deploy.folded import (
     Op,
     Order,
     PixelShuffle,
+    PixelUnshuffle,
     RectangleAttention,
     Reorder,
     ResizeNearest,
@@ -52,7 +54,7 @@ class _Tokens:
 
 _Layout = _Map | _Tokens
 
-_FINDING_PIXELS = RectangleAttention | ChannelAttention
+_FINDING_PIXELS = RectangleAttention | ChannelAttention | GlobalAttention
 """Operations on tokens row by row, which take what they need of them."""
 
 
@@ -65,8 +67,8 @@ def lay_out(program: FoldedProgram) -> FoldedProgram:
 
 
 def _wants_map(op: Op) -> bool:
-    sizes = PixelShuffle | UpsampleNearest | UpsampleBilinear | MaxPool | ResizeNearest | Mean
-    return isinstance(op, FirstConv | Normalize | GroupNorm | sizes) or (
+    sizes = PixelShuffle | PixelUnshuffle | UpsampleNearest | UpsampleBilinear | MaxPool | ResizeNearest
+    return isinstance(op, FirstConv | Normalize | GroupNorm | sizes | Mean) or (
         isinstance(op, FoldedConv) and not isinstance(op, FoldedLinear)
     )
 
@@ -87,6 +89,8 @@ class _LayOut:
             for value in step.inputs:
                 if wanted is not None and self.layout[value] != wanted:
                     self.move(value, wanted)
+            if isinstance(step.op, RectangleAttention):
+                step = replace(step, op=replace(step.op, growth=self.growth[step.inputs[0]]))
             self.steps.append(replace(step, inputs=tuple(self.place[value] for value in step.inputs)))
             self.place[step.output] = step.output
             self.layout[step.output] = wanted or self.layout[step.inputs[0]]
