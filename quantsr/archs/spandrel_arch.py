@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from quantsr.archs.prepared import prepare
 from quantsr.archs.sizes import take_any_size
@@ -71,7 +72,21 @@ class _Called(nn.Module):
     calling: Callable[[Any, Tensor], Tensor]
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.calling(_Plain(self, super().forward), x)
+        plain = _Plain(self, super().forward)
+        if len(x) == 1:
+            return self.calling(plain, x)
+        with _Batched():
+            return self.calling(plain, x)
+
+
+class _Batched(TorchFunctionMode):
+    """Spandrel calls networks with one picture, and makes what it joins with it for one."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.cat and 1 in (*args[1:], (kwargs or {}).get("dim")):
+            count = max(len(x) for x in args[0])
+            args = ([x.expand(count, *x.shape[1:]) if len(x) == 1 else x for x in args[0]], *args[1:])
+        return func(*args, **(kwargs or {}))
 
 
 class _Plain:
@@ -93,14 +108,21 @@ def _as_called(net: nn.Module, channels: int, calling: Callable[[Any, Tensor], T
     if calling is None:
         return net
     x = torch.rand(1, channels, 64, 64, generator=torch.Generator().manual_seed(0))
-    try:
-        found, plain = calling(net, x.clone()), net(x.clone())
-    except RuntimeError:  # torch's, of shapes that do not fit
+    found, plain = _result(lambda: calling(net, x.clone())), _result(lambda: net(x.clone()))
+    if found is None or (plain is not None and torch.equal(found, plain)):
         return net
-    if not isinstance(plain, Tensor) or not torch.equal(found, plain):
-        net.__class__ = with_mixin(_Called, type(net))
-        net.calling = calling  # type: ignore[assignment]
+    net.__class__ = with_mixin(_Called, type(net))
+    net.calling = calling  # type: ignore[assignment]
     return net
+
+
+def _result(run: Callable[[], Any]) -> Tensor | None:
+    """A picture; None where there is none."""
+    try:
+        found = run()
+    except RuntimeError:  # torch's, of shapes that do not fit
+        return None
+    return found if isinstance(found, Tensor) else None
 
 
 ARCH_REGISTRY.register(Spandrel)

@@ -39,7 +39,12 @@ def roles(
             needed.update(op.inputs)
     found: dict[str, Role] = {}
     pictures = {op.output for op in program.operations if op.kind == "normalize"}
+    plain = {PICTURE}  # values with no layer before
     for op in program.operations:
+        if op.kind not in _LAYERS and plain.issuperset(op.inputs):
+            plain.add(op.output)
+            if op.kind == "concat" and not pictures.isdisjoint(op.inputs):
+                pictures.add(op.output)
         if op.kind in ("scale", "pixel_unshuffle") and op.inputs[0] in pictures:
             pictures.add(op.output)
         if op.kind not in _LAYERS:

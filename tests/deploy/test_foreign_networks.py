@@ -157,6 +157,10 @@ RUN = {
     "ESRGAN, unshuffled": made(
         "ESRGAN.__arch.RRDB", "RRDBNet", in_nc=12, num_filters=8, num_blocks=1, scale=4, shuffle_factor=2
     ),
+    "FDnCNN": made(
+        "DnCNN.__arch.network_dncnn", "DnCNN", in_nc=4, out_nc=3, nc=8, nb=8, act_mode="R", mode="FDnCNN"
+    ),
+    "DRUNet": made("DRUNet.__arch.network_unet", "DRUNet", in_nc=4, out_nc=3, nc=[8, 8, 16, 16], nb=2),
     "Swin2SR": made(
         "Swin2SR.__arch.Swin2SR",
         "Swin2SR",
@@ -175,6 +179,7 @@ NOT_NATIVE = (
     "DAT",
     "DAT-light",
     "DRCT",
+    "DRUNet",
     "ESRGAN, unshuffled",
     "FDAT",
     "HAT",
@@ -194,7 +199,7 @@ NOT_NATIVE = (
 NOT_NCNN = {
     **dict.fromkeys(("SwinIR", "SwinIR, 3conv", "Swin2SR", "HAT", "DRCT", "DAT", "DAT-light", "FDAT", "RGT"), "takes windows"),
     "RetinexFormer": "attends to channels",
-    **dict.fromkeys(("ESRGAN, unshuffled", "MoESR", "NAFNet", "SAFMN", "SAFMNBCIE"), "shrinks maps"),
+    **dict.fromkeys(("DRUNet", "ESRGAN, unshuffled", "MoESR", "NAFNet", "SAFMN", "SAFMNBCIE"), "shrinks maps"),
 }
 
 
@@ -211,7 +216,7 @@ def saved(make: Callable[[], nn.Module], folder: Path) -> Path:
     return path
 
 
-SLOW = ("DAT", "DRCT", "ESRGAN", "ESRGAN, unshuffled", "RCAN", "RGT", "RetinexFormer", "SPAN")
+SLOW = ("DAT", "DRCT", "DRUNet", "ESRGAN", "ESRGAN, unshuffled", "RCAN", "RGT", "RetinexFormer", "SPAN")
 
 
 @pytest.fixture(

@@ -253,6 +253,11 @@ def kinds_of(net: nn.Module) -> list[str]:
         (lambda x: x - nn.functional.silu(x) / 2, ["silu", "scale", "subtract"]),
         (lambda x: nn.functional.dropout(x, 0.5, training=False), []),
         (lambda x: x * torch.ones(()) * 1.0, []),
+        (
+            lambda x: torch.cat([torch.full((1, 2, *x.shape[2:]), 0.25), x], 1)[:, 1:9],
+            ["slice", "scale", "sigmoid", "scale", "slice", "concat"],
+        ),
+        (lambda x: x * x[:, :2].mean(1, keepdim=True), ["slice"] * 3 + ["add", "scale", "multiply"]),
     ],
 )
 def test_functions_are_operations(function, kinds):

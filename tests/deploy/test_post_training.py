@@ -87,6 +87,34 @@ def test_the_layer_that_all_of_the_picture_passes_is_a_last_one(shortcut: bool) 
     }
 
 
+class Shrinking(nn.Module):
+    """A net of maps of half the picture's size, beside the picture and a constant channel."""
+
+    side_multiple = 2
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.down = nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(16, 8, 1)
+        self.up, self.body, self.last = nn.Conv2d(8, 16, 1), nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 3, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        height, width = x.shape[2:]
+        x = nn.functional.pad(x, (0, width % 2, 0, height % 2), "reflect")
+        x = self.first(torch.cat([x, torch.full((1, 1, *x.shape[2:]), 0.1)], 1))
+        y = nn.functional.pixel_shuffle(self.up(self.down(nn.functional.pixel_unshuffle(x, 2))), 2)
+        return self.last(x + self.body(x + y).relu())[..., :height, :width]
+
+
+def test_an_enlargement_to_the_size_before_is_none() -> None:
+    assert dict(roles(lower(Shrinking().eval()))) == {
+        "first": "first",
+        "down": "body",
+        "up": "body",
+        "body": "body",
+        "last": "last",
+    }
+
+
 def test_rules_come_before_roles_and_the_first_decides() -> None:
     rules = [LayerBits("body.0.*", Bits(8, 8)), LayerBits("body.*", Bits(32, 32)), LayerBits("conv_last", W4)]
     assert choose_bits(edsr(), W4, rules) == {

@@ -63,7 +63,7 @@ class Tracing(Record):
             args[0].references.copy_(args[1].references)
             return args[0]
         if name == "cat":
-            args = ([self.continued(x) for x in args[0]], *args[1:])
+            args = (self._joined_with_constants([self.continued(x) for x in args[0]]), *args[1:])
         if name in _MOVES:
             return self._move(func, args, kwargs)
         in_place = name.endswith("_")
@@ -75,6 +75,28 @@ class Tracing(Record):
             args[0].references.copy_(result.references)
             return args[0]
         return result
+
+    def _joined_with_constants(self, parts: list[Any]) -> list[Any]:
+        """Tensors (1, C, h, w) of which some are one number everywhere, as references."""
+        traced = next((x for x in parts if isinstance(x, Traced)), None)
+        constant = [isinstance(x, Tensor) and not isinstance(x, Traced) for x in parts]
+        if traced is None or traced.dim() != 4 or not any(constant):
+            return parts
+        numbers = [torch.unique(x) if known else None for x, known in zip(parts, constant, strict=True)]
+        return [
+            x if number is None or len(number) > 1 else self._everywhere(float(number), x, traced)
+            for x, number in zip(parts, numbers, strict=True)
+        ]
+
+    def _everywhere(self, number: float, shape: Tensor, beside: Traced) -> Tensor:
+        """A number at every pixel of a map beside another: `2 number sigmoid(0 x)`, which it is."""
+        if number == 0 or shape.dim() != 4 or shape.shape[2:] != beside.shape[2:]:
+            return shape
+        found = self.find_map(beside)
+        value = self.append("scale", self._once("slice", found.map.value, start=0, stop=1), factor=0.0)
+        value = self.append("scale", self.append("sigmoid", value), factor=2 * decimal(number))
+        places = np.arange(math.prod(found.map.size)).reshape(1, 1, *found.map.size)
+        return self.tensor(Map(value, 1, found.map.size), places).expand(shape.shape)
 
     def _move(self, func: Any, args: Any, kwargs: Any) -> Any:
         def references(x: Any) -> Any:
