@@ -197,9 +197,14 @@ NOT_NATIVE = (
     "Swin2SR",
 )
 NOT_NCNN = {
-    **dict.fromkeys(("SwinIR", "SwinIR, 3conv", "Swin2SR", "HAT", "DRCT", "DAT", "DAT-light", "FDAT", "RGT"), "takes windows"),
+    **dict.fromkeys(
+        ("SwinIR", "SwinIR, 3conv", "Swin2SR", "HAT", "DRCT", "DAT", "DAT-light", "FDAT", "RGT"),
+        "takes windows",
+    ),
     "RetinexFormer": "attends to channels",
-    **dict.fromkeys(("DRUNet", "ESRGAN, unshuffled", "MoESR", "NAFNet", "SAFMN", "SAFMNBCIE"), "shrinks maps"),
+    **dict.fromkeys(
+        ("DRUNet", "ESRGAN, unshuffled", "MoESR", "NAFNet", "SAFMN", "SAFMNBCIE"), "shrinks maps"
+    ),
 }
 
 
