@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -70,13 +71,18 @@ class _Called(nn.Module):
     """A network as spandrel calls it: the first of its results, or another range of values."""
 
     calling: Callable[[Any, Tensor], Tensor]
+    is_called = False
 
     def forward(self, x: Tensor) -> Tensor:
-        plain = _Plain(self, super().forward)
-        if len(x) == 1:
-            return self.calling(plain, x)
-        with _Batched():
-            return self.calling(plain, x)
+        plain = super().forward
+        if self.is_called:  # by what spandrel calls, which may know this module
+            return plain(x)
+        self.is_called = True
+        try:
+            with nullcontext() if len(x) == 1 else _Batched():
+                return self.calling(_Plain(self, plain), x)
+        finally:
+            self.is_called = False
 
 
 class _Batched(TorchFunctionMode):

@@ -42,3 +42,11 @@ def test_a_network_that_is_called_plainly_keeps_its_class() -> None:
     net = nn.Conv2d(3, 3, 1)
     assert type(_as_called(net, 3, lambda net, x: net(x))) is nn.Conv2d
     assert type(_as_called(net, 3, None)) is nn.Conv2d
+
+
+@torch.no_grad()
+def test_a_call_may_go_through_a_module_that_holds_the_network() -> None:
+    net = nn.Conv2d(3, 3, 1)
+    wanted = 2 * net(torch.ones(1, 3, 2, 2))
+    found = _as_called(net, 3, lambda _, x: 2 * net(x))
+    torch.testing.assert_close(found(torch.ones(1, 3, 2, 2)), wanted)
