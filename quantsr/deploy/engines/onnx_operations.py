@@ -114,16 +114,19 @@ class OnnxOps(MapAttention):
 
     def pixels_out(self, x: str) -> None:
         """The result as the graph's output (B, h * s, w * s, 3)."""
-        cropped = self.program.multiple > 1
-        if not self.graph.channels_last:  # to (B, H*s, W*s, 3)
-            x = self.graph.node("Transpose", [x], "pixels.last" if cropped else OUTPUT, perm=[0, 2, 3, 1])
-        elif not cropped:
-            self.graph.node("Identity", [x], OUTPUT)
-        if not cropped:
+        if self.program.multiple == 1:
+            self.shown(x, OUTPUT)
             return
+        x = self.shown(x, "pixels.whole")
         ends = [self._node("Mul", [size, self._ints([self.program.scale])]) for size in self.sizes]
         axes = [self._ints([0, 0]), self._node("Concat", ends, axis=0), self._ints([1, 2])]
         self.graph.node("Slice", [x, *axes], OUTPUT)
+
+    def shown(self, x: str, name: str) -> str:
+        """The result as (B, H * s, W * s, 3), of the padded picture."""
+        if self.graph.channels_last:
+            return self.graph.node("Identity", [x], name)
+        return self.graph.node("Transpose", [x], name, perm=[0, 2, 3, 1])
 
     def first_conv(self, step: Step, x: str) -> str:
         assert isinstance(step.op, FirstConv)

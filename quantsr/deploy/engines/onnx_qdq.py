@@ -15,7 +15,7 @@ from typing import ClassVar
 import numpy as np
 from onnx import TensorProto
 
-from quantsr.deploy.engines.onnx_graph import OUTPUT, Graph, conv_attributes
+from quantsr.deploy.engines.onnx_graph import Graph, conv_attributes
 from quantsr.deploy.engines.onnx_operations import OnnxOps
 from quantsr.deploy.folded import (
     Attention,
@@ -73,10 +73,10 @@ class QdqOps(OnnxOps):
     def pixels(self, step: Step, x: str) -> str:
         return self.graph.quantize("pixels.upscaled", x, (0, 255))
 
-    def pixels_out(self, x: str) -> None:
-        """The result as bytes, (B, h * s, w * s, 3)."""
+    def shown(self, x: str, name: str) -> str:
+        """As bytes."""
         x = self.graph.node("Transpose", [x], "pixels.last", perm=[0, 2, 3, 1])
-        self.graph.node("Cast", [x], OUTPUT, to=TensorProto.UINT8)
+        return self.graph.node("Cast", [x], name, to=TensorProto.UINT8)
 
 
 class QdqGraph(Graph):
