@@ -111,7 +111,7 @@ def _with_tanh(operations: Sequence[Operation]) -> list[Operation]:
             half = {"factor": 0.5}
             result.append(Operation("scale", sigmoid.inputs, free, attributes=half))
             result.append(Operation("tanh", (free,), free + 1))
-            op = replace(op, kind="scale", inputs=(free + 1,), attributes=half)
+            op = replace(op, kind="scale", name="", inputs=(free + 1,), attributes=half)
             free += 2
         result.append(op)
     return result
