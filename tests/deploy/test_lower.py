@@ -233,10 +233,6 @@ class Function(nn.Module):
         return self.function(x)
 
 
-def kinds_of(net: nn.Module) -> list[str]:
-    return [op.kind for op in lower(net).operations]
-
-
 @pytest.mark.parametrize(
     ("function", "kinds"),
     [
