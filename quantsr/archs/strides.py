@@ -3,7 +3,6 @@ stride 1, behind PixelUnshuffle or before PixelShuffle, with square kernels."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from itertools import product
 
 import torch
@@ -104,29 +103,29 @@ def _squared(conv: nn.Conv2d) -> nn.Conv2d:
 
 def _strided(conv: nn.Conv2d) -> nn.Conv2d:
     """On (C * s * s, h / s, w / s): a tap is one of the s x s pixels of a block."""
-    size, stride, pad = conv.kernel_size[0], conv.stride[0], _pad(conv)
-    reach = max(-(-pad // stride), (size - 1 - pad) // stride)
+    stride, (reach, taps) = conv.stride[0], _taps(conv)
     outputs, inputs = conv.weight.shape[:2]
     weight = conv.weight.new_zeros(outputs, inputs, stride, stride, 2 * reach + 1, 2 * reach + 1)
-    for (y, row, i), (x, column, j) in product(_taps(size, stride, pad, reach), repeat=2):
+    for (y, row, i), (x, column, j) in product(taps, repeat=2):
         weight[:, :, i, j, row, column] = conv.weight[:, :, y, x]
     return _filled(weight.flatten(1, 3), conv.bias, conv.groups)
 
 
-def _taps(size: int, stride: int, pad: int, reach: int) -> Iterator[tuple[int, int, int]]:
-    """Of each row of a kernel the row among blocks, and the row in the block."""
-    for tap in range(size):
-        block, inside = divmod(tap - pad, stride)
-        yield tap, block + reach, inside
+def _taps(conv: nn.Conv2d | nn.ConvTranspose2d) -> tuple[int, list[tuple[int, int, int]]]:
+    """How many blocks a kernel reaches beyond its own, and of each of its rows the row among these
+    blocks, and the row in the block."""
+    size, stride, pad = conv.kernel_size[0], conv.stride[0], _pad(conv)
+    reach = max(-(-pad // stride), (size - 1 - pad) // stride)
+    places = (divmod(tap - pad, stride) for tap in range(size))
+    return reach, [(tap, block + reach, inside) for tap, (block, inside) in enumerate(places)]
 
 
 def _transposed(conv: nn.ConvTranspose2d) -> nn.Conv2d:
     """(O * s * s, h, w): pixel (i, j) of a block has the taps that reach it."""
-    size, stride, pad = conv.kernel_size[0], conv.stride[0], _pad(conv)
-    reach = max(-(-pad // stride), (size - 1 - pad) // stride)
+    stride, (reach, taps) = conv.stride[0], _taps(conv)
     inputs, outputs = conv.weight.shape[:2]
     weight = conv.weight.new_zeros(outputs, stride, stride, inputs, 2 * reach + 1, 2 * reach + 1)
-    for (y, row, i), (x, column, j) in product(_taps(size, stride, pad, reach), repeat=2):
+    for (y, row, i), (x, column, j) in product(taps, repeat=2):
         # a block reads the blocks above by the taps below its own
         weight[:, i, j, :, 2 * reach - row, 2 * reach - column] = conv.weight[:, :, y, x].T
     bias = None if conv.bias is None else conv.bias.repeat_interleave(stride**2)

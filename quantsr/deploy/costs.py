@@ -4,13 +4,14 @@ torch."""
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from quantsr.deploy import memory, operations
 from quantsr.deploy.packed.header import parts_of
 from quantsr.deploy.packed.model import PackedModel
 from quantsr.deploy.passes import units
-from quantsr.deploy.program import Program
+from quantsr.deploy.program import Operation, Program
 from quantsr.deploy.shapes import OPERANDS, Shape
 
 OVERLAP = 32
@@ -85,26 +86,29 @@ def costs(model: PackedModel, depth: int, size: tuple[int, int]) -> list[LayerCo
             macs = layer.weight.size * shapes[op.output].area(height, width)
             found.append(LayerCost(op.name, layer.kind, macs, layer.bits_w, layer.bits_a))
         elif op.kind in operations.ATTENTION:
-            channels = shapes[op.output].channels
-            if op.kind == "global_attention":
-                pixels = math.prod(shapes[value].area(height, width) for value in op.inputs[:2])
-                for value, product in ((op.inputs[0], "scores"), (op.output, "mixture")):
-                    macs = pixels * shapes[value].channels
-                    found.append(LayerCost(f"{op.name}.{product}", "product", macs, 32, 32))
-                continue
-            if op.kind == "channel_attention":
-                macs = channels**2 // op.attributes["heads"] * shapes[op.output].area(height, width)
-            else:
-                whole, shrink = op.attributes.get("multiple", 1), shapes[op.output].shrink
-                pixels = math.prod(-(-(side // shrink) // whole) * whole for side in (height, width))
-                macs = memory.keys(op.attributes) * channels * pixels
+            scores, mixture = _products(op, shapes, height, width)
             bits = [
                 model.operands[f"{op.name}.{role}"].bits if f"{op.name}.{role}" in model.operands else 32
                 for role in OPERANDS
             ]
-            found.append(LayerCost(f"{op.name}.scores", "product", macs, bits[1], bits[0]))
-            found.append(LayerCost(f"{op.name}.mixture", "product", macs, bits[3], bits[2]))
+            found.append(LayerCost(f"{op.name}.scores", "product", scores, bits[1], bits[0]))
+            found.append(LayerCost(f"{op.name}.mixture", "product", mixture, bits[3], bits[2]))
     return found
+
+
+def _products(op: Operation, shapes: Mapping[int, Shape], height: int, width: int) -> tuple[int, int]:
+    """MACs of both products of an attention: the scores, and their mixture of values."""
+    queries, result = shapes[op.inputs[0]], shapes[op.output]
+    if op.kind == "global_attention":
+        pairs = math.prod(shapes[value].area(height, width) for value in op.inputs[:2])
+        return pairs * queries.channels, pairs * result.channels
+    if op.kind == "channel_attention":
+        macs = result.channels**2 // op.attributes["heads"] * result.area(height, width)
+    else:
+        whole, shrink = op.attributes.get("multiple", 1), result.shrink
+        pixels = math.prod(-(-(side // shrink) // whole) * whole for side in (height, width))
+        macs = memory.keys(op.attributes) * result.channels * pixels
+    return macs, macs
 
 
 def has_attention(model: PackedModel) -> bool:

@@ -84,7 +84,7 @@ def of_pixels(record: Record, scores: Scores) -> Scores | None:
     inside = q[(q > 0).all(-1)]
     if not inside.size:
         return None
-    owner = int(np.searchsorted(record.starts, inside[0, 0], "right")) - 1
+    owner = _owner(record, inside)
     pixel = (inside[0] - record.starts[owner]) % math.prod(record.maps[owner].size)
     return replace(scores, q=q, k=k.transpose(0, 2, 1)) if (pixel == pixel[0]).all() else None
 
